@@ -1,0 +1,31 @@
+// The emulated device: limits wide enough for any small Llama, no fabric to fit.
+#pragma once
+
+namespace kernel {
+
+constexpr char kBoardName[] = "host";
+constexpr int kClockMhz = 1000;  // profile ticks are nanoseconds of the host's clock
+
+// Weight memory.
+constexpr int kChannels = 2;
+constexpr int kBeatBytes = 64;
+constexpr int kTileRows = 32;
+constexpr int kWavesInFlight = 64;  // enough work between two joins of the host threads
+
+// Limits of the model and of one call.
+constexpr int kMaxRows = 16;
+constexpr int kMaxSteps = 64;
+constexpr int kMaxDim = 4096;
+constexpr int kMaxHiddenDim = 14336;
+constexpr int kMaxHeadSize = 256;
+constexpr int kMaxLayers = 256;
+constexpr int kMaxSeqLen = 32768;
+constexpr int kTopLogits = 64;
+
+// Burst shape of a weight port, and the float adder, in cycles.
+constexpr int kReadLatency = 64;
+constexpr int kReadBurstBeats = 64;
+constexpr int kReadOutstanding = 16;
+constexpr int kFaddLatency = 8;
+
+}  // namespace kernel

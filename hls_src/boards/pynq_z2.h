@@ -1,0 +1,32 @@
+// PYNQ-Z1 and PYNQ-Z2 (XC7Z020): two 64-bit HP ports into 16-bit DDR3.
+// Not yet synthesised: the clock and the limits are budgets, not results.
+#pragma once
+
+namespace kernel {
+
+constexpr char kBoardName[] = "pynq-z2";
+constexpr int kClockMhz = 142;
+
+// Weight memory.
+constexpr int kChannels = 2;
+constexpr int kBeatBytes = 8;
+constexpr int kTileRows = 32;
+constexpr int kWavesInFlight = 1;
+
+// Limits of the model and of one call.
+constexpr int kMaxRows = 2;
+constexpr int kMaxSteps = 16;
+constexpr int kMaxDim = 1024;
+constexpr int kMaxHiddenDim = 2816;
+constexpr int kMaxHeadSize = 128;
+constexpr int kMaxLayers = 64;
+constexpr int kMaxSeqLen = 4096;
+constexpr int kTopLogits = 16;
+
+// Burst shape of a weight port, and the float adder, in cycles.
+constexpr int kReadLatency = 40;
+constexpr int kReadBurstBeats = 16;
+constexpr int kReadOutstanding = 8;
+constexpr int kFaddLatency = 5;
+
+}  // namespace kernel

@@ -1,0 +1,32 @@
+// Alveo U280 and U55C (VU37P), AWS F2 (VU47P): 32 HBM2 pseudo-channels.
+// Not yet synthesised: the clock and the limits are budgets, not results.
+#pragma once
+
+namespace kernel {
+
+constexpr char kBoardName[] = "u280";
+constexpr int kClockMhz = 300;
+
+// Weight memory.
+constexpr int kChannels = 32;
+constexpr int kBeatBytes = 64;
+constexpr int kTileRows = 16;
+constexpr int kWavesInFlight = 1;
+
+// Limits of the model and of one call.
+constexpr int kMaxRows = 2;
+constexpr int kMaxSteps = 64;
+constexpr int kMaxDim = 4096;
+constexpr int kMaxHiddenDim = 11008;
+constexpr int kMaxHeadSize = 128;
+constexpr int kMaxLayers = 128;
+constexpr int kMaxSeqLen = 16384;
+constexpr int kTopLogits = 64;
+
+// Burst shape of a weight port, and the float adder, in cycles.
+constexpr int kReadLatency = 64;
+constexpr int kReadBurstBeats = 64;
+constexpr int kReadOutstanding = 16;
+constexpr int kFaddLatency = 8;
+
+}  // namespace kernel

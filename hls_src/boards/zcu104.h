@@ -1,0 +1,32 @@
+// ZCU104 (XCZU7EV): four 128-bit HP ports into 64-bit DDR4-2133.
+// Not yet synthesised: the clock and the limits are budgets, not results.
+#pragma once
+
+namespace kernel {
+
+constexpr char kBoardName[] = "zcu104";
+constexpr int kClockMhz = 250;
+
+// Weight memory.
+constexpr int kChannels = 4;
+constexpr int kBeatBytes = 16;
+constexpr int kTileRows = 32;
+constexpr int kWavesInFlight = 1;
+
+// Limits of the model and of one call.
+constexpr int kMaxRows = 8;
+constexpr int kMaxSteps = 32;
+constexpr int kMaxDim = 2048;
+constexpr int kMaxHiddenDim = 5632;
+constexpr int kMaxHeadSize = 128;
+constexpr int kMaxLayers = 64;
+constexpr int kMaxSeqLen = 8192;
+constexpr int kTopLogits = 64;
+
+// Burst shape of a weight port, and the float adder, in cycles.
+constexpr int kReadLatency = 64;
+constexpr int kReadBurstBeats = 16;
+constexpr int kReadOutstanding = 16;
+constexpr int kFaddLatency = 8;
+
+}  // namespace kernel

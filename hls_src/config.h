@@ -1,0 +1,61 @@
+// The board being compiled for, the constants of the arithmetic, and the rules both obey.
+#pragma once
+
+#include <cstdint>
+
+#ifndef LLAMA_BOARD_HEADER
+#define LLAMA_BOARD_HEADER "boards/host.h"
+#endif
+#include LLAMA_BOARD_HEADER
+
+namespace kernel {
+
+// Part of the specification: changing one of these changes the bits of every result.
+constexpr int kReduceLanes = 16;  // partial sums of a float reduction, then a tree
+constexpr int kBlock = 32;        // positions or logits that one online-softmax step takes
+constexpr int kMaxGroup = 64;     // int8 values that share a scale: 32 or 64, chosen at run time
+constexpr int kMinGroup = 32;
+constexpr float kRmsEpsilon = 1e-5f;  // llama2.c, run.c, rmsnorm()
+
+// A weight word: one row's group of 64, or two rows' groups of 32.
+constexpr int kWordBytes = kMaxGroup;
+constexpr int kWordBeats = kWordBytes / kBeatBytes;
+constexpr int kScaleWords = kTileRows * 4 / kWordBytes;
+constexpr int kWaveRows = kTileRows * kChannels;  // output rows of one tile on every channel
+constexpr int kTilesInFlight = kWavesInFlight * kChannels;
+
+constexpr int RoundUp(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+constexpr int kMaxIn = RoundUp(kMaxHiddenDim > kMaxDim ? kMaxHiddenDim : kMaxDim, kMaxGroup);
+constexpr int kMaxInGroups = kMaxIn / kMinGroup;
+constexpr int kMaxQkv = 3 * kMaxDim;  // n_kv_heads <= n_heads
+
+// Depths that only cosimulation reads.
+// Weight beats on the way: enough to cover the longest serial stage, about 2,000 cycles.
+constexpr int kWeightFifoBeats = 2048;
+
+constexpr int kCosimWeightBeats = 1 << 16;
+constexpr int kCosimLogits = 1 << 12;
+constexpr int kCosimKvBeats = 1 << 14;
+
+static_assert(kWordBytes % kBeatBytes == 0, "a weight word is a whole number of beats");
+static_assert(kTileRows == 16 || kTileRows == 32, "scales fill whole words, tiles fill blocks");
+static_assert(kTileRows * kMinGroup / kBeatBytes >= kFaddLatency,
+              "a row's partial sum returns after the float adder is done: II=1");
+static_assert(kChannels % 2 == 0, "a wave holds W1 and W3 tiles in pairs");
+static_assert(kWaveRows % kBlock == 0, "a wave holds whole blocks of logits");
+static_assert(kMaxHeadSize % kReduceLanes == 0, "heads are padded to whole reductions");
+static_assert(kMaxRows >= 1 && kMaxRows <= 32, "rows are unrolled");
+static_assert(kTopLogits >= 1, "greedy sampling reads the first of the top logits");
+
+struct alignas(kBeatBytes) Beat {
+  uint8_t b[kBeatBytes];
+};
+struct alignas(kWordBytes) Word {
+  uint8_t b[kWordBytes];
+};
+struct alignas(64) KvBeat {
+  float f[kReduceLanes];
+};
+
+}  // namespace kernel

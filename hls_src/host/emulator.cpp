@@ -1,0 +1,111 @@
+// What the emulated device loads: the kernel on a thread of its own, started and awaited.
+//
+// The register file and its protocols are in llama_pynq/emulation/device.py; this is the
+// fabric behind AP_START.
+#include <pthread.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+
+#include "host/thread_pool.h"
+
+#define LLAMA_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Generated beside the top function: unpacks the argument words and calls it.
+void CallTop(const uint64_t* args);
+
+namespace {
+
+constexpr int kMaxArguments = 64;
+constexpr size_t kStackBytes = size_t{256} << 20;  // on-chip memory lives here; pages come on use
+
+class Emulator {
+ public:
+  explicit Emulator(int threads) : threads_(threads) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, kStackBytes);
+    const auto main = [](void* self) -> void* {
+      static_cast<Emulator*>(self)->Main();
+      return nullptr;
+    };
+    started_ = pthread_create(&thread_, &attributes, main, this) == 0;
+    pthread_attr_destroy(&attributes);
+  }
+
+  ~Emulator() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      leaving_ = true;
+    }
+    changed_.notify_all();
+    if (started_) pthread_join(thread_, nullptr);
+  }
+
+  bool started() const { return started_; }
+
+  bool Start(const uint64_t* args) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (busy_) return false;
+      for (int i = 0; i < kMaxArguments; ++i) args_[i] = args[i];
+      busy_ = true;
+    }
+    changed_.notify_all();
+    return true;
+  }
+
+  bool Wait(int timeout_us) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return done_.wait_for(lock, std::chrono::microseconds(timeout_us), [this] { return !busy_; });
+  }
+
+ private:
+  void Main() {
+    const kernel::FlushToZero flush;
+    kernel::ThreadPool pool(threads_);
+    kernel::ThreadPool::SetCurrent(&pool);
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return busy_ || leaving_; });
+      if (leaving_) return;
+      lock.unlock();
+      CallTop(args_);
+      lock.lock();
+      busy_ = false;
+      done_.notify_all();
+    }
+  }
+
+  const int threads_;
+  pthread_t thread_;
+  std::mutex mutex_;
+  std::condition_variable changed_, done_;
+  bool started_ = false, busy_ = false, leaving_ = false;
+  uint64_t args_[kMaxArguments] = {};
+};
+
+}  // namespace
+
+LLAMA_EXPORT void* emulator_new(int threads) {
+  Emulator* emulator = new Emulator(threads > 0 ? threads : 1);
+  if (!emulator->started()) {
+    delete emulator;
+    return nullptr;
+  }
+  return emulator;
+}
+
+// `args` holds 64 words: host addresses for pointers, values for scalars. -1: still busy.
+LLAMA_EXPORT int emulator_start(void* emulator, const uint64_t* args) {
+  return static_cast<Emulator*>(emulator)->Start(args) ? 0 : -1;
+}
+
+// 1 once the kernel is idle, 0 if it still runs after `timeout_us`.
+LLAMA_EXPORT int emulator_wait(void* emulator, int timeout_us) {
+  return static_cast<Emulator*>(emulator)->Wait(timeout_us) ? 1 : 0;
+}
+
+LLAMA_EXPORT void emulator_delete(void* emulator) { delete static_cast<Emulator*>(emulator); }

@@ -1,0 +1,147 @@
+// The host's engines: threads that share a counter of tasks.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace kernel {
+
+// Subnormal inputs and results are zero, as in AMD's float cores; restored on destruction.
+class FlushToZero {
+ public:
+  FlushToZero() : saved_(Get()) { Set(saved_ | kFlushBits); }
+  ~FlushToZero() { Set(saved_); }
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
+
+ private:
+#if defined(__x86_64__)
+  typedef unsigned int Control;
+  static constexpr Control kFlushBits = 0x8040;  // MXCSR: FZ, DAZ
+  static Control Get() { return __builtin_ia32_stmxcsr(); }
+  static void Set(Control c) { __builtin_ia32_ldmxcsr(c); }
+#elif defined(__aarch64__)
+  typedef unsigned long Control;
+  static constexpr Control kFlushBits = 1ul << 24;  // FPCR: FZ
+  static Control Get() {
+    Control c;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(c));
+    return c;
+  }
+  static void Set(Control c) { __asm__ volatile("msr fpcr, %0" : : "r"(c)); }
+#else
+#error "this processor's flush-to-zero control is not known: add it to host/thread_pool.h"
+#endif
+  Control saved_;
+};
+
+class ThreadPool {
+ public:
+  // `threads` includes the caller of Run.
+  explicit ThreadPool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { Work(); });
+  }
+
+  ~ThreadPool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      leaving_ = true;
+      epoch_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  // The pool of the thread that runs the kernel; one without workers elsewhere.
+  static ThreadPool& Current() {
+    static ThreadPool alone(1);
+    return Slot() != nullptr ? *Slot() : alone;
+  }
+  static void SetCurrent(ThreadPool* pool) { Slot() = pool; }
+
+  template <typename Task>
+  void Run(int n, const Task& task) {
+    if (workers_.empty() || n < 2) {
+      for (int i = 0; i < n; ++i) task(i);
+      return;
+    }
+    // Small enough shares that a thread held up elsewhere does not hold up the rest.
+    const int shares = 4 * (static_cast<int>(workers_.size()) + 1);
+    share_ = n / shares > 0 ? n / shares : 1;
+    total_ = n;
+    next_.store(0, std::memory_order_relaxed);
+    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    call_ = [](const void* context, int i) { (*static_cast<const Task*>(context))(i); };
+    context_ = &task;
+    epoch_.fetch_add(1, std::memory_order_release);
+    if (sleepers_.load() > 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    Share();
+    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; ++spins) Pause(spins);
+  }
+
+ private:
+  static ThreadPool*& Slot() {
+    static thread_local ThreadPool* pool = nullptr;
+    return pool;
+  }
+
+  static void Pause(int spins) {
+    if (spins > kSpins) {
+      std::this_thread::yield();
+    } else {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+  }
+
+  void Share() {
+    for (int first; (first = next_.fetch_add(share_, std::memory_order_relaxed)) < total_;) {
+      const int end = first + share_ < total_ ? first + share_ : total_;
+      for (int i = first; i < end; ++i) call_(context_, i);
+    }
+  }
+
+  void Work() {
+    const FlushToZero flush;
+    unsigned seen = 0;
+    for (;;) {
+      for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen; ++spins) {
+        if (spins < 2 * kSpins) {
+          Pause(spins);
+        } else {
+          std::unique_lock<std::mutex> lock(mutex_);
+          sleepers_.fetch_add(1);
+          wake_.wait(lock, [&] { return epoch_.load() != seen; });
+          sleepers_.fetch_sub(1);
+        }
+      }
+      seen = epoch_.load(std::memory_order_acquire);
+      if (leaving_) return;
+      Share();
+      running_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  static constexpr int kSpins = 2000;
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<unsigned> epoch_{0};
+  std::atomic<int> next_{0}, running_{0}, sleepers_{0};
+  bool leaving_ = false;
+  int share_ = 1, total_ = 0;
+  void (*call_)(const void*, int) = nullptr;
+  const void* context_ = nullptr;
+};
+
+}  // namespace kernel

@@ -1,0 +1,56 @@
+// Host: a zero-copy cursor into device memory, threads, and the host's clock.
+#pragma once
+
+#include <chrono>
+
+#include "call.h"
+#include "host/thread_pool.h"
+#include "tile.h"
+
+namespace kernel {
+
+struct WeightPort {
+  const Word* words;
+
+  const Word& Read(int word) const { return words[word]; }
+};
+
+// Nothing to run ahead of: memory is already where compute reads it.
+inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
+  port.words = reinterpret_cast<const Word*>(memory);
+}
+
+inline int ActiveRows(int n) { return n; }
+
+template <int kEngines, typename Task>
+inline void ParallelFor(int n, const Task& task) {
+  ThreadPool::Current().Run(n, task);
+}
+
+struct EventPort {
+  uint32_t* record;  // of this step, null when not profiling
+  int n;
+  std::chrono::steady_clock::time_point start;
+
+  void Mark(int stage, int layer) {
+    if (record != nullptr && n < kMaxStepEvents) {
+      const auto elapsed = std::chrono::steady_clock::now() - start;
+      const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
+      record[2 + 2 * n] = static_cast<uint32_t>(stage | layer << 8);
+      record[3 + 2 * n] = static_cast<uint32_t>(ns);
+      ++n;
+    }
+  }
+};
+
+inline void OpenEvents(const Step& step, uint32_t* profile, EventPort& port) {
+  port.record = step.profile ? profile + step.index * kProfileStepWords : nullptr;
+  port.n = 0;
+  port.start = std::chrono::steady_clock::now();
+}
+
+inline void RecordEvents(const Step&, EventPort& port, uint32_t*) {
+  if (port.record != nullptr) port.record[0] = static_cast<uint32_t>(port.n);
+}
+
+}  // namespace kernel

@@ -1,0 +1,137 @@
+// Fabric: an hls::stream per weight channel, unrolled engines, a cycle counter.
+// g++ compiles this file too (-DLLAMA_STREAMS, tests/hls/hls_stream.h), which checks that the
+// loaders send every word in the order in which compute reads it.
+#pragma once
+
+#include <hls_stream.h>
+
+#include "tile.h"
+#include "call.h"
+
+namespace kernel {
+
+struct WeightPort {
+  hls::stream<Beat> beats;
+
+  Word Read(int) {
+#pragma HLS INLINE
+    Word word;
+  READ_WORD:
+    for (int i = 0; i < kWordBeats; ++i) {
+      const Beat beat = beats.read();
+      for (int j = 0; j < kBeatBytes; ++j) {
+#pragma HLS UNROLL
+        word.b[i * kBeatBytes + j] = beat.b[j];
+      }
+    }
+    return word;
+  }
+};
+
+inline void SendWords(const Beat* memory, int first_word, int words, hls::stream<Beat>& beats) {
+SEND_BEATS:
+  for (int i = 0; i < words * kWordBeats; ++i) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 1024 max = 1048576
+    beats.write(memory[first_word * kWordBeats + i]);
+  }
+}
+
+// The only reader of weight channel `channel`. It knows nothing of the results: it runs ahead
+// as far as the FIFO lets it, across matrices and layers.
+inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& port) {
+#pragma HLS INLINE off
+  const Layout& plan = step.layout;
+  const Shape& s = step.shape;
+  const int tail = TailBase(plan, s, channel);
+  if (step.embed) {
+  SEND_EMBEDDINGS:
+    for (int row = 0; row < kMaxRows; ++row) {
+      if (row < step.n_rows && step.rows[row].active) {
+      SEND_GROUPS:
+        for (int g = 0; g < plan.embedding.groups; ++g) {
+#pragma HLS LOOP_TRIPCOUNT min = 9 max = 64
+          const RowWords at = FindRow(plan.embedding, tail, step.rows[row].token, g, s.group_size);
+          if (at.channel == channel) {
+            SendWords(memory, at.values, 1, port.beats);
+            SendWords(memory, at.scales, 1, port.beats);
+          }
+        }
+      }
+    }
+  }
+  const int begin = LayerBase(plan, channel, step.layer_begin);
+  const int end = LayerBase(plan, channel, step.layer_end);
+  SendWords(memory, begin, end - begin, port.beats);
+  if (step.classify) {
+    const int norm = NormsBefore(plan, channel, 1);
+    SendWords(memory, tail - norm, norm + MatrixWords(plan.classifier, s.group_size), port.beats);
+  }
+}
+
+inline int ActiveRows(int) { return kMaxRows; }
+
+template <int kEngines, typename Task>
+inline void ParallelFor(int n, const Task& task) {
+#pragma HLS INLINE
+TASKS:
+  for (int first = 0; first < n; first += kEngines) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 1
+  ENGINES:
+    for (int i = 0; i < kEngines; ++i) {
+#pragma HLS UNROLL
+      if (first + i < n) task(first + i);
+    }
+  }
+}
+
+// Compute says what it begins; the profile process, which never waits, knows when.
+struct EventPort {
+  hls::stream<uint32_t> events;
+  bool on;
+
+  void Mark(int stage, int layer) {
+#pragma HLS INLINE
+    if (on) events.write(static_cast<uint32_t>(stage | layer << 8));
+  }
+};
+
+inline void OpenEvents(const Step& step, uint32_t*, EventPort& port) {
+#pragma HLS INLINE
+  port.on = step.profile;
+}
+
+inline void RecordEvents(const Step& step, EventPort& port, uint32_t* profile) {
+#pragma HLS INLINE off
+  uint32_t record[2 * kMaxStepEvents];
+  uint32_t ticks = 0;
+  int n = 0;
+  bool running = step.profile;
+COUNT_CYCLES:
+  while (running) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 1000000 max = 1000000
+    uint32_t event;
+    if (port.events.read_nb(event)) {
+      if (n < kMaxStepEvents) {
+        record[2 * n] = event;
+        record[2 * n + 1] = ticks;
+        ++n;
+      }
+      running = (event & 0xffu) != kStageEnd;
+    }
+    ++ticks;
+  }
+  if (step.profile) {
+    const int base = step.index * kProfileStepWords;
+    profile[base] = static_cast<uint32_t>(n);
+  WRITE_RECORD:
+    for (int i = 0; i < 2 * n; ++i) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 256 max = 2048
+      profile[base + 2 + i] = record[i];
+    }
+  }
+}
+
+}  // namespace kernel

@@ -1,0 +1,125 @@
+// How a weight matrix lies in memory, and how its words reach an engine.
+//
+// A tile is kTileRows output rows. It is stored group by group: the rows' int8 values of one
+// group, one row after the other, as q + 128; then kTileRows float32 scales; then the same
+// rows' next group. Tile i of a matrix lies in channel i % kChannels, so the channels are
+// read side by side: one tile of each is a wave.
+//
+// Each channel holds, in this order:
+//   per layer   [channel 0: attention norm]  Q,K,V  Wo  [channel 0: ffn norm]  W1|W3  W2
+//   at the end  [channel 0: final norm]  classifier  [embedding, where it is not tied]
+// W1's and W3's tiles alternate.
+#pragma once
+
+#include "contract.h"
+
+namespace kernel {
+
+struct Shape {
+  int dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len, group_size;
+  bool tied;
+  int slots;
+  int head_size, kv_dim, head_stride;  // head_stride: head_size padded to kReduceLanes
+  int dim_groups, hidden_groups;
+};
+
+struct Matrix {
+  int rows;        // output rows in use
+  int groups;      // input groups
+  int waves;       // tiles per channel
+  int first_word;  // of wave 0, from the start of its layer or of the tail, in channels > 0
+};
+
+struct Layout {
+  Matrix qkv, attention_out, gate_up, down, classifier, embedding;
+  int norm_words;   // a norm vector, in channel 0 only
+  int layer_words;  // one layer, without its norms
+};
+
+inline int TileWords(int groups, int group_size) {
+  return groups * (kTileRows * group_size / kWordBytes + kScaleWords);
+}
+
+inline int MatrixWords(const Matrix& m, int group_size) {
+  return m.waves * TileWords(m.groups, group_size);
+}
+
+inline Matrix PlaceMatrix(int rows, int groups, int group_size, int& next_word) {
+  Matrix m;
+  m.rows = rows;
+  m.groups = groups;
+  m.waves = (rows + kWaveRows - 1) / kWaveRows;
+  m.first_word = next_word;
+  next_word += MatrixWords(m, group_size);
+  return m;
+}
+
+inline Layout PlanLayout(const Shape& s) {
+  Layout plan;
+  const int group = s.group_size;
+  // Whole groups of hidden units leave a pair of W1 and W3 tiles.
+  const int hidden_units = RoundUp(s.hidden_groups * group, kTileRows);
+  plan.norm_words = s.dim_groups * group * 4 / kWordBytes;
+  int word = 0;
+  plan.qkv = PlaceMatrix(s.dim + 2 * s.kv_dim, s.dim_groups, group, word);
+  plan.attention_out = PlaceMatrix(s.dim, s.dim_groups, group, word);
+  plan.gate_up = PlaceMatrix(2 * hidden_units, s.dim_groups, group, word);
+  plan.down = PlaceMatrix(s.dim, s.hidden_groups, group, word);
+  plan.layer_words = word;
+  word = 0;
+  plan.classifier = PlaceMatrix(s.vocab_size, s.dim_groups, group, word);
+  plan.embedding = plan.classifier;
+  if (!s.tied) plan.embedding = PlaceMatrix(s.vocab_size, s.dim_groups, group, word);
+  return plan;
+}
+
+// Where things begin in one channel. Only channel 0 carries the norm vectors.
+inline int LayerBase(const Layout& plan, int channel, int layer) {
+  return layer * (plan.layer_words + (channel == 0 ? 2 * plan.norm_words : 0));
+}
+inline int NormsBefore(const Layout& plan, int channel, int norms) {
+  return channel == 0 ? norms * plan.norm_words : 0;
+}
+inline int TailBase(const Layout& plan, const Shape& s, int channel) {
+  return LayerBase(plan, channel, s.n_layers) + NormsBefore(plan, channel, 1);
+}
+
+// The two words of one row and group: its values, and the scales of its tile.
+struct RowWords {
+  int channel, values, scales;
+  int offset;       // of the row's values in their word, in bytes
+  int scale_index;  // of the row's scale in its word
+};
+
+inline RowWords FindRow(const Matrix& m, int base, int row, int group, int group_size) {
+  const int tile = row / kTileRows;
+  const int row_in_tile = row % kTileRows;
+  const int rows_per_word = kWordBytes / group_size;
+  const int value_words = kTileRows / rows_per_word;
+  const int first = base + m.first_word + (tile / kChannels) * TileWords(m.groups, group_size) +
+                    group * (value_words + kScaleWords);
+  RowWords at;
+  at.channel = tile % kChannels;
+  at.values = first + row_in_tile / rows_per_word;
+  at.offset = (row_in_tile % rows_per_word) * group_size;
+  at.scales = first + value_words + row_in_tile * 4 / kWordBytes;
+  at.scale_index = row_in_tile % (kWordBytes / 4);
+  return at;
+}
+
+inline float WordFloat(const Word& word, int index) {
+#pragma HLS INLINE
+  const int i = 4 * index;
+  const uint32_t bits = static_cast<uint32_t>(word.b[i]) |
+                        static_cast<uint32_t>(word.b[i + 1]) << 8 |
+                        static_cast<uint32_t>(word.b[i + 2]) << 16 |
+                        static_cast<uint32_t>(word.b[i + 3]) << 24;
+  union {
+    uint32_t u;
+    float f;
+  } value;
+  value.u = bits;
+  return value.f;
+}
+
+}  // namespace kernel

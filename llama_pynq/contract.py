@@ -1,0 +1,242 @@
+"""What the kernel and its driver agree on: every buffer, word by word.
+
+The twin of ``hls_src/contract.h``; a test holds the two in step. All words are 32 bits,
+little-endian. What depends on the board (rows, top logits, limits) is not here: the
+kernel says it itself, see `KernelLimits`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+import numpy as np
+
+MAGIC = 0x4C4C4D41
+ABI_VERSION = 1
+
+COMMAND_DESCRIBE = 0
+COMMAND_RUN = 1
+
+MIN_GROUP, MAX_GROUP = 32, 64
+"""Group sizes the kernel reads: int8 values that share one scale."""
+REDUCE_LANES = 16
+BLOCK = 32
+"""Positions of the KV cache, or logits, that one online-softmax step takes."""
+WORD_BYTES = 64
+"""A weight word: one row's group of 64, or two rows' groups of 32."""
+
+# request, in words
+REQUEST_ROWS, REQUEST_STEPS, REQUEST_LAYER_BEGIN, REQUEST_LAYER_END = 0, 1, 2, 3
+REQUEST_FLAGS, REQUEST_STOP_TOKENS = 4, 5
+REQUEST_ABORT = 16
+REQUEST_STOP_LIST = 32
+MAX_STOP_TOKENS = 16
+REQUEST_ROW_BASE = 48
+
+ROW_DTYPE = np.dtype(
+    [
+        ("token", "<i4"),
+        ("position", "<i4"),
+        ("slot", "<i4"),
+        ("flags", "<u4"),
+        ("seed", "<u8"),
+        ("temperature", "<f4"),
+        ("reserved", "<u4"),
+    ]
+)
+"""One row of a call; 32 bytes."""
+ROW_WORDS = ROW_DTYPE.itemsize // 4
+
+# model descriptor, in words
+MODEL_FIELDS = (
+    "magic",
+    "abi",
+    "dim",
+    "hidden_dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "vocab_size",
+    "seq_len",
+    "group_size",
+    "tied",
+    "rope_theta",
+    "slots",
+)
+MODEL_ROPE_TABLE = 16
+
+# results, in words
+STATUS_MAGIC, STATUS_ABI, STATUS_STATE, STATUS_ERROR = 0, 1, 2, 3
+STATUS_DETAIL, STATUS_STEPS, STATUS_SEQUENCE = 4, 5, 15
+STATUS_WORDS = 16
+DESCRIBE_FIELDS = (
+    "channels",
+    "beat_bytes",
+    "tile_rows",
+    "max_rows",
+    "max_steps",
+    "max_dim",
+    "max_hidden_dim",
+    "max_head_size",
+    "max_layers",
+    "max_seq_len",
+    "top_logits",
+    "clock_mhz",
+    "max_stop_tokens",
+    "max_step_events",
+)
+DESCRIBE_BASE = 16
+DESCRIBE_BOARD = 32
+DESCRIBE_WORDS = 36
+
+
+class RequestFlag(IntFlag):
+    """Flags of a call."""
+
+    PROFILE = 1
+    ACTIVATIONS_IN = 2
+    ACTIVATIONS_OUT = 4
+
+
+class RowFlag(IntFlag):
+    """Flags of a row."""
+
+    SAMPLE = 1
+    FULL_LOGITS = 2
+
+
+class State(IntEnum):
+    """How a call ended."""
+
+    DONE = 1
+    ABORTED = 2
+    ERROR = 3
+
+
+class Stage(IntEnum):
+    """Stages that the profile tells apart."""
+
+    EMBED = 0
+    ATTENTION_NORM = 1
+    QKV = 2
+    ROPE = 3
+    ATTENTION = 4
+    ATTENTION_OUT = 5
+    FFN_NORM = 6
+    GATE_UP = 7
+    DOWN = 8
+    FINAL_NORM = 9
+    CLASSIFIER = 10
+    SAMPLE = 11
+    END = 12
+
+
+ERRORS = {
+    1: "unknown command {detail}",
+    2: "the model buffer holds no descriptor of this contract's version",
+    3: "word {detail} of the model descriptor is over this kernel's limits",
+    4: "{detail} rows: outside 1 to the kernel's maximum",
+    5: "{detail} steps: outside 1 to the kernel's maximum, or not over all layers",
+    6: "layer range starting at {detail} is not inside the model",
+    7: "row {detail}: token id outside the vocabulary",
+    8: "row {detail}: position outside the context",
+    9: "row {detail}: sequence slot outside those allocated",
+    10: "row {detail}: another row has the same slot and position",
+    11: "row {detail}: temperature outside 0 to 1e6",
+    12: "{detail} stop tokens: more than the kernel's list holds",
+    13: "row {detail}: the logits are not finite; the weights overflow float32",
+}
+"""Text of each error code; `detail` is the status word of that name."""
+
+
+def result_dtype(top_logits: int) -> np.dtype:
+    """One row's result of one step.
+
+    Parameters
+    ----------
+    top_logits : int
+        kTopLogits of the board.
+    """
+    return np.dtype(
+        [
+            ("token", "<i4"),
+            ("position", "<i4"),
+            ("lse", "<f4"),
+            ("lse_temperature", "<f4"),
+            ("logit", "<f4"),
+            ("reserved", "<u4", (3,)),
+            ("top", [("id", "<i4"), ("logit", "<f4")], (top_logits,)),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class KernelLimits:
+    """The kernel's self-description: what this build can do.
+
+    Attributes
+    ----------
+    board : str
+    abi : int
+    channels, beat_bytes, tile_rows : int
+        Weight memory: channels, bytes a beat, output rows a tile.
+    max_rows, max_steps, max_stop_tokens, top_logits : int
+        Limits of one call.
+    max_dim, max_hidden_dim, max_head_size, max_layers, max_seq_len : int
+        Limits of the model.
+    clock_mhz : int
+        Ticks a microsecond in the profile.
+    max_step_events : int
+        Events a profile record holds.
+    """
+
+    board: str
+    abi: int
+    channels: int
+    beat_bytes: int
+    tile_rows: int
+    max_rows: int
+    max_steps: int
+    max_dim: int
+    max_hidden_dim: int
+    max_head_size: int
+    max_layers: int
+    max_seq_len: int
+    top_logits: int
+    clock_mhz: int
+    max_stop_tokens: int
+    max_step_events: int
+
+    @classmethod
+    def from_words(cls, words: np.ndarray) -> KernelLimits:
+        """Read the (DESCRIBE_WORDS,) uint32 words of a described call."""
+        values = {
+            name: int(words[DESCRIBE_BASE + i]) for i, name in enumerate(DESCRIBE_FIELDS)
+        }
+        name = words[DESCRIBE_BOARD:DESCRIBE_WORDS].astype("<u4").tobytes()
+        return cls(
+            board=name.split(b"\0")[0].decode("ascii", "replace"),
+            abi=int(words[STATUS_ABI]),
+            **values,
+        )
+
+    @property
+    def request_words(self) -> int:
+        return REQUEST_ROW_BASE + ROW_WORDS * self.max_rows
+
+    @property
+    def model_words(self) -> int:
+        return MODEL_ROPE_TABLE + self.max_head_size
+
+    @property
+    def result_dtype(self) -> np.dtype:
+        return result_dtype(self.top_logits)
+
+    @property
+    def results_words(self) -> int:
+        return STATUS_WORDS + self.max_steps * self.max_rows * self.result_dtype.itemsize // 4
+
+    @property
+    def profile_step_words(self) -> int:
+        return 2 + 2 * self.max_step_events

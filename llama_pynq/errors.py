@@ -1,0 +1,49 @@
+"""Every error this package raises on purpose.
+
+Each names the thing that is wrong, says why, and what to do. They derive from the
+built-in exception a caller would expect, so ``except ValueError`` works too.
+"""
+
+
+class LlamaPynqError(Exception):
+    """Base class: catch this to catch everything the package raises on purpose."""
+
+
+class CheckpointError(LlamaPynqError, ValueError):
+    """A model file is truncated, foreign, ambiguous, or holds NaN or infinite weights."""
+
+
+class TokenizerError(LlamaPynqError, ValueError):
+    """A tokenizer file is unreadable or does not belong to the model."""
+
+
+class LimitError(LlamaPynqError, ValueError):
+    """A model or request exceeds what this kernel or board can hold."""
+
+
+class RequestError(LlamaPynqError, ValueError):
+    """An argument of generate(), stream() or logits() is out of range."""
+
+
+class OverlayMismatch(LlamaPynqError, RuntimeError):
+    """The loaded overlay is not ours, or speaks another version of the contract."""
+
+
+class DeviceBusy(LlamaPynqError, RuntimeError):
+    """Another process, or another thread, is using the device."""
+
+
+class DeviceMemoryError(LlamaPynqError, MemoryError):
+    """The device's memory is full."""
+
+
+class KernelError(LlamaPynqError, RuntimeError):
+    """The kernel refused a call; its status words say why."""
+
+
+class KernelTimeout(LlamaPynqError, TimeoutError):
+    """The kernel did not finish within its time limit; reset() re-downloads the overlay."""
+
+
+class BuildError(LlamaPynqError, RuntimeError):
+    """The emulated overlay could not be compiled."""

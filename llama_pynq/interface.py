@@ -1,0 +1,252 @@
+"""The kernel's argument list, and what follows from it: registers and the top function.
+
+One description serves the Vitis flow (the generated top function with its INTERFACE
+pragmas), the emulated overlays (register offsets in their metadata) and the g++ build
+(the call into the compiled kernel). Standard library only: ``setup.py`` imports it in
+an empty build environment.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+IP_NAME = "llama"
+"""Name of the kernel, of the IP cell and of the compute unit."""
+
+VENDOR, LIBRARY, VERSION = "llama_pynq", "hls", "1.0"
+VLNV = f"{VENDOR}:{LIBRARY}:{IP_NAME}:{VERSION}"
+"""The one VLNV the driver binds to."""
+
+CONTROL_OFFSET = 0x00
+"""s_axilite control register: AP_START, AP_DONE, AP_IDLE, AP_READY, AP_CONTINUE (UG1399)."""
+AP_START, AP_DONE, AP_IDLE, AP_READY, AP_CONTINUE = 0x01, 0x02, 0x04, 0x08, 0x10
+
+_FIRST_ARGUMENT_OFFSET = 0x10
+_POINTER_STRIDE, _SCALAR_STRIDE = 12, 8  # UG1399: data word(s), then one reserved word
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the kernel's top function.
+
+    Parameters
+    ----------
+    name : str
+    ctype : str
+        C type without the name, such as ``"const uint32_t*"``.
+    bundle : str or None
+        The m_axi bundle of a pointer; None for a scalar.
+    depth : str
+        C++ constant expression for the cosimulation depth of a pointer, in elements.
+    """
+
+    name: str
+    ctype: str
+    bundle: str | None
+    depth: str = ""
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.bundle is not None
+
+
+@dataclass(frozen=True)
+class Register:
+    """Where an argument sits in the s_axilite register file, in bytes."""
+
+    name: str
+    offset: int
+    size_bits: int
+
+
+def arguments(channels: int) -> tuple[Argument, ...]:
+    """The kernel's arguments, in order, for a board with `channels` weight channels."""
+    io = "gmem_io"
+    weights = tuple(
+        Argument(f"weights_{c}", "const Beat*", f"gmem_w{c}", "kCosimWeightBeats")
+        for c in range(channels)
+    )
+    return (
+        Argument("request", "const uint32_t*", io, "kRequestWords"),
+        Argument("results", "uint32_t*", io, "kResultsWords"),
+        Argument("logits", "float*", io, "kCosimLogits"),
+        Argument("activations", "float*", io, "kMaxRows * kMaxDim"),
+        Argument("model", "const uint32_t*", io, "kModelWords"),
+        Argument("kv_cache", "KvBeat*", "gmem_kv", "kCosimKvBeats"),
+        Argument("profile", "uint32_t*", "gmem_profile", "kProfileWords"),
+        *weights,
+        Argument("command", "uint32_t", None),
+        Argument("sequence", "uint32_t", None),
+    )
+
+
+def registers(args: tuple[Argument, ...]) -> tuple[Register, ...]:
+    """Register offsets as Vitis HLS assigns them for 64-bit addresses (UG1399, s_axilite)."""
+    offset = _FIRST_ARGUMENT_OFFSET
+    result = []
+    for arg in args:
+        result.append(Register(arg.name, offset, 64 if arg.is_pointer else 32))
+        offset += _POINTER_STRIDE if arg.is_pointer else _SCALAR_STRIDE
+    return tuple(result)
+
+
+def zynq_registers(args: tuple[Argument, ...]) -> tuple[Register, ...]:
+    """The same register file as a Zynq .hwh lists it: a pointer is `name_1` and `name_2`."""
+    result = []
+    for register in registers(args):
+        if register.size_bits == 32:
+            result.append(register)
+        else:
+            result.append(Register(f"{register.name}_1", register.offset, 32))
+            result.append(Register(f"{register.name}_2", register.offset + 4, 32))
+    return tuple(result)
+
+
+def board_constants(header: Path) -> dict[str, int]:
+    """The ``constexpr int kName = value;`` lines of a board's config header.
+
+    Raises
+    ------
+    ValueError
+        If the header names no kChannels.
+    """
+    found = re.findall(r"constexpr int (k\w+) = (\d+);", header.read_text(encoding="utf-8"))
+    constants = {name: int(value) for name, value in found}
+    if "kChannels" not in constants:
+        raise ValueError(f"{header} defines no 'constexpr int kChannels = ...;'")
+    return constants
+
+
+_TOP = """\
+// Generated from {board} by llama_pynq/interface.py: do not edit.
+#include "compute.h"
+
+#if defined(__GNUC__) && !defined(__SYNTHESIS__)
+#define LLAMA_TOP extern "C" __attribute__((visibility("default")))
+#else
+#define LLAMA_TOP extern "C"
+#endif
+
+namespace kernel {{
+
+// Loaders run ahead of compute; the profile process counts cycles beside it.
+static void RunStep({parameters},
+                    Call& call, Workspace& workspace) {{
+#pragma HLS DATAFLOW
+  WeightPorts ports;
+{fifos}
+  EventPort events;
+#pragma HLS STREAM variable = events.events depth = 64
+  const Step step = call.step;
+  OpenEvents(step, profile, events);
+{loads}
+  Compute(call, model, results, logits, activations, kv_cache, ports, events, workspace);
+  RecordEvents(step, events, profile);
+}}
+
+}}  // namespace kernel
+
+LLAMA_TOP void llama({top_parameters}) {{
+{pragmas}
+  using namespace kernel;
+  Call call;
+  Workspace workspace;
+  ReadCall(request, model, command, sequence, call);
+  if (command == kCommandDescribe) WriteDescription(results);
+  bool running = call.error == kErrorNone && call.n_steps > 0;
+  bool aborted = false;
+STEPS:
+  while (running) {{
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxSteps
+    aborted = AbortAsked(request, sequence);
+    if (!aborted) {{
+      RunStep({names}, call, workspace);
+      call.step.index = call.step.index + 1;
+    }}
+    bool active = false;
+  ANY_ROW:
+    for (int row = 0; row < call.step.n_rows; ++row) {{
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      active = active || call.step.rows[row].active;
+    }}
+    running = active && !aborted && call.error == kErrorNone && call.step.index < call.n_steps;
+  }}
+  WriteStatus(results, call,
+              call.error != kErrorNone ? kStateError : (aborted ? kStateAborted : kStateDone));
+}}
+
+#ifndef __SYNTHESIS__
+// The emulated device hands over the arguments as 64-bit words, in order.
+void CallTop(const uint64_t* args) {{
+  using namespace kernel;
+  llama({unpacked});
+}}
+#endif
+"""
+
+
+def top_function(header: Path) -> str:
+    """C++ source of the kernel's top function for one board.
+
+    Parameters
+    ----------
+    header : Path
+        The board's config header; it must define kChannels.
+
+    Returns
+    -------
+    str
+        The top function with its INTERFACE pragmas (UG1399), the dataflow region of one
+        step, and, outside synthesis, the call that the emulated device makes.
+    """
+    channels = board_constants(header)["kChannels"]
+    args = arguments(channels)
+    pointers = [a for a in args if a.is_pointer]
+
+    def declare(arg: Argument, space: str) -> str:
+        scoped = arg.ctype.replace("Beat", f"{space}Beat").replace(f"Kv{space}", f"{space}Kv")
+        return f"{scoped} {arg.name}"
+
+    pragmas = []
+    for arg in pointers:
+        reads = arg.name.startswith("weights_")
+        burst = (
+            " latency = kernel::kReadLatency max_read_burst_length = kernel::kReadBurstBeats"
+            " num_read_outstanding = kernel::kReadOutstanding"
+            if reads
+            else ""
+        )
+        depth = re.sub(r"\bk(?=[A-Z])", "kernel::k", arg.depth)
+        pragmas.append(
+            f"#pragma HLS INTERFACE m_axi port = {arg.name} offset = slave "
+            f"bundle = {arg.bundle} depth = {depth}{burst}"
+        )
+    pragmas += [f"#pragma HLS INTERFACE s_axilite port = {a.name}" for a in args]
+    pragmas.append("#pragma HLS INTERFACE s_axilite port = return")
+    unpacked = ",\n      ".join(
+        f"reinterpret_cast<{a.ctype}>(args[{i}])"
+        if a.is_pointer
+        else f"static_cast<{a.ctype}>(args[{i}])"
+        for i, a in enumerate(args)
+    )
+    return _TOP.format(
+        board=header.name,
+        parameters=", ".join(declare(a, "") for a in pointers if a.name != "request"),
+        top_parameters=", ".join(declare(a, "kernel::") for a in args),
+        fifos="\n".join(
+            f"#pragma HLS STREAM variable = ports[{c}].beats depth = kWeightFifoBeats"
+            for c in range(channels)
+        ),
+        loads="\n".join(f"  Load(weights_{c}, {c}, step, ports[{c}]);" for c in range(channels)),
+        pragmas="\n".join(pragmas),
+        names=", ".join(a.name for a in pointers if a.name != "request"),
+        unpacked=unpacked,
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(top_function(Path(sys.argv[1])))

@@ -1,0 +1,522 @@
+"""From a checkpoint to the bytes in the hardware's order.
+
+Weights become int8 in groups of 32 or 64 with one float32 scale each, then tiles: 16 or 32
+output rows (the board's kTileRows), group by group, as q + 128 with the scales inline, the
+tiles dealt out to the weight channels (``hls_src/tile.h`` has the layout word by word).
+
+The container is safetensors: ``channel_0`` ... as uint8, the shape as metadata. A packed
+file is cached under the user's cache folder, keyed by the checkpoint's content.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .checkpoint import Checkpoint, ModelConfig
+from .contract import ABI_VERSION, MAX_GROUP, MIN_GROUP, WORD_BYTES, KernelLimits
+from .errors import CheckpointError, LimitError
+from .reference import QuantizedMatrix
+
+PACK_VERSION = 1
+"""Counts changes of the packed layout; part of the cache key."""
+
+_SLICE_BYTES = 8 << 20
+_TINY_SCALE = np.float32(2.0**-100)
+_CRC_DIGITS = 8
+
+
+# ---- quantisation ---------------------------------------------------------------------
+
+
+def quantize_weights(w: np.ndarray, group_size: int) -> QuantizedMatrix:
+    """Symmetric int8 weights, one scale per group along the input.
+
+    Parameters
+    ----------
+    w : (out, in) float32
+        Finite.
+    group_size : int
+
+    Returns
+    -------
+    QuantizedMatrix
+        Zero-padded to whole groups; groups whose scale is under 2^-100 become zero, so that
+        no product in the kernel is subnormal for their sake.
+
+    References
+    ----------
+    llama2.c, export.py, quantize_q80()
+    """
+    out, n = w.shape
+    groups = -(-n // group_size)
+    padded = np.zeros((out, groups * group_size), np.float32)
+    padded[:, :n] = w
+    grouped = padded.reshape(out, groups, group_size)
+    scale = np.abs(grouped).max(axis=-1) / np.float32(127)
+    scale[scale < _TINY_SCALE] = 0
+    divisor = np.where(scale > 0, scale, np.float32(1))
+    q = np.where(scale[..., None] > 0, np.rint(grouped / divisor[..., None]), 0)
+    return QuantizedMatrix(q.astype(np.int8).reshape(out, -1), scale)
+
+
+def choose_group_size(config: ModelConfig) -> int:
+    """64, or 32 where its padding costs more than its second scale saves."""
+
+    def row_bytes(n: int, size: int) -> int:
+        return -(-n // size) * (size + 4)
+
+    def total(size: int) -> int:
+        per_layer = (config.dim * 2 + 2 * config.kv_dim + 2 * config.hidden_dim) * row_bytes(
+            config.dim, size
+        ) + config.dim * row_bytes(config.hidden_dim, size)
+        tables = 1 if config.tied else 2
+        return config.n_layers * per_layer + tables * config.vocab_size * row_bytes(
+            config.dim, size
+        )
+
+    return MAX_GROUP if total(MAX_GROUP) <= total(MIN_GROUP) else MIN_GROUP
+
+
+class QuantizedModel:
+    """A checkpoint as int8 groups the kernel can read, one tensor at a time.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    group_size : {32, 64}, optional
+        Default: the checkpoint's own where the kernel can use it, else `choose_group_size`.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    group_size : int
+    exact : bool
+        True where a version 2 file's int8 values and scales are used as they are.
+    note : str
+        How the weights were made, for the user.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, group_size: int | None = None) -> None:
+        if group_size not in (None, MIN_GROUP, MAX_GROUP):
+            raise LimitError(
+                f"group_size {group_size}: the kernel reads groups of {MIN_GROUP} or {MAX_GROUP}"
+            )
+        self._checkpoint = checkpoint
+        self.config = checkpoint.config
+        stored = checkpoint.group_size
+        if group_size is None and stored is not None:
+            # Groups larger than the kernel's are several groups with the same scale.
+            for size in (MAX_GROUP, MIN_GROUP):
+                if stored % size == 0:
+                    group_size = size
+                    break
+        self.group_size = group_size or choose_group_size(self.config)
+        self.exact = stored is not None and stored % self.group_size == 0
+        if stored is None:
+            self.note = f"float32 weights quantised to int8 in groups of {self.group_size}"
+        elif self.exact:
+            self.note = f"int8 weights used as they are (groups of {stored})"
+        else:
+            self.note = (
+                f"int8 weights requantised from groups of {stored} to groups of "
+                f"{self.group_size}: the kernel reads 32 or 64"
+            )
+
+    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
+        """One weight matrix, (out, groups * group_size) int8 with its scales."""
+        if not self.exact:
+            return quantize_weights(self._checkpoint.tensor(name, layer), self.group_size)
+        q, scale = self._checkpoint.quantized(name, layer)
+        repeat = self._checkpoint.group_size // self.group_size  # type: ignore[operator]
+        scale = np.repeat(scale, repeat, axis=1)
+        dead = scale < _TINY_SCALE
+        if dead.any():
+            scale = np.where(dead, np.float32(0), scale)
+        return QuantizedMatrix(q, scale)
+
+    def vector(self, name: str, layer: int | None = None) -> np.ndarray:
+        """One norm weight, (dim,) float32."""
+        return self._checkpoint.tensor(name, layer)
+
+
+# ---- layout ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """What of a board the packed bytes depend on.
+
+    Attributes
+    ----------
+    channels, tile_rows : int
+        kChannels and kTileRows of the board's config header.
+    """
+
+    channels: int
+    tile_rows: int
+
+    @classmethod
+    def of(cls, limits: KernelLimits) -> Target:
+        return cls(limits.channels, limits.tile_rows)
+
+
+def pack_matrix(matrix: QuantizedMatrix, target: Target) -> np.ndarray:
+    """Tiles of one matrix, per channel.
+
+    Parameters
+    ----------
+    matrix : QuantizedMatrix
+    target : Target
+
+    Returns
+    -------
+    (channels, bytes) uint8
+        Padding rows hold q = 0 with scale 0.
+    """
+    rows, groups = matrix.scale.shape
+    size = matrix.group_size
+    wave = target.channels * target.tile_rows
+    waves = -(-rows // wave)
+    q = np.full((waves * wave, groups * size), 128, np.uint8)
+    q[:rows] = matrix.q.view(np.uint8) ^ 0x80  # two's complement: + 128
+    scale = np.zeros((waves * wave, groups), "<f4")
+    scale[:rows] = matrix.scale
+    tiles = (waves, target.channels, target.tile_rows, groups)
+    # (channels, waves, groups, tile_rows, ...)
+    q = q.reshape(*tiles, size).transpose(1, 0, 3, 2, 4)
+    scale = scale.reshape(tiles).transpose(1, 0, 3, 2)
+    out = np.empty((*q.shape[:3], target.tile_rows * (size + 4)), np.uint8)
+    out[..., : target.tile_rows * size] = q.reshape(*q.shape[:3], -1)
+    out[..., target.tile_rows * size :] = np.ascontiguousarray(scale).view(np.uint8)
+    return out.reshape(target.channels, -1)
+
+
+def _stack(*parts: QuantizedMatrix) -> QuantizedMatrix:
+    return QuantizedMatrix(
+        np.concatenate([p.q for p in parts]), np.concatenate([p.scale for p in parts])
+    )
+
+
+def _alternate(gate: QuantizedMatrix, up: QuantizedMatrix, units: int, tile: int) -> QuantizedMatrix:
+    """W1's and W3's tiles in turn, padded to `units` hidden units."""
+
+    def tiles(a: np.ndarray) -> np.ndarray:
+        padded = np.zeros((units, a.shape[1]), a.dtype)
+        padded[: len(a)] = a
+        return padded.reshape(units // tile, 1, tile, -1)
+
+    q = np.concatenate([tiles(gate.q), tiles(up.q)], axis=1)
+    scale = np.concatenate([tiles(gate.scale), tiles(up.scale)], axis=1)
+    return QuantizedMatrix(q.reshape(2 * units, -1), scale.reshape(2 * units, -1))
+
+
+def _blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.ndarray]]:
+    """What goes into the channels, in order: ("norm", bytes) or ("tiles", (channels, bytes))."""
+    config, size = model.config, model.group_size
+    groups = -(-config.dim // size)
+    hidden = -(-config.hidden_dim // size) * size
+    units = -(-hidden // target.tile_rows) * target.tile_rows
+
+    def norm(name: str, layer: int | None = None) -> tuple[str, np.ndarray]:
+        padded = np.zeros(groups * size, "<f4")
+        padded[: config.dim] = model.vector(name, layer)
+        return "norm", padded.view(np.uint8)
+
+    def tiles(matrix: QuantizedMatrix) -> tuple[str, np.ndarray]:
+        return "tiles", pack_matrix(matrix, target)
+
+    for layer in range(config.n_layers):
+        yield norm("rms_att_weight", layer)
+        yield tiles(_stack(*(model.matrix(name, layer) for name in ("wq", "wk", "wv"))))
+        yield tiles(model.matrix("wo", layer))
+        yield norm("rms_ffn_weight", layer)
+        w1, w3 = model.matrix("w1", layer), model.matrix("w3", layer)
+        yield tiles(_alternate(w1, w3, units, target.tile_rows))
+        yield tiles(model.matrix("w2", layer))
+    yield norm("rms_final_weight")
+    yield tiles(model.matrix("wcls"))
+    if not config.tied:
+        yield tiles(model.matrix("token_embedding_table"))
+
+
+def pack_channels(model: QuantizedModel, target: Target) -> list[np.ndarray]:
+    """All of a (small) model's channels in memory, (bytes,) uint8 each."""
+    parts: list[list[np.ndarray]] = [[] for _ in range(target.channels)]
+    for kind, block in _blocks(model, target):
+        for channel, part in [(0, block)] if kind == "norm" else enumerate(block):
+            parts[channel].append(part)
+    return [np.concatenate(p) for p in parts]
+
+
+def channel_bytes(config: ModelConfig, group_size: int, target: Target) -> list[int]:
+    """Bytes each weight channel takes; the first also holds the norms."""
+    dim_groups = -(-config.dim // group_size)
+    hidden_groups = -(-config.hidden_dim // group_size)
+    units = -(-hidden_groups * group_size // target.tile_rows) * target.tile_rows
+    wave = target.channels * target.tile_rows
+
+    def tiles(rows: int, groups: int) -> int:
+        return -(-rows // wave) * groups * target.tile_rows * (group_size + 4)
+
+    per_layer = (
+        tiles(config.dim + 2 * config.kv_dim, dim_groups)
+        + tiles(config.dim, dim_groups)
+        + tiles(2 * units, dim_groups)
+        + tiles(config.dim, hidden_groups)
+    )
+    tables = 1 if config.tied else 2
+    common = config.n_layers * per_layer + tables * tiles(config.vocab_size, dim_groups)
+    norms = (2 * config.n_layers + 1) * dim_groups * group_size * 4
+    return [common + (norms if c == 0 else 0) for c in range(target.channels)]
+
+
+def check_limits(config: ModelConfig, limits: KernelLimits) -> None:
+    """Raise LimitError, naming every limit the model exceeds and the board's value."""
+    checks = (
+        ("dim", config.dim, limits.max_dim),
+        ("hidden_dim", config.hidden_dim, limits.max_hidden_dim),
+        ("head_size", config.head_size, limits.max_head_size),
+        ("n_layers", config.n_layers, limits.max_layers),
+        ("seq_len", config.seq_len, limits.max_seq_len),
+    )
+    over = [f"{name} {value} (at most {limit})" for name, value, limit in checks if value > limit]
+    if over:
+        raise LimitError(
+            f"the model does not fit the kernel on {limits.board}: {', '.join(over)}. "
+            "Use a smaller model, or an overlay built with higher limits "
+            f"(hls_src/boards/{limits.board.replace('-', '_')}.h)"
+        )
+
+
+# ---- packed files ---------------------------------------------------------------------
+
+
+def _header(config: ModelConfig, group_size: int, target: Target, note: str, crcs: list[str],
+            sizes: list[int], tokenizer: bytes) -> bytes:  # fmt: skip
+    tensors: dict[str, object] = {
+        "__metadata__": {
+            "format": "llama_pynq",
+            "pack_version": str(PACK_VERSION),
+            "abi": str(ABI_VERSION),
+            "config": json.dumps(asdict(config), sort_keys=True),
+            "group_size": str(group_size),
+            "channels": str(target.channels),
+            "tile_rows": str(target.tile_rows),
+            "note": note,
+            "crc32": ",".join(crcs),
+        }
+    }
+    at = 0
+    names = [f"channel_{c}" for c in range(target.channels)]
+    blobs = [*zip(names, sizes), ("tokenizer", len(tokenizer))]
+    for name, size in blobs:
+        tensors[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(tensors).encode()
+    return text + b" " * (-(len(text) + 8) % WORD_BYTES)
+
+
+def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: bytes = b"") -> None:
+    """Pack `model` into a safetensors file, atomically and without holding it in memory.
+
+    Parameters
+    ----------
+    model : QuantizedModel
+    target : Target
+    path : Path
+        Replaced only once the new file is whole.
+    tokenizer : bytes, optional
+        A tokenizer file's content, carried along.
+    """
+    sizes = channel_bytes(model.config, model.group_size, target)
+
+    def header(crcs: list[str]) -> bytes:
+        return _header(model.config, model.group_size, target, model.note, crcs, sizes, tokenizer)
+
+    head = header(["0" * _CRC_DIGITS] * target.channels)
+    data_at = 8 + len(head)
+    starts = [data_at + sum(sizes[:c]) for c in range(target.channels)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            at = list(starts)
+            crcs = [0] * target.channels
+            for kind, block in _blocks(model, target):
+                parts = [(0, block)] if kind == "norm" else list(enumerate(block))
+                for channel, part in parts:
+                    file.seek(at[channel])
+                    file.write(part.data)
+                    crcs[channel] = zlib.crc32(part.data, crcs[channel])
+                    at[channel] += len(part)
+            assert at == [start + size for start, size in zip(starts, sizes)], "layout drifted"
+            file.seek(data_at + sum(sizes))
+            file.write(tokenizer)
+            file.seek(0)
+            file.write(len(head).to_bytes(8, "little"))
+            file.write(header([f"{crc:0{_CRC_DIGITS}x}" for crc in crcs]))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A packed file, opened: its shape is read, its weights are not.
+
+    Attributes
+    ----------
+    path : Path
+    config : ModelConfig
+    group_size : int
+    target : Target
+    note : str
+        How the weights were made.
+    sizes : tuple of int
+        Bytes of each channel.
+    crcs : tuple of int
+        CRC-32 of each channel.
+    tokenizer : bytes
+        Content of the tokenizer file carried along; empty if none.
+    """
+
+    path: Path
+    config: ModelConfig
+    group_size: int
+    target: Target
+    note: str
+    sizes: tuple[int, ...]
+    crcs: tuple[int, ...]
+    tokenizer: bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.sizes)
+
+    def upload(self, channel: int, write: Callable[[int, np.ndarray], None]) -> None:
+        """Hand a channel's bytes to ``write(offset, part)`` in slices, then check them.
+
+        Raises
+        ------
+        CheckpointError
+            If the bytes are not those that were packed.
+        """
+        from safetensors import safe_open
+
+        crc, at = 0, 0
+        with safe_open(str(self.path), framework="numpy") as file:
+            whole = file.get_slice(f"channel_{channel}")
+            for at in range(0, self.sizes[channel], _SLICE_BYTES):
+                part = whole[at : min(at + _SLICE_BYTES, self.sizes[channel])]
+                crc = zlib.crc32(part.data, crc)
+                write(at, part)
+        if crc != self.crcs[channel]:
+            raise CheckpointError(
+                f"{self.path}: weight channel {channel} is damaged (its checksum is "
+                f"{crc:08x}, {self.crcs[channel]:08x} was packed). Pack the model again: "
+                "llama-pynq pack"
+            )
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the file starts like one of `write_packed`'s."""
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    return start[8:9] == b"{" and b'"format": "llama_pynq"' in start
+
+
+def open_packed(path: Path) -> PackedModel:
+    """Read a packed file's shape.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not a packed model, is damaged, or was packed by another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != "llama_pynq":
+                raise CheckpointError(
+                    f"{path}: a safetensors file, but not a packed model of llama_pynq. "
+                    "Give a llama2.c checkpoint (.bin), or pack one: llama-pynq pack"
+                )
+            if (meta["pack_version"], meta["abi"]) != (str(PACK_VERSION), str(ABI_VERSION)):
+                raise CheckpointError(
+                    f"{path}: packed for version {meta['pack_version']}.{meta['abi']} of the "
+                    f"layout, this is {PACK_VERSION}.{ABI_VERSION}. Pack the model again: "
+                    "llama-pynq pack"
+                )
+            config = ModelConfig(**json.loads(meta["config"]))
+            target = Target(int(meta["channels"]), int(meta["tile_rows"]))
+            group_size = int(meta["group_size"])
+            sizes = channel_bytes(config, group_size, target)
+            stored = [
+                file.get_slice(f"channel_{c}").get_shape()[0] for c in range(target.channels)
+            ]
+            if stored != sizes:
+                raise CheckpointError(f"{path}: channel sizes {stored}, expected {sizes}: damaged")
+            return PackedModel(
+                path=Path(path),
+                config=config,
+                group_size=group_size,
+                target=target,
+                note=meta["note"],
+                sizes=tuple(sizes),
+                crcs=tuple(int(crc, 16) for crc in meta["crc32"].split(",")),
+                tokenizer=file.get_tensor("tokenizer").tobytes(),
+            )
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, CheckpointError) or isinstance(error, FileNotFoundError):
+            raise
+        raise CheckpointError(f"{path}: a damaged packed model ({error}). Pack it again") from error
+
+
+def cache_folder() -> Path:
+    """``$LLAMA_PYNQ_CACHE``, else ``$XDG_CACHE_HOME/llama_pynq``, else ``~/.cache/llama_pynq``."""
+    own = os.environ.get("LLAMA_PYNQ_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_pynq"
+
+
+def pack_cached(
+    checkpoint: Checkpoint, target: Target, group_size: int | None = None, *, rebuild: bool = False
+) -> PackedModel:
+    """The packed form of a checkpoint, from the cache where it is there and whole.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    target : Target
+    group_size : {32, 64}, optional
+        See `QuantizedModel`.
+    rebuild : bool
+        Pack again even if a file is there (it was found damaged).
+    """
+    model = QuantizedModel(checkpoint, group_size)
+    theta = f"{model.config.rope_theta:g}"
+    key = (
+        f"{checkpoint.sha256[:32]}-g{model.group_size}-c{target.channels}-t{target.tile_rows}"
+        f"-r{theta}-v{PACK_VERSION}.{ABI_VERSION}"
+    )
+    path = cache_folder() / "models" / f"{key}.safetensors"
+    if not rebuild and path.exists():
+        try:
+            return open_packed(path)
+        except CheckpointError:
+            pass  # rebuilt below
+    write_packed(model, target, path)
+    return open_packed(path)
