@@ -39,9 +39,13 @@ inline void Fail(Call& call, int error, int detail) {
   }
 }
 
-inline int WordInt(const uint32_t* words, int index) { return static_cast<int>(words[index]); }
+inline int WordInt(const uint32_t* words, int index) {
+  return static_cast<int>(words[index]);
+}
 
-inline bool Within(int value, int low, int high) { return value >= low && value <= high; }
+inline bool Within(int value, int low, int high) {
+  return value >= low && value <= high;
+}
 
 // The descriptor's shape, or the index of its first word that is over a limit.
 inline void ReadShape(const uint32_t* model, Call& call) {

@@ -12,12 +12,12 @@ namespace kernel {
 
 // On-chip memory of the compute process.
 struct Workspace {
-  float x[kMaxRows][kMaxDim];        // residual stream
-  float normed[kMaxRows][kMaxDim];   // normalised, or attention's output
-  float qkv[kMaxRows][kMaxQkv];      // queries, keys, values of this call
+  float x[kMaxRows][kMaxDim];       // residual stream
+  float normed[kMaxRows][kMaxDim];  // normalised, or attention's output
+  float qkv[kMaxRows][kMaxQkv];     // queries, keys, values of this call
   float norm_weight[kMaxIn];
-  QuantizedRows quantized;           // of width dim
-  QuantizedRows hidden;              // of width hidden_dim
+  QuantizedRows quantized;  // of width dim
+  QuantizedRows hidden;     // of width hidden_dim
   RopeRow rope[kMaxRows];
   uint64_t rope_turns[kMaxHeadSize / 2];
   TileSums sums[kTilesInFlight];

@@ -24,7 +24,9 @@ constexpr int kScaleWords = kTileRows * 4 / kWordBytes;
 constexpr int kWaveRows = kTileRows * kChannels;  // output rows of one tile on every channel
 constexpr int kTilesInFlight = kWavesInFlight * kChannels;
 
-constexpr int RoundUp(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int RoundUp(int n, int multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 constexpr int kMaxIn = RoundUp(kMaxHiddenDim > kMaxDim ? kMaxHiddenDim : kMaxDim, kMaxGroup);
 constexpr int kMaxInGroups = kMaxIn / kMinGroup;

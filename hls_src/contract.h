@@ -46,8 +46,9 @@ constexpr int kRowSeedHigh = 5;
 constexpr int kRowTemperature = 6;  // float32 bits; 0 is greedy
 
 // Row flags.
-constexpr int kRowSample = 1;      // run the classifier, return a token and the top logits
-constexpr int kRowFullLogits = 2;  // burst this row's logits out as well
+constexpr int kRowSample = 1;       // run the classifier, return a token and the top logits
+constexpr int kRowFullLogits = 2;   // burst this row's logits out as well
+constexpr int kRowHostChooses = 4;  // no noise, no stop: the host picks from what is returned
 
 // ---- model: host to kernel, once per load --------------------------------------------
 constexpr int kModelMagic = 0;
@@ -71,8 +72,8 @@ constexpr int kStatusMagic = 0;
 constexpr int kStatusAbi = 1;
 constexpr int kStatusState = 2;
 constexpr int kStatusError = 3;
-constexpr int kStatusDetail = 4;  // the row, field or token the error is about
-constexpr int kStatusSteps = 5;   // steps done
+constexpr int kStatusDetail = 4;     // the row, field or token the error is about
+constexpr int kStatusSteps = 5;      // steps done
 constexpr int kStatusSequence = 15;  // written last: the call is complete when it matches
 constexpr int kStatusWords = 16;
 

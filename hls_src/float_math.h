@@ -56,7 +56,8 @@ inline float Exp(float x) {
   const float base = 1.0f + r;
   const float square = r * r;
   const float mantissa = base + square * p;
-  const float value = FloatOf(BitsOf(mantissa) + (static_cast<uint32_t>(static_cast<int32_t>(n)) << 23));
+  const float value =
+      FloatOf(BitsOf(mantissa) + (static_cast<uint32_t>(static_cast<int32_t>(n)) << 23));
   return x < kExpLowest ? 0.0f : value;
 }
 

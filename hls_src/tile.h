@@ -110,10 +110,9 @@ inline RowWords FindRow(const Matrix& m, int base, int row, int group, int group
 inline float WordFloat(const Word& word, int index) {
 #pragma HLS INLINE
   const int i = 4 * index;
-  const uint32_t bits = static_cast<uint32_t>(word.b[i]) |
-                        static_cast<uint32_t>(word.b[i + 1]) << 8 |
-                        static_cast<uint32_t>(word.b[i + 2]) << 16 |
-                        static_cast<uint32_t>(word.b[i + 3]) << 24;
+  const uint32_t bits =
+      static_cast<uint32_t>(word.b[i]) | static_cast<uint32_t>(word.b[i + 1]) << 8 |
+      static_cast<uint32_t>(word.b[i + 2]) << 16 | static_cast<uint32_t>(word.b[i + 3]) << 24;
   union {
     uint32_t u;
     float f;

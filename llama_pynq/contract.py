@@ -104,6 +104,7 @@ class RowFlag(IntFlag):
 
     SAMPLE = 1
     FULL_LOGITS = 2
+    HOST_CHOOSES = 4
 
 
 class State(IntEnum):

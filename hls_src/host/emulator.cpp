@@ -108,4 +108,6 @@ LLAMA_EXPORT int emulator_wait(void* emulator, int timeout_us) {
   return static_cast<Emulator*>(emulator)->Wait(timeout_us) ? 1 : 0;
 }
 
-LLAMA_EXPORT void emulator_delete(void* emulator) { delete static_cast<Emulator*>(emulator); }
+LLAMA_EXPORT void emulator_delete(void* emulator) {
+  delete static_cast<Emulator*>(emulator);
+}

@@ -20,7 +20,9 @@ inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
   port.words = reinterpret_cast<const Word*>(memory);
 }
 
-inline int ActiveRows(int n) { return n; }
+inline int ActiveRows(int n) {
+  return n;
+}
 
 template <int kEngines, typename Task>
 inline void ParallelFor(int n, const Task& task) {

@@ -5,8 +5,8 @@
 
 #include <hls_stream.h>
 
-#include "tile.h"
 #include "call.h"
+#include "tile.h"
 
 namespace kernel {
 
@@ -69,7 +69,9 @@ inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& 
   }
 }
 
-inline int ActiveRows(int) { return kMaxRows; }
+inline int ActiveRows(int) {
+  return kMaxRows;
+}
 
 template <int kEngines, typename Task>
 inline void ParallelFor(int n, const Task& task) {

@@ -210,8 +210,7 @@ WRITE_ROWS:
 #pragma HLS LOOP_TRIPCOUNT min = 6 max = 32
         const int position = step.rows[row].position;
         const int beats = s.head_stride / kReduceLanes;
-        const int64_t block =
-            KvBlockBeat(s, step.rows[row].slot, layer, h, position / kBlock);
+        const int64_t block = KvBlockBeat(s, step.rows[row].slot, layer, h, position / kBlock);
         const int64_t key = block + (position % kBlock) * beats;
         const float* k = qkv[row] + s.dim + h * s.head_size;
         WriteHead(cache, key, k, s.head_size, s.head_stride);

@@ -22,9 +22,12 @@ inline void DotRows(WeightPort& port, int first_word, const QuantizedRows& in, i
 #pragma HLS ARRAY_PARTITION variable = operand complete dim = 0
 BROADCAST:
   for (int row = 0; row < ActiveRows(rows); ++row) {
-    for (int i = 0; i < kWordBytes; ++i) {
+    for (int copy = 0; copy < kRowsPerWord; ++copy) {
 #pragma HLS UNROLL
-      operand[row][i] = in.q[row][group * kGroupSize + i % kGroupSize];
+      for (int i = 0; i < kGroupSize; ++i) {
+#pragma HLS UNROLL
+        operand[row][copy * kGroupSize + i] = in.q[row][group * kGroupSize + i];
+      }
     }
   }
 DOT_WORDS:
@@ -138,7 +141,7 @@ WAVES:
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 2 max = 500
     const int n = tiles - first < kTilesInFlight ? tiles - first : kTilesInFlight;
-    const TileTask engine = {ports, in,         sums, first, TileWords(m.groups, group_size),
+    const TileTask engine = {ports,    in,         sums, first, TileWords(m.groups, group_size),
                              m.groups, group_size, rows, base};
     ParallelFor<kChannels>(n, engine);
   COLLECT:

@@ -64,7 +64,8 @@ INSERT:
 #pragma HLS UNROLL
     const bool above_left = i > 0 && logit > s.top_logit[i > 0 ? i - 1 : 0];
     const bool above_here = logit > s.top_logit[i];
-    s.top_logit[i] = above_left ? s.top_logit[i > 0 ? i - 1 : 0] : (above_here ? logit : s.top_logit[i]);
+    s.top_logit[i] =
+        above_left ? s.top_logit[i > 0 ? i - 1 : 0] : (above_here ? logit : s.top_logit[i]);
     s.top_id[i] = above_left ? s.top_id[i > 0 ? i - 1 : 0] : (above_here ? id : s.top_id[i]);
   }
 }
@@ -108,6 +109,7 @@ struct SampleRows {
     const int valid = left < kBlock ? left : kBlock;
     const float temperature = step.rows[row].temperature;
     const bool warm = temperature > 0.0f;
+    const bool choose = warm && (step.rows[row].flags & kRowHostChooses) == 0;
     const float divisor = warm ? temperature : 1.0f;
     const uint32_t key = NoiseKey(step.rows[row].seed_low, step.rows[row].seed_high,
                                   static_cast<uint32_t>(step.rows[row].position));
@@ -129,7 +131,7 @@ struct SampleRows {
         if (logits[i] > s.top_logit[kTopLogits - 1]) InsertTop(logits[i], first_id + i, s);
       }
     }
-    if (warm) {
+    if (choose) {
       float scores[kBlock];
     NOISE:
       for (int i = 0; i < kBlock; ++i) {
@@ -171,11 +173,12 @@ WRITE_RESULTS:
     if (sampled) {
       const RowSampler& s = sampler.rows[row];
       const float lse = s.plain.Value();
-      token = r.temperature > 0.0f ? s.best_id : s.top_id[0];
+      const bool chosen = r.temperature > 0.0f && (r.flags & kRowHostChooses) == 0;
+      token = chosen ? s.best_id : s.top_id[0];
       // Written so that NaN fails.
       if (token < 0 || !(lse > kLowest && lse < 3e38f)) Fail(call, kErrorNotFinite, row);
       results[base + kResultLse] = BitsOf(lse);
-      results[base + kResultLogit] = BitsOf(r.temperature > 0.0f ? s.best_logit : s.top_logit[0]);
+      results[base + kResultLogit] = BitsOf(chosen ? s.best_logit : s.top_logit[0]);
       results[base + kResultLseTemperature] =
           BitsOf(r.temperature > 0.0f ? s.tempered.Value() : lse);
     WRITE_TOP:

@@ -41,13 +41,14 @@ struct Emulator {
   }
 
   void Run() {
-    auto *request = reinterpret_cast<const volatile uint32_t *>(args[kRequest]);
-    auto *results = reinterpret_cast<volatile uint32_t *>(args[kResults]);
+    auto* request = reinterpret_cast<const volatile uint32_t*>(args[kRequest]);
+    auto* results = reinterpret_cast<volatile uint32_t*>(args[kResults]);
     const uint64_t command = args[kCommand];
-    while (command == 2 && request[63] == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (command == 2 && request[63] == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     for (int i = 0; i < kWords; ++i) results[i] = request[i] + 1;
     for (int c = 0; command == 1 && c < CHANNELS; ++c) {
-      results[c] = *reinterpret_cast<const uint8_t *>(args[kFirstWeights + c]);
+      results[c] = *reinterpret_cast<const uint8_t*>(args[kFirstWeights + c]);
     }
     if (command == 3) results[0] = threads;
     results[kWords] = static_cast<uint32_t>(args[kSequence]);
@@ -65,10 +66,12 @@ struct Emulator {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void *emulator_new(int n_threads) { return new Emulator(n_threads); }
+EXPORT void* emulator_new(int n_threads) {
+  return new Emulator(n_threads);
+}
 
-EXPORT int emulator_start(void *e, const uint64_t *args) {
-  auto *emulator = static_cast<Emulator *>(e);
+EXPORT int emulator_start(void* e, const uint64_t* args) {
+  auto* emulator = static_cast<Emulator*>(e);
   std::lock_guard<std::mutex> lock(emulator->mutex);
   if (emulator->busy) return -1;
   for (int i = 0; i <= kSequence; ++i) emulator->args[i] = args[i];
@@ -77,15 +80,15 @@ EXPORT int emulator_start(void *e, const uint64_t *args) {
   return 0;
 }
 
-EXPORT int emulator_wait(void *e, int timeout_us) {
-  auto *emulator = static_cast<Emulator *>(e);
+EXPORT int emulator_wait(void* e, int timeout_us) {
+  auto* emulator = static_cast<Emulator*>(e);
   std::unique_lock<std::mutex> lock(emulator->mutex);
   return emulator->changed.wait_for(lock, std::chrono::microseconds(timeout_us),
                                     [emulator] { return !emulator->busy; });
 }
 
-EXPORT void emulator_delete(void *e) {
-  auto *emulator = static_cast<Emulator *>(e);
+EXPORT void emulator_delete(void* e) {
+  auto* emulator = static_cast<Emulator*>(e);
   {
     std::lock_guard<std::mutex> lock(emulator->mutex);
     emulator->stop = true;

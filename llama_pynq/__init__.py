@@ -1,0 +1,58 @@
+"""Llama 2 on an FPGA from a Jupyter notebook: a PYNQ overlay, its driver, and an emulator.
+
+Names are imported on first use, so that ``import llama_pynq`` costs nothing; the first of
+them registers the driver and the emulated device with PYNQ.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, ModelConfig, load_checkpoint
+    from .driver import LlamaDriver
+    from .emulation.device import EmulatedDevice
+    from .llama import Generation, Llama
+    from .llama_overlay import LlamaOverlay
+    from .tokenizer import Tokenizer
+
+_HOME = {
+    "Checkpoint": "checkpoint",
+    "EmulatedDevice": "emulation.device",
+    "Generation": "llama",
+    "Llama": "llama",
+    "LlamaDriver": "driver",
+    "LlamaOverlay": "llama_overlay",
+    "ModelConfig": "checkpoint",
+    "Tokenizer": "tokenizer",
+    "load_checkpoint": "checkpoint",
+}
+__all__ = [
+    "Checkpoint",
+    "EmulatedDevice",
+    "Generation",
+    "Llama",
+    "LlamaDriver",
+    "LlamaOverlay",
+    "ModelConfig",
+    "Tokenizer",
+    "load_checkpoint",
+]
+_WITH_DRIVER = {"EmulatedDevice", "LlamaDriver", "LlamaOverlay"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _WITH_DRIVER:
+        importlib.import_module(".driver", __name__)  # so that PYNQ binds it
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

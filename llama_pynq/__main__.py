@@ -1,0 +1,7 @@
+"""``python -m llama_pynq``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

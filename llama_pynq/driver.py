@@ -1,0 +1,602 @@
+"""The driver of the accelerator: registers, buffers, and calls.
+
+PYNQ binds it by VLNV to the IP named ``llama`` of any overlay, on Zynq, Alveo or the
+emulated device. It writes arguments where the overlay's metadata says, checks what the
+kernel says of itself, and waits with a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pynq
+from pynq import DefaultIP
+
+from . import contract
+from .checkpoint import ModelConfig
+from .contract import KernelLimits, RequestFlag, State
+from .errors import (
+    DeviceMemoryError,
+    KernelError,
+    KernelTimeout,
+    LimitError,
+    OverlayMismatch,
+    RequestError,
+)
+from .interface import (
+    AP_CONTINUE,
+    AP_DONE,
+    AP_START,
+    CONTROL_OFFSET,
+    VLNV,
+    Argument,
+    arguments,
+)
+from .packing import PackedModel, Target, check_limits
+from .reference import rope_turns
+
+if TYPE_CHECKING:
+    from .llama import Generation, Llama
+
+_ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
+_SPIN_S = 0.002
+_SLEEP_S = 0.0005
+
+EVENT_DTYPE = np.dtype([("stage", "u1"), ("layer", "i4"), ("begin", "u4"), ("end", "u4")])
+"""One stage of a profiled step; times in ticks since the step began."""
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """What one call of the kernel returned.
+
+    Attributes
+    ----------
+    rows : (steps, n_rows) structured array
+        `contract.result_dtype`: token, lse, top logits, ... of each step done.
+    aborted : bool
+        The call ended early because it was told to.
+    elapsed_s : float
+        Host time from AP_START to the status word.
+    profile : list of structured array
+        `EVENT_DTYPE` events of each step; empty unless asked for.
+    """
+
+    rows: np.ndarray
+    aborted: bool
+    elapsed_s: float
+    profile: list[np.ndarray]
+
+
+def make_rows(n: int) -> np.ndarray:
+    """(n,) rows of a call, zeroed: token, position, slot, flags, seed, temperature."""
+    return np.zeros(n, contract.ROW_DTYPE)
+
+
+class LlamaDriver(DefaultIP):
+    """Driver of the ``llama`` IP.
+
+    Attributes
+    ----------
+    timeout_s : float
+        How long a call may take before it counts as hung.
+    """
+
+    bindto = [VLNV]
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description=description)
+        self.timeout_s = 60.0
+        self._call_lock = threading.Lock()
+        self._sequence = int.from_bytes(os.urandom(3), "little")
+        self._chained = description.get("hw_control_protocol") == "ap_ctrl_chain"
+        self._limits: KernelLimits | None = None
+        self._buffers: dict[str, Any] = {}
+        self._config: ModelConfig | None = None
+        self._slots = 0
+        self._llama: Llama | None = None
+        self._hung = False
+
+    # ---- what the kernel is ----------------------------------------------------------
+
+    @property
+    def limits(self) -> KernelLimits:
+        """The kernel's self-description.
+
+        Raises
+        ------
+        OverlayMismatch
+            If the kernel is not ours or speaks another version of the contract.
+        """
+        if self._limits is None:
+            self._limits = self._describe()
+            self._prepare()
+        return self._limits
+
+    def _describe(self) -> KernelLimits:
+        channels = sum(1 for name in self._registers if name.startswith("weights_"))
+        if f"weights_{channels // 2 - 1}_2" in self._registers:
+            channels //= 2
+        self._arguments = arguments(channels)
+        for argument in self._arguments:
+            if argument.is_pointer:
+                self._buffers[argument.name] = self._allocate(argument.name, 1024, np.uint32)
+                self._write_pointer(argument)
+        results = self._buffers["results"]
+        results[:] = 0
+        results.sync_to_device()
+        self._launch(contract.COMMAND_DESCRIBE)
+        self._wait(time.monotonic() + self.timeout_s)
+        results.sync_from_device()
+        words = np.array(results, np.uint32)
+        if words[contract.STATUS_MAGIC] != contract.MAGIC:
+            raise OverlayMismatch(
+                "the IP named 'llama' is not llama_pynq's kernel: its description begins with "
+                f"{words[0]:#010x}, not {contract.MAGIC:#010x}. Load an overlay of this package"
+            )
+        if words[contract.STATUS_ABI] != contract.ABI_VERSION:
+            raise OverlayMismatch(
+                f"the overlay speaks version {words[contract.STATUS_ABI]} of the kernel's "
+                f"contract, this driver version {contract.ABI_VERSION}. Install the overlay and "
+                "the package of one release"
+            )
+        limits = KernelLimits.from_words(words)
+        if limits.channels != channels:
+            raise OverlayMismatch(
+                f"the kernel has {limits.channels} weight channels, the overlay's metadata lists "
+                f"{channels}. The two come from different builds: rebuild the overlay"
+            )
+        return limits
+
+    def _prepare(self) -> None:
+        """Buffers whose size follows from the limits."""
+        limits = self._limits
+        assert limits is not None
+        self._replace("request", limits.request_words, np.uint32)
+        self._replace("results", limits.results_words, np.uint32)
+        self._replace("activations", limits.max_rows * limits.max_dim, np.float32)
+        self._replace("model", limits.model_words, np.uint32)
+        self._request = np.asarray(self._buffers["request"]).view(np.ndarray)
+        self._request[:] = 0
+
+    # ---- buffers and registers -------------------------------------------------------
+
+    def _allocate(self, name: str, n: int, dtype: Any) -> Any:
+        register = self._registers.get(name) or self._registers.get(f"{name}_1")
+        if register is None:
+            raise OverlayMismatch(
+                f"the overlay's metadata has no register {name!r}: it is not an overlay of this "
+                "package, or of another version"
+            )
+        bank = register.get("memory")
+        target = self.device.get_memory_by_name(bank) if bank else self.device
+        n_bytes = n * np.dtype(dtype).itemsize
+        try:
+            return pynq.allocate((n,), dtype, target=target)
+        except DeviceMemoryError:
+            raise
+        except (MemoryError, RuntimeError, OSError) as error:
+            raise DeviceMemoryError(
+                f"{self.device.name}: no room for {n_bytes / 2**20:.1f} MiB of contiguous memory "
+                f"for {name!r} ({error}). Close other overlays and buffers, use a smaller model "
+                "or fewer slots, or enlarge the board's contiguous memory (cma= on Zynq)"
+            ) from error
+
+    def _write_pointer(self, argument: Argument) -> None:
+        address = int(self._buffers[argument.name].device_address)
+        whole = self._registers.get(argument.name)
+        if whole is not None:
+            low = whole["address_offset"]
+            high = low + 4
+        else:
+            low = self._registers[f"{argument.name}_1"]["address_offset"]
+            high = self._registers[f"{argument.name}_2"]["address_offset"]
+        self.write(low, address & 0xFFFFFFFF)
+        self.write(high, address >> 32)
+
+    def _argument(self, name: str) -> Argument:
+        return next(a for a in self._arguments if a.name == name)
+
+    def _replace(self, name: str, n: int, dtype: Any) -> Any:
+        """A new buffer for an argument; the old one goes first, to make room."""
+        old = self._buffers.pop(name, None)
+        if old is not None:
+            old.freebuffer()
+        try:
+            self._buffers[name] = self._allocate(name, n, dtype)
+        except DeviceMemoryError:
+            # Keep the argument pointing at memory of ours.
+            self._buffers[name] = self._allocate(name, 1024, np.uint32)
+            self._write_pointer(self._argument(name))
+            raise
+        self._write_pointer(self._argument(name))
+        return self._buffers[name]
+
+    def close(self) -> None:
+        """Free every buffer. The driver needs a new download before it is used again."""
+        self._llama = None
+        self._config = None
+        self._limits = None
+        for buffer in self._buffers.values():
+            with contextlib.suppress(Exception):
+                buffer.freebuffer()
+        self._buffers = {}
+
+    def forget(self) -> None:
+        """Drop all state after the overlay was downloaded again."""
+        self.close()
+        self._hung = False
+        self._register_map = None
+        del self._register_map
+
+    # ---- calls -----------------------------------------------------------------------
+
+    def _launch(self, command: int) -> None:
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF or 1
+        self.write(self._registers["sequence"]["address_offset"], self._sequence)
+        self.write(self._registers["command"]["address_offset"], command)
+        self.write(CONTROL_OFFSET, AP_START)
+
+    def _finished(self) -> bool:
+        if not self.read(CONTROL_OFFSET) & AP_DONE:
+            return False
+        if self._chained:
+            self.write(CONTROL_OFFSET, AP_CONTINUE)
+        return True
+
+    def _wait(self, deadline: float) -> None:
+        """Wait for AP_DONE: first polling, then sleeping between polls.
+
+        A read of the emulated device's CTRL waits by itself, so emulation never sleeps here.
+        """
+        spin_until = time.monotonic() + _SPIN_S
+        while not self._finished():
+            now = time.monotonic()
+            if now > deadline:
+                self._hung = True
+                raise KernelTimeout(
+                    f"{self.device.name}: the kernel did not finish call {self._sequence} within "
+                    f"{self.timeout_s:g} s. Call reset() on the overlay: it downloads the overlay "
+                    "again and reloads the model. A longer limit: driver.timeout_s"
+                )
+            if now > spin_until:
+                time.sleep(_SLEEP_S)
+
+    def _abort(self) -> None:
+        """Tell the running call to end after its step, and wait until it has."""
+        self._request[contract.REQUEST_ABORT] = self._sequence
+        self._buffers["request"][_ABORT_WORDS].sync_to_device()
+        self._wait(time.monotonic() + self.timeout_s)
+
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        """One call at a time; a second thread waits its turn."""
+        with self._call_lock:
+            if self._hung:
+                raise KernelTimeout(
+                    f"{self.device.name}: an earlier call never finished. Call reset() on the "
+                    "overlay first"
+                )
+            yield
+
+    def run(
+        self,
+        rows: np.ndarray,
+        *,
+        n_steps: int = 1,
+        layers: tuple[int, int] | None = None,
+        flags: int = 0,
+        stop_tokens: Sequence[int] = (),
+        activations: np.ndarray | None = None,
+    ) -> CallResult:
+        """One call of the kernel.
+
+        Parameters
+        ----------
+        rows : (n,) structured array
+            From `make_rows`; 1 to ``limits.max_rows`` rows.
+        n_steps : int
+            Tokens to generate in the call, 1 to ``limits.max_steps``.
+        layers : (int, int), optional
+            Layers [begin, end); default all. The classifier runs if `end` is the last.
+        flags : RequestFlag
+        stop_tokens : sequence of int
+            A row that samples one of them stops.
+        activations : (n, dim) float32, optional
+            Residual stream to start from instead of the embedding.
+
+        Returns
+        -------
+        CallResult
+
+        Raises
+        ------
+        KernelError
+            If the kernel refuses the request; the text says why.
+        KernelTimeout
+            If it does not finish within `timeout_s`.
+        """
+        if self._config is None:
+            raise RequestError("no model is loaded: call load_model() first")
+        limits, config = self.limits, self._config
+        n = len(rows)
+        if not 1 <= n <= limits.max_rows:
+            raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
+        if not 1 <= n_steps <= limits.max_steps:
+            raise LimitError(f"n_steps {n_steps}: this kernel takes 1 to {limits.max_steps}")
+        if len(stop_tokens) > limits.max_stop_tokens:
+            raise LimitError(
+                f"{len(stop_tokens)} stop tokens: this kernel takes {limits.max_stop_tokens}"
+            )
+        begin, end = layers if layers is not None else (0, config.n_layers)
+        if activations is not None:
+            flags |= RequestFlag.ACTIVATIONS_IN
+        with self._calling():
+            return self._run(rows, n_steps, begin, end, int(flags), stop_tokens, activations)
+
+    def _run(
+        self,
+        rows: np.ndarray,
+        n_steps: int,
+        begin: int,
+        end: int,
+        flags: int,
+        stop_tokens: Sequence[int],
+        activations: np.ndarray | None,
+    ) -> CallResult:
+        limits, n = self.limits, len(rows)
+        request = self._request
+        request[: contract.REQUEST_STOP_TOKENS + 1] = (
+            n, n_steps, begin, end, flags, len(stop_tokens),
+        )  # fmt: skip
+        request[contract.REQUEST_ABORT] = 0
+        if stop_tokens:
+            stop = contract.REQUEST_STOP_LIST
+            request[stop : stop + len(stop_tokens)] = stop_tokens
+        used = contract.REQUEST_ROW_BASE + n * contract.ROW_WORDS
+        request[contract.REQUEST_ROW_BASE : used] = rows.view(np.uint32)
+        self._buffers["request"][:used].sync_to_device()
+        if activations is not None:
+            buffer = self._buffers["activations"]
+            buffer[: activations.size] = np.asarray(activations, np.float32).reshape(-1)
+            buffer[: activations.size].sync_to_device()
+        if flags & RequestFlag.PROFILE:
+            self._profile_buffer(n_steps)
+        start = time.perf_counter()
+        self._launch(contract.COMMAND_RUN)
+        try:
+            self._wait(time.monotonic() + self.timeout_s)
+        except KeyboardInterrupt:
+            self._abort()
+            raise
+        results = self._buffers["results"]
+        count = n_steps * n * limits.result_dtype.itemsize // 4
+        part = results[: contract.STATUS_WORDS + count]
+        part.sync_from_device()
+        elapsed = time.perf_counter() - start
+        words = np.asarray(part).view(np.ndarray)
+        self._check_status(words)
+        steps = int(words[contract.STATUS_STEPS])
+        table = words[contract.STATUS_WORDS :].view(limits.result_dtype).reshape(n_steps, n)
+        return CallResult(
+            rows=table[:steps].copy(),
+            aborted=words[contract.STATUS_STATE] == State.ABORTED,
+            elapsed_s=elapsed,
+            profile=self._read_profile(steps) if flags & RequestFlag.PROFILE else [],
+        )
+
+    def _check_status(self, words: np.ndarray) -> None:
+        if words[contract.STATUS_SEQUENCE] != self._sequence:
+            raise KernelError(
+                f"{self.device.name}: the kernel reports call "
+                f"{words[contract.STATUS_SEQUENCE]} instead of {self._sequence}: it never wrote "
+                "its status. Call reset() on the overlay"
+            )
+        if words[contract.STATUS_STATE] == State.ERROR:
+            code, detail = int(words[contract.STATUS_ERROR]), int(words[contract.STATUS_DETAIL])
+            text = contract.ERRORS.get(code, "unknown error {detail}").format(detail=detail)
+            raise KernelError(f"{self.device.name}: the kernel refused the call: {text}")
+
+    def _profile_buffer(self, n_steps: int) -> None:
+        words = self.limits.profile_step_words * n_steps
+        if self._buffers["profile"].size < words:
+            self._replace("profile", words, np.uint32)
+
+    def _read_profile(self, steps: int) -> list[np.ndarray]:
+        stride = self.limits.profile_step_words
+        buffer = self._buffers["profile"]
+        buffer[: stride * steps].sync_from_device()
+        words = np.asarray(buffer).view(np.ndarray)
+        profile = []
+        for step in range(steps):
+            record = words[step * stride : (step + 1) * stride]
+            count = int(record[0])
+            marks = record[2 : 2 + 2 * count].reshape(count, 2)
+            events = np.zeros(max(count - 1, 0), EVENT_DTYPE)
+            events["stage"] = marks[:-1, 0] & 0xFF
+            events["layer"] = marks[:-1, 0] >> 8
+            events["begin"], events["end"] = marks[:-1, 1], marks[1:, 1]
+            profile.append(events)
+        return profile
+
+    def read_logits(self, row: int) -> np.ndarray:
+        """Full logits of a row of the last call, (vocab_size,) float32.
+
+        The row must have had `RowFlag.FULL_LOGITS`.
+        """
+        assert self._config is not None
+        size = self._config.vocab_size
+        part = self._buffers["logits"][row * size : (row + 1) * size]
+        part.sync_from_device()
+        return np.array(part, np.float32)
+
+    def read_activations(self, n_rows: int) -> np.ndarray:
+        """Residual stream of the last call, (n_rows, dim) float32.
+
+        The call must have had `RequestFlag.ACTIVATIONS_OUT`.
+        """
+        assert self._config is not None
+        part = self._buffers["activations"][: n_rows * self._config.dim]
+        part.sync_from_device()
+        return np.array(part, np.float32).reshape(n_rows, self._config.dim)
+
+    # ---- weights ---------------------------------------------------------------------
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """Shape of the loaded weights; None before."""
+        return self._config
+
+    @property
+    def slots(self) -> int:
+        """Sequences that the KV cache holds."""
+        return self._slots
+
+    def load_weights(self, packed: PackedModel, slots: int) -> None:
+        """Upload a packed model and make room for `slots` sequences.
+
+        Raises
+        ------
+        LimitError
+            If the model exceeds the kernel's limits or was packed for another board.
+        DeviceMemoryError
+            If the device's memory is full; no model is loaded then.
+        CheckpointError
+            If the packed file is damaged; no model is loaded then.
+        """
+        limits = self.limits
+        check_limits(packed.config, limits)
+        if packed.target != Target.of(limits):
+            raise LimitError(
+                f"{packed.path} is packed for {packed.target.channels} channels of "
+                f"{packed.target.tile_rows}-row tiles; this kernel ({limits.board}) has "
+                f"{limits.channels} of {limits.tile_rows}. Pack it for this device: "
+                "llama-pynq pack"
+            )
+        with self._calling():
+            self._config = None
+            self._llama = None
+            config = packed.config
+            for channel, size in enumerate(packed.sizes):
+                buffer = self._replace(f"weights_{channel}", size, np.uint8)
+                self._upload(packed, channel, buffer)
+            self._replace("logits", limits.max_rows * config.vocab_size, np.float32)
+            self._place_cache(config, packed.group_size, slots)
+            self._config = config
+            self._group_size = packed.group_size
+
+    def _upload(self, packed: PackedModel, channel: int, buffer: Any) -> None:
+        # The emulated device's host copy is of no use once the weights are on the device.
+        release = getattr(self.device, "release_host_pages", None)
+
+        def write(offset: int, part: np.ndarray) -> None:
+            there = buffer[offset : offset + len(part)]
+            there[:] = part
+            there.sync_to_device()
+            if release is not None:
+                release(there)
+
+        packed.upload(channel, write)
+
+    def _place_cache(self, config: ModelConfig, group_size: int, slots: int) -> None:
+        """Allocate the KV cache for `slots` sequences, and describe the model."""
+        lanes = contract.REDUCE_LANES
+        stride = -(-config.head_size // lanes) * lanes
+        blocks = -(-config.seq_len // contract.BLOCK)
+        per_slot = config.n_layers * config.n_kv_heads * blocks * 2 * contract.BLOCK * stride
+        self._replace("kv_cache", slots * per_slot, np.float32)
+        values = {
+            "magic": contract.MAGIC,
+            "abi": contract.ABI_VERSION,
+            "dim": config.dim,
+            "hidden_dim": config.hidden_dim,
+            "n_layers": config.n_layers,
+            "n_heads": config.n_heads,
+            "n_kv_heads": config.n_kv_heads,
+            "vocab_size": config.vocab_size,
+            "seq_len": config.seq_len,
+            "group_size": group_size,
+            "tied": int(config.tied),
+            "rope_theta": int(np.float32(config.rope_theta).view(np.uint32)),
+            "slots": slots,
+        }
+        model = self._buffers["model"]
+        model[:] = 0
+        model[: len(contract.MODEL_FIELDS)] = [values[name] for name in contract.MODEL_FIELDS]
+        table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
+        base = contract.MODEL_ROPE_TABLE
+        model[base : base + len(table)] = table
+        model.sync_to_device()
+        self._slots = slots
+
+    def resize_cache(self, slots: int) -> None:
+        """Make room for another number of sequences; what the cache held is lost."""
+        if self._config is None:
+            raise RequestError("no model is loaded: call load_model() first")
+        with self._calling():
+            old = self._slots
+            try:
+                self._place_cache(self._config, self._group_size, slots)
+            except DeviceMemoryError:
+                self._place_cache(self._config, self._group_size, old)
+                raise
+
+    # ---- what users call -------------------------------------------------------------
+
+    def load_model(
+        self,
+        path: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        *,
+        group_size: int | None = None,
+        slots: int | None = None,
+        rope_theta: float = 10000.0,
+    ) -> Llama:
+        """Load a checkpoint, or the bundled model; see `llama.load`."""
+        from .llama import load
+
+        self._llama = load(
+            self, path, tokenizer, group_size=group_size, slots=slots, rope_theta=rope_theta
+        )
+        return self._llama
+
+    def adopt(self, model: Llama) -> None:
+        """Upload a model again that was loaded before the overlay was reset."""
+        self.load_weights(model.packed, max(self._slots, 1))
+        model.restart()
+        self._llama = model
+
+    @property
+    def model(self) -> Llama:
+        """The loaded model.
+
+        Raises
+        ------
+        RequestError
+            If there is none.
+        """
+        if self._llama is None:
+            raise RequestError("no model is loaded: call load_model() first")
+        return self._llama
+
+    def generate(
+        self, prompt: str | Sequence[str] = "", **kwargs: Any
+    ) -> Generation | list[Generation]:
+        """See `llama.Llama.generate`."""
+        return self.model.generate(prompt, **kwargs)
+
+    def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
+        """See `llama.Llama.stream`."""
+        return self.model.stream(prompt, **kwargs)
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """See `llama.Llama.logits`."""
+        return self.model.logits(tokens)

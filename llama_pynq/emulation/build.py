@@ -1,0 +1,215 @@
+"""Compiling the kernel for emulation and writing the overlay files.
+
+``setup.py`` calls `build_emulated_overlay` in an empty build environment: everything here
+needs the standard library and a C++ compiler, neither PYNQ nor NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llama_pynq import interface
+from llama_pynq.emulation import container, cpu, hwh, xclbin
+from llama_pynq.emulation.container import Container, Payload
+from llama_pynq.emulation.design import xclbin_design, zynq_design
+from llama_pynq.errors import BuildError
+
+# -ffp-contract=off: a fused multiply-add rounds once instead of twice, and the arithmetic
+# of the kernel is a specification. The other -f flags change no result.
+FLAGS = (
+    "-std=c++14",
+    "-O3",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-pthread",
+    "-fvisibility=hidden",
+)
+_STDERR_LINES = 20
+
+
+def _run(command: Sequence[str], remedy: str) -> str:
+    """Run a compiler; its standard output."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(
+            f"cannot build the emulated overlay: {command[0]} could not be run "
+            f"({error.strerror}). Install a C++ compiler (Debian, Ubuntu: apt install g++; "
+            f"macOS: xcode-select --install), or name one in the environment variable CXX."
+        ) from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        shown = "\n  ".join(lines[:_STDERR_LINES])
+        more = f"\n  ... {len(lines) - _STDERR_LINES} more lines" * (len(lines) > _STDERR_LINES)
+        raise BuildError(
+            f"cannot build the emulated overlay: the compiler failed.\n"
+            f"Command: {shlex.join(command)}\n  {shown}{more}\n{remedy}"
+        )
+    return done.stdout
+
+
+def default_compiler() -> str:
+    """The C++ compiler: CXX from the environment, else g++."""
+    return os.environ.get("CXX") or "g++"
+
+
+def required_features(march: str, cxx: str | None = None) -> tuple[str, ...]:
+    """CPU features that `cxx` may use when compiling for `march`.
+
+    Raises
+    ------
+    BuildError
+        If the compiler is missing or does not know `march`.
+    """
+    command = [*shlex.split(cxx or default_compiler()), f"-march={march}"]
+    command += ["-dM", "-E", "-x", "c++", os.devnull]
+    return cpu.features_from_macros(
+        _run(command, f"Choose an instruction-set level this compiler knows, not {march!r}.")
+    )
+
+
+def compile_kernel(
+    sources: Sequence[Path],
+    include: Sequence[Path],
+    output: Path,
+    march: str,
+    cxx: str | None = None,
+    extra_flags: Sequence[str] = (),
+) -> None:
+    """Compile and link `sources` into the shared library `output`, written atomically.
+
+    Raises
+    ------
+    BuildError
+        If the compiler is missing or fails; names the command and what it printed.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        temporary = Path(folder) / output.name
+        command = [*shlex.split(cxx or default_compiler()), *FLAGS, f"-march={march}"]
+        command += [*extra_flags, *(f"-I{path}" for path in include)]
+        command += [*map(str, sources), "-o", str(temporary)]
+        _run(command, "The kernel compiles with g++ 9 or newer (apt install g++).")
+        os.replace(temporary, output)
+
+
+def write_overlays(
+    folder: Path, payloads: Sequence[Payload], channels: int, clock_mhz: int
+) -> None:
+    """Write ``llama.xclbin``, ``llama.bit`` and ``llama.hwh`` into `folder`.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is missing.
+    payloads : sequence of Payload
+        One for each instruction-set level.
+    channels : int
+        Weight channels of the compiled kernel.
+    clock_mhz : int
+        What the metadata gives as the kernel's clock.
+    """
+    name = interface.IP_NAME
+    alveo = xclbin_design(channels, clock_mhz)
+    bitstream = container.pack(Container(alveo, tuple(payloads)))
+    container.write_atomically(folder / f"{name}.xclbin", xclbin.write(bitstream, alveo))
+
+    zynq = zynq_design(channels, clock_mhz)
+    metadata = hwh.write_hwh(zynq)
+    digest = hashlib.sha256(metadata).hexdigest()
+    bitstream = container.pack(Container(zynq, tuple(payloads), digest))
+    container.write_atomically(folder / f"{name}.hwh", metadata)
+    container.write_atomically(folder / f"{name}.bit", hwh.write_bit(bitstream))
+
+
+def build_payloads(
+    sources: Sequence[Path],
+    include: Sequence[Path],
+    levels: Sequence[str] = ("native",),
+    cxx: str | None = None,
+    extra_flags: Sequence[str] = (),
+) -> list[Payload]:
+    """Compile the kernel once for each instruction-set level, in parallel.
+
+    Raises
+    ------
+    BuildError
+        If the compiler is missing or fails.
+    """
+
+    def build(level: str) -> Payload:
+        features = required_features(level, cxx)
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / f"{interface.IP_NAME}.so"
+            compile_kernel(sources, include, library, level, cxx, extra_flags)
+            data = library.read_bytes()
+        return Payload(level, platform.system(), platform.machine(), features, data)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(build, levels))
+
+
+def build_emulated_overlay(
+    hls_src: Path,
+    out: Path,
+    levels: Sequence[str] = ("native",),
+    *,
+    board: str = "host",
+    sources: Sequence[Path] | None = None,
+    top_function: Callable[[Path], str] = interface.top_function,
+    cxx: str | None = None,
+    extra_flags: Sequence[str] = (),
+) -> None:
+    """Compile the kernel in `hls_src` and write the emulated overlay into `out`.
+
+    Parameters
+    ----------
+    hls_src : Path
+        Folder of the kernel; on the include path.
+    out : Path
+        Receives llama.xclbin, llama.bit and llama.hwh.
+    levels : sequence of str
+        Values of -march, one payload each. ``native`` runs on machines like this one only.
+    board : str
+        Configuration ``boards/<board>.h``: gives channels and clock.
+    sources : sequence of Path, optional
+        C++ files to compile with the top function; default: those in `hls_src` and in
+        ``hls_src/host``.
+    top_function : callable
+        C++ source of the top function for a board's header.
+    cxx : str, optional
+        The compiler; default CXX from the environment, else g++.
+    extra_flags : sequence of str
+        More compiler flags.
+
+    Raises
+    ------
+    BuildError
+        If there is nothing to compile, or the compiler is missing or fails.
+    """
+    header = hls_src / "boards" / f"{board}.h"
+    constants = interface.board_constants(header)
+    if sources is None:
+        sources = [*sorted(hls_src.glob("*.cpp")), *sorted((hls_src / "host").glob("*.cpp"))]
+    if not sources:
+        raise BuildError(
+            f"cannot build the emulated overlay: {hls_src} holds no .cpp files. "
+            f"The sdist or checkout is incomplete; fetch it again."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder) / "top.cpp"
+        top.write_text(top_function(header), encoding="utf-8")
+        flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"', *extra_flags]
+        payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags)
+    write_overlays(out, payloads, constants["kChannels"], constants.get("kClockMhz", 0))

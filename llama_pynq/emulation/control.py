@@ -1,0 +1,103 @@
+"""The control register of an HLS kernel: AP_START to AP_DONE, in both block protocols.
+
+As Vitis HLS generates it (UG1399, "S_AXILITE Control Register Map" and "Block-Level
+Control Protocols"):
+
+===========  ==========================  ============================================
+bit          ap_ctrl_hs                  ap_ctrl_chain
+===========  ==========================  ============================================
+AP_START     cleared when the kernel is ready for the next start
+AP_DONE      cleared by reading it       stays until AP_CONTINUE is written
+AP_IDLE      neither running nor asked to run
+AP_READY     cleared by reading it
+AP_CONTINUE  absent                      clears itself
+===========  ==========================  ============================================
+
+In ap_ctrl_chain a start that comes before AP_CONTINUE waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from llama_pynq.interface import AP_CONTINUE, AP_DONE, AP_IDLE, AP_READY, AP_START
+
+AUTO_RESTART = 0x80
+
+
+@dataclass(frozen=True)
+class _State:
+    start: bool = False
+    running: bool = False
+    done: bool = False
+    ready: bool = False
+
+
+class ControlUnit:
+    """The state machine behind CTRL.
+
+    Each change replaces the whole state in one assignment, so a KeyboardInterrupt leaves
+    either the old state or the new one.
+
+    Parameters
+    ----------
+    protocol : str
+        ``"ap_ctrl_hs"`` or ``"ap_ctrl_chain"``.
+    launch : callable
+        Starts the kernel and returns at once; may raise, and then nothing has started.
+    finished : callable
+        Whether the kernel has finished; may wait for it for a moment.
+    """
+
+    def __init__(
+        self, protocol: str, launch: Callable[[], None], finished: Callable[[], bool]
+    ) -> None:
+        self.protocol = protocol
+        self._chained = protocol == "ap_ctrl_chain"
+        self._launch = launch
+        self._finished = finished
+        self._state = _State()
+
+    def read(self) -> int:
+        """The register's value, with the side effects of reading it."""
+        self._update()
+        state = self._state
+        # ap_ready is cleared by reading in both protocols, ap_done in ap_ctrl_hs only.
+        self._state = replace(state, ready=False, done=state.done and self._chained)
+        return (
+            AP_START * state.start
+            | AP_DONE * state.done
+            | AP_IDLE * (not state.start and not state.running)
+            | AP_READY * state.ready
+        )
+
+    def write(self, value: int) -> None:
+        """Write the register: AP_START and, where the protocol has it, AP_CONTINUE."""
+        if value & AUTO_RESTART:
+            raise RuntimeError(
+                "AUTO_RESTART is not emulated: write AP_START for each call of the kernel."
+            )
+        self._update()
+        if value & AP_CONTINUE and self._chained:
+            self._state = replace(self._state, done=False)
+        if value & AP_START and not self._state.start:
+            self._state = replace(self._state, start=True)
+        self._start_if_possible()
+
+    def _update(self) -> None:
+        if self._state.running and self._finished():
+            self._state = _State(done=True, ready=True)
+
+    def _start_if_possible(self) -> None:
+        state = self._state
+        if not state.start or state.running or (self._chained and state.done):
+            return
+        # Running is set first: were the launch interrupted after the kernel has started, the
+        # next read would still ask the kernel.
+        self._state = replace(state, running=True)
+        try:
+            self._launch()
+        except Exception:
+            self._state = replace(state, start=False)
+            raise

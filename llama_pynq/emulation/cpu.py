@@ -1,0 +1,124 @@
+"""Which instructions a compiled kernel may contain, and which ones this CPU has.
+
+A compiler announces the instructions it may use by predefined macros; the operating
+system lists those of the CPU. Comparing the two turns a crash by an illegal instruction
+into a sentence.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_pynq.emulation.container import Payload, describe_levels
+from llama_pynq.errors import OverlayMismatch
+
+# Only what a compiler emits on its own for plain C++ is listed: CLWB or SGX, say, are
+# announced by -march as well, but appear in no code that does not ask for them.
+# Macro -> name in /proc/cpuinfo on Linux.
+_FEATURES = {
+    "__SSE3__": "pni",
+    "__SSSE3__": "ssse3",
+    "__SSE4_1__": "sse4_1",
+    "__SSE4_2__": "sse4_2",
+    "__POPCNT__": "popcnt",
+    "__LZCNT__": "abm",
+    "__MOVBE__": "movbe",
+    "__BMI__": "bmi1",
+    "__BMI2__": "bmi2",
+    "__ADX__": "adx",
+    "__AVX__": "avx",
+    "__F16C__": "f16c",
+    "__FMA__": "fma",
+    "__FMA4__": "fma4",
+    "__XOP__": "xop",
+    "__TBM__": "tbm",
+    "__AVX2__": "avx2",
+    "__AVXVNNI__": "avx_vnni",
+    "__AVXIFMA__": "avx_ifma",
+    "__AVXVNNIINT8__": "avx_vnni_int8",
+    "__AVXVNNIINT16__": "avx_vnni_int16",
+    "__AVXNECONVERT__": "avx_ne_convert",
+    "__AVX512F__": "avx512f",
+    "__AVX512CD__": "avx512cd",
+    "__AVX512BW__": "avx512bw",
+    "__AVX512DQ__": "avx512dq",
+    "__AVX512VL__": "avx512vl",
+    "__AVX512IFMA__": "avx512ifma",
+    "__AVX512VBMI__": "avx512vbmi",
+    "__AVX512VBMI2__": "avx512_vbmi2",
+    "__AVX512VNNI__": "avx512_vnni",
+    "__AVX512BITALG__": "avx512_bitalg",
+    "__AVX512VPOPCNTDQ__": "avx512_vpopcntdq",
+    "__AVX512BF16__": "avx512_bf16",
+    "__AVX512FP16__": "avx512_fp16",
+    "__GFNI__": "gfni",
+    "__VAES__": "vaes",
+    "__VPCLMULQDQ__": "vpclmulqdq",
+    "__ARM_FEATURE_ATOMICS": "atomics",
+    "__ARM_FEATURE_QRDMX": "asimdrdm",
+    "__ARM_FEATURE_DOTPROD": "asimddp",
+    "__ARM_FEATURE_FP16_VECTOR_ARITHMETIC": "asimdhp",
+    "__ARM_FEATURE_FP16_FML": "asimdfhm",
+    "__ARM_FEATURE_MATMUL_INT8": "i8mm",
+    "__ARM_FEATURE_BF16": "bf16",
+    "__ARM_FEATURE_SVE": "sve",
+    "__ARM_FEATURE_SVE2": "sve2",
+}
+
+
+def features_from_macros(predefined: str) -> tuple[str, ...]:
+    """CPU features that code compiled under these macros may use.
+
+    Parameters
+    ----------
+    predefined : str
+        Output of ``g++ -march=... -dM -E``.
+    """
+    defined = set(re.findall(r"^#define (\w+)", predefined, flags=re.MULTILINE))
+    return tuple(sorted(name for macro, name in _FEATURES.items() if macro in defined))
+
+
+def host_features() -> frozenset[str] | None:
+    """This CPU's features, or None where the system does not list them (not Linux)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
+    if not lines:
+        return None
+    # Cores may differ (big.LITTLE): only what all of them have is safe.
+    return frozenset.intersection(*(frozenset(line.split()) for line in lines))
+
+
+def choose(payloads: Sequence[Payload], source: str) -> Payload:
+    """The payload for the best level that this machine can run.
+
+    Raises
+    ------
+    OverlayMismatch
+        If there is none; the message names what is missing.
+    """
+    system, machine = platform.system(), platform.machine()
+    native = [p for p in payloads if (p.system, p.machine) == (system, machine)]
+    remedy = "Build it here (install llama_pynq from its source: pip install --no-binary)."
+    if not native:
+        raise OverlayMismatch(
+            f"{source} holds no kernel for {system} {machine}, "
+            f"only {describe_levels(payloads)}. {remedy}"
+        )
+    available = host_features()
+    if available is None:
+        return max(native, key=lambda p: len(p.features))
+    usable = [p for p in native if available.issuperset(p.features)]
+    if not usable:
+        nearest = min(native, key=lambda p: len(set(p.features) - available))
+        missing = ", ".join(sorted(set(nearest.features) - available))
+        raise OverlayMismatch(
+            f"{source} needs CPU features that this machine lacks: {missing} "
+            f"(kernel compiled for -march={nearest.level}). {remedy}"
+        )
+    return max(usable, key=lambda p: len(p.features))

@@ -1,0 +1,118 @@
+"""What an emulated overlay contains, told once: its registers, its protocol, its memory banks.
+
+The writers of ``.xclbin`` and ``.hwh`` metadata turn a `Design` into the form PYNQ
+reads; the container that stands in for the bitstream carries the same `Design`, so that
+the device decodes addresses as its own hardware would, whatever the metadata says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_pynq import interface
+
+PROTOCOLS = ("ap_ctrl_hs", "ap_ctrl_chain")
+
+XCLBIN_BASE_ADDRESS = 0x0180_0000
+ZYNQ_BASE_ADDRESS = 0xA000_0000
+ADDRESS_RANGE = 0x1_0000
+
+BANK_STRIDE = 0x40_0000_0000
+"""Distance between the address windows of two banks, as on Alveo; no bank is larger."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A memory bank: its tag in MEM_TOPOLOGY and the first address of its window."""
+
+    tag: str
+    base_address: int
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A kernel argument as the register file holds it.
+
+    Parameters
+    ----------
+    name : str
+    ctype : str
+    offset : int
+        Byte offset of the first word.
+    size_bits : int
+        32 or 64.
+    bundle : str or None
+        The AXI port of a pointer; None for a scalar.
+    bank : str or None
+        Tag of the only bank this pointer can reach; None where memory is not banked.
+    """
+
+    name: str
+    ctype: str
+    offset: int
+    size_bits: int
+    bundle: str | None
+    bank: str | None
+
+    @property
+    def is_pointer(self) -> bool:
+        return self.bundle is not None
+
+
+@dataclass(frozen=True)
+class Design:
+    """Everything the emulated hardware knows about itself."""
+
+    protocol: str
+    base_address: int
+    address_range: int
+    arguments: tuple[Argument, ...]
+    banks: tuple[Bank, ...]
+    clock_mhz: int
+
+
+def _arguments(channels: int, bank_of: dict[str, str]) -> tuple[Argument, ...]:
+    args = interface.arguments(channels)
+    return tuple(
+        Argument(
+            arg.name,
+            arg.ctype,
+            register.offset,
+            register.size_bits,
+            arg.bundle,
+            bank_of.get(arg.name),
+        )
+        for arg, register in zip(args, interface.registers(args), strict=True)
+    )
+
+
+def xclbin_design(channels: int, clock_mhz: int) -> Design:
+    """An Alveo-like design: ap_ctrl_chain, one bank for io, one for each weight channel."""
+    bank_of = {}
+    tags = ["DDR[0]"]
+    bundles: dict[str | None, str] = {}
+    for arg in interface.arguments(channels):
+        if not arg.is_pointer:
+            continue
+        tag = "DDR[0]"
+        if arg.name.startswith("weights_"):
+            tag = bundles.setdefault(arg.bundle, f"DDR[{len(tags)}]")
+            if tag not in tags:
+                tags.append(tag)
+        bank_of[arg.name] = tag
+    banks = tuple(Bank(tag, BANK_STRIDE * (i + 1)) for i, tag in enumerate(tags))
+    return Design(
+        "ap_ctrl_chain",
+        XCLBIN_BASE_ADDRESS,
+        ADDRESS_RANGE,
+        _arguments(channels, bank_of),
+        banks,
+        clock_mhz,
+    )
+
+
+def zynq_design(channels: int, clock_mhz: int) -> Design:
+    """A Zynq-like design: ap_ctrl_hs, every port on the processor's one memory."""
+    return Design(
+        "ap_ctrl_hs", ZYNQ_BASE_ADDRESS, ADDRESS_RANGE, _arguments(channels, {}), (), clock_mhz
+    )

@@ -1,0 +1,521 @@
+"""A PYNQ device without a board: registers, memory and a kernel compiled for this CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pynq.buffer import PynqBuffer
+from pynq.pl_server.device import Device
+
+from llama_pynq import interface
+from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
+from llama_pynq.emulation.container import Container
+from llama_pynq.emulation.control import ControlUnit
+from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
+from llama_pynq.emulation.kernel import Emulator
+from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
+from llama_pynq.errors import OverlayMismatch
+
+POLL_US = 1000
+"""How long a read of CTRL waits for a running kernel, in microseconds, without the GIL.
+
+A driver's polling loop then sleeps in the kernel's own wait, sees the end of a call as
+soon as it comes, and leaves the CPU to the kernel's threads.
+"""
+
+_MIB = 1 << 20
+
+# Files that PYNQ looks for to know that it runs on a board.
+_BOARD_MARKS = (
+    Path("/proc/device-tree/chosen/pynq_board"),
+    Path("/sys/class/fpga_manager/fpga0/firmware"),
+)
+
+
+@dataclass(frozen=True)
+class Board:
+    """What an emulated board can hold.
+
+    Parameters
+    ----------
+    name : str
+    memory_bytes : int
+        Contiguous memory for buffers; not the size of the DDR.
+    memory_base : int
+        Physical address where it starts, for designs without memory banks.
+    memory_source : str
+        Where `memory_bytes` comes from.
+    """
+
+    name: str
+    memory_bytes: int
+    memory_base: int
+    memory_source: str
+
+
+BOARDS = {
+    board.name: board
+    for board in (
+        # Above 4 GiB, like the upper DDR of a Zynq UltraScale+: a driver that forgets the
+        # upper word of a pointer fails here as it would there.
+        Board("host", 8192 * _MIB, 0x8_0000_0000, "virtual; committed as it is touched"),
+        Board("pynq-z2", 128 * _MIB, 0x1000_0000, "default CMA of the PYNQ-Z1 and Z2 images"),
+        Board(
+            "kv260",
+            1000 * _MIB,
+            0x3000_0000,
+            "cma=1000M, set by the boot script of AMD's Ubuntu 22.04 image for Kria",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RegisterAccess:
+    """One access to the register file, as `EmulatedDevice.record_registers` lists it.
+
+    Parameters
+    ----------
+    kind : str
+        ``"read"`` or ``"write"``.
+    name : str
+        Register name. A pointer written by halves is ``name_1`` and ``name_2``, as on Zynq.
+    value : int
+    """
+
+    kind: str
+    name: str
+    value: int
+
+
+def _available_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+_CONTROL_NAMES = {0x00: "CTRL", 0x04: "GIER", 0x08: "IP_IER", 0x0C: "IP_ISR"}
+
+
+def _word_names(design: Design) -> dict[int, str]:
+    names = dict(_CONTROL_NAMES)
+    names.update({register.offset: register.name for register in hwh.data_registers(design)})
+    return names
+
+
+class _Hardware:
+    """What is in the fabric after a download: a register file and the kernel behind it."""
+
+    def __init__(
+        self, design: Design, protocol: str, emulator: Emulator, device_memory: DeviceMemory
+    ) -> None:
+        self.design = design
+        self.emulator = emulator
+        self._memory = device_memory
+        self._words: dict[int, int] = {}
+        self._names = _word_names(design)
+        self._call: list[tuple[Argument, memory.Allocation]] = []
+        self._control = ControlUnit(protocol, self._launch, lambda: emulator.wait(POLL_US))
+        # Runs once: on the next download, or when the device is dropped, or at exit.
+        self._retire = weakref.finalize(self, emulator.retire)
+
+    @property
+    def protocol(self) -> str:
+        return self._control.protocol
+
+    def read(self, offset: int) -> int:
+        if offset == interface.CONTROL_OFFSET:
+            return self._control.read()
+        return self._words.get(offset, 0)
+
+    def write(self, offset: int, value: int) -> None:
+        if offset == interface.CONTROL_OFFSET:
+            self._control.write(value)
+        elif offset in self._names:  # anything else is reserved, and reads as zero
+            self._words[offset] = value
+
+    def accesses(self, kind: str, offset: int, words: list[int]) -> Iterator[RegisterAccess]:
+        """Name an access: a pointer written whole is one, not two."""
+        whole = {arg.offset: arg.name for arg in self.design.arguments if arg.size_bits == 64}
+        index = 0
+        while index < len(words):
+            at = offset + 4 * index
+            if at in whole and index + 1 < len(words):
+                value = words[index] | words[index + 1] << 32
+                yield RegisterAccess(kind, whole[at], value)
+                index += 2
+            else:
+                name = self._names.get(at, f"reserved at {at:#x}")
+                yield RegisterAccess(kind, name, words[index])
+                index += 1
+
+    def _launch(self) -> None:
+        values, call = [], []
+        for arg in self.design.arguments:
+            value = self._words.get(arg.offset, 0)
+            if arg.size_bits == 64:
+                value |= self._words.get(arg.offset + 4, 0) << 32
+            if arg.is_pointer:
+                allocation = self._allocation(arg, value)
+                value = allocation.device_pointer + value - allocation.address
+                call.append((arg, allocation))
+            values.append(value)
+        self._call = call
+        self.emulator.start(values, [allocation.device for _, allocation in call])
+
+    def retire(self) -> None:
+        """Let go of the kernel, taking from it the memory it may still write.
+
+        A kernel that only was slow would otherwise write the end of an old call into the
+        buffers of a new one.
+        """
+        if not self.emulator.wait(0):
+            for arg, allocation in self._call:
+                if not arg.ctype.startswith("const "):
+                    allocation.relocate()
+        self._retire()
+
+    def _allocation(self, arg: Argument, address: int) -> memory.Allocation:
+        allocation = self._memory.find(address)
+        if allocation is None:
+            raise RuntimeError(
+                f"AP_START refused: argument {arg.name!r} holds {address:#x}, which lies in no "
+                f"live buffer of the device. Write buffer.device_address to its register"
+                f"{'s' if arg.size_bits == 64 else ''}, both words, and keep the buffer alive."
+            )
+        if arg.bank is not None and allocation.bank != arg.bank:
+            raise RuntimeError(
+                f"AP_START refused: argument {arg.name!r} is connected to memory bank "
+                f"{arg.bank}, and the buffer at {address:#x} lies in {allocation.bank}. Allocate "
+                f"it there: pynq.allocate(..., target=device.get_memory_by_name({arg.bank!r}))."
+            )
+        return allocation
+
+
+class EmulatedDevice(Device):
+    """A device that PYNQ drives like a board, and that any computer can run.
+
+    ``pynq.Overlay(path, device=device)``, ``pynq.allocate(..., target=device)``, register
+    maps and syncs work on it unmodified. It loads emulated overlays only.
+
+    Parameters
+    ----------
+    board : str
+        Whose limits to enforce: a key of `BOARDS`.
+    protocol : str, optional
+        ``"hs"`` or ``"chain"``, to override the overlay's: chain in an .xclbin, hs in a .bit.
+    memory_bytes : int, optional
+        Size of the device's memory; default the board's.
+    threads : int, optional
+        Host threads the kernel computes with; default all that this process may use.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+
+    _probe_priority_ = 1000  # PYNQ takes the lowest number it finds: after all real devices
+
+    @classmethod
+    def _probe_(cls) -> list[EmulatedDevice]:
+        # On a board whose own device was not found, PYNQ's "No devices found" is the truth;
+        # running on the CPU instead would hide it.
+        return [] if any(path.exists() for path in _BOARD_MARKS) else [cls()]
+
+    def __init__(
+        self,
+        board: str = "host",
+        protocol: str | None = None,
+        memory_bytes: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if board not in BOARDS:
+            raise ValueError(
+                f"there is no emulated board {board!r}: choose one of {', '.join(BOARDS)}."
+            )
+        if protocol is not None and f"ap_ctrl_{protocol}" not in PROTOCOLS:
+            raise ValueError(f"protocol is 'hs', 'chain' or None, not {protocol!r}.")
+        if memory_bytes is not None and memory_bytes < memory.ALIGNMENT:
+            raise ValueError(
+                f"memory_bytes is at least {memory.ALIGNMENT}, one page, not {memory_bytes}."
+            )
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is at least 1, not {threads}.")
+        super().__init__(f"emulated_{board}")
+        self.board = BOARDS[board]
+        self.name = f"emulated-{board}"
+        self.capabilities = {"REGISTER_RW": True, "CALLABLE": False}
+        self.memory = DeviceMemory(memory_bytes or self.board.memory_bytes, self.name)
+        self.threads = threads or _available_cpus()
+        self.contexts: dict[str, int] = {}
+        self.mem_dict: dict[str, dict[str, Any]] = self._processor_memory()
+        self._protocol = f"ap_ctrl_{protocol}" if protocol else None
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._hardware: _Hardware | None = None
+        self._log: list[RegisterAccess] | None = None
+
+    def __repr__(self) -> str:
+        return f"EmulatedDevice({self.board.name!r})"
+
+    # ---- metadata and download -------------------------------------------------------
+
+    def _processor_memory(self) -> dict[str, dict[str, Any]]:
+        """The one memory of a design without banks, as PYNQ describes a Zynq's."""
+        return {
+            "PSDDR": {
+                "raw_type": 1,
+                "used": 1,
+                "base_address": self.board.memory_base,
+                "size": self.memory.size_bytes,
+                "type": "DDR4",
+                "streaming": False,
+                "idx": 0,
+                "tag": "PSDDR",
+            }
+        }
+
+    def _read_overlay(self, path: Path) -> Container:
+        """Read and check an overlay file, and with a .bit its .hwh."""
+        data = path.read_bytes()
+        if path.suffix == ".xclbin":
+            return xclbin.read(data, str(path))
+        if path.suffix != ".bit":
+            raise OverlayMismatch(
+                f"{path} is neither an .xclbin nor a .bit file; emulated devices load these."
+            )
+        contents = hwh.read_bit(data, str(path))
+        metadata = path.with_suffix(".hwh")
+        if not metadata.exists():
+            raise OverlayMismatch(
+                f"{metadata} is missing: PYNQ needs it beside {path.name}. "
+                f"Copy both files of the overlay."
+            )
+        if hashlib.sha256(metadata.read_bytes()).hexdigest() != contents.metadata_sha256:
+            raise OverlayMismatch(
+                f"{metadata} does not belong to {path.name}: they come from different builds. "
+                f"Copy both files of one build."
+            )
+        return contents
+
+    def get_bitfile_metadata(self, bitfile_name: str, partial: bool = False) -> Any:
+        """The overlay's metadata, read by PYNQ's own parsers.
+
+        Raises
+        ------
+        OverlayMismatch
+            If the file is damaged or was not built for emulation.
+        """
+        if partial:
+            raise OverlayMismatch("emulated devices have no partial reconfiguration.")
+        path = Path(bitfile_name)
+        self._read_overlay(path)
+        if path.suffix == ".xclbin":
+            from pynq.pl_server.xclbin_parser import XclBin
+
+            parser = XclBin(xclbin_data=path.read_bytes())
+            for bank in parser.mem_dict.values():
+                bank["size"] = self.memory.size_bytes  # all banks share the board's memory
+        else:
+            from pynq.metadata.runtime_metadata_parser import RuntimeMetadataParser
+            from pynqmetadata.frontends import Metadata
+
+            parser = RuntimeMetadataParser(Metadata(input=str(path.with_suffix(".hwh"))))
+            parser.mem_dict = self._processor_memory()
+            for clock in parser.clock_dict.values():
+                # PYNQ would set an enabled clock through /dev/mem.
+                clock.pop("enable", None)
+        return parser
+
+    def set_bitfile_name(self, bitfile_name: str) -> None:
+        super().set_bitfile_name(bitfile_name)
+        # On XRT, PYNQ 3.0.1 offers call() and start(); without "ERT" through registers.
+        self.capabilities["CALLABLE"] = bitfile_name.endswith(".xclbin")
+
+    def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
+        """PYNQ caches a board's metadata in its own folder; an emulated one has none."""
+
+    def download(self, bitstream: Any, parser: Any = None) -> None:
+        """Load the overlay's kernel and reset the registers; called by ``Overlay``.
+
+        The previous kernel is abandoned if it still runs, and never waited for: this is
+        how a hung kernel is got rid of. Buffers keep their contents.
+
+        Raises
+        ------
+        OverlayMismatch
+            If the file is damaged, or needs CPU features this machine lacks.
+        """
+        path = Path(bitstream.bitfile_name)
+        contents = self._read_overlay(path)
+        library = container.extract(cpu.choose(contents.payloads, str(path)))
+        with self._lock:
+            old, self._hardware = self._hardware, None
+            if old is not None and self._process == os.getpid():
+                old.retire()
+            emulator = Emulator(library, self.threads)
+            protocol = self._protocol or contents.design.protocol
+            self._hardware = _Hardware(contents.design, protocol, emulator, self.memory)
+            self.contexts = {}
+            self._process = os.getpid()
+        super().post_download(bitstream, parser or self.get_bitfile_metadata(str(path)))
+
+    def open_context(self, description: dict[str, Any], shared: bool = True) -> int:
+        """XRT's handle for a compute unit; PYNQ asks for one when it makes a driver."""
+        return self.contexts.setdefault(description["cu_name"], description["cu_index"])
+
+    def close_context(self, cu_name: str) -> None:
+        """Close a context that `open_context` opened."""
+        if cu_name not in self.contexts:
+            raise RuntimeError(f"CU context {cu_name} is not open.")
+        del self.contexts[cu_name]
+
+    def free_bitstream(self) -> None:
+        """Called by ``overlay.free()`` of PYNQ 3.0.1; the kernel stays loaded, as on a card."""
+        self.contexts = {}
+
+    def close(self) -> None:
+        """Nothing to close; PYNQ's own version warns."""
+
+    # ---- memory ----------------------------------------------------------------------
+
+    def get_memory(self, description: dict[str, Any]) -> EmulatedMemory:
+        """The memory bank that an entry of ``mem_dict`` describes."""
+        return EmulatedMemory(self, description)
+
+    def get_memory_by_idx(self, idx: int) -> EmulatedMemory:
+        """The memory bank with this index in MEM_TOPOLOGY."""
+        for bank in self.mem_dict.values():
+            if bank["idx"] == idx:
+                return self.get_memory(bank)
+        raise RuntimeError(f"{self.name} has no memory bank {idx}.")
+
+    def get_memory_by_name(self, name: str) -> EmulatedMemory:
+        """The memory bank with this tag, such as ``"DDR[0]"``."""
+        for bank in self.mem_dict.values():
+            if bank["tag"] == name:
+                return self.get_memory(bank)
+        raise RuntimeError(
+            f"{self.name} has no memory bank {name!r}, "
+            f"only {', '.join(bank['tag'] for bank in self.mem_dict.values())}."
+        )
+
+    @property
+    def protocol(self) -> str | None:
+        """The loaded kernel's block protocol, such as ``"ap_ctrl_hs"``."""
+        return self._hardware.protocol if self._hardware else None
+
+    @property
+    def default_memory(self) -> EmulatedMemory:
+        """Where ``pynq.allocate(..., target=device)`` allocates: the first bank.
+
+        XRT refuses a default where there are several banks. Here the first one serves, the
+        bank of all ports but the weights'.
+        """
+        return self.get_memory_by_idx(0)
+
+    def flush(self, bo: memory.Allocation, offset: int, ptr: int, size: int) -> None:
+        """Copy part of a buffer to the device; PYNQ's ``sync_to_device`` calls it."""
+        memory.copy_to_device(bo, offset, ptr, size)
+
+    def invalidate(self, bo: memory.Allocation, offset: int, ptr: int, size: int) -> None:
+        """Copy part of a buffer from the device; PYNQ's ``sync_from_device`` calls it."""
+        memory.copy_from_device(bo, offset, ptr, size)
+
+    def release_host_pages(self, buffer: PynqBuffer) -> int:
+        """Give back the host memory of a buffer, once its contents are on the device.
+
+        The host's copy is undefined until the next ``sync_from_device``; the buffer stays
+        usable. Where the system offers no such call (Windows) nothing happens.
+
+        Parameters
+        ----------
+        buffer : PynqBuffer
+            A buffer of this device, or a contiguous slice of one.
+
+        Returns
+        -------
+        int
+            Bytes given back.
+        """
+        return memory.release_host_pages(buffer)
+
+    # ---- registers -------------------------------------------------------------------
+
+    def _locate(self, address: int, length: int) -> tuple[_Hardware, int]:
+        hardware = self._hardware
+        if hardware is None:
+            raise RuntimeError(
+                f"{self.name} holds no overlay yet: its registers appear when one is "
+                f"downloaded, pynq.Overlay('llama.xclbin', device=device)."
+            )
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"{self.name} was opened by process {self._process}, and its kernel did not "
+                f"survive fork(). Download the overlay again in this process."
+            )
+        offset = address - hardware.design.base_address
+        if not 0 <= offset <= hardware.design.address_range - length:
+            raise RuntimeError(f"there is no register at address {address:#x} of {self.name}.")
+        if offset % 4 or length % 4:
+            raise RuntimeError(
+                f"registers are 32-bit words: cannot access {length} bytes at {address:#x}."
+            )
+        return hardware, offset
+
+    def read_registers(self, address: int, length: int) -> bytes:
+        """Read `length` bytes of registers; `pynq.MMIO` calls it.
+
+        Reading CTRL while the kernel runs waits up to `POLL_US` for it to finish.
+        """
+        with self._lock:
+            hardware, offset = self._locate(address, length)
+            words = [hardware.read(offset + i) for i in range(0, length, 4)]
+            if self._log is not None:
+                self._log.extend(hardware.accesses("read", offset, words))
+        return b"".join(word.to_bytes(4, "little") for word in words)
+
+    def write_registers(self, address: int, data: bytes) -> None:
+        """Write whole words to registers; `pynq.MMIO` calls it.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no such register; or, on AP_START, if a pointer argument lies in no
+            live buffer or in a bank the argument is not connected to.
+        """
+        data = bytes(data)
+        with self._lock:
+            hardware, offset = self._locate(address, len(data))
+            words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+            if self._log is not None:
+                self._log.extend(hardware.accesses("write", offset, words))
+            for index, word in enumerate(words):
+                hardware.write(offset + 4 * index, word)
+
+    @contextlib.contextmanager
+    def record_registers(self) -> Iterator[list[RegisterAccess]]:
+        """List every register access made in the ``with`` block, by name and in order.
+
+        Examples
+        --------
+        >>> with device.record_registers() as log:
+        ...     overlay.llama.register_map.sequence = 7
+        >>> log
+        [RegisterAccess(kind='write', name='sequence', value=7)]
+        """
+        log: list[RegisterAccess] = []
+        previous, self._log = self._log, log
+        try:
+            yield log
+        finally:
+            self._log = previous

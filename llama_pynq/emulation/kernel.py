@@ -1,0 +1,100 @@
+"""The compiled kernel as a running thing: a library, its worker thread, its call."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_pynq.errors import OverlayMismatch
+
+_FUNCTIONS = {
+    "emulator_new": (ctypes.c_void_p, [ctypes.c_int]),
+    "emulator_start": (ctypes.c_int, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]),
+    "emulator_wait": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_int]),
+    "emulator_delete": (None, [ctypes.c_void_p]),
+}
+
+# emulator_start copies this many words, whatever the number of arguments.
+_ARGUMENT_WORDS = 64
+
+# Kernels that were still running when their device was reprogrammed or dropped. Joining
+# one that hangs would hang us; freeing its memory under it would crash the process, and
+# the interpreter frees everything at exit: hence the extra reference that retire() takes.
+_abandoned: list[Emulator] = []
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise OverlayMismatch(
+            f"the emulated kernel {path} cannot be loaded: {error}. Build the emulated "
+            f"overlay again; if the cache lies on a file system mounted noexec, set "
+            f"LLAMA_PYNQ_CACHE to another folder."
+        ) from error
+    return library
+
+
+class Emulator:
+    """One instance of the compiled kernel.
+
+    Parameters
+    ----------
+    library : Path
+        Shared library with the four ``emulator_*`` functions.
+    threads : int
+        Host threads that compute.
+    """
+
+    def __init__(self, library: Path, threads: int) -> None:
+        self._library = _load(library)
+        self._process = os.getpid()
+        self._handle = self._library.emulator_new(threads)
+        if not self._handle:
+            raise OverlayMismatch(
+                f"the emulated kernel {library} refused to start with {threads} threads."
+            )
+        self._in_use: tuple[object, ...] = ()
+
+    def start(self, arguments: Sequence[int], memory: Sequence[object]) -> None:
+        """Start a call; returns at once.
+
+        Parameters
+        ----------
+        arguments : sequence of int
+            Host addresses and scalars, in the kernel's order.
+        memory : sequence
+            What the addresses point into: kept alive until the next call.
+        """
+        values = (ctypes.c_uint64 * _ARGUMENT_WORDS)(*arguments)
+        self._in_use = (values, *memory)
+        if self._library.emulator_start(self._handle, values) != 0:
+            raise RuntimeError("the emulated kernel was started while it was running.")
+
+    def wait(self, timeout_us: int) -> bool:
+        """Whether the kernel is idle, waiting up to `timeout_us` without the GIL."""
+        return bool(self._library.emulator_wait(self._handle, timeout_us))
+
+    def retire(self) -> None:
+        """Delete the instance, or leave it alone for good if it is still running."""
+        if self._process != os.getpid():
+            return  # the worker thread did not survive fork(); there is nothing to join
+        for emulator in [*_abandoned]:
+            if emulator.wait(0):
+                _abandoned.remove(emulator)
+                emulator._delete()
+                ctypes.pythonapi.Py_DecRef(ctypes.py_object(emulator._in_use))
+        if self.wait(0):
+            self._delete()
+        else:
+            _abandoned.append(self)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._in_use))
+
+    def _delete(self) -> None:
+        handle, self._handle = self._handle, None
+        self._library.emulator_delete(handle)

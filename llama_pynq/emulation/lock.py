@@ -1,0 +1,204 @@
+"""One process at a time on a device.
+
+PYNQ guards nothing: two notebooks that load an overlay on one board corrupt each other.
+The lock is the operating system's, on an open file: it goes when its holder dies,
+however it dies, and no stale lock is ever left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from types import TracebackType
+
+from llama_pynq.errors import DeviceBusy
+
+# Where Windows locks a byte it also forbids reading it; the pid is kept well before.
+_LOCKED_BYTE = 1 << 30
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(handle: int) -> bool:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(handle: int) -> None:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _try_lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _unlock_and_close(handle: int) -> None:
+    # Closing alone is not enough: a child just forked has the file open, too.
+    _unlock(handle)
+    os.close(handle)
+
+
+def lock_folder() -> Path:
+    """Where lock files lie: LLAMA_PYNQ_LOCKS, else a folder all users of the machine share.
+
+    A board is shared by users as well as by processes (Jupyter often runs as root), so
+    the user's cache folder would not do.
+    """
+    if folder := os.environ.get("LLAMA_PYNQ_LOCKS"):
+        return Path(folder)
+    shared = Path("/run/lock")
+    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    # In a sticky folder Linux may forbid O_CREAT on another user's file
+    # (fs.protected_regular), so an existing file is opened without it.
+    for _ in range(2):
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            continue
+        if hasattr(os, "fchmod"):
+            os.fchmod(handle, 0o666)  # whatever the umask: other users lock it too
+        return handle
+    return os.open(path, flags)
+
+
+_held: weakref.WeakSet[DeviceLock] = weakref.WeakSet()
+
+
+class DeviceLock:
+    """The right to use a device, exclusive among the processes of this machine.
+
+    Parameters
+    ----------
+    name : str
+        The device's name (``device.name``).
+    folder : Path, optional
+        Where the lock file lies; default `lock_folder()`.
+
+    Examples
+    --------
+    >>> with DeviceLock("pynq-z2"):
+    ...     overlay = Overlay("llama.bit")
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.name = name
+        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        self.path = (folder or lock_folder()) / f"llama_pynq-{safe}.lock"
+        self._close: weakref.finalize[[int], DeviceLock] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._close is not None
+
+    def acquire(self) -> None:
+        """Take the lock, or fail at once.
+
+        Raises
+        ------
+        DeviceBusy
+            If another process, or another lock in this process, holds it.
+        """
+        if self.held:
+            raise self._busy(os.getpid())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _open(self.path)
+        try:
+            if not _try_lock(handle):
+                raise self._busy(self._holder(handle))
+            self._record(handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        self._close = weakref.finalize(self, _unlock_and_close, handle)
+        _held.add(self)
+
+    def release(self) -> None:
+        """Give the lock back; does nothing if it is not held."""
+        # The file stays: removing it would let two processes lock two files of one name.
+        close, self._close = self._close, None
+        _held.discard(self)
+        if close is not None:
+            close()
+
+    def _abandon(self) -> None:
+        """Close the file and leave the lock, which is the parent's."""
+        close, self._close = self._close, None
+        if close is not None and (detached := close.detach()):
+            os.close(detached[2][0])
+
+    def __enter__(self) -> DeviceLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @staticmethod
+    def _holder(handle: int) -> int | None:
+        os.lseek(handle, 0, os.SEEK_SET)
+        text = os.read(handle, 32).decode("ascii", errors="replace").strip()
+        return int(text) if text.isdigit() else None
+
+    @staticmethod
+    def _record(handle: int) -> None:
+        try:
+            os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, f"{os.getpid()}\n".encode())
+        except OSError:
+            pass  # another user's file, opened for reading: the lock holds all the same
+
+    def _busy(self, pid: int | None) -> DeviceBusy:
+        if pid == os.getpid():
+            return DeviceBusy(
+                f"device {self.name} is in use by another overlay of this process "
+                f"(pid {pid}). Free that overlay first: overlay.free()."
+            )
+        holder = "a process whose id is unknown" if pid is None else f"process {pid}"
+        return DeviceBusy(
+            f"device {self.name} is in use by {holder}. Shut that notebook or program down "
+            f"(in Jupyter: Running > Shut Down), then try again."
+        )
+
+
+def _forget_in_child() -> None:
+    """A forked child shares the parent's open file, and would keep the lock alive."""
+    for lock in list(_held):
+        lock._abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

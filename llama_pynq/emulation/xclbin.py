@@ -1,0 +1,176 @@
+"""Writing and reading ``.xclbin`` files (axlf) with the standard library alone.
+
+The layout follows XRT's ``xclbin.h``, which PYNQ mirrors in ``pynq._3rdparty.xclbin``.
+The file's UUID is a hash of its contents: equal designs and kernels give equal files, and
+a damaged file is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from xml.etree import ElementTree
+
+from llama_pynq import interface
+from llama_pynq.emulation import container
+from llama_pynq.emulation.design import BANK_STRIDE, Design
+from llama_pynq.errors import OverlayMismatch
+
+MAGIC = b"xclbin2\0"
+BITSTREAM, EMBEDDED_METADATA, MEM_TOPOLOGY = 0, 2, 6
+CONNECTIVITY, IP_LAYOUT, CLOCK_FREQ_TOPOLOGY = 7, 8, 11
+
+_MODE_SW_EMU = 6
+_MEM_DDR4, _IP_KERNEL, _CLOCK_KERNEL = 1, 1, 2
+_UUID = slice(416, 432)
+_SECTIONS_OFFSET = 456
+_HEADER = struct.Struct("<8s i 28s 256s Q  QQQ HBB I 16s 64s 16s 16s I 4x")
+_SECTION = struct.Struct("<I 16s 4x QQ")
+_KERNEL_ARGUMENT_TYPES = {"uint32_t": "unsigned int"}
+
+
+def _kernel_xml(design: Design) -> bytes:
+    """The EMBEDDED_METADATA that PYNQ turns into ``ip_dict``."""
+    project = ElementTree.Element("project", name=interface.IP_NAME)
+    platform = ElementTree.SubElement(project, "platform", vendor="llama_pynq", name="emulated")
+    device = ElementTree.SubElement(platform, "device", name="fpga0")
+    core = ElementTree.SubElement(
+        device, "core", name="OCL_REGION_0", target="sw_emu", type="clc_region"
+    )
+    kernel = ElementTree.SubElement(
+        core,
+        "kernel",
+        name=interface.IP_NAME,
+        language="c",
+        vlnv=interface.VLNV,
+        hwControlProtocol=design.protocol,
+    )
+    ElementTree.SubElement(
+        kernel, "port", name="S_AXI_CONTROL", mode="slave",
+        range=hex(design.address_range), dataWidth="32", portType="addressable", base="0x0",
+    )  # fmt: skip
+    for bundle in sorted({arg.bundle for arg in design.arguments if arg.bundle}):
+        ElementTree.SubElement(
+            kernel, "port", name=f"M_AXI_{bundle.upper()}", mode="master",
+            range="0xFFFFFFFFFFFFFFFF", dataWidth="512", portType="addressable", base="0x0",
+        )  # fmt: skip
+    for index, arg in enumerate(design.arguments):
+        size = hex(arg.size_bits // 8)
+        ElementTree.SubElement(
+            kernel, "arg", name=arg.name, addressQualifier="1" if arg.is_pointer else "0",
+            id=str(index), port=f"M_AXI_{arg.bundle.upper()}" if arg.bundle else "S_AXI_CONTROL",
+            size=size, offset=hex(arg.offset), hostOffset="0x0", hostSize=size,
+            # PYNQ 3.0.1 maps type names to struct codes and knows the plain C names only.
+            type=_KERNEL_ARGUMENT_TYPES.get(arg.ctype, arg.ctype),
+        )  # fmt: skip
+    instance = ElementTree.SubElement(kernel, "instance", name=interface.IP_NAME)
+    ElementTree.SubElement(
+        instance, "addrRemap", base=hex(design.base_address), port="S_AXI_CONTROL"
+    )
+    xml: bytes = ElementTree.tostring(project, encoding="utf-8", xml_declaration=True)
+    return xml
+
+
+def _mem_topology(design: Design) -> bytes:
+    banks = [
+        struct.pack(
+            "<BB6xqq16s", _MEM_DDR4, 1, BANK_STRIDE // 1024, bank.base_address, bank.tag.encode()
+        )
+        for bank in design.banks
+    ]
+    return struct.pack("<i4x", len(banks)) + b"".join(banks)
+
+
+def _connectivity(design: Design) -> bytes:
+    tags = [bank.tag for bank in design.banks]
+    connections = [
+        struct.pack("<iii", index, 0, tags.index(arg.bank))
+        for index, arg in enumerate(design.arguments)
+        if arg.bank is not None
+    ]
+    return struct.pack("<i", len(connections)) + b"".join(connections)
+
+
+def _ip_layout(design: Design) -> bytes:
+    name = f"{interface.IP_NAME}:{interface.IP_NAME}".encode()
+    return struct.pack("<i4xIIQ64s", 1, _IP_KERNEL, 0, design.base_address, name)
+
+
+def _clocks(design: Design) -> bytes:
+    return struct.pack("<Hhb5x128s", 1, design.clock_mhz, _CLOCK_KERNEL, b"KERNEL_CLK")
+
+
+def write(bitstream: bytes, design: Design) -> bytes:
+    """An ``.xclbin`` whose BITSTREAM section is `bitstream`.
+
+    Parameters
+    ----------
+    bitstream : bytes
+        A packed `Container`.
+    design : Design
+        Must have memory banks.
+    """
+    sections = [
+        (EMBEDDED_METADATA, b"xml", _kernel_xml(design)),
+        (MEM_TOPOLOGY, b"mem_topology", _mem_topology(design)),
+        (IP_LAYOUT, b"ip_layout", _ip_layout(design)),
+        (CONNECTIVITY, b"connectivity", _connectivity(design)),
+        (CLOCK_FREQ_TOPOLOGY, b"clock_freq", _clocks(design)),
+        (BITSTREAM, b"bitstream", bitstream),
+    ]
+    headers, body = b"", b""
+    start = _SECTIONS_OFFSET + _SECTION.size * len(sections)
+    for kind, name, data in sections:
+        body += bytes(-(start + len(body)) % 8)
+        headers += _SECTION.pack(kind, name, start + len(body), len(data))
+        body += data
+    signature_length, unused = -1, b"\xff"
+    header = _HEADER.pack(
+        MAGIC, signature_length, unused * 28, unused * 256, 0,
+        start + len(body), 0, 0, 0, 2, 0, _MODE_SW_EMU, b"", b"llama_pynq_emulated", b"", b"",
+        len(sections),
+    )  # fmt: skip
+    file = bytearray(header + headers + body)
+    file[_UUID] = hashlib.sha256(file).digest()[:16]
+    return bytes(file)
+
+
+def read(data: bytes, source: str) -> container.Container:
+    """Check an ``.xclbin`` and unpack the emulated kernel in it.
+
+    Raises
+    ------
+    OverlayMismatch
+        If the file is not an xclbin, is damaged, or was not built for emulation.
+    """
+    if data[:8] != MAGIC:
+        raise OverlayMismatch(
+            f"{source} is not an .xclbin file: it does not start with 'xclbin2'. "
+            f"Check the path, or download the file again."
+        )
+    if len(data) < _SECTIONS_OFFSET or _HEADER.unpack_from(data)[5] != len(data):
+        raise OverlayMismatch(
+            f"{source} is incomplete: its header and its size ({len(data)} bytes) disagree. "
+            f"Reinstall llama_pynq, or build the emulated overlay again."
+        )
+    fields = _HEADER.unpack_from(data)
+    mode, uuid, sections = fields[11], fields[14], fields[16]
+    if mode != _MODE_SW_EMU:
+        raise OverlayMismatch(
+            f"{source} was built for hardware (mode {mode}, not software emulation) and "
+            f"cannot run on an emulated device. Load it on its card, or use the package's "
+            f"own llama.xclbin here."
+        )
+    found = {}
+    for index in range(sections):
+        kind, _, offset, size = _SECTION.unpack_from(data, _SECTIONS_OFFSET + index * _SECTION.size)
+        found[kind] = data[offset : offset + size]
+    result = container.unpack(found.get(BITSTREAM, b""), source)
+    blanked = bytearray(data)
+    blanked[_UUID] = bytes(16)
+    if hashlib.sha256(blanked).digest()[:16] != uuid:
+        raise OverlayMismatch(
+            f"{source} is damaged: its contents do not match its UUID. "
+            f"Reinstall llama_pynq, or build the emulated overlay again."
+        )
+    return result

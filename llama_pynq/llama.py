@@ -1,0 +1,689 @@
+"""A loaded model: text in, text out.
+
+`Llama` turns prompts into rows of kernel calls. Several sequences share a call, a prompt
+is taken in slices of as many rows as the kernel has, and where the device samples by
+itself one call generates several tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import packing
+from .checkpoint import ModelConfig, load_checkpoint
+from .contract import RowFlag
+from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
+from .packing import PackedModel, Target
+from .sampling import Sampling, choose
+from .tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from .driver import LlamaDriver
+
+BUNDLED = Path(__file__).parent / "models"
+"""Folder of the model that comes with the package."""
+
+CALL_SECONDS = 0.1
+"""How long one call may last, so that Ctrl-C and Stop are prompt."""
+
+_DEFAULT_SLOTS = 4
+
+
+# ---- results --------------------------------------------------------------------------
+
+
+@dataclass
+class TokenLogprob:
+    """Log-probability of one generated token under the untempered model.
+
+    Attributes
+    ----------
+    token : int
+    logprob : float
+        Natural logarithm.
+    top : dict of int to float
+        The most probable tokens and theirs, as many as asked for.
+    """
+
+    token: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass
+class Generation:
+    """What `Llama.generate` returns.
+
+    Attributes
+    ----------
+    text : str
+        The generated text, without the prompt.
+    tokens : list of int
+        What the model produced, and nothing else: no prompt, no stop token.
+    prompt_tokens : list of int
+        The prompt as the model saw it, BOS included.
+    finish_reason : {"stop", "length"}
+        "stop": the model ended the text (BOS or EOS) or a stop string came; "length":
+        max_new_tokens, or the context, is used up.
+    seed : int
+        The seed used, also where it was drawn.
+    tokens_per_second : float
+        Generated tokens over the time since the prompt was read; measured on the host's
+        clock. In a batch, of this sequence alone.
+    prompt_seconds, decode_seconds : float
+        Reading the prompt, up to the first token; and generating the others. Measured.
+    logprobs : list of TokenLogprob or None
+        One an output token, where asked for.
+    device : str
+        Name of the device.
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: list[int]
+    finish_reason: str
+    seed: int
+    tokens_per_second: float
+    prompt_seconds: float
+    decode_seconds: float
+    logprobs: list[TokenLogprob] | None
+    device: str
+
+
+# ---- one sequence ---------------------------------------------------------------------
+
+
+class _StopText:
+    """Holds text back while it could still become a stop string."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.hit = False
+
+    def push(self, piece: str) -> str:
+        """Text that is certain by now."""
+        if not self._stops:
+            return piece
+        self._held += piece
+        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        if found:
+            self.hit = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = 0
+        for stop in self._stops:
+            for n in range(min(len(stop) - 1, len(self._held)), keep, -1):
+                if self._held.endswith(stop[:n]):
+                    keep = n
+                    break
+        at = len(self._held) - keep
+        text, self._held = self._held[:at], self._held[at:]
+        return text
+
+    def flush(self) -> str:
+        text, self._held = self._held, ""
+        return "" if self.hit else text
+
+
+@dataclass
+class _Sequence:
+    """A prompt on its way to becoming a `Generation`."""
+
+    prompt: list[int]
+    sampling: Sampling
+    decoder: StreamDecoder
+    stop_text: _StopText
+    n_logprobs: int | None
+    budget: int  # tokens it may still produce
+    slot: int = -1
+    position: int = 0  # of the next row
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str = ""
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def prefilling(self) -> bool:
+        return self.position < len(self.prompt)
+
+    @property
+    def sampling_next(self) -> bool:
+        """Whether the next row is the last of the prompt, or a generated token."""
+        return self.position >= len(self.prompt) - 1
+
+    @property
+    def next_token(self) -> int:
+        if self.prefilling:
+            return self.prompt[self.position]
+        return self.tokens[-1]
+
+    def take(self, token: int, logprob: TokenLogprob | None, stop_tokens: Sequence[int]) -> None:
+        """Accept a sampled token."""
+        now = time.perf_counter()
+        if not self.tokens:
+            self.first_token = now
+        self.last_token = now
+        if token in stop_tokens:
+            self.finish_reason = "stop"
+            return
+        self.tokens.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        self.pieces.append(self.stop_text.push(self.decoder.push(token)))
+        self.budget -= 1
+        if self.stop_text.hit:
+            self.finish_reason = "stop"
+        elif self.budget == 0:
+            self.finish_reason = "length"
+
+    def close_text(self) -> None:
+        if not self.stop_text.hit:
+            self.pieces.append(self.stop_text.push(self.decoder.flush()))
+            self.pieces.append(self.stop_text.flush())
+
+    def result(self, device: str) -> Generation:
+        decode = self.last_token - self.first_token
+        extra = len(self.tokens) - 1
+        return Generation(
+            text="".join(self.pieces),
+            tokens=self.tokens,
+            prompt_tokens=self.prompt,
+            finish_reason=self.finish_reason,
+            seed=self.sampling.seed,
+            tokens_per_second=extra / decode if extra > 0 and decode > 0 else 0.0,
+            prompt_seconds=self.first_token - self.started,
+            decode_seconds=decode,
+            logprobs=self.logprobs if self.n_logprobs is not None else None,
+            device=device,
+        )
+
+
+# ---- the model ------------------------------------------------------------------------
+
+
+class Llama:
+    """A model on a device, with its tokenizer.
+
+    Parameters
+    ----------
+    driver : LlamaDriver
+        With the weights loaded.
+    tokenizer : Tokenizer
+    packed : PackedModel
+        What was loaded; its shape and its note.
+
+    Attributes
+    ----------
+    load_seconds : float
+        Time that loading took, packing included; measured.
+    """
+
+    def __init__(self, driver: LlamaDriver, tokenizer: Tokenizer, packed: PackedModel) -> None:
+        self.driver = driver
+        self.tokenizer = tokenizer
+        self.packed = packed
+        self.load_seconds = 0.0
+        self._slot_lock = threading.Lock()
+        self._free_slots = list(range(driver.slots))
+        self._step_seconds: float | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.packed.config
+
+    def restart(self) -> None:
+        """Every slot is free again; for the driver, after a reset."""
+        with self._slot_lock:
+            self._free_slots = list(range(self.driver.slots))
+
+    # ---- slots -----------------------------------------------------------------------
+
+    def _take_slots(self, wanted: int) -> list[int]:
+        """1 to `wanted` sequence slots; grows the KV cache when nobody is using it."""
+        wanted = min(wanted, self.driver.limits.max_rows)
+        with self._slot_lock:
+            idle = len(self._free_slots) == self.driver.slots
+            if wanted > len(self._free_slots) and idle:
+                try:
+                    self.driver.resize_cache(wanted)
+                except DeviceMemoryError:
+                    pass  # fewer at a time, then
+                self._free_slots = list(range(self.driver.slots))
+            if not self._free_slots:
+                raise DeviceBusy(
+                    f"all {self.driver.slots} sequence slots are in use by unfinished "
+                    "generate() or stream() calls. Finish or close() them, or load the model "
+                    "with more slots: load_model(..., slots=8)"
+                )
+            taken, self._free_slots = self._free_slots[:wanted], self._free_slots[wanted:]
+            return taken
+
+    def _give_slots(self, slots: Sequence[int]) -> None:
+        with self._slot_lock:
+            self._free_slots = sorted({*self._free_slots, *slots})
+
+    # ---- running ---------------------------------------------------------------------
+
+    def _stop_tokens(self) -> tuple[int, ...]:
+        # llama2.c's models end a story with BOS, Llama 2 itself with EOS.
+        return (self.tokenizer.bos_id, self.tokenizer.eos_id)
+
+    def _rows(self, sequences: Sequence[_Sequence]) -> tuple[list[tuple[_Sequence, int]], int]:
+        """(sequence, position) of the rows of the next call, and how many steps it may take."""
+        limit = self.driver.limits.max_rows
+        ready = [s for s in sequences if s.sampling_next][:limit]
+        rows = [(s, s.position) for s in ready]
+        for s in sequences:
+            if not s.sampling_next:
+                room = min(limit - len(rows), len(s.prompt) - s.position)
+                rows += [(s, s.position + i) for i in range(room)]
+        whole = len(rows) == len(ready)
+        # The first token of a text comes by itself: as early as it can, and so that the rate of
+        # the others can be told from the reading of the prompt.
+        if not whole or any(s.sampling.on_host or not s.tokens for s in ready):
+            return rows, 1
+        if any(s.n_logprobs is not None and s.n_logprobs > self.driver.limits.top_logits
+               for s in ready):  # fmt: skip
+            return rows, 1
+        per_call = self.driver.limits.max_steps
+        if self._step_seconds is None:
+            per_call = 1
+        else:
+            per_call = max(1, min(per_call, int(CALL_SECONDS / max(self._step_seconds, 1e-6))))
+        return rows, min(per_call, *(s.budget for s in ready))
+
+    def _call(self, sequences: Sequence[_Sequence]) -> None:
+        """One kernel call for all of `sequences`."""
+        from .driver import make_rows
+
+        plan, n_steps = self._rows(sequences)
+        rows = make_rows(len(plan))
+        for row, (s, position) in zip(rows, plan):
+            last = position >= len(s.prompt) - 1
+            row["token"] = s.prompt[position] if position < len(s.prompt) else s.next_token
+            row["position"], row["slot"] = position, s.slot
+            row["seed"], row["temperature"] = s.sampling.seed, s.sampling.temperature
+            if last:
+                row["flags"] = RowFlag.SAMPLE
+                if s.sampling.on_host:
+                    row["flags"] |= RowFlag.HOST_CHOOSES | RowFlag.FULL_LOGITS
+                elif (s.n_logprobs or 0) > self.driver.limits.top_logits:
+                    row["flags"] |= RowFlag.FULL_LOGITS
+        stop_tokens = self._stop_tokens()
+        result = self.driver.run(rows, n_steps=n_steps, stop_tokens=stop_tokens)
+        steps = len(result.rows)
+        if steps:
+            self._step_seconds = result.elapsed_s / steps
+        for step in range(steps):
+            for index, (s, position) in enumerate(plan):
+                out = result.rows[step, index]
+                if s.finish_reason or (step and int(out["token"]) < 0):
+                    continue
+                if position >= len(s.prompt) - 1:
+                    s.position = int(out["position"]) + 1
+                    self._sample(s, out, index, stop_tokens)
+                elif step == 0:
+                    s.position = position + 1
+
+    def _sample(self, s: _Sequence, out: Any, row: int, stop_tokens: Sequence[int]) -> None:
+        lse = float(out["lse"])
+        full: list[np.ndarray] = []
+
+        def full_logits() -> np.ndarray:
+            if not full:
+                full.append(self.driver.read_logits(row))
+            return full[0]
+
+        if s.sampling.on_host:
+            choice = choose(
+                out["top"]["id"],
+                out["top"]["logit"],
+                lse,
+                float(out["lse_temperature"]),
+                int(out["position"]),
+                [*s.prompt, *s.tokens],
+                s.sampling,
+                full_logits,
+            )
+            token, logit = choice.token, choice.logit
+        else:
+            token, logit = int(out["token"]), float(out["logit"])
+        logprob = None
+        if s.n_logprobs is not None:
+            ids, logits = out["top"]["id"], out["top"]["logit"]
+            if s.n_logprobs > len(ids):
+                logits = full_logits()
+                ids = np.argsort(-logits, kind="stable")[: s.n_logprobs]
+                logits = logits[ids]
+            top = {
+                int(i): float(v) - lse
+                for i, v in zip(ids[: s.n_logprobs], logits)
+                if i >= 0
+            }
+            logprob = TokenLogprob(token, logit - lse, top)
+        s.take(token, logprob, stop_tokens)
+
+    def _drive(self, sequences: list[_Sequence]) -> Iterator[None]:
+        """Run every sequence to its end, as many at a time as there are slots."""
+        slots = self._take_slots(len(sequences))
+        free, waiting, active = list(slots), list(sequences), list[_Sequence]()
+        try:
+            while waiting or active:
+                while waiting and free:
+                    s = waiting.pop(0)
+                    s.slot, s.started = free.pop(0), time.perf_counter()
+                    active.append(s)
+                self._call(active)
+                for s in [s for s in active if s.finish_reason]:
+                    s.close_text()
+                    active.remove(s)
+                    free.append(s.slot)
+                yield
+        finally:
+            self._give_slots(slots)
+
+    def _sequence(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        stop: str | Sequence[str],
+        logprobs: int | None,
+    ) -> _Sequence:
+        if not isinstance(prompt, str):
+            raise RequestError(f"the prompt is {prompt!r}: it must be a string")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if any(not isinstance(text, str) or not text for text in stops):
+            raise RequestError(f"stop is {stop!r}: it must be non-empty strings")
+        if logprobs is not None and not (
+            isinstance(logprobs, (int, np.integer)) and 0 <= logprobs <= self.config.vocab_size
+        ):
+            raise RequestError(
+                f"logprobs is {logprobs!r}: it must be None or 0 to {self.config.vocab_size}"
+            )
+        tokens = self.tokenizer.encode(prompt, bos=True)
+        room = self.config.seq_len - len(tokens) + 1
+        if room < 1:
+            raise RequestError(
+                f"the prompt is {len(tokens)} tokens long, the model's context holds "
+                f"{self.config.seq_len}: shorten it"
+            )
+        return _Sequence(
+            prompt=tokens,
+            sampling=sampling,
+            decoder=self.tokenizer.stream_decoder(tokens),
+            stop_text=_StopText(stops),
+            n_logprobs=None if logprobs is None else int(logprobs),
+            budget=min(sampling.max_new_tokens, room),
+        )
+
+    # ---- what users call -------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.9,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        logprobs: int | None = None,
+    ) -> Generation | list[Generation]:
+        """Generate text.
+
+        Parameters
+        ----------
+        prompt : str or list of str
+            Empty: start from BOS. A list is a batch: its sequences share each reading of the
+            weights, and give the text they would give alone.
+        max_new_tokens : int
+            Default 256; the context may end the text earlier.
+        temperature : float
+            0 is greedy. Default 0.8.
+        top_k : int
+            Keep the k most probable tokens. Default 0: off.
+        top_p : float
+            Keep the most probable tokens up to this mass. Default 0.9.
+        min_p : float
+            Keep tokens at least this probable relative to the best. Default 0: off.
+        repetition_penalty : float
+            Default 1: off.
+        stop : str or list of str
+            End the text before the first of these.
+        seed : int, optional
+            Same seed, same text, on every device and in every batch; also where several
+            prompts of a batch share it. Default: drawn, and returned in the result.
+        logprobs : int, optional
+            Return the log-probability of every token, and of this many most probable ones.
+
+        Returns
+        -------
+        Generation, or list of Generation for a list of prompts
+
+        Raises
+        ------
+        RequestError
+            If an argument is out of range or a prompt exceeds the context.
+        DeviceBusy
+            If unfinished streams hold every sequence slot.
+        """
+        single = isinstance(prompt, str)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        sampling = Sampling.checked(
+            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
+        )
+        sequences = [self._sequence(p, sampling, stop, logprobs) for p in prompts]
+        if sequences:
+            for _ in self._drive(sequences):
+                pass
+        results = [s.result(self.driver.device.name) for s in sequences]
+        return results[0] if single else results
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.9,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        on_finish: Callable[[Generation], None] | None = None,
+    ) -> Iterator[str]:
+        """Generate text, piece by piece; arguments as for `generate`.
+
+        Arguments are checked at once; the first call of the kernel comes with the first
+        piece. A piece never ends within a UTF-8 character.
+
+        Parameters
+        ----------
+        on_finish : callable, optional
+            Called with the `Generation` when the text is complete.
+
+        Yields
+        ------
+        str
+        """
+        sampling = Sampling.checked(
+            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
+        )
+        return self._pieces(self._sequence(prompt, sampling, stop, None), on_finish)
+
+    def _pieces(
+        self, s: _Sequence, on_finish: Callable[[Generation], None] | None
+    ) -> Iterator[str]:
+        shown = 0
+        for _ in self._drive([s]):
+            for piece in s.pieces[shown:]:
+                if piece:
+                    yield piece
+            shown = len(s.pieces)
+        if on_finish is not None:
+            on_finish(s.result(self.driver.device.name))
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits after each of `tokens`, teacher-forced.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            From `tokenizer.encode`, BOS included. At most the context's length.
+
+        Returns
+        -------
+        (len(tokens), vocab_size) float32
+
+        Raises
+        ------
+        RequestError
+            If `tokens` is empty, too long, or holds an id outside the vocabulary.
+        """
+        from .driver import make_rows
+
+        ids = np.asarray(list(tokens))
+        if ids.size == 0 or ids.ndim != 1:
+            raise RequestError("tokens is empty: give at least one token id, such as BOS (1)")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise RequestError("tokens holds values that are not token ids (whole numbers)")
+        outside = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if outside.size:
+            raise RequestError(
+                f"token id {outside[0]} is outside the vocabulary, 0 to "
+                f"{self.config.vocab_size - 1}"
+            )
+        if len(ids) > self.config.seq_len:
+            raise RequestError(
+                f"{len(ids)} tokens are more than the model's context of {self.config.seq_len}"
+            )
+        slots = self._take_slots(1)
+        result = np.empty((len(ids), self.config.vocab_size), np.float32)
+        try:
+            step = self.driver.limits.max_rows
+            for first in range(0, len(ids), step):
+                part = ids[first : first + step]
+                rows = make_rows(len(part))
+                rows["token"], rows["slot"] = part, slots[0]
+                rows["position"] = np.arange(first, first + len(part))
+                rows["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
+                self.driver.run(rows)
+                for i in range(len(part)):
+                    result[first + i] = self.driver.read_logits(i)
+        finally:
+            self._give_slots(slots)
+        return result
+
+
+# ---- loading --------------------------------------------------------------------------
+
+
+def _load_tokenizer(
+    packed: PackedModel, path: str | Path | None, bundled: bool
+) -> Tokenizer:
+    if path is None and bundled:
+        path = BUNDLED / "tokenizer.bin"
+    if path is not None:
+        tokenizer = Tokenizer.load(path)
+    elif packed.tokenizer:
+        tokenizer = Tokenizer.from_bytes(packed.tokenizer, packed.path)
+    else:
+        raise TokenizerError(
+            f"{packed.path.name} comes without a tokenizer: give its file, "
+            'load_model("model.bin", tokenizer="tokenizer.bin")'
+        )
+    tokenizer.check_vocab(packed.config.vocab_size)
+    return tokenizer
+
+
+def load(
+    driver: LlamaDriver,
+    path: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    *,
+    group_size: int | None = None,
+    slots: int | None = None,
+    rope_theta: float = 10000.0,
+) -> Llama:
+    """Load a model onto the driver's device.
+
+    Parameters
+    ----------
+    driver : LlamaDriver
+    path : str or Path, optional
+        A llama2.c checkpoint (version 0, 1 or 2) or a packed model; default the bundled one.
+    tokenizer : str or Path, optional
+        Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
+        packed file that carries one.
+    group_size : {32, 64}, optional
+        Default: see `packing.QuantizedModel`.
+    slots : int, optional
+        Sequences to hold at a time; default 4, or fewer where memory is short. It grows by
+        itself for a larger batch.
+    rope_theta : float
+        Not in a llama2.c file; 10000 unless the model was trained otherwise.
+
+    Returns
+    -------
+    Llama
+
+    Raises
+    ------
+    CheckpointError, TokenizerError, LimitError
+        If a file cannot be used. The model that was loaded before stays.
+    DeviceMemoryError
+        If it does not fit. No model is loaded then.
+    """
+    start = time.perf_counter()
+    limits = driver.limits
+    if slots is not None and not 1 <= slots <= 1024:
+        raise RequestError(f"slots is {slots}: it must be 1 to 1024")
+    bundled = path is None
+    source = BUNDLED / "stories.bin" if path is None else Path(path)
+    target = Target.of(limits)
+    cached: Callable[[], PackedModel] | None = None
+    if source.exists() and source.is_file() and packing.is_packed(source):
+        packed = packing.open_packed(source)
+        text = _load_tokenizer(packed, tokenizer, bundled)
+    else:
+        with load_checkpoint(source, rope_theta=rope_theta) as checkpoint:
+            packing.check_limits(checkpoint.config, limits)
+            packed = packing.pack_cached(checkpoint, target, group_size)
+        text = _load_tokenizer(packed, tokenizer, bundled)
+
+        def cached() -> PackedModel:
+            with load_checkpoint(source, rope_theta=rope_theta) as checkpoint:
+                return packing.pack_cached(checkpoint, target, group_size, rebuild=True)
+
+    wanted = [slots] if slots is not None else [min(_DEFAULT_SLOTS, limits.max_rows), 1]
+    for attempt, n in enumerate(wanted):
+        try:
+            try:
+                driver.load_weights(packed, n)
+            except CheckpointError:
+                if cached is None:
+                    raise
+                packed = cached()  # the file in the cache was damaged
+                driver.load_weights(packed, n)
+            break
+        except DeviceMemoryError:
+            if attempt + 1 == len(wanted):
+                raise
+    llama = Llama(driver, text, packed)
+    llama.load_seconds = time.perf_counter() - start
+    return llama

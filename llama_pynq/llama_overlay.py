@@ -1,0 +1,176 @@
+"""The overlay: find a device, lock it, load the kernel, and hand over the driver."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pynq
+from pynq.pl_server.device import Device
+
+from .driver import LlamaDriver
+from .emulation.device import EmulatedDevice
+from .emulation.lock import DeviceLock
+from .errors import OverlayMismatch
+from .interface import IP_NAME, VLNV
+from .llama import Generation, Llama
+
+OVERLAYS = Path(__file__).parent / "overlay"
+
+
+def emulated_overlay(suffix: str = ".xclbin") -> Path:
+    """The emulated overlay that was compiled when the package was installed.
+
+    Parameters
+    ----------
+    suffix : {".xclbin", ".bit"}
+        The Alveo or the Zynq flavour.
+
+    Raises
+    ------
+    OverlayMismatch
+        If it was not compiled: the package was installed without a C++ compiler.
+    """
+    from . import overlay
+
+    for folder in overlay.__path__:
+        path = Path(folder) / "emulated" / f"{IP_NAME}{suffix}"
+        if path.exists():
+            return path
+    raise OverlayMismatch(
+        "the emulated overlay is not installed: the package was built without a C++ compiler. "
+        "Install one (Debian, Ubuntu: apt install g++) and reinstall llama_pynq"
+    )
+
+
+def find_device() -> Device:
+    """The first board that PYNQ sees, else the emulated device."""
+    with warnings.catch_warnings():
+        # Off-board, PYNQ complains of a descriptor it leaves open itself.
+        warnings.simplefilter("ignore", ResourceWarning)
+        devices = Device.devices
+    for device in devices:
+        if not isinstance(device, EmulatedDevice):
+            return device
+    return devices[0] if devices else EmulatedDevice()
+
+
+class LlamaOverlay(pynq.Overlay):
+    """The accelerator on a device, ready for a model.
+
+    Parameters
+    ----------
+    bitfile_name : str or Path, optional
+        Default: the overlay for the device. A bare name is looked up as PYNQ does.
+    device : pynq.Device, optional
+        Default: the first board found, else the emulated device; `describe` says which.
+
+    Attributes
+    ----------
+    llama : LlamaDriver
+
+    Raises
+    ------
+    DeviceBusy
+        If another process, or another overlay of this one, uses the device.
+    OverlayMismatch
+        If the overlay is not ours, or of another version.
+
+    Examples
+    --------
+    >>> with LlamaOverlay() as overlay:
+    ...     overlay.load_model()
+    ...     print(overlay.generate("Once upon a time", seed=1).text)
+    """
+
+    def __init__(
+        self,
+        bitfile_name: str | Path | None = None,
+        device: Device | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if device is None:
+            device = find_device()
+        if bitfile_name is None:
+            if not isinstance(device, EmulatedDevice):
+                raise OverlayMismatch(
+                    f"no overlay for {device.name} comes with this version of llama_pynq. Give "
+                    "the file of one you built, LlamaOverlay('llama.bit'), or use the emulated "
+                    "device: LlamaOverlay(device=llama_pynq.EmulatedDevice())"
+                )
+            bitfile_name = emulated_overlay()
+        self._device_lock = DeviceLock(device.name)
+        self._device_lock.acquire()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                super().__init__(str(bitfile_name), device=device, **kwargs)
+            description = self.ip_dict.get(IP_NAME)
+            if description is None or not isinstance(self.llama, LlamaDriver):
+                found = ", ".join(f"{k} ({v['type']})" for k, v in self.ip_dict.items())
+                raise OverlayMismatch(
+                    f"{bitfile_name} is not an overlay of llama_pynq: it has no IP of type "
+                    f"{VLNV}, only {found or 'none'}"
+                )
+            self._limits = self.llama.limits
+        except BaseException:
+            self._device_lock.release()
+            raise
+
+    def describe(self) -> str:
+        """One line: the device, whether it is emulated, and the kernel's board."""
+        device = self.device
+        if isinstance(device, EmulatedDevice):
+            threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
+            what = f"emulated device on this computer's CPU, {threads}; no board in use"
+        else:
+            what = "board"
+        return f"{device.name} ({what}), kernel {self._limits.board}"
+
+    # ---- the driver's methods --------------------------------------------------------
+
+    def load_model(
+        self, path: str | Path | None = None, tokenizer: str | Path | None = None, **kwargs: Any
+    ) -> Llama:
+        """See `llama_pynq.llama.load`."""
+        return self.llama.load_model(path, tokenizer, **kwargs)
+
+    def generate(
+        self, prompt: str | Sequence[str] = "", **kwargs: Any
+    ) -> Generation | list[Generation]:
+        """See `llama_pynq.llama.Llama.generate`."""
+        return self.llama.generate(prompt, **kwargs)
+
+    def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
+        """See `llama_pynq.llama.Llama.stream`."""
+        return self.llama.stream(prompt, **kwargs)
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """See `llama_pynq.llama.Llama.logits`."""
+        return self.llama.logits(tokens)
+
+    # ---- life ------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Download the overlay again, as after a hung kernel, and reload the model."""
+        loaded = self.llama._llama
+        self.llama.forget()
+        self.download()
+        self._limits = self.llama.limits
+        if loaded is not None:
+            self.llama.adopt(loaded)
+
+    def close(self) -> None:
+        """Free the buffers and give the device to others; may be called twice."""
+        if self._device_lock.held:
+            self.llama.close()
+            self._device_lock.release()
+
+    def __enter__(self) -> LlamaOverlay:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The bundled model: ``stories.bin``, its tokenizer and its model card."""

@@ -1,0 +1,5 @@
+"""``python -m llama_pynq.train --out DIR``: train the bundled model anew."""
+
+from llama_pynq.train.train import main
+
+main()

@@ -1,0 +1,1 @@
+"""Overlay files, one folder per board; see README.md."""
