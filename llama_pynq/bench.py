@@ -127,10 +127,14 @@ def report(overlay: LlamaOverlay, llama: Llama, figures: list[Figure], as_json: 
         )
     width = max(len(f.name) for f in figures)
     lines = [f"device  {overlay.describe()}", f"model   {model}", ""]
-    lines += [f"{f.name:<{width}}  {f.value:>10.1f} {f.unit:<9} measured: {f.source}" for f in figures]
+    lines += [
+        f"{f.name:<{width}}  {f.value:>10.1f} {f.unit:<9} measured: {f.source}" for f in figures
+    ]
     return "\n".join(lines)
 
 
 def main(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int, as_json: bool) -> None:
     """Measure and print."""
-    print(report(overlay, llama, measure(overlay, llama, tokens, repeats), as_json), file=sys.stdout)
+    print(
+        report(overlay, llama, measure(overlay, llama, tokens, repeats), as_json), file=sys.stdout
+    )

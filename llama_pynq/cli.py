@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", parents=[device], help="continue a text")
     generate.add_argument("prompt", nargs="?", default="Once upon a time")
     generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)"
+    )
     generate.add_argument("--top-k", type=int, default=0, help="0 is off (%(default)s)")
     generate.add_argument("--top-p", type=float, default=0.9, help="1 is off (%(default)s)")
     generate.add_argument("--min-p", type=float, default=0.0, help="0 is off (%(default)s)")

@@ -212,9 +212,7 @@ class KernelLimits:
     @classmethod
     def from_words(cls, words: np.ndarray) -> KernelLimits:
         """Read the (DESCRIBE_WORDS,) uint32 words of a described call."""
-        values = {
-            name: int(words[DESCRIBE_BASE + i]) for i, name in enumerate(DESCRIBE_FIELDS)
-        }
+        values = {name: int(words[DESCRIBE_BASE + i]) for i, name in enumerate(DESCRIBE_FIELDS)}
         name = words[DESCRIBE_BOARD:DESCRIBE_WORDS].astype("<u4").tobytes()
         return cls(
             board=name.split(b"\0")[0].decode("ascii", "replace"),

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "models"
 """Folder of the model that comes with the package."""
 
-CALL_SECONDS = 0.1
-"""How long one call may last, so that Ctrl-C and Stop are prompt."""
+_CALL_SECONDS = 0.1
 
 _DEFAULT_SLOTS = 4
 
@@ -227,6 +226,9 @@ class Llama:
     ----------
     load_seconds : float
         Time that loading took, packing included; measured.
+    call_seconds : float
+        How long one call of the kernel may last, so that Ctrl-C and Stop are prompt; default
+        0.1. From it and the last call's speed follows how many tokens a call generates.
     """
 
     def __init__(self, driver: LlamaDriver, tokenizer: Tokenizer, packed: PackedModel) -> None:
@@ -234,6 +236,7 @@ class Llama:
         self.tokenizer = tokenizer
         self.packed = packed
         self.load_seconds = 0.0
+        self.call_seconds = _CALL_SECONDS
         self._slot_lock = threading.Lock()
         self._free_slots = list(range(driver.slots))
         self._step_seconds: float | None = None
@@ -296,11 +299,10 @@ class Llama:
         if any(s.n_logprobs is not None and s.n_logprobs > self.driver.limits.top_logits
                for s in ready):  # fmt: skip
             return rows, 1
-        per_call = self.driver.limits.max_steps
-        if self._step_seconds is None:
-            per_call = 1
-        else:
-            per_call = max(1, min(per_call, int(CALL_SECONDS / max(self._step_seconds, 1e-6))))
+        per_call = 1
+        if self._step_seconds is not None:
+            per_call = int(self.call_seconds / max(self._step_seconds, 1e-6))
+        per_call = max(1, min(per_call, self.driver.limits.max_steps))
         return rows, min(per_call, *(s.budget for s in ready))
 
     def _call(self, sequences: Sequence[_Sequence]) -> None:
@@ -366,11 +368,7 @@ class Llama:
                 logits = full_logits()
                 ids = np.argsort(-logits, kind="stable")[: s.n_logprobs]
                 logits = logits[ids]
-            top = {
-                int(i): float(v) - lse
-                for i, v in zip(ids[: s.n_logprobs], logits)
-                if i >= 0
-            }
+            top = {int(i): float(v) - lse for i, v in zip(ids[: s.n_logprobs], logits) if i >= 0}
             logprob = TokenLogprob(token, logit - lse, top)
         s.take(token, logprob, stop_tokens)
 
@@ -482,7 +480,12 @@ class Llama:
             If unfinished streams hold every sequence slot.
         """
         single = isinstance(prompt, str)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        try:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        except TypeError:
+            raise RequestError(
+                f"the prompt is {prompt!r}: it must be a string or a list of strings"
+            ) from None
         sampling = Sampling.checked(
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
@@ -593,9 +596,7 @@ class Llama:
 # ---- loading --------------------------------------------------------------------------
 
 
-def _load_tokenizer(
-    packed: PackedModel, path: str | Path | None, bundled: bool
-) -> Tokenizer:
+def _load_tokenizer(packed: PackedModel, path: str | Path | None, bundled: bool) -> Tokenizer:
     if path is None and bundled:
         path = BUNDLED / "tokenizer.bin"
     if path is not None:

@@ -205,7 +205,9 @@ def _stack(*parts: QuantizedMatrix) -> QuantizedMatrix:
     )
 
 
-def _alternate(gate: QuantizedMatrix, up: QuantizedMatrix, units: int, tile: int) -> QuantizedMatrix:
+def _alternate(
+    gate: QuantizedMatrix, up: QuantizedMatrix, units: int, tile: int
+) -> QuantizedMatrix:
     """W1's and W3's tiles in turn, padded to `units` hidden units."""
 
     def tiles(a: np.ndarray) -> np.ndarray:
@@ -463,9 +465,7 @@ def open_packed(path: Path) -> PackedModel:
             target = Target(int(meta["channels"]), int(meta["tile_rows"]))
             group_size = int(meta["group_size"])
             sizes = channel_bytes(config, group_size, target)
-            stored = [
-                file.get_slice(f"channel_{c}").get_shape()[0] for c in range(target.channels)
-            ]
+            stored = [file.get_slice(f"channel_{c}").get_shape()[0] for c in range(target.channels)]
             if stored != sizes:
                 raise CheckpointError(f"{path}: channel sizes {stored}, expected {sizes}: damaged")
             return PackedModel(

@@ -1,20 +1,29 @@
-"""The kernel as a plain shared library: no PYNQ, no overlay, one call a function call."""
+"""The kernel as a plain shared library: no PYNQ, no overlay, one call a function call.
+
+`KernelSession` is a model in a kernel's memory, `RandomModel` a model of any shape, and
+`stage_library` the stages one by one (``hls/stages.cpp``).
+"""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import tempfile
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from llama_pynq import contract
+from llama_pynq.checkpoint import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
 from llama_pynq.interface import arguments, board_constants, top_function
-from llama_pynq.packing import QuantizedModel, Target, channel_bytes, pack_channels
-from llama_pynq.reference import rope_turns
+from llama_pynq.packing import Target, channel_bytes, pack_channels
+from llama_pynq.reference import QuantizedMatrix, QuantizedWeights, rope_turns
 
 REPOSITORY = Path(__file__).parents[1]
 HLS_SRC = REPOSITORY / "hls_src"
@@ -25,6 +34,7 @@ def _sources_hash(*extra: str) -> str:
     digest = hashlib.sha256("\0".join(extra).encode())
     for path in sorted([*HLS_SRC.rglob("*.h"), *HLS_SRC.rglob("*.cpp"),
                         *(REPOSITORY / "tests" / "hls").iterdir(),
+                        REPOSITORY / "llama_pynq" / "emulation" / "build.py",
                         REPOSITORY / "llama_pynq" / "interface.py"]):  # fmt: skip
         if path.is_file():
             digest.update(path.read_bytes())
@@ -43,6 +53,57 @@ def compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
     return library
 
 
+def compiled_kernel(board: str, streams: bool = False) -> Path:
+    """A board's whole kernel as a shared library."""
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder) / "top.cpp"
+        top.write_text(top_function(HLS_SRC / "boards" / f"{board}.h"))
+        flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"']
+        if streams:
+            flags.append("-DLLAMA_STREAMS")
+        name = f"{board}{'-streams' if streams else ''}"
+        return compiled(name, [top, HLS_SRC / "host" / "emulator.cpp"], tuple(flags))
+
+
+def compiled_stages(board: str = "host") -> Path:
+    """tests/hls/stages.cpp as a shared library."""
+    source = REPOSITORY / "tests" / "hls" / "stages.cpp"
+    return compiled(
+        f"{board}-stages", [source], (f'-DLLAMA_BOARD_HEADER="boards/{board}.h"',)
+    )
+
+
+def compile_kernels(builds: Iterable[tuple[str, bool]]) -> None:
+    """Compile several (board, streams) side by side."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(lambda build: compiled_kernel(*build), builds))
+
+
+class StageLibrary:
+    """The stages of one board's kernel; arrays go over as pointers, numbers as int32."""
+
+    def __init__(self, board: str) -> None:
+        self._library = ctypes.CDLL(str(compiled_stages(board)))
+        sizes = np.zeros(6, np.int32)
+        self.call("limits", sizes)
+        (self.max_rows, self.tile_rows, self.channels, self.top_logits, self.max_dim,
+         self.max_qkv) = (int(n) for n in sizes)  # fmt: skip
+
+    def call(self, stage: str, *args: np.ndarray | int) -> None:
+        def word(arg):
+            if isinstance(arg, np.ndarray):
+                assert arg.flags.c_contiguous, stage
+                return ctypes.c_void_p(arg.ctypes.data)
+            return ctypes.c_int32(arg)
+
+        getattr(self._library, f"stage_{stage}")(*map(word, args))
+
+
+@lru_cache
+def stage_library(board: str = "host") -> StageLibrary:
+    return StageLibrary(board)
+
+
 class KernelLibrary:
     """One board's kernel, compiled by g++.
 
@@ -52,35 +113,31 @@ class KernelLibrary:
         Stem of a header in hls_src/boards.
     streams : bool
         With the fabric's streams and loaders instead of the host's cursor.
+    threads : int
+        Host threads.
     """
 
     def __init__(self, board: str = "host", streams: bool = False, threads: int = 1) -> None:
+        path = compiled_kernel(board, streams)
         header = HLS_SRC / "boards" / f"{board}.h"
-        top = Path(tempfile.mkdtemp()) / "top.cpp"
-        top.write_text(top_function(header))
-        flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"']
-        if streams:
-            flags.append("-DLLAMA_STREAMS")
-        name = f"{board}{'-streams' if streams else ''}"
-        path = compiled(name, [top, HLS_SRC / "host" / "emulator.cpp"], tuple(flags))
-        self.channels = board_constants(header)["kChannels"]
-        self.arguments = arguments(self.channels)
+        self.arguments = arguments(board_constants(header)["kChannels"])
         self._library = ctypes.CDLL(str(path))
         self._library.emulator_new.restype = ctypes.c_void_p
         self._emulator = ctypes.c_void_p(self._library.emulator_new(threads))
-        self._sequence = 0
-        words = np.zeros(4096, np.uint32)
-        self._call({"results": words}, command=contract.COMMAND_DESCRIBE)
+        self.sequence = 0
+        words = np.zeros(contract.DESCRIBE_WORDS, np.uint32)
+        self.call({"results": words}, contract.COMMAND_DESCRIBE)
         self.limits = contract.KernelLimits.from_words(words)
 
-    def _call(self, buffers: dict[str, np.ndarray], command: int) -> None:
-        self._sequence += 1
+    def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
+        """One call, to its end; arguments that `buffers` lacks are null."""
+        self.sequence += 1
         args = (ctypes.c_uint64 * 64)()
         for i, argument in enumerate(self.arguments):
             if argument.name == "command":
                 args[i] = command
             elif argument.name == "sequence":
-                args[i] = self._sequence
+                args[i] = self.sequence
             elif argument.name in buffers:
                 args[i] = buffers[argument.name].ctypes.data
         assert self._library.emulator_start(self._emulator, args) == 0
@@ -100,18 +157,103 @@ def aligned(n_bytes: int) -> np.ndarray:
     return raw[start : start + n_bytes]
 
 
+class RandomModel:
+    """int8 weights and scales straight from a bit generator: the same on every machine.
+
+    Has what `KernelModel` and `pack_channels` ask for. The columns that pad a row to whole
+    groups are random too: the kernel must not let them count.
+    """
+
+    def __init__(self, config: ModelConfig, group_size: int, seed: int = 0) -> None:
+        self.config, self.group_size, self._seed = config, group_size, seed
+
+    def _bits(self, n: int, *key) -> np.ndarray:
+        seed = zlib.crc32(repr((self._seed, *key)).encode())
+        return np.random.PCG64(seed).random_raw(n)
+
+    def _uniform(self, n: int, *key) -> np.ndarray:
+        """(n,) float32 in [0, 1)."""
+        return (self._bits(n, *key) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
+        c = self.config
+        rows, n = {
+            "token_embedding_table": (c.vocab_size, c.dim), "wcls": (c.vocab_size, c.dim),
+            "wq": (c.dim, c.dim), "wk": (c.kv_dim, c.dim), "wv": (c.kv_dim, c.dim),
+            "wo": (c.dim, c.dim), "w1": (c.hidden_dim, c.dim), "w3": (c.hidden_dim, c.dim),
+            "w2": (c.dim, c.hidden_dim),
+        }[name]  # fmt: skip
+        if name == "wcls" and c.tied:
+            name = "token_embedding_table"
+        groups = -(-n // self.group_size)
+        count = rows * groups * self.group_size
+        values = self._bits(-(-count // 8), name, layer).view(np.uint8)[:count]
+        q = (values % np.uint8(255)).astype(np.int16) - 127
+        # Uniform int8 has a deviation of 73; logits are spread out, so that softmax is not flat.
+        size = (4 if c.vocab_size == rows else 1) / (73 * n**0.5)
+        scale = (self._uniform(rows * groups, name, layer, "scale") + np.float32(0.5)) * np.float32(
+            size
+        )
+        return QuantizedMatrix(
+            q.astype(np.int8).reshape(rows, groups * self.group_size), scale.reshape(rows, groups)
+        )
+
+    def vector(self, name: str, layer: int | None = None) -> np.ndarray:
+        return self._uniform(self.config.dim, name, layer) + np.float32(0.5)
+
+
+def model_words(config: ModelConfig, group_size: int, slots: int, words: int) -> np.ndarray:
+    """The model's descriptor, (words,) uint32."""
+    out = np.zeros(words, np.uint32)
+    values = [contract.MAGIC, contract.ABI_VERSION, config.dim, config.hidden_dim,
+              config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size,
+              config.seq_len, group_size, int(config.tied),
+              int(np.float32(config.rope_theta).view(np.uint32)), slots]  # fmt: skip
+    out[: len(values)] = values
+    table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
+    out[contract.MODEL_ROPE_TABLE : contract.MODEL_ROPE_TABLE + len(table)] = table
+    return out
+
+
+def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=None, *,
+                  sample=None, full=True, host_chooses=False, temperature=0.0, seed=0, steps=1,
+                  flags=0, stop=(), abort=0) -> np.ndarray:  # fmt: skip
+    """A request, (words,) uint32; what is said of rows is one value or one a row."""
+    n = len(tokens)
+    rows = np.zeros(n, contract.ROW_DTYPE)
+    rows["token"], rows["position"] = tokens, positions
+    rows["slot"] = 0 if slots is None else slots
+    sampled = np.ones(n, bool) if sample is None else np.asarray(sample)
+    rows["flags"] = (
+        sampled * contract.RowFlag.SAMPLE
+        | np.asarray(full) * contract.RowFlag.FULL_LOGITS
+        | np.asarray(host_chooses) * contract.RowFlag.HOST_CHOOSES
+    )
+    rows["temperature"], rows["seed"] = temperature, seed
+    request = np.zeros(words, np.uint32)
+    request[: contract.REQUEST_STOP_TOKENS + 1] = [n, steps, *layers, flags, len(stop)]
+    request[contract.REQUEST_STOP_LIST : contract.REQUEST_STOP_LIST + len(stop)] = stop
+    request[contract.REQUEST_ABORT] = abort
+    base = contract.REQUEST_ROW_BASE
+    request[base : base + n * contract.ROW_WORDS] = rows.view(np.uint32)
+    return request
+
+
+UNTOUCHED = 0xDEADBEEF
+"""Results that the kernel did not write."""
+
+
 class KernelSession:
     """A model in a kernel's memory; ``run`` is one call.
 
     Parameters
     ----------
     library : KernelLibrary
-    model : QuantizedModel
-        Anything with config, group_size, matrix() and vector().
+    model : QuantizedWeights
     slots : int
     """
 
-    def __init__(self, library: KernelLibrary, model: QuantizedModel, slots: int = 4) -> None:
+    def __init__(self, library: KernelLibrary, model: QuantizedWeights, slots: int = 4) -> None:
         self.library, self.limits = library, library.limits
         config, size = model.config, model.group_size
         self.config = config
@@ -122,20 +264,11 @@ class KernelSession:
             buffer = aligned(len(part))
             buffer[:] = part
             self.buffers[f"weights_{c}"] = buffer
-        words = np.zeros(self.limits.model_words, np.uint32)
-        values = [contract.MAGIC, contract.ABI_VERSION, config.dim, config.hidden_dim,
-                  config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size,
-                  config.seq_len, size, int(config.tied),
-                  int(np.float32(config.rope_theta).view(np.uint32)), slots]  # fmt: skip
-        words[: len(values)] = values
-        table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
-        words[contract.MODEL_ROPE_TABLE : contract.MODEL_ROPE_TABLE + len(table)] = table
         stride = -(-config.head_size // contract.REDUCE_LANES) * contract.REDUCE_LANES
         blocks = -(-config.seq_len // contract.BLOCK)
         heads = slots * config.n_layers * config.n_kv_heads
         self.buffers |= {
-            "model": words,
-            # Stale memory is not zero: NaN shows any read of it.
+            "model": model_words(config, size, slots, self.limits.model_words),
             "kv_cache": aligned(heads * blocks * 2 * contract.BLOCK * stride * 4),
             "request": np.zeros(self.limits.request_words, np.uint32),
             "results": np.zeros(self.limits.results_words, np.uint32),
@@ -145,29 +278,27 @@ class KernelSession:
                 self.limits.profile_step_words * self.limits.max_steps, np.uint32
             ),
         }
+        # Stale memory is not zero: NaN shows any read of it.
         self.buffers["kv_cache"].view(np.float32)[:] = np.nan
 
-    def run(self, tokens, positions, slots=None, *, sample=None, full=True, temperature=0.0, seed=0,
-            steps=1, layers=None, flags=0, stop=(), abort=None):  # fmt: skip
-        """One call; returns (status words, results of (steps, rows), logits of (rows, vocab))."""
+    def run(self, tokens, positions, slots=None, *, steps=1, layers=None,
+            command=contract.COMMAND_RUN, patch=None, **row_options):  # fmt: skip
+        """One call; returns (status words, results of (steps, rows), logits of (rows, vocab)).
+
+        ``patch`` gives request words other values, so that wrong requests can be made.
+        """
         n = len(tokens)
-        rows = np.zeros(n, contract.ROW_DTYPE)
-        rows["token"], rows["position"] = tokens, positions
-        rows["slot"] = 0 if slots is None else slots
-        sampled = np.ones(n, bool) if sample is None else np.asarray(sample)
-        rows["flags"] = sampled * (contract.RowFlag.SAMPLE | full * contract.RowFlag.FULL_LOGITS)
-        rows["temperature"], rows["seed"] = temperature, seed
         request = self.buffers["request"]
-        request[:] = 0
-        begin, end = layers or (0, self.config.n_layers)
-        request[: contract.REQUEST_STOP_TOKENS + 1] = [n, steps, begin, end, flags, len(stop)]
-        request[contract.REQUEST_STOP_LIST : contract.REQUEST_STOP_LIST + len(stop)] = stop
-        base = contract.REQUEST_ROW_BASE
-        request[base : base + n * contract.ROW_WORDS] = rows.view(np.uint32)
-        if abort is not None:
-            request[contract.REQUEST_ABORT] = abort
-        self.library._call(self.buffers, contract.COMMAND_RUN)
+        request[:] = request_words(
+            len(request), layers or (0, self.config.n_layers), tokens, positions, slots,
+            steps=steps, **row_options,
+        )  # fmt: skip
+        for index, value in (patch or {}).items():
+            request[index] = np.uint32(value & 0xFFFFFFFF)
         words = self.buffers["results"]
+        words[:] = UNTOUCHED
+        self.buffers["logits"][:] = np.nan
+        self.library.call(self.buffers, command)
         dtype = self.limits.result_dtype
         count = steps * n * dtype.itemsize // 4
         results = words[contract.STATUS_WORDS : contract.STATUS_WORDS + count].view(dtype)

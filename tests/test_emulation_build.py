@@ -102,6 +102,15 @@ def test_failed_compilation_shows_command_and_message(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.cpp", "bad.so"]
 
 
+def test_compiled_library_replaces_the_old_one_at_once(tmp_path):
+    output = tmp_path / "kernel.so"
+    output.write_bytes(b"old")
+    with output.open("rb") as reader:  # a process that has it loaded
+        build.compile_kernel([SOURCE], [], output, "native")
+        assert reader.read() == b"old"
+    assert output.read_bytes().startswith(b"\x7fELF")
+
+
 def test_unknown_level_is_named():
     with pytest.raises(BuildError, match="not 'pdp11'"):
         build.required_features("pdp11")

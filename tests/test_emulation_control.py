@@ -101,6 +101,8 @@ def test_continue_does_nothing_in_hs_or_while_running(kernel):
     kernel.control.write(AP_CONTINUE)
     assert kernel.control.read() == AP_START
     kernel.idle = True
+    if kernel.control.protocol == "ap_ctrl_hs":
+        kernel.control.write(AP_CONTINUE)
     assert kernel.control.read() & AP_DONE
 
 

@@ -105,6 +105,9 @@ def test_protocol_can_be_chosen_for_either_flavour(protocol, file, tmp_path, mon
     chosen = EmulatedDevice(protocol=protocol)
     setup = connect(pynq.Overlay(str(overlay_folder() / file), device=chosen), chosen)
     assert chosen.protocol == f"ap_ctrl_{protocol}"
+    description = setup.overlay.ip_dict["llama"]
+    assert description["hw_control_protocol"] == chosen.protocol
+    assert ("AP_CONTINUE" in description["registers"]["CTRL"]["fields"]) == (protocol == "chain")
     llama = setup.overlay.llama
     setup.start(COPY, 1)
     while not llama.read(0) & 2:
@@ -288,6 +291,7 @@ def test_hung_kernel_is_abandoned_and_cannot_disturb_the_next(setup):
     assert setup.results()[WORDS] == 222  # not 111: the old kernel wrote elsewhere
     setup.overlay.download()
     assert hung not in kernel._abandoned  # finished by now, so deleted
+    assert hung._handle is None
 
 
 def test_polling_leaves_other_threads_running(setup):
@@ -466,7 +470,9 @@ def test_overlay_is_found_by_bare_name(tmp_path):
     package.mkdir(parents=True)
     (tmp_path / "some_package" / "__init__.py").touch()
     (package / "__init__.py").touch()
-    shutil.copytree(overlay_folder(), package / "llama")
+    (package / "stand_in").mkdir()
+    for file in overlay_folder().iterdir():
+        shutil.copy(file, package / "stand_in" / f"stand_in{file.suffix}")
     distribution = tmp_path / "some_package-1.0.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: some_package\n")
@@ -478,11 +484,11 @@ import warnings
 warnings.simplefilter("ignore")
 import pynq
 from llama_pynq.emulation.device import EmulatedDevice
-print(pynq.Overlay("llama.xclbin").bitfile_name)
-print(pynq.Overlay("llama.bit").bitfile_name)
+print(pynq.Overlay("stand_in.xclbin").bitfile_name)
+print(pynq.Overlay("stand_in.bit").bitfile_name)
 """
     found = run_python(code, tmp_path).splitlines()
-    assert found == [str(package / "llama" / f"llama.{kind}") for kind in ("xclbin", "bit")]
+    assert found == [str(package / "stand_in" / f"stand_in.{kind}") for kind in ("xclbin", "bit")]
 
 
 def test_interpreter_exits_while_a_kernel_hangs(tmp_path):

@@ -120,6 +120,16 @@ def test_free_during_an_allocation_is_done_later():
     assert allocation.freed
 
 
+def test_allocation_returned_twice_is_freed_once():
+    memory = DeviceMemory(4 * ALIGNMENT, "device")
+    allocation = memory.allocate(ALIGNMENT, "bank", 0)
+    memory.free(allocation)
+    other = memory.allocate(ALIGNMENT, "bank", 0)
+    memory.free(allocation)
+    assert memory.find(0) is other
+    assert memory.free_bytes == 3 * ALIGNMENT
+
+
 def test_addresses_are_aligned_and_not_null(device):
     addresses = [buffer_.device_address for buffer_ in (buffer(device, 1), buffer(device, 1))]
     assert all(address % ALIGNMENT == 0 and address for address in addresses)

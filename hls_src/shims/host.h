@@ -25,8 +25,14 @@ inline int ActiveRows(int n) {
 }
 
 template <int kEngines, typename Task>
-inline void ParallelFor(int n, const Task& task) {
-  ThreadPool::Current().Run(n, task);
+inline void ParallelFor(int n, int macs, const Task& task) {
+  // Waking threads costs some microseconds: worth it from about ten of them on.
+  constexpr int64_t kWorthwhile = 1 << 18;
+  if (static_cast<int64_t>(n) * macs >= kWorthwhile) {
+    ThreadPool::Current().Run(n, task);
+  } else {
+    for (int i = 0; i < n; ++i) task(i);
+  }
 }
 
 struct EventPort {

@@ -74,7 +74,7 @@ inline int ActiveRows(int) {
 }
 
 template <int kEngines, typename Task>
-inline void ParallelFor(int n, const Task& task) {
+inline void ParallelFor(int n, int, const Task& task) {
 #pragma HLS INLINE
 TASKS:
   for (int first = 0; first < n; first += kEngines) {

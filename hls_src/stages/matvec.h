@@ -143,7 +143,7 @@ WAVES:
     const int n = tiles - first < kTilesInFlight ? tiles - first : kTilesInFlight;
     const TileTask engine = {ports,    in,         sums, first, TileWords(m.groups, group_size),
                              m.groups, group_size, rows, base};
-    ParallelFor<kChannels>(n, engine);
+    ParallelFor<kChannels>(n, m.groups * group_size * kTileRows * rows, engine);
   COLLECT:
     for (int i = 0; i < n; ++i) {
 #pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight

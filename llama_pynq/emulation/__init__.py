@@ -1,0 +1,1 @@
+"""A PYNQ device without a board, and the overlay files it loads."""

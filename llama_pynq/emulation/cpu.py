@@ -82,7 +82,7 @@ def features_from_macros(predefined: str) -> tuple[str, ...]:
 
 
 def host_features() -> frozenset[str] | None:
-    """This CPU's features, or None where the system does not list them (not Linux)."""
+    """CPU features of this machine, or None where the system lists none (not Linux)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

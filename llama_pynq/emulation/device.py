@@ -179,7 +179,7 @@ class _Hardware:
         """
         if not self.emulator.wait(0):
             for arg, allocation in self._call:
-                if not arg.ctype.startswith("const "):
+                if not arg.ctype.startswith("const ") and not allocation.freed:
                     allocation.relocate()
         self._retire()
 
@@ -222,6 +222,9 @@ class EmulatedDevice(Device):
     ValueError
         If an argument is out of range.
     """
+
+    waits_in_reads = True
+    """A read of CTRL waits up to `POLL_US` itself: a polling driver need not sleep."""
 
     _probe_priority_ = 1000  # PYNQ takes the lowest number it finds: after all real devices
 
@@ -334,7 +337,22 @@ class EmulatedDevice(Device):
             for clock in parser.clock_dict.values():
                 # PYNQ would set an enabled clock through /dev/mem.
                 clock.pop("enable", None)
+        if self._protocol:
+            self._tell_protocol(parser.ip_dict[interface.IP_NAME])
         return parser
+
+    def _tell_protocol(self, ip: dict[str, Any]) -> None:
+        """Make the metadata say what was asked for, not what the file says."""
+        ip["hw_control_protocol"] = self._protocol
+        fields = ip["registers"]["CTRL"]["fields"]
+        fields.pop("AP_CONTINUE", None)
+        if self._protocol == "ap_ctrl_chain":
+            fields["AP_CONTINUE"] = {
+                "access": "read-write",
+                "bit_offset": 4,
+                "bit_width": 1,
+                "description": "Acknowledge AP_DONE",
+            }
 
     def set_bitfile_name(self, bitfile_name: str) -> None:
         super().set_bitfile_name(bitfile_name)
@@ -425,11 +443,11 @@ class EmulatedDevice(Device):
 
     def flush(self, bo: memory.Allocation, offset: int, ptr: int, size: int) -> None:
         """Copy part of a buffer to the device; PYNQ's ``sync_to_device`` calls it."""
-        memory.copy_to_device(bo, offset, ptr, size)
+        memory.copy_to_device(bo, ptr, size)
 
     def invalidate(self, bo: memory.Allocation, offset: int, ptr: int, size: int) -> None:
         """Copy part of a buffer from the device; PYNQ's ``sync_from_device`` calls it."""
-        memory.copy_from_device(bo, offset, ptr, size)
+        memory.copy_from_device(bo, ptr, size)
 
     def release_host_pages(self, buffer: PynqBuffer) -> int:
         """Give back the host memory of a buffer, once its contents are on the device.

@@ -144,6 +144,9 @@ class Transformer(nn.Module):
                 shrink = name.endswith(("wo.weight", "w2.weight"))
                 std = 0.02 / math.sqrt(2 * config.n_layers) if shrink else 0.02
                 nn.init.normal_(weight, std=std)
+        # Larger than llama2.c's 0.02: names must differ by more than what they learn in common, or
+        # it takes long until the model copies the right one.
+        nn.init.normal_(self.token_embedding_table.weight, std=config.dim**-0.5)
         half = config.head_size // 2
         inverse = config.rope_theta ** (-torch.arange(half) / half)
         angle = torch.outer(torch.arange(config.seq_len), inverse)

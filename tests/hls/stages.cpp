@@ -1,0 +1,228 @@
+// The kernel's stages behind C functions, for tests/test_stages.py.
+//
+// Each sets flush-to-zero as the emulator does. Arrays are row by row without padding.
+
+#include "compute.h"
+
+using namespace kernel;
+
+#define STAGE extern "C" __attribute__((visibility("default"))) void
+
+namespace {
+
+// Too large for a caller's stack.
+QuantizedRows quantized;
+float wide[kMaxRows][kMaxQkv];
+float narrow[kMaxRows][kMaxDim];
+TileSums tile_sums[kTilesInFlight];
+RopeRow rope;
+
+void CopyQuantized(int rows, int groups, int group_size, int8_t* q, float* scale, int32_t* offset) {
+  for (int row = 0; row < rows; ++row) {
+    for (int i = 0; i < groups * group_size; ++i) {
+      q[row * groups * group_size + i] = quantized.q[row][i];
+    }
+    for (int g = 0; g < groups; ++g) {
+      scale[row * groups + g] = quantized.scale[row][g];
+      offset[row * groups + g] = quantized.offset[row][g];
+    }
+  }
+}
+
+}  // namespace
+
+STAGE stage_limits(int32_t* out) {
+  const int limits[] = {kMaxRows, kTileRows, kChannels, kTopLogits, kMaxDim, kMaxQkv};
+  for (int i = 0; i < 6; ++i) out[i] = limits[i];
+}
+
+// Keeps the calling thread's state: x * 1 and x after the guard is gone.
+STAGE stage_flush(const float* x, float* during, float* after) {
+  volatile float one = 1.0f;
+  {
+    const FlushToZero flush;
+    *during = *x * one;
+  }
+  *after = *x * one;
+}
+
+STAGE stage_exp(const float* x, int n, float* y) {
+  const FlushToZero flush;
+  for (int i = 0; i < n; ++i) y[i] = Exp(x[i]);
+}
+
+STAGE stage_log(const float* x, int n, float* y) {
+  const FlushToZero flush;
+  for (int i = 0; i < n; ++i) y[i] = Log(x[i]);
+}
+
+STAGE stage_cos_sin(const uint32_t* phase, int n, float* cosine, float* sine) {
+  const FlushToZero flush;
+  for (int i = 0; i < n; ++i) CosSin(phase[i], cosine[i], sine[i]);
+}
+
+STAGE stage_round(const float* x, int n, float* y) {
+  const FlushToZero flush;
+  for (int i = 0; i < n; ++i) y[i] = RoundToEven(x[i]);
+}
+
+STAGE stage_tree_sum(const float* x, int n, int leaves, float* y) {
+  const FlushToZero flush;
+  for (int i = 0; i < n; ++i) {
+    float lanes[kReduceLanes], block[kBlock];
+    for (int j = 0; j < leaves; ++j) (leaves == kBlock ? block : lanes)[j] = x[i * leaves + j];
+    y[i] = leaves == kBlock ? TreeSum(block) : TreeSum(lanes);
+  }
+}
+
+STAGE stage_gumbel_noise(const uint32_t* seed_and_position, const uint32_t* ids, int n, float* y) {
+  const FlushToZero flush;
+  const uint32_t* s = seed_and_position;
+  const uint32_t key = NoiseKey(s[0], s[1], s[2]);
+  for (int i = 0; i < n; ++i) y[i] = GumbelNoise(key, ids[i]);
+}
+
+STAGE stage_quantize(const float* x, int rows, int n, int group_size, int8_t* q, float* scale,
+                     int32_t* offset) {
+  const FlushToZero flush;
+  for (int row = 0; row < rows; ++row) QuantizeRow(x + row * n, n, group_size, row, quantized);
+  CopyQuantized(rows, (n + group_size - 1) / group_size, group_size, q, scale, offset);
+}
+
+STAGE stage_sum_of_squares(const float* x, int n, float* y) {
+  const FlushToZero flush;
+  *y = SumOfSquares(x, n);
+}
+
+STAGE stage_normalize(const float* x, const float* weight, int n, float* y) {
+  const FlushToZero flush;
+  NormalizeRow(x, weight, n, y);
+}
+
+// Packed weights times quantised rows: stored in `out`, or added to it.
+STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, int group_size,
+                    const int8_t* q, const float* scale, int rows, int add, float* out) {
+  const FlushToZero flush;
+  for (int row = 0; row < rows; ++row) {
+    for (int g = 0; g < groups; ++g) {
+      int32_t sum = 0;
+      for (int i = g * group_size; i < (g + 1) * group_size; ++i) {
+        quantized.q[row][i] = q[row * groups * group_size + i];
+        sum += quantized.q[row][i];
+      }
+      quantized.scale[row][g] = scale[row * groups + g];
+      quantized.offset[row][g] = 128 * sum;
+    }
+    for (int i = 0; add && i < out_rows; ++i) narrow[row][i] = out[row * out_rows + i];
+  }
+  const Step step = {};
+  WeightPorts ports;
+  int base[kChannels] = {};
+  for (int c = 0; c < kChannels; ++c) {
+    Load(reinterpret_cast<const Beat*>(channels[c]), c, step, ports[c]);
+  }
+  int words = 0;
+  const Matrix matrix = PlaceMatrix(out_rows, groups, group_size, words);
+  StoreRows store = {wide, out_rows, rows};
+  AddRows residual = {narrow, out_rows, rows};
+  if (add) {
+    MatVec(ports, matrix, base, quantized, group_size, rows, tile_sums, residual);
+  } else {
+    MatVec(ports, matrix, base, quantized, group_size, rows, tile_sums, store);
+  }
+  for (int row = 0; row < rows; ++row) {
+    for (int i = 0; i < out_rows; ++i)
+      out[row * out_rows + i] = add ? narrow[row][i] : wide[row][i];
+  }
+}
+
+// Sums as W1's and W3's tiles would bring them; units past hidden_dim hold rubbish.
+STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, int group_size,
+                 int8_t* q, float* scale, int32_t* offset) {
+  const FlushToZero flush;
+  const int groups = (hidden_dim + group_size - 1) / group_size;
+  GateAndQuantize* epilogue = new GateAndQuantize(quantized, hidden_dim, group_size, rows);
+  for (int tile = 0; tile < 2 * RoundUp(groups * group_size, kTileRows) / kTileRows; ++tile) {
+    for (int row = 0; row < rows; ++row) {
+      for (int r = 0; r < kTileRows; ++r) {
+        const int unit = tile / 2 * kTileRows + r;
+        const float* source = tile % 2 == 0 ? gate : up;
+        tile_sums[0][row][r] = unit < hidden_dim ? source[row * hidden_dim + unit] : 1e30f;
+      }
+    }
+    epilogue->Take(tile, tile_sums[0]);
+  }
+  delete epilogue;
+  CopyQuantized(rows, groups, group_size, q, scale, offset);
+}
+
+STAGE stage_rotate(const uint64_t* turns, int position, int heads, int head_size, float* x) {
+  const FlushToZero flush;
+  MakeRopeRow(turns, head_size / 2, position, rope);
+  RotateHeads(rope, heads, head_size, x);
+}
+
+// `qkv` and `out` are (rows, dim + 2 kv_dim) and (rows, dim); the rows are the request's.
+STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer, float* cache,
+                   const float* qkv, float* out) {
+  const FlushToZero flush;
+  Call* call = new Call;
+  ReadCall(request, model, kCommandRun, 1, *call);
+  const Shape& s = call->step.shape;
+  const int width = s.dim + 2 * s.kv_dim;
+  for (int row = 0; row < call->step.n_rows; ++row) {
+    for (int i = 0; i < width; ++i) wide[row][i] = qkv[row * width + i];
+  }
+  Attend(call->step, layer, reinterpret_cast<KvBeat*>(cache), wide, narrow);
+  for (int row = 0; row < call->step.n_rows; ++row) {
+    for (int i = 0; i < s.dim; ++i) out[row * s.dim + i] = narrow[row][i];
+  }
+  delete call;
+}
+
+STAGE stage_log_sum_exp(const float* x, int n, float* y) {
+  const FlushToZero flush;
+  LogSumExp sum = {kLowest, 0.0f};
+  for (int first = 0; first < n; first += kBlock) {
+    float block[kBlock];
+    for (int i = 0; i < kBlock; ++i) block[i] = first + i < n ? x[first + i] : kLowest;
+    sum.Add(block);
+  }
+  *y = sum.Value();
+}
+
+STAGE stage_insert_top(const float* logits, int n, int32_t* ids, float* top) {
+  const FlushToZero flush;
+  RowSampler* sampler = new RowSampler;
+  StartSampler(*sampler);
+  for (int i = 0; i < n; ++i) InsertTop(logits[i], i, *sampler);
+  for (int i = 0; i < kTopLogits; ++i) {
+    ids[i] = sampler->top_id[i];
+    top[i] = sampler->top_logit[i];
+  }
+  delete sampler;
+}
+
+// One step's end: (rows, vocab_size) logits to result words, and the full logits that were
+// asked for. Rows of the classifier past the vocabulary hold rubbish.
+STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* logits, float* full,
+                   uint32_t* results) {
+  const FlushToZero flush;
+  Call* call = new Call;
+  ReadCall(request, model, kCommandRun, 1, *call);
+  const int vocab = call->step.shape.vocab_size;
+  SampleRows* sampler = new SampleRows(call->step, full);
+  for (int tile = 0; tile < RoundUp(vocab, kWaveRows) / kTileRows; ++tile) {
+    for (int row = 0; row < call->step.n_rows; ++row) {
+      for (int r = 0; r < kTileRows; ++r) {
+        const int id = tile * kTileRows + r;
+        tile_sums[0][row][r] = id < vocab ? logits[row * vocab + id] : 1e30f;
+      }
+    }
+    sampler->Take(tile, tile_sums[0]);
+  }
+  FinishStep(*sampler, *call, results);
+  WriteStatus(results, *call, call->error != kErrorNone ? kStateError : kStateDone);
+  delete sampler;
+  delete call;
+}

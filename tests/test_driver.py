@@ -1,0 +1,250 @@
+"""The driver: exact transactions, the contract, and calls that do not end well."""
+
+import _thread
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pynq
+import pytest
+
+from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay
+from llama_pynq.contract import RequestFlag, RowFlag, Stage
+from llama_pynq.driver import make_rows
+from llama_pynq.emulation.build import build_emulated_overlay
+from llama_pynq.errors import (
+    KernelError,
+    KernelTimeout,
+    LimitError,
+    OverlayMismatch,
+    RequestError,
+)
+from llama_pynq.llama_overlay import emulated_overlay
+
+REPOSITORY = Path(__file__).parents[1]
+FLAVOURS = [(".xclbin", "chain"), (".xclbin", "hs"), (".bit", "chain"), (".bit", "hs")]
+
+
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
+
+
+def sampled(token=1, position=0):
+    rows = make_rows(1)
+    rows["token"], rows["position"], rows["flags"] = token, position, RowFlag.SAMPLE
+    return rows
+
+
+@pytest.fixture(params=FLAVOURS, ids=lambda p: f"{p[0][1:]}-{p[1]}")
+def overlay(request):
+    flavour, protocol = request.param
+    device = EmulatedDevice(protocol=protocol, threads=1)
+    with LlamaOverlay(emulated_overlay(flavour), device=device) as overlay:
+        overlay.load_model()
+        yield overlay
+
+
+def test_plain_overlay_binds_the_driver():
+    for flavour in (".xclbin", ".bit"):
+        overlay = pynq.Overlay(str(emulated_overlay(flavour)), device=EmulatedDevice())
+        assert type(overlay.llama) is LlamaDriver
+        overlay.llama.load_model()
+        assert overlay.llama.generate("Once", max_new_tokens=3, temperature=0).tokens
+        overlay.llama.close()
+
+
+def test_run_writes_sequence_command_and_start_only(overlay, request):
+    driver = overlay.llama
+    driver.run(sampled())
+    with overlay.device.record_registers() as log:
+        driver.run(sampled())
+    sequence = driver.register_map.sequence
+    writes = [(access.name, access.value) for access in log if access.kind == "write"]
+    _, protocol = request.node.callspec.params["overlay"]
+    go_on = [("CTRL", 0x10)] if protocol == "chain" else []
+    assert writes == [("sequence", int(sequence)), ("command", 1), ("CTRL", 1), *go_on]
+    assert {access.name for access in log if access.kind == "read"} == {"CTRL"}
+
+
+def test_load_writes_every_pointer_to_its_own_buffer(overlay):
+    with overlay.device.record_registers() as log:
+        overlay.load_model()
+    names = {access.name.removesuffix("_1").removesuffix("_2") for access in log}
+    assert {"kv_cache", "logits"} <= names
+    addresses = {b.device_address for b in overlay.llama._buffers.values()}
+    assert len(addresses) == len(overlay.llama._buffers)
+
+
+def test_run_forgotten_sync_would_be_seen(overlay):
+    # Host and device memory are apart: what the kernel reads is what was synced.
+    driver = overlay.llama
+    good = driver.run(sampled()).rows
+    driver._buffers["model"][:] = 0
+    assert driver.run(sampled()).rows == good
+    driver._buffers["model"].sync_to_device()
+    with pytest.raises(KernelError, match="no descriptor"):
+        driver.run(sampled())
+
+
+def test_run_kernel_refuses_and_the_next_call_works(overlay):
+    driver = overlay.llama
+    good = driver.run(sampled()).rows
+    for rows, text in [
+        (sampled(token=10**6), "row 0: token id outside the vocabulary"),
+        (sampled(position=10**6), "row 0: position outside the context"),
+        (sampled(position=-1), "row 0: position outside the context"),
+        (np.concatenate([sampled(), sampled()]), "row 1: another row has the same slot"),
+    ]:
+        with pytest.raises(KernelError) as error:
+            driver.run(rows)
+        assert text in str(error.value)
+        assert "emulated-host: the kernel refused the call" in str(error.value)
+        assert driver.run(sampled()).rows == good
+
+
+def test_run_over_the_limits_is_refused_before_the_kernel(overlay):
+    driver = overlay.llama
+    with pytest.raises(LimitError, match="0 rows"):
+        driver.run(make_rows(0))
+    with pytest.raises(LimitError, match="17 rows: this kernel takes 1 to 16"):
+        driver.run(make_rows(17))
+    with pytest.raises(LimitError, match="n_steps 0"):
+        driver.run(sampled(), n_steps=0)
+    with pytest.raises(LimitError, match="stop tokens"):
+        driver.run(sampled(), stop_tokens=range(17))
+
+
+def test_run_layers_one_by_one_equal_all_at_once(overlay):
+    driver, config = overlay.llama, overlay.llama.config
+    rows = sampled()
+    rows["flags"] |= RowFlag.FULL_LOGITS
+    driver.run(rows)
+    whole = driver.read_logits(0)
+    driver.run(rows, layers=(0, 0), flags=RequestFlag.ACTIVATIONS_OUT)
+    x = driver.read_activations(1)
+    assert x.shape == (1, config.dim)
+    for layer in range(config.n_layers):
+        driver.run(
+            rows, layers=(layer, layer + 1), activations=x, flags=RequestFlag.ACTIVATIONS_OUT
+        )
+        x = driver.read_activations(1)
+    np.testing.assert_array_equal(driver.read_logits(0), whole)
+
+
+def test_run_profile_names_every_stage_of_every_layer(overlay):
+    driver, config = overlay.llama, overlay.llama.config
+    steps = driver.run(sampled(), n_steps=3, flags=RequestFlag.PROFILE).profile
+    assert len(steps) == 3
+    for events in steps:
+        layers = events[events["stage"] == Stage.QKV]["layer"]
+        assert list(layers) == list(range(config.n_layers))
+        assert {Stage(s) for s in events["stage"]} == set(Stage) - {Stage.END}
+        assert (events["begin"][1:] == events["end"][:-1]).all()
+        assert (events["end"] >= events["begin"]).all()
+        assert events["end"][-1] > 0
+
+
+def test_interrupted_call_raises_and_the_next_one_works(overlay):
+    driver = overlay.llama
+    expected = overlay.generate("Once", max_new_tokens=20, temperature=0).tokens
+    for _ in range(3):
+        timer = threading.Timer(0.05, _thread.interrupt_main)
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                driver.run(sampled(), n_steps=64)
+        timer.join()
+        assert overlay.generate("Once", max_new_tokens=20, temperature=0).tokens == expected
+
+
+def test_abort_ends_a_running_call_after_its_step(overlay):
+    driver = overlay.llama
+    # A sequence number that the next call will have: aborted before its first step.
+    driver._request[16] = driver._sequence + 1
+    original = driver._launch
+
+    def launch(command):
+        driver._request[16] = driver._sequence + 1
+        driver._buffers["request"].sync_to_device()
+        original(command)
+
+    driver._launch = launch
+    try:
+        result = driver.run(sampled(), n_steps=4)
+    finally:
+        del driver._launch
+    assert result.aborted
+    assert len(result.rows) == 0
+    assert not driver.run(sampled(), n_steps=4).aborted
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hanging")
+    source = REPOSITORY / "tests" / "hls" / "hanging_emulator.cpp"
+    build_emulated_overlay(REPOSITORY / "hls_src", folder, sources=[source])
+    return folder / "llama.xclbin"
+
+
+def test_kernel_that_never_finishes_times_out_and_reset_brings_it_back(hanging, monkeypatch):
+    with LlamaOverlay(hanging, device=EmulatedDevice()) as overlay:
+        overlay.load_model()
+        expected = overlay.generate("Once", max_new_tokens=5, temperature=0).tokens
+        overlay.llama.timeout_s = 0.2
+        monkeypatch.setenv("LLAMA_PYNQ_TEST_HANG", "1")
+        with pytest.raises(KernelTimeout, match=r"did not finish call \d+ within 0.2 s.*reset"):
+            overlay.generate("Once", max_new_tokens=5, temperature=0)
+        with pytest.raises(KernelTimeout, match="an earlier call never finished"):
+            overlay.generate("Once", max_new_tokens=5, temperature=0)
+        monkeypatch.delenv("LLAMA_PYNQ_TEST_HANG")
+        overlay.reset()
+        assert overlay.generate("Once", max_new_tokens=5, temperature=0).tokens == expected
+
+
+def modified_overlay(tmp_path, name, old, new):
+    """The emulated overlay, built from a source in which one line is another."""
+    source = tmp_path / "hls_src"
+    shutil.copytree(REPOSITORY / "hls_src", source)
+    path = source / name
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    build_emulated_overlay(source, tmp_path, extra_flags=["-O1"])
+    return tmp_path / "llama.xclbin"
+
+
+def test_overlay_of_another_abi_is_refused(tmp_path):
+    path = modified_overlay(tmp_path, "contract.h", "kAbiVersion = 1;", "kAbiVersion = 2;")
+    with pytest.raises(OverlayMismatch, match="speaks version 2 .* this driver version 1"):
+        LlamaOverlay(path, device=EmulatedDevice())
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):  # the lock was given back
+        pass
+
+
+def test_overlay_of_another_kernel_is_refused(tmp_path):
+    path = modified_overlay(tmp_path, "contract.h", "kMagic = 0x4C4C4D41;", "kMagic = 0x1234;")
+    with pytest.raises(OverlayMismatch, match="is not llama_pynq's kernel"):
+        LlamaOverlay(path, device=EmulatedDevice())
+
+
+def test_load_model_beyond_the_limits_names_each(tmp_path):
+    from checkpoint_files import write_checkpoint
+
+    from llama_pynq import ModelConfig
+
+    config = ModelConfig(dim=8, hidden_dim=20000, n_layers=1, n_heads=2, n_kv_heads=2,
+                         vocab_size=20, seq_len=40000, tied=True)  # fmt: skip
+    write_checkpoint(tmp_path / "wide.bin", config, 0)
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()) as overlay:
+        with pytest.raises(LimitError) as error:
+            overlay.load_model(tmp_path / "wide.bin")
+    assert "hidden_dim 20000 (at most 14336)" in str(error.value)
+    assert "seq_len 40000 (at most 32768)" in str(error.value)
+
+
+def test_run_without_a_model_says_so():
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()) as overlay:
+        with pytest.raises(RequestError, match="no model is loaded"):
+            overlay.llama.run(sampled())

@@ -1,0 +1,415 @@
+"""A model on the emulated device: text, tokens, and what may not change them."""
+
+import json
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.errors import (
+    CheckpointError,
+    DeviceBusy,
+    DeviceMemoryError,
+    LimitError,
+    RequestError,
+    TokenizerError,
+)
+from llama_pynq.llama import BUNDLED
+from llama_pynq.llama_overlay import emulated_overlay
+from llama_pynq.packing import QuantizedModel
+from llama_pynq.reference import KernelModel
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+needs_shared = pytest.mark.skipif(
+    not SHARED.exists(), reason=f"the real checkpoint is not here: {SHARED}"
+)
+PROMPT = "Once upon a time"
+
+
+@contextmanager
+def opened(flavour=".xclbin", **device):
+    with LlamaOverlay(emulated_overlay(flavour), device=EmulatedDevice(**device)) as overlay:
+        yield overlay
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with opened() as overlay:
+        yield overlay
+    patch.undo()
+
+
+@pytest.fixture
+def llama(overlay):
+    """stories260K where it is, with the default call length."""
+    if not SHARED.exists():
+        pytest.skip(f"the real checkpoint is not here: {SHARED}")
+    return overlay.load_model(SHARED / "stories260K.bin", tokenizer=SHARED / "tok512.bin")
+
+
+@pytest.fixture
+def bundled(overlay):
+    return overlay.load_model()
+
+
+# ---- the same text, whatever the way ---------------------------------------------------
+
+WAYS = {
+    "greedy": dict(temperature=0),
+    "temperature": dict(temperature=1.0, top_p=1.0),
+    "top_p": dict(temperature=0.8, top_p=0.9),
+    "top_k": dict(temperature=1.2, top_p=1.0, top_k=200),
+    "min_p": dict(temperature=1.0, top_p=1.0, min_p=0.02),
+    "repetition_penalty": dict(temperature=0.8, top_p=1.0, repetition_penalty=1.3),
+}
+LENGTH = 48
+
+
+def tokens_of(overlay, way, prompt=PROMPT):
+    return overlay.generate(prompt, max_new_tokens=LENGTH, seed=11, **WAYS[way]).tokens
+
+
+@pytest.fixture(scope="module")
+def expected(overlay):
+    """Token ids per way, from the reference arithmetic and from one-step calls."""
+    model = overlay.load_model()
+    model.call_seconds = 0.0
+    return {way: tokens_of(overlay, way) for way in WAYS}
+
+
+def test_generate_greedy_is_the_reference_arithmetic(overlay, expected, bundled):
+    tokens = bundled.tokenizer.encode(PROMPT)
+    with load_checkpoint(BUNDLED / "stories.bin") as checkpoint:
+        reference = KernelModel(QuantizedModel(checkpoint))
+        logits = reference.forward(tokens, range(len(tokens)))[-1]
+        for position, token in enumerate(expected["greedy"][:16], len(tokens)):
+            assert token == logits.argmax()
+            logits = reference.forward([token], [position])[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("flavour", "device"),
+    [
+        (".xclbin", dict(protocol="chain", threads=1)),
+        (".xclbin", dict(protocol="hs", threads=2)),
+        (".bit", dict(protocol="hs", threads=2)),
+        (".bit", dict(protocol="chain", threads=1)),
+    ],
+    ids=["xclbin-chain-1", "xclbin-hs-2", "bit-hs-2", "bit-chain-1"],
+)
+def test_generate_same_seed_same_tokens_on_every_flavour(
+    overlay, expected, flavour, device, way, second_device
+):
+    other = second_device(flavour, tuple(sorted(device.items())))
+    assert tokens_of(other, way) == expected[way]
+
+
+@pytest.fixture(scope="module")
+def second_device(tmp_path_factory):
+    """Overlays on devices of their own, opened once each; their locks lie elsewhere."""
+    cache, patch = {}, pytest.MonkeyPatch()
+
+    def get(flavour, device):
+        if (flavour, device) not in cache:
+            folder = tmp_path_factory.mktemp("locks")
+            patch.setenv("LLAMA_PYNQ_LOCKS", str(folder))
+            context = opened(flavour, **dict(device))
+            other = context.__enter__()
+            patch.delenv("LLAMA_PYNQ_LOCKS")
+            other.load_model()
+            cache[flavour, device] = (context, other)
+        return cache[flavour, device][1]
+
+    yield get
+    for context, _ in cache.values():
+        context.__exit__(None, None, None)
+    patch.undo()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generate_many_steps_a_call_gives_the_same_tokens(overlay, expected, bundled, way):
+    bundled.call_seconds = 1e9
+    assert tokens_of(overlay, way) == expected[way]
+    assert tokens_of(overlay, way) == expected[way]  # now the speed of a step is known
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generate_beside_three_others_gives_the_same_tokens(overlay, expected, bundled, way):
+    prompts = ["The little fox", PROMPT, "", "Lily and Tom went to the park. They"]
+    batch = overlay.generate(prompts, max_new_tokens=LENGTH, seed=11, **WAYS[way])
+    assert [out.prompt_tokens for out in batch] == [bundled.tokenizer.encode(p) for p in prompts]
+    assert batch[1].tokens == expected[way]
+
+
+def test_generate_more_prompts_than_rows_gives_each_its_own_text(overlay, bundled):
+    prompts = [f"{PROMPT} there were {n}" for n in range(bundled.driver.limits.max_rows + 3)]
+    batch = overlay.generate(prompts, max_new_tokens=6, temperature=0)
+    alone = [overlay.generate(p, max_new_tokens=6, temperature=0) for p in prompts]
+    assert [out.tokens for out in batch] == [out.tokens for out in alone]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stream_concatenated_is_generate(overlay, bundled, way):
+    finished = []
+    kwargs = dict(max_new_tokens=LENGTH, seed=5, **WAYS[way])
+    text = "".join(overlay.stream(PROMPT, on_finish=finished.append, **kwargs))
+    out = overlay.generate(PROMPT, **kwargs)
+    assert text == out.text == finished[0].text
+    assert finished[0].tokens == out.tokens
+
+
+def test_logits_in_one_prefill_or_token_by_token_are_the_same(overlay, bundled):
+    tokens = bundled.tokenizer.encode(PROMPT + ", there was a little dog named Max. He was red.")
+    whole = overlay.logits(tokens)
+    assert whole.shape == (len(tokens), bundled.config.vocab_size)
+    assert whole.dtype == np.float32
+    for n in range(1, len(tokens), 5):
+        np.testing.assert_array_equal(overlay.logits(tokens[:n]), whole[:n])
+
+
+# ---- known answers ---------------------------------------------------------------------
+
+
+@needs_shared
+def test_generate_stories260k_greedy_tells_llama2c_story_for_a_while(llama, overlay):
+    oracle = json.loads((SHARED / "stories260K.oracle.json").read_text())
+    out = overlay.generate(PROMPT, max_new_tokens=100, temperature=0)
+    assert (PROMPT + out.text).startswith(oracle["greedy_text_200_steps"][:150])
+    assert out.prompt_tokens + out.tokens[:90] == oracle["greedy_ids"][:95]
+
+
+@needs_shared
+def test_logits_stories260k_perplexity_and_top_tokens_are_llama2c(llama, overlay):
+    from llama_pynq.reference import FloatModel
+
+    ids = json.loads((SHARED / "stories260K.oracle.json").read_text())["greedy_ids"]
+    with load_checkpoint(SHARED / "stories260K.bin") as checkpoint:
+        true = FloatModel(checkpoint).forward(ids, range(len(ids)))
+    got = overlay.logits(ids)
+
+    def nll(logits):
+        wide = logits[:-1].astype(np.float64)
+        lse = np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1)) + wide.max(1)
+        return (lse - wide[np.arange(len(wide)), ids[1:]]).mean()
+
+    assert abs(np.exp(nll(got) - nll(true)) - 1) < 0.005
+    assert (got.argmax(1) == true.argmax(1)).mean() >= 0.98
+
+
+# ---- results ---------------------------------------------------------------------------
+
+
+def test_generate_result_holds_what_was_produced(overlay, bundled):
+    out = overlay.generate(PROMPT, max_new_tokens=7, seed=3)
+    assert len(out.tokens) == 7
+    assert out.finish_reason == "length"
+    assert out.prompt_tokens == bundled.tokenizer.encode(PROMPT)
+    assert PROMPT + out.text == bundled.tokenizer.decode(out.prompt_tokens + out.tokens)
+    assert out.seed == 3
+    assert out.tokens_per_second > 0
+    assert out.logprobs is None
+    assert out.device == "emulated-host"
+
+
+def test_generate_story_ends_without_its_stop_token(overlay, bundled):
+    out = overlay.generate(PROMPT, max_new_tokens=1000, seed=3)
+    assert out.finish_reason == "stop"
+    assert bundled.tokenizer.bos_id not in out.tokens
+    assert bundled.tokenizer.eos_id not in out.tokens
+
+
+def test_generate_context_full_ends_with_length(overlay, bundled):
+    seq_len = bundled.config.seq_len
+    prompt = " a" * (seq_len - 10)
+    tokens = bundled.tokenizer.encode(prompt)
+    while len(tokens) > seq_len - 3:
+        prompt = prompt[:-2]
+        tokens = bundled.tokenizer.encode(prompt)
+    out = overlay.generate(prompt, max_new_tokens=50, temperature=0)
+    assert len(out.tokens) <= seq_len - len(tokens) + 1
+    if out.finish_reason == "length":
+        assert len(out.tokens) == seq_len - len(tokens) + 1
+
+
+def test_generate_empty_prompt_starts_from_bos(overlay, bundled):
+    out = overlay.generate("", max_new_tokens=5, temperature=0)
+    assert out.prompt_tokens == [bundled.tokenizer.bos_id]
+    assert overlay.logits([1])[0].argmax() == out.tokens[0]
+
+
+def test_generate_empty_batch_gives_an_empty_list(overlay, bundled):
+    assert overlay.generate([]) == []
+
+
+@pytest.mark.parametrize("call_seconds", [0.0, 1e9])
+def test_generate_stop_string_cuts_text_and_tokens(overlay, bundled, call_seconds):
+    bundled.call_seconds = call_seconds
+    free = overlay.generate(PROMPT, max_new_tokens=60, temperature=0)
+    stop = free.text[30:36]
+    at = free.text.find(stop)
+    out = overlay.generate(PROMPT, max_new_tokens=60, temperature=0, stop=["@@", stop])
+    assert out.text == free.text[:at]
+    assert out.finish_reason == "stop"
+    assert out.tokens == free.tokens[: len(out.tokens)]
+    assert stop in bundled.tokenizer.decode(out.tokens)
+    assert stop not in bundled.tokenizer.decode(out.tokens[:-1])
+    pieces = "".join(overlay.stream(PROMPT, max_new_tokens=60, temperature=0, stop=stop))
+    assert pieces == out.text
+
+
+def test_generate_stop_string_that_only_begins_is_printed_in_the_end(overlay, bundled):
+    free = overlay.generate(PROMPT, max_new_tokens=20, temperature=0)
+    out = overlay.generate(PROMPT, max_new_tokens=20, temperature=0, stop=free.text[-3:] + "@")
+    assert out.text == free.text
+    assert out.finish_reason == "length"
+
+
+def test_generate_logprobs_are_those_of_the_logits(overlay, bundled):
+    for way in ("greedy", "temperature", "top_p"):
+        out = overlay.generate(PROMPT, max_new_tokens=6, seed=2, logprobs=3, **WAYS[way])
+        logits = overlay.logits(out.prompt_tokens + out.tokens)[len(out.prompt_tokens) - 1 : -1]
+        wide = logits.astype(np.float64)
+        logprobs = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+        assert len(out.logprobs) == 6
+        for i, (token, record) in enumerate(zip(out.tokens, out.logprobs)):
+            assert record.token == token
+            assert record.logprob == pytest.approx(logprobs[i, token], abs=1e-4)
+            best = np.argsort(-wide[i], kind="stable")[:3]
+            assert list(record.top) == list(best)
+            assert list(record.top.values()) == pytest.approx(list(logprobs[i, best]), abs=1e-4)
+
+
+def test_generate_logprobs_beyond_the_top_logits_come_from_all(overlay, bundled):
+    n = bundled.driver.limits.top_logits + 5
+    out = overlay.generate(PROMPT, max_new_tokens=2, temperature=0, logprobs=n)
+    assert [len(record.top) for record in out.logprobs] == [n, n]
+
+
+def test_stream_pieces_never_split_a_character(overlay, bundled):
+    # Bytes of an emoji, forced one by one through the decoder as the model would emit them.
+    tokens = bundled.tokenizer.encode("a😀é")
+    decoder = bundled.tokenizer.stream_decoder([1])
+    pieces = [decoder.push(token) for token in tokens[1:]]
+    assert "".join(pieces) + decoder.flush() == "a😀é"
+    assert all("\ufffd" not in piece for piece in pieces)
+
+
+# ---- bad input: the error names it, and the next call works -----------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda o: o.generate(3), RequestError, "the prompt"),
+        (lambda o: o.generate([3]), RequestError, "the prompt is 3: it must be a string"),
+        (lambda o: o.generate("a", max_new_tokens=0), RequestError, "max_new_tokens is 0"),
+        (lambda o: o.generate("a", temperature=-1), RequestError, "temperature is -1"),
+        (lambda o: o.generate("a", top_p=2), RequestError, "top_p is 2"),
+        (lambda o: o.generate("a", seed=-1), RequestError, "seed is -1"),
+        (lambda o: o.generate("a", stop=""), RequestError, "stop is ''"),
+        (lambda o: o.generate("a", logprobs=-1), RequestError, "logprobs is -1"),
+        (lambda o: o.stream("a", top_k=-1), RequestError, "top_k is -1"),
+        (lambda o: o.generate("word " * 3000), RequestError, "the model's context holds"),
+        (lambda o: o.logits([]), RequestError, "tokens is empty"),
+        (lambda o: o.logits([0.5]), RequestError, "not token ids"),
+        (lambda o: o.logits([1, 10**6]), RequestError, "token id 1000000 is outside"),
+        (lambda o: o.logits([-1]), RequestError, "token id -1 is outside"),
+        (lambda o: o.logits([1] * 5000), RequestError, "5000 tokens are more than"),
+        (lambda o: o.load_model("nowhere.bin"), FileNotFoundError, "nowhere.bin"),
+        (lambda o: o.load_model(slots=0), RequestError, "slots is 0"),
+        (lambda o: o.load_model(group_size=48), LimitError, "group_size 48"),
+        (lambda o: o.load_model(Path(__file__), "t"), CheckpointError, "test_llama.py"),
+        (lambda o: o.load_model(tokenizer=__file__), TokenizerError, "test_llama.py"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named_and_the_next_call_works(overlay, bundled, expected, call, error, text):
+    with pytest.raises(error) as raised:
+        call(overlay)
+    assert text in str(raised.value)
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
+
+
+@needs_shared
+def test_load_model_with_a_foreign_tokenizer_names_both_sizes(overlay, bundled):
+    with pytest.raises(TokenizerError, match="512.*32000"):
+        overlay.load_model(SHARED / "stories260K.bin", tokenizer=SHARED / "tokenizer32k.bin")
+    assert overlay.generate(PROMPT, max_new_tokens=3, temperature=0).tokens
+
+
+@needs_shared
+def test_load_model_without_a_tokenizer_asks_for_one(overlay, bundled):
+    with pytest.raises(TokenizerError, match="give its file"):
+        overlay.load_model(SHARED / "stories260K.bin")
+
+
+def test_calls_before_load_model_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened() as overlay:
+        with pytest.raises(RequestError, match=r"no model is loaded: call load_model\(\) first"):
+            overlay.generate("a")
+        overlay.load_model()
+        assert overlay.generate("a", max_new_tokens=1).tokens
+
+
+def test_load_model_device_memory_full_is_named_and_a_smaller_one_loads(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened(memory_bytes=12 << 20) as overlay:
+        with pytest.raises(DeviceMemoryError):
+            overlay.load_model(slots=64)
+        with pytest.raises(RequestError, match="no model is loaded"):
+            overlay.generate("a")
+        overlay.load_model()
+        assert overlay.generate("a", max_new_tokens=2).tokens
+
+
+def test_stream_left_unfinished_keeps_its_text_beside_others(overlay, bundled, expected):
+    stream = overlay.stream(PROMPT, max_new_tokens=LENGTH, temperature=0)
+    begin = next(stream)
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
+    assert begin + "".join(stream) == bundled.tokenizer.decode([1, *expected["greedy"]])
+
+
+def test_streams_holding_every_slot_give_device_busy_until_closed(overlay):
+    overlay.load_model(slots=2)
+    streams = [overlay.stream(PROMPT, max_new_tokens=9, seed=1) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    with pytest.raises(DeviceBusy, match="all 2 sequence slots are in use"):
+        overlay.generate("a")
+    streams[0].close()
+    assert overlay.generate("a", max_new_tokens=1).tokens
+    streams[1].close()
+
+
+def test_generate_from_two_threads_gives_each_its_text(overlay, bundled, expected):
+    results = {}
+
+    def work(way):
+        results[way] = tokens_of(overlay, way)
+
+    ways = ["greedy", "temperature", "top_p"]
+    threads = [threading.Thread(target=work, args=(way,)) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {way: expected[way] for way in ways}
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 100, None])
+def test_load_model_damaged_cache_is_rebuilt(overlay, bundled, expected, damage):
+    path = bundled.packed.path
+    data = path.read_bytes()
+    if damage is None:  # one weight's bit
+        damage = data[:-100] + bytes([data[-100] ^ 4]) + data[-99:]
+    path.write_bytes(damage)
+    overlay.load_model()
+    assert path.read_bytes() == data
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
