@@ -27,7 +27,7 @@ class BuildOverlay(build_ext):
         import shutil
 
         folder = ROOT if self.editable_mode or self.inplace else Path(self.build_lib) / "llama_pynq"
-        out = folder / "overlay" / "emulated"
+        out = folder / "overlay" / "llama"
         if shutil.which(default_compiler().split()[0]) is None:
             # A board needs no emulator. Where one is needed, LlamaOverlay() says what is missing.
             self.warn(f"no C++ compiler ({default_compiler()}): installing without the emulator")
@@ -37,7 +37,7 @@ class BuildOverlay(build_ext):
         build_emulated_overlay(ROOT / "hls_src", out, levels)
 
     def get_outputs(self) -> list[str]:
-        out = Path(self.build_lib) / "llama_pynq" / "overlay" / "emulated"
+        out = Path(self.build_lib) / "llama_pynq" / "overlay" / "llama"
         return [str(path) for path in sorted(out.glob("llama.*"))]
 
     def get_source_files(self) -> list[str]:
@@ -52,7 +52,7 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("llama_pynq.overlay.emulated", sources=[])],
+    ext_modules=[Extension("llama_pynq.overlay.llama", sources=[])],
     cmdclass={"build_ext": BuildOverlay, "bdist_wheel": PlatformWheel},
     package_dir={"llama_pynq.overlay": "overlay", "llama_pynq.hls_src": "hls_src"},
     packages=[

@@ -97,7 +97,11 @@ class LlamaDriver(DefaultIP):
         self.timeout_s = 60.0
         self._call_lock = threading.Lock()
         self._sequence = int.from_bytes(os.urandom(3), "little")
-        self._chained = description.get("hw_control_protocol") == "ap_ctrl_chain"
+        # An .xclbin names the protocol; a .hwh lists the bit that only one of them has.
+        self._chained = description.get(
+            "hw_control_protocol"
+        ) == "ap_ctrl_chain" or "AP_CONTINUE" in self._registers["CTRL"].get("fields", {})
+        self._sleeps = not getattr(self.device, "waits_in_reads", False)
         self._limits: KernelLimits | None = None
         self._buffers: dict[str, Any] = {}
         self._config: ModelConfig | None = None
@@ -253,10 +257,7 @@ class LlamaDriver(DefaultIP):
         return True
 
     def _wait(self, deadline: float) -> None:
-        """Wait for AP_DONE: first polling, then sleeping between polls.
-
-        A read of the emulated device's CTRL waits by itself, so emulation never sleeps here.
-        """
+        """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between."""
         spin_until = time.monotonic() + _SPIN_S
         while not self._finished():
             now = time.monotonic()
@@ -267,7 +268,7 @@ class LlamaDriver(DefaultIP):
                     f"{self.timeout_s:g} s. Call reset() on the overlay: it downloads the overlay "
                     "again and reloads the model. A longer limit: driver.timeout_s"
                 )
-            if now > spin_until:
+            if self._sleeps and now > spin_until:
                 time.sleep(_SLEEP_S)
 
     def _abort(self) -> None:

@@ -14,7 +14,7 @@ from pynq.pl_server.device import Device
 from .driver import LlamaDriver
 from .emulation.device import EmulatedDevice
 from .emulation.lock import DeviceLock
-from .errors import OverlayMismatch
+from .errors import DeviceBusy, OverlayMismatch
 from .interface import IP_NAME, VLNV
 from .llama import Generation, Llama
 
@@ -37,7 +37,7 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
     from . import overlay
 
     for folder in overlay.__path__:
-        path = Path(folder) / "emulated" / f"{IP_NAME}{suffix}"
+        path = Path(folder) / IP_NAME / f"{IP_NAME}{suffix}"
         if path.exists():
             return path
     raise OverlayMismatch(
@@ -56,6 +56,21 @@ def find_device() -> Device:
         if not isinstance(device, EmulatedDevice):
             return device
     return devices[0] if devices else EmulatedDevice()
+
+
+def _lock(device: Device) -> DeviceLock:
+    """The device's lock, acquired."""
+    lock = DeviceLock(getattr(device, "lock_name", device.name))
+    try:
+        lock.acquire()
+    except DeviceBusy as error:
+        if not isinstance(device, EmulatedDevice):
+            raise
+        raise DeviceBusy(
+            f"{error} Or use an emulated device of another name beside it: "
+            "LlamaOverlay(device=llama_pynq.EmulatedDevice(name='second'))"
+        ) from None
+    return lock
 
 
 class LlamaOverlay(pynq.Overlay):
@@ -102,8 +117,7 @@ class LlamaOverlay(pynq.Overlay):
                     "device: LlamaOverlay(device=llama_pynq.EmulatedDevice())"
                 )
             bitfile_name = emulated_overlay()
-        self._device_lock = DeviceLock(device.name)
-        self._device_lock.acquire()
+        self._device_lock = _lock(device)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
@@ -162,6 +176,11 @@ class LlamaOverlay(pynq.Overlay):
         self._limits = self.llama.limits
         if loaded is not None:
             self.llama.adopt(loaded)
+
+    def free(self) -> None:
+        """As `close`, and PYNQ's own freeing."""
+        self.close()
+        super().free()
 
     def close(self) -> None:
         """Free the buffers and give the device to others; may be called twice."""

@@ -57,14 +57,21 @@ def quantize_weights(w: np.ndarray, group_size: int) -> QuantizedMatrix:
     """
     out, n = w.shape
     groups = -(-n // group_size)
-    padded = np.zeros((out, groups * group_size), np.float32)
-    padded[:, :n] = w
-    grouped = padded.reshape(out, groups, group_size)
-    scale = np.abs(grouped).max(axis=-1) / np.float32(127)
-    scale[scale < _TINY_SCALE] = 0
-    divisor = np.where(scale > 0, scale, np.float32(1))
-    q = np.where(scale[..., None] > 0, np.rint(grouped / divisor[..., None]), 0)
-    return QuantizedMatrix(q.astype(np.int8).reshape(out, -1), scale)
+    q = np.empty((out, groups, group_size), np.int8)
+    scale = np.empty((out, groups), np.float32)
+    # A slice of rows at a time: the temporaries of a whole embedding table would be several
+    # times the packed model.
+    step = max(1, _SLICE_BYTES // (4 * groups * group_size))
+    for rows in (slice(first, first + step) for first in range(0, out, step)):
+        part = np.zeros((len(w[rows]), groups * group_size), np.float32)
+        part[:, :n] = w[rows]
+        grouped = part.reshape(-1, groups, group_size)
+        s = np.abs(grouped).max(axis=-1) / np.float32(127)
+        s[s < _TINY_SCALE] = 0
+        divisor = np.where(s > 0, s, np.float32(1))
+        q[rows] = np.where(s[..., None] > 0, np.rint(grouped / divisor[..., None]), 0)
+        scale[rows] = s
+    return QuantizedMatrix(q.reshape(out, -1), scale)
 
 
 def choose_group_size(config: ModelConfig) -> int:

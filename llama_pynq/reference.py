@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .checkpoint import ModelConfig
 from .contract import BLOCK, REDUCE_LANES
@@ -37,22 +38,22 @@ def flush(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < _TINY, np.copysign(f32(0), x), x)
 
 
-def add(a, b):
+def add(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Float32 sum, flushed."""
     return flush(np.add(a, b, dtype=np.float32))
 
 
-def sub(a, b):
+def sub(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Float32 difference, flushed."""
     return flush(np.subtract(a, b, dtype=np.float32))
 
 
-def mul(a, b):
+def mul(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Float32 product, flushed."""
     return flush(np.multiply(a, b, dtype=np.float32))
 
 
-def div(a, b):
+def div(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Float32 quotient, flushed."""
     return flush(np.divide(a, b, dtype=np.float32))
 
@@ -63,7 +64,7 @@ def round_to_even(x: np.ndarray) -> np.ndarray:
     return sub(add(x, magic), magic)
 
 
-def _horner(x, coefficients):
+def _horner(x: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:
     value = np.full_like(x, f32(coefficients[0]))
     for c in coefficients[1:]:
         value = add(mul(value, x), f32(c))
@@ -73,7 +74,7 @@ def _horner(x, coefficients):
 _LN2_HIGH, _LN2_LOW = f32(0.693359375), f32(-0.000212194442)
 
 
-def exp(x) -> np.ndarray:
+def exp(x: ArrayLike) -> np.ndarray:
     """e^x; 0 below -86, e^88 above 88. Relative error 1.2e-7."""
     shape = np.shape(x)
     x = np.asarray(x, dtype=np.float32).reshape(-1)
@@ -86,7 +87,7 @@ def exp(x) -> np.ndarray:
     return np.where(x < f32(-86), f32(0), scaled).reshape(shape)
 
 
-def log(x) -> np.ndarray:
+def log(x: ArrayLike) -> np.ndarray:
     """Natural logarithm of normal positive float32. Relative error 8.5e-8.
 
     Nothing here can be subnormal, so nothing is flushed: sampling calls this every token.
@@ -99,7 +100,7 @@ def log(x) -> np.ndarray:
     e = ((bits >> 23) - 127 + upper).astype(np.float32)
     f = mantissa - f32(1)
     square = f * f
-    p = _LOG_COEFFICIENTS[0]
+    p = np.full_like(f, _LOG_COEFFICIENTS[0])
     for c in _LOG_COEFFICIENTS[1:]:
         p = p * f + c
     tail = (f * square) * p
@@ -167,7 +168,7 @@ def lane_sum(products: np.ndarray) -> np.ndarray:
 # ---- sampling noise -------------------------------------------------------------------
 
 
-def _mix(h):
+def _mix(h: np.ndarray) -> np.ndarray:
     h = np.asarray(h, dtype=np.uint32)
     h = h ^ (h >> np.uint32(16))
     h = h * np.uint32(0x85EBCA6B)
@@ -215,7 +216,8 @@ def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndar
     -------
     q : (rows, groups * group_size) int8
     scale : (rows, groups) float32
-        max(|group|) / 127; 0 where that maximum is under 2^-100.
+        max(|group|) / 127; 0 where that maximum is under 2^-100; not finite where a value
+        of the group is not.
 
     References
     ----------
@@ -227,10 +229,11 @@ def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndar
     padded[:, :n] = x
     padded = padded.reshape(rows, groups, group_size)
     largest = np.max(np.abs(padded), axis=-1)
-    live = largest >= f32(2.0**-100)
+    live = ~(largest < f32(2.0**-100))
     safe = np.where(live, largest, f32(1))
     up = np.where(live, div(f32(127), safe), f32(0))
-    q = round_to_even(mul(padded, up[..., None])).astype(np.int8)
+    with np.errstate(invalid="ignore"):
+        q = round_to_even(mul(padded, up[..., None])).astype(np.int8)
     return q.reshape(rows, -1), np.where(live, div(largest, f32(127)), f32(0))
 
 
@@ -285,6 +288,7 @@ def matvec(weight: QuantizedMatrix, q: np.ndarray, scale: np.ndarray) -> np.ndar
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x / sqrt(mean(x^2) + 1e-5) * weight, over the last axis."""
+    x, weight = flush(x), flush(weight)  # both may come from outside the kernel
     count = f32(x.shape[-1])
     total = add(lane_sum(mul(x, x)), mul(count, RMS_EPSILON))
     factor = div(np.sqrt(count), np.sqrt(total))
@@ -385,7 +389,8 @@ def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 def log_sum_exp(logits: np.ndarray) -> np.float32:
     """Log-sum-exp of (n,) float32, online over blocks of 32."""
-    maximum, total = _LOWEST, f32(0)
+    maximum: np.ndarray = np.array(_LOWEST)
+    total: np.ndarray = np.array(f32(0))
     for first in range(0, len(logits), BLOCK):
         values = np.full(BLOCK, _LOWEST)
         part = logits[first : first + BLOCK]

@@ -55,15 +55,14 @@ def test_plain_overlay_binds_the_driver():
         overlay.llama.close()
 
 
-def test_run_writes_sequence_command_and_start_only(overlay, request):
+def test_run_writes_sequence_command_and_start_only(overlay):
     driver = overlay.llama
     driver.run(sampled())
     with overlay.device.record_registers() as log:
         driver.run(sampled())
     sequence = driver.register_map.sequence
     writes = [(access.name, access.value) for access in log if access.kind == "write"]
-    _, protocol = request.node.callspec.params["overlay"]
-    go_on = [("CTRL", 0x10)] if protocol == "chain" else []
+    go_on = [("CTRL", 0x10)] if overlay.device.protocol == "ap_ctrl_chain" else []
     assert writes == [("sequence", int(sequence)), ("command", 1), ("CTRL", 1), *go_on]
     assert {access.name for access in log if access.kind == "read"} == {"CTRL"}
 

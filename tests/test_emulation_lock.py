@@ -70,7 +70,7 @@ def test_second_lock_in_this_process_is_refused(tmp_path):
     first.acquire()
     with pytest.raises(DeviceBusy, match=rf"overlay of this process \(pid {os.getpid()}\)"):
         second.acquire()
-    with pytest.raises(DeviceBusy, match=r"overlay\.free\(\)"):
+    with pytest.raises(DeviceBusy, match=r"overlay\.close\(\)"):
         first.acquire()
     first.release()
     second.acquire()

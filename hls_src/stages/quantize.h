@@ -15,19 +15,23 @@ struct QuantizedRows {
 // Groups this small quantise to zero, so that 127 / largest stays finite.
 constexpr float kTinyGroup = 7.8886090522101181e-31f;  // 2^-100
 
-// `n` values of one group; the rest of the group is padding. scale = max|x| / 127.
+// `n` values of one group; the rest of the group is padding. scale = max|x| / 127, and not
+// finite where a value is not.
 inline void QuantizeGroup(const float* x, int n, int group_size, int8_t* q, float& scale,
                           int32_t& offset) {
 #pragma HLS INLINE off
-  float largest = 0.0f;
+  // The bits of magnitudes order as the magnitudes do, and NaN comes out largest: it reaches the
+  // scale, and so the logits, instead of vanishing from a maximum of floats.
+  uint32_t largest_bits = 0;
 LARGEST:
   for (int i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-    const float magnitude = x[i] < 0.0f ? -x[i] : x[i];
-    largest = magnitude > largest ? magnitude : largest;
+    const uint32_t magnitude = BitsOf(x[i]) & 0x7fffffffu;
+    largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
   }
-  const bool live = largest >= kTinyGroup;
+  const float largest = FloatOf(largest_bits);
+  const bool live = !(largest < kTinyGroup);
   const float up = live ? 127.0f / largest : 0.0f;
   int32_t sum = 0;
 ROUND:
@@ -36,7 +40,7 @@ ROUND:
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
     const int32_t value = static_cast<int32_t>(RoundToEven(x[i] * up));
     q[i] = static_cast<int8_t>(value);
-    sum += value;
+    sum += q[i];
   }
 PAD:
   for (int i = n; i < group_size; ++i) {

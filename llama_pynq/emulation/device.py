@@ -216,6 +216,9 @@ class EmulatedDevice(Device):
         Size of the device's memory; default the board's.
     threads : int, optional
         Host threads the kernel computes with; default all that this process may use.
+    name : str, optional
+        Default ``emulated-<board>``. Devices of one name exclude each other, as two overlays
+        on one board do.
 
     Raises
     ------
@@ -240,6 +243,7 @@ class EmulatedDevice(Device):
         protocol: str | None = None,
         memory_bytes: int | None = None,
         threads: int | None = None,
+        name: str | None = None,
     ) -> None:
         if board not in BOARDS:
             raise ValueError(
@@ -255,7 +259,7 @@ class EmulatedDevice(Device):
             raise ValueError(f"threads is at least 1, not {threads}.")
         super().__init__(f"emulated_{board}")
         self.board = BOARDS[board]
-        self.name = f"emulated-{board}"
+        self.name = name or f"emulated-{board}"
         self.capabilities = {"REGISTER_RW": True, "CALLABLE": False}
         self.memory = DeviceMemory(memory_bytes or self.board.memory_bytes, self.name)
         self.threads = threads or _available_cpus()
@@ -266,6 +270,11 @@ class EmulatedDevice(Device):
         self._lock = threading.Lock()
         self._hardware: _Hardware | None = None
         self._log: list[RegisterAccess] | None = None
+
+    @property
+    def lock_name(self) -> str:
+        """Name of the device's lock: users of a shared computer have a device each."""
+        return f"{self.name}-{os.getuid()}" if hasattr(os, "getuid") else self.name
 
     def __repr__(self) -> str:
         return f"EmulatedDevice({self.board.name!r})"

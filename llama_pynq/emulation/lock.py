@@ -185,7 +185,7 @@ class DeviceLock:
         if pid == os.getpid():
             return DeviceBusy(
                 f"device {self.name} is in use by another overlay of this process "
-                f"(pid {pid}). Free that overlay first: overlay.free()."
+                f"(pid {pid}). Close that overlay first: overlay.close()."
             )
         holder = "a process whose id is unknown" if pid is None else f"process {pid}"
         return DeviceBusy(

@@ -1,0 +1,81 @@
+"""How far the kernel's int8 arithmetic is from the float32 model.
+
+    python benchmarks/accuracy.py [MODEL.bin TOKENIZER] [--tokens N]
+
+Without a file: stories260K from ../shared/models, where it is, and the bundled model. Each is
+read by the emulated device, teacher-forced over a text that the float32 model writes greedily
+(stories260K: the ids llama2.c writes), and compared with the float32 reference.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from llama_pynq import LlamaOverlay, load_checkpoint
+from llama_pynq.llama import BUNDLED
+from llama_pynq.reference import FloatModel
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+
+
+def mean_nll(logits: np.ndarray, ids: list[int]) -> float:
+    """Mean negative log-likelihood of ids[1:] under logits[:-1], in nats."""
+    wide = logits[:-1].astype(np.float64)
+    lse = wide.max(1) + np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1))
+    return float((lse - wide[np.arange(len(wide)), ids[1:]]).mean())
+
+
+def greedy(model: FloatModel, n: int) -> list[int]:
+    """BOS and the n - 1 ids that the float32 model likes best."""
+    model.reset()
+    ids = [1]
+    while len(ids) < n:
+        ids.append(int(model.forward([ids[-1]], [len(ids) - 1])[0].argmax()))
+    model.reset()
+    return ids
+
+
+def compare(overlay: LlamaOverlay, model: Path, tokenizer: Path, ids: list[int] | None, n: int):
+    """Print one line per group size."""
+    with load_checkpoint(model) as checkpoint:
+        reference = FloatModel(checkpoint)
+        stored = checkpoint.group_size
+    ids = ids or greedy(reference, min(n, reference.config.seq_len))
+    true = reference.forward(ids, range(len(ids)))
+    for size in (32, 64) if stored is None else (None,):
+        llama = overlay.load_model(model, tokenizer=tokenizer, group_size=size)
+        got = llama.logits(ids)
+        ratio = np.exp(mean_nll(got, ids) - mean_nll(true, ids))
+        same = (got.argmax(1) == true.argmax(1)).mean()
+        print(
+            f"{model.name:<16} {llama.packed.group_size:>5}  {np.exp(mean_nll(true, ids)):>10.4f} "
+            f"{np.exp(mean_nll(got, ids)):>10.4f} {100 * (ratio - 1):>+9.3f}%  {100 * same:>7.2f}% "
+            f"of {len(ids)}   {np.abs(got - true).max():.4f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("tokenizer", nargs="?", type=Path)
+    parser.add_argument("--tokens", type=int, default=256)
+    args = parser.parse_args()
+    with LlamaOverlay() as overlay:
+        print(f"measured on {overlay.describe()}")
+        print(
+            "model            group  ppl float32   ppl int8    change   same top token   max |diff|"
+        )
+        if args.model:
+            compare(overlay, args.model, args.tokenizer, None, args.tokens)
+            return
+        if SHARED.exists():
+            oracle = json.loads((SHARED / "stories260K.oracle.json").read_text())
+            model, tokenizer = SHARED / "stories260K.bin", SHARED / "tok512.bin"
+            compare(overlay, model, tokenizer, oracle["greedy_ids"], args.tokens)
+        compare(overlay, BUNDLED / "stories.bin", BUNDLED / "tokenizer.bin", None, args.tokens)
+
+
+if __name__ == "__main__":
+    main()
