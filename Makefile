@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-pynq3 lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-pynq generate "Once upon a time"
 
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
+
+# The oldest PYNQ that is supported: the images of PYNQ-Z1/Z2 and KV260, and Alveo.
+test-pynq3: .venv-pynq3/.test-installed
+	.venv-pynq3/bin/python -m pytest tests/test_driver.py tests/test_llama.py tests/test_emulation_*.py
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -25,11 +29,18 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
-	$(BIN)/python -m pip install .
+	$(BIN)/python -m pip install --quiet .
 	touch $@
 
-$(VENV)/.test-installed: $(VENV)/.installed
-	$(BIN)/python -m pip install '.[test]'
+# Editable: the tests run against these files.
+$(VENV)/.test-installed: $(VENV)/bin/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+.venv-pynq3/.test-installed: $(SOURCES)
+	$(PYTHON) -m venv .venv-pynq3
+	.venv-pynq3/bin/python -m pip install --quiet --upgrade pip
+	.venv-pynq3/bin/python -m pip install --quiet 'pynq==3.0.1' --editable '.[test]'
 	touch $@
 
 clean:

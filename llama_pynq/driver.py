@@ -76,6 +76,12 @@ class CallResult:
     profile: list[np.ndarray]
 
 
+def _free(buffer: Any) -> None:
+    buffer.freebuffer()
+    # Else PYNQ's destructor frees it once more, through munmap and XRT.
+    buffer.freed = True
+
+
 def make_rows(n: int) -> np.ndarray:
     """(n,) rows of a call, zeroed: token, position, slot, flags, seed, temperature."""
     return np.zeros(n, contract.ROW_DTYPE)
@@ -213,7 +219,7 @@ class LlamaDriver(DefaultIP):
         """A new buffer for an argument; the old one goes first, to make room."""
         old = self._buffers.pop(name, None)
         if old is not None:
-            old.freebuffer()
+            _free(old)
         try:
             self._buffers[name] = self._allocate(name, n, dtype)
         except DeviceMemoryError:
@@ -230,8 +236,7 @@ class LlamaDriver(DefaultIP):
         self._config = None
         self._limits = None
         for buffer in self._buffers.values():
-            with contextlib.suppress(Exception):
-                buffer.freebuffer()
+            _free(buffer)
         self._buffers = {}
 
     def forget(self) -> None:

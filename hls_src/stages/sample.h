@@ -175,8 +175,10 @@ WRITE_RESULTS:
       const float lse = s.plain.Value();
       const bool chosen = r.temperature > 0.0f && (r.flags & kRowHostChooses) == 0;
       token = chosen ? s.best_id : s.top_id[0];
-      // Written so that NaN fails.
-      if (token < 0 || !(lse > kLowest && lse < 3e38f)) Fail(call, kErrorNotFinite, row);
+      // Written so that NaN fails; Log would make a number of a total that is none.
+      if (token < 0 || !(s.plain.total > 0.0f && lse > kLowest && lse < 3e38f)) {
+        Fail(call, kErrorNotFinite, row);
+      }
       results[base + kResultLse] = BitsOf(lse);
       results[base + kResultLogit] = BitsOf(chosen ? s.best_logit : s.top_logit[0]);
       results[base + kResultLseTemperature] =
