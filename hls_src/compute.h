@@ -20,10 +20,26 @@ struct Workspace {
   QuantizedRows hidden;     // of width hidden_dim
   RopeRow rope[kMaxRows];
   uint64_t rope_turns[kMaxHeadSize / 2];
-  TileSums sums[kTilesInFlight];
 };
 
 typedef WeightPort WeightPorts[kChannels];
+
+inline void Mark(EventPort& events, const Step& step, int stage, int layer) {
+#pragma HLS INLINE
+  if (step.profile) events.Mark(stage, layer);
+}
+
+// A word of a channel that is known only at run time.
+inline Word ReadFrom(WeightPorts& ports, int channel, int index) {
+#pragma HLS INLINE
+  Word word;
+CHANNELS:
+  for (int c = 0; c < kChannels; ++c) {
+#pragma HLS UNROLL
+    if (c == channel) word = ports[c].Read(index);
+  }
+  return word;
+}
 
 inline void ReadNorm(WeightPorts& ports, int first_word, int words, float* weight) {
 #pragma HLS INLINE off
@@ -55,14 +71,14 @@ ROWS:
         const int tail = TailBase(step.layout, s, channel);
         const RowWords at =
             FindRow(step.layout.embedding, tail, step.rows[row].token, g, s.group_size);
-        const Word& values = ports[channel].Read(at.values);
+        const Word values = ReadFrom(ports, channel, at.values);
         float dequantized[kMaxGroup];
         for (int i = 0; i < s.group_size; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
           dequantized[i] = static_cast<float>(static_cast<int>(values.b[at.offset + i]) - 128);
         }
-        const Word& scales = ports[channel].Read(at.scales);
+        const Word scales = ReadFrom(ports, channel, at.scales);
         const float scale = WordFloat(scales, at.scale_index);
         for (int i = 0; i < s.group_size; ++i) {
 #pragma HLS PIPELINE II = 1
@@ -109,25 +125,25 @@ inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& ev
   const int group = s.group_size;
   const int base = LayerBase(plan, 0, layer);
 
-  events.Mark(kStageAttentionNorm, layer);
+  Mark(events, step, kStageAttentionNorm, layer);
   NormAndQuantize(step, ports, base, ws);
 
-  events.Mark(kStageQkv, layer);
+  Mark(events, step, kStageQkv, layer);
   StoreRows keep = {ws.qkv, plan.qkv.rows, rows};
   MatVec(ports, plan.qkv, LayerWords(plan, layer, plan.qkv, 1).word, ws.quantized, group, rows,
-         ws.sums, keep);
+         keep);
 
-  events.Mark(kStageRope, layer);
+  Mark(events, step, kStageRope, layer);
 ROTATE:
   for (int row = 0; row < rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     RotateHeads(ws.rope[row], s.n_heads + s.n_kv_heads, s.head_size, ws.qkv[row]);
   }
 
-  events.Mark(kStageAttention, layer);
+  Mark(events, step, kStageAttention, layer);
   Attend(step, layer, kv_cache, ws.qkv, ws.normed);
 
-  events.Mark(kStageAttentionOut, layer);
+  Mark(events, step, kStageAttentionOut, layer);
 QUANTIZE_ATTENTION:
   for (int row = 0; row < rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
@@ -135,20 +151,20 @@ QUANTIZE_ATTENTION:
   }
   AddRows residual = {ws.x, s.dim, rows};
   MatVec(ports, plan.attention_out, LayerWords(plan, layer, plan.attention_out, 1).word,
-         ws.quantized, group, rows, ws.sums, residual);
+         ws.quantized, group, rows, residual);
 
-  events.Mark(kStageFfnNorm, layer);
+  Mark(events, step, kStageFfnNorm, layer);
   const int ffn_norm = base + plan.norm_words + plan.gate_up.first_word;
   NormAndQuantize(step, ports, ffn_norm, ws);
 
-  events.Mark(kStageGateUp, layer);
+  Mark(events, step, kStageGateUp, layer);
   GateAndQuantize gate(ws.hidden, s.hidden_dim, group, rows);
   MatVec(ports, plan.gate_up, LayerWords(plan, layer, plan.gate_up, 2).word, ws.quantized, group,
-         rows, ws.sums, gate);
+         rows, gate);
 
-  events.Mark(kStageDown, layer);
+  Mark(events, step, kStageDown, layer);
   MatVec(ports, plan.down, LayerWords(plan, layer, plan.down, 2).word, ws.hidden, group, rows,
-         ws.sums, residual);
+         residual);
 }
 
 inline void Classify(Call& call, WeightPorts& ports, EventPort& events, uint32_t* results,
@@ -158,15 +174,15 @@ inline void Classify(Call& call, WeightPorts& ports, EventPort& events, uint32_t
   const Shape& s = step.shape;
   SampleRows sampler(step, logits);
   if (step.classify) {
-    events.Mark(kStageFinalNorm, s.n_layers);
+    Mark(events, step, kStageFinalNorm, s.n_layers);
     NormAndQuantize(step, ports, TailBase(step.layout, s, 0) - step.layout.norm_words, ws);
-    events.Mark(kStageClassifier, s.n_layers);
+    Mark(events, step, kStageClassifier, s.n_layers);
     Bases at;
     for (int c = 0; c < kChannels; ++c) at.word[c] = TailBase(step.layout, s, c);
-    MatVec(ports, step.layout.classifier, at.word, ws.quantized, s.group_size, step.n_rows, ws.sums,
+    MatVec(ports, step.layout.classifier, at.word, ws.quantized, s.group_size, step.n_rows,
            sampler);
   }
-  events.Mark(kStageSample, s.n_layers);
+  Mark(events, step, kStageSample, s.n_layers);
   FinishStep(sampler, call, results);
 }
 
@@ -213,7 +229,7 @@ inline void Compute(Call& call, const uint32_t* model, uint32_t* results, float*
                     Workspace& ws) {
 #pragma HLS INLINE off
   const Step& step = call.step;
-  events.Mark(kStageEmbed, 0);
+  Mark(events, step, kStageEmbed, 0);
   PrepareRows(step, model, ws);
   if (step.embed) {
     Embed(step, ports, ws);
@@ -227,7 +243,7 @@ LAYERS:
   }
   if (step.activations_out) CopyActivations(step, activations, true, ws);
   Classify(call, ports, events, results, logits, ws);
-  events.Mark(kStageEnd, step.shape.n_layers);
+  Mark(events, step, kStageEnd, step.shape.n_layers);
 }
 
 }  // namespace kernel

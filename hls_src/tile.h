@@ -12,6 +12,7 @@
 #pragma once
 
 #include "contract.h"
+#include "float_math.h"
 
 namespace kernel {
 
@@ -113,12 +114,7 @@ inline float WordFloat(const Word& word, int index) {
   const uint32_t bits =
       static_cast<uint32_t>(word.b[i]) | static_cast<uint32_t>(word.b[i + 1]) << 8 |
       static_cast<uint32_t>(word.b[i + 2]) << 16 | static_cast<uint32_t>(word.b[i + 3]) << 24;
-  union {
-    uint32_t u;
-    float f;
-  } value;
-  value.u = bits;
-  return value.f;
+  return FloatOf(bits);
 }
 
 }  // namespace kernel

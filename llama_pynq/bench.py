@@ -4,45 +4,95 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import __version__
+from .contract import RowFlag
 from .driver import make_rows
-from .llama import Llama
+from .llama import Generation, Llama
 from .llama_overlay import LlamaOverlay
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure.
+    """One figure.
 
     Attributes
     ----------
     name : str
     value : float
     unit : str
+    kind : {"measured", "counted"}
+        "measured": with a clock, or by the operating system; "counted": follows from the model.
     source : str
-        What measured it.
+        Of what, and by what means.
     """
 
     name: str
     value: float
     unit: str
+    kind: str
     source: str
 
 
-def memory_bytes(peak: bool = False) -> int | None:
-    """Resident memory of this process, now or at its highest; None where it is not known."""
+@dataclass(frozen=True)
+class Report:
+    """What `measure` found.
+
+    Attributes
+    ----------
+    version : str
+        Of llama_pynq.
+    device, model : str
+        One line each.
+    config : dict
+        Shape of the model.
+    tokens : int
+        Length of the text and of the prompt measured.
+    repeats : int
+    figures : list of Figure
+    """
+
+    version: str
+    device: str
+    model: str
+    config: dict[str, object]
+    tokens: int
+    repeats: int
+    figures: list[Figure]
+
+    def json(self) -> str:
+        """As JSON, for programs."""
+        return json.dumps(asdict(self), indent=2)
+
+    def table(self) -> str:
+        """As text, for people."""
+        lines = [f"device  {self.device}", f"model   {self.model}", ""]
+        width = max(len(f.name) for f in self.figures)
+        lines += [
+            f"{f.name:<{width}}  {f.value:>9.1f} {f.unit:<8}  {f.kind}: {f.source}"
+            for f in self.figures
+        ]
+        return "\n".join(lines)
+
+
+class _Endless(Llama):
+    """Writes as many tokens as asked for: no token ends its text."""
+
+    def _stop_tokens(self) -> tuple[int, ...]:
+        return ()
+
+
+def peak_memory_bytes() -> int | None:
+    """Highest resident memory of this process so far; None where it is not known."""
     status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    key = "VmHWM:" if peak else "VmRSS:"
-    for line in status.read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return None
 
 
@@ -55,86 +105,77 @@ def _median_seconds(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> list[Figure]:
+def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> Report:
     """Measure decode, prefill, time to first token, load time and memory.
 
     Parameters
     ----------
     overlay : LlamaOverlay
     llama : Llama
-        Loaded on it.
+        Loaded on it, and idle.
     tokens : int
-        Tokens to decode, and length of the prompt that prefill reads; the context may
-        shorten both.
+        Tokens to decode, and length of the prompt that prefill reads, at least 2; the context
+        may shorten both.
     repeats : int
         Of each measurement; the median counts.
     """
-    driver = llama.driver
-    clock = "host clock, median of " + str(repeats)
-    length = min(tokens, llama.config.seq_len - 1)
-    limits = driver.limits
+    driver, config = llama.driver, llama.config
+    length = min(tokens, config.seq_len)
+    max_rows = driver.limits.max_rows
+    endless = _Endless(driver, llama.tokenizer, llama.packed)
+
+    def decode(temperature: float) -> float:
+        out = endless.generate("", max_new_tokens=length, temperature=temperature, seed=0)
+        assert isinstance(out, Generation)
+        return out.tokens_per_second
 
     def prefill() -> None:
-        for first in range(0, length, limits.max_rows):
-            n = min(limits.max_rows, length - first)
-            rows = make_rows(n)
-            rows["token"] = 1
-            rows["position"] = range(first, first + n)
+        for first in range(0, length, max_rows):
+            rows = make_rows(min(max_rows, length - first))
+            rows["token"] = llama.tokenizer.bos_id
+            rows["position"] = range(first, first + len(rows))
+            if first + len(rows) == length:
+                rows["flags"][-1] = RowFlag.SAMPLE
             driver.run(rows)
 
-    def decode() -> float:
-        # Through generate(), from BOS, with no token that would end it.
-        start = time.perf_counter()
-        driver_rows = make_rows(1)
-        driver_rows["token"], driver_rows["flags"] = 1, 1
-        done = 0
-        while done < length:
-            steps = min(limits.max_steps, length - done)
-            driver_rows["position"] = done
-            driver.run(driver_rows, n_steps=steps)
-            done += steps
-        return time.perf_counter() - start
+    def first_token() -> None:
+        endless.generate("", max_new_tokens=1, temperature=0, seed=0)
 
-    first = _median_seconds(lambda: llama.generate("", max_new_tokens=1, seed=0), repeats)
+    first_token()  # the first call of all also wakes threads and touches memory
+    greedy = statistics.median(decode(0.0) for _ in range(repeats))
+    sampled = statistics.median(decode(0.8) for _ in range(repeats))
     read = _median_seconds(prefill, repeats)
-    write = _median_seconds(decode, repeats)
+    first = _median_seconds(first_token, repeats)
+    peak = peak_memory_bytes()
+    upload = _median_seconds(lambda: driver.adopt(llama), repeats)
+
+    clock = f"host clock, median of {repeats}"
+    text = f"the first {length} tokens"
     figures = [
-        Figure("decode", length / write, "tokens/s", clock),
-        Figure("prefill", length / read, "tokens/s", clock),
-        Figure("time to first token", first * 1e3, "ms", clock),
-        Figure("load", llama.load_seconds, "s", "host clock, once"),
-        Figure("packed weights", llama.packed.weight_bytes / 2**20, "MiB", "size of the file"),
-    ]
-    peak = memory_bytes(peak=True)
+        Figure("decode, greedy", greedy, "tokens/s", "measured", f"{text}; {clock}"),
+        Figure("decode, top-p 0.9", sampled, "tokens/s", "measured", f"{text}; {clock}"),
+        Figure("prefill", length / read, "tokens/s", "measured",
+               f"{length} tokens, {max_rows} a call; {clock}"),
+        Figure("time to first token", first * 1e3, "ms", "measured", f"empty prompt; {clock}"),
+        Figure("load", llama.load_seconds * 1e3, "ms", "measured",
+               "with packing, if that was not done before; host clock, once"),
+        Figure("load, weights only", upload * 1e3, "ms", "measured",
+               f"packed file to device; {clock}"),
+        Figure("packed weights", llama.packed.weight_bytes / 2**20, "MiB", "counted",
+               "on the device"),
+    ]  # fmt: skip
     if peak is not None:
-        figures.append(Figure("peak memory", peak / 2**20, "MiB", "VmHWM of this process"))
-    return figures
-
-
-def report(overlay: LlamaOverlay, llama: Llama, figures: list[Figure], as_json: bool) -> str:
-    """The figures as a table, or as JSON."""
-    c = llama.config
-    model = f"dim {c.dim}, {c.n_layers} layers, vocabulary {c.vocab_size}, {llama.packed.note}"
-    if as_json:
-        return json.dumps(
-            {
-                "device": overlay.describe(),
-                "model": model,
-                "config": asdict(c),
-                "figures": [asdict(f) for f in figures],
-            },
-            indent=2,
-        )
-    width = max(len(f.name) for f in figures)
-    lines = [f"device  {overlay.describe()}", f"model   {model}", ""]
-    lines += [
-        f"{f.name:<{width}}  {f.value:>10.1f} {f.unit:<9} measured: {f.source}" for f in figures
-    ]
-    return "\n".join(lines)
-
-
-def main(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int, as_json: bool) -> None:
-    """Measure and print."""
-    print(
-        report(overlay, llama, measure(overlay, llama, tokens, repeats), as_json), file=sys.stdout
+        figures.append(
+            Figure("peak memory", peak / 2**20, "MiB", "measured",
+                   "this process, with Python and PYNQ; VmHWM")
+        )  # fmt: skip
+    return Report(
+        version=__version__,
+        device=overlay.describe(),
+        model=f"dim {config.dim}, {config.n_layers} layers, vocabulary {config.vocab_size}; "
+        f"{llama.packed.note}",
+        config=asdict(config),
+        tokens=length,
+        repeats=repeats,
+        figures=figures,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from .errors import LlamaPynqError
 if TYPE_CHECKING:
     from .llama import Generation, Llama
     from .llama_overlay import LlamaOverlay
+
+_MAX_THREADS = 1024
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,32 +32,36 @@ def _parser() -> argparse.ArgumentParser:
     group = device.add_argument_group("device and model")
     group.add_argument("--overlay", metavar="FILE", help="default: the one for the device found")
     group.add_argument("--emulate", action="store_true", help="use no board, even if one is there")
-    group.add_argument("--threads", type=int, help="of the emulated device; default: all CPUs")
+    group.add_argument("--threads", type=int, metavar="N",
+                       help="of the emulated device; default: all CPUs")  # fmt: skip
     group.add_argument("--model", metavar="FILE", help="llama2.c checkpoint or packed model; "
                        "default: the bundled one")  # fmt: skip
-    group.add_argument("--tokenizer", metavar="FILE", help="tokenizer.bin or a sentencepiece model")
+    group.add_argument("--tokenizer", metavar="FILE", help="llama2.c's tokenizer.bin or a "
+                       "sentencepiece model; default: the bundled or packed one")  # fmt: skip
     group.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share a "
                        "scale; default: the checkpoint's, or what packs tightest")  # fmt: skip
 
     generate = commands.add_parser("generate", parents=[device], help="continue a text")
-    generate.add_argument("prompt", nargs="?", default="Once upon a time")
-    generate.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    generate.add_argument(
-        "--temperature", type=float, default=0.8, help="0 is greedy (%(default)s)"
-    )
-    generate.add_argument("--top-k", type=int, default=0, help="0 is off (%(default)s)")
-    generate.add_argument("--top-p", type=float, default=0.9, help="1 is off (%(default)s)")
-    generate.add_argument("--min-p", type=float, default=0.0, help="0 is off (%(default)s)")
-    generate.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off")
-    generate.add_argument("--stop", action="append", default=[], metavar="TEXT")
-    generate.add_argument("--seed", type=int, help="default: drawn, and printed")
+    generate.add_argument("prompt", nargs="?", default="Once upon a time", help="(%(default)s)")
+    add = generate.add_argument
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="(%(default)s)")
+    add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
+    add("--top-k", type=int, default=0, metavar="K", help="0 is off (%(default)s)")
+    add("--top-p", type=float, default=0.9, metavar="P", help="1 is off (%(default)s)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text; may be given several times")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="same seed, same text; default: drawn, and printed")
 
     commands.add_parser("info", parents=[device], help="devices, overlay, kernel limits, model")
 
     bench = commands.add_parser("bench", parents=[device], help="measure speed and memory")
-    bench.add_argument("--tokens", type=int, default=128, metavar="N", help="(%(default)s)")
-    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="(%(default)s)")
-    bench.add_argument("--json", action="store_true")
+    bench.add_argument("--tokens", type=int, default=128, metavar="N",
+                       help="length of the text and of the prompt (%(default)s)")  # fmt: skip
+    bench.add_argument("--repeats", type=int, default=5, metavar="N",
+                       help="of each measurement; the median counts (%(default)s)")  # fmt: skip
+    bench.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     pack = commands.add_parser(
         "pack", parents=[device], help="write the packed file that a device loads directly"
@@ -68,11 +75,25 @@ def _open(args: argparse.Namespace) -> LlamaOverlay:
     from .emulation.device import EmulatedDevice
     from .llama_overlay import LlamaOverlay, find_device
 
-    if args.threads is not None and args.threads < 1:
-        raise LlamaPynqError(f"--threads is {args.threads}: it must be at least 1")
+    if args.threads is not None and not 1 <= args.threads <= _MAX_THREADS:
+        raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {_MAX_THREADS}")
     emulate = args.emulate or args.threads is not None
     device = EmulatedDevice(threads=args.threads) if emulate else find_device()
-    return LlamaOverlay(args.overlay, device=device)
+    if args.overlay is None and not isinstance(device, EmulatedDevice):
+        raise LlamaPynqError(
+            f"no overlay for {device.name} comes with this version of llama_pynq: give the file "
+            "of one you built, --overlay llama.bit, or use no board, --emulate"
+        )
+    try:
+        return LlamaOverlay(args.overlay, device=device)
+    except OSError as error:
+        # PYNQ's own way to say that neither the path nor an installed package has the file.
+        if error.errno is None and "does not exist" in str(error):
+            raise LlamaPynqError(
+                f"there is no overlay {args.overlay}: give the path of an .xclbin or .bit file, "
+                "or the name of an installed one, such as llama.xclbin"
+            ) from None
+        raise
 
 
 def _load(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
@@ -102,9 +123,11 @@ def _generate(args: argparse.Namespace) -> int:
         finally:
             print(flush=True)
         out = finished[0]
+        n = len(out.tokens)
+        rate = f"{out.tokens_per_second:.1f} tokens/s (measured, host clock), " if n > 1 else ""
         print(
-            f"\n{len(out.tokens)} tokens, {out.tokens_per_second:.1f} tokens/s (measured, host "
-            f"clock), first after {out.prompt_seconds * 1e3:.0f} ms, seed {out.seed}\n"
+            f"\n{n} token{'s' * (n != 1)}, {rate}first after {out.prompt_seconds * 1e3:.0f} ms, "
+            f"seed {out.seed}\n"
             f"{overlay.describe()}; model loaded in {llama.load_seconds:.2f} s",
             file=sys.stderr,
         )
@@ -116,55 +139,68 @@ def _info(args: argparse.Namespace) -> int:
 
     from pynq.pl_server.device import Device
 
+    from .llama import BUNDLED
+
+    def section(title: str, values: dict[str, object]) -> None:
+        print(f"\n{title}")
+        for name, value in values.items():
+            print(f"  {name:<16} {value}".rstrip())
+
     with _open(args) as overlay:
         llama = _load(overlay, args)
         print(f"llama_pynq {__version__}")
-        print("\ndevices")
-        for device in Device.devices:
-            print(f"  {device.name}{'  (in use)' if device is overlay.device else ''}")
-        if overlay.device not in Device.devices:
-            print(f"  {overlay.device.name}  (in use)")
-        print(f"\noverlay\n  {overlay.bitfile_name}\n  {overlay.describe()}")
-        print("\nkernel limits")
-        for name, value in asdict(overlay.llama.limits).items():
-            print(f"  {name:<17} {value}")
-        print("\nmodel")
-        for name, value in asdict(llama.config).items():
-            print(f"  {name:<17} {value}")
-        print(f"  {'weights':<17} {llama.packed.weight_bytes / 2**20:.1f} MiB packed, "
-              f"{llama.packed.note}")  # fmt: skip
-        print(f"  {'tokenizer':<17} {llama.tokenizer.path}")
+        others = dict.fromkeys((device.name for device in Device.devices), "")
+        section("devices", {**others, overlay.device.name: "(in use)"})
+        section("overlay", {"file": overlay.bitfile_name, "device": overlay.describe()})
+        section("kernel limits", asdict(overlay.llama.limits))
+        weights = f"{llama.packed.weight_bytes / 2**20:.1f} MiB packed, {llama.packed.note}"
+        section(
+            "model",
+            {
+                "file": args.model or BUNDLED / "stories.bin",
+                "tokenizer": llama.tokenizer.path,
+                "weights": weights,
+                **asdict(llama.config),
+            },
+        )
     return 0
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from . import bench
+    from .bench import measure
 
-    for name, value in (("--tokens", args.tokens), ("--repeats", args.repeats)):
-        if value < 1:
-            raise LlamaPynqError(f"{name} is {value}: it must be at least 1")
+    # A rate takes two tokens: it leaves out the first, which waits for the prompt.
+    for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
+        if value < least:
+            raise LlamaPynqError(f"{name} is {value}: it must be at least {least}")
     with _open(args) as overlay:
-        bench.main(overlay, _load(overlay, args), args.tokens, args.repeats, args.json)
+        report = measure(overlay, _load(overlay, args), args.tokens, args.repeats)
+    print(report.json() if args.json else report.table())
     return 0
 
 
 def _pack(args: argparse.Namespace) -> int:
     from .checkpoint import load_checkpoint
     from .llama import BUNDLED
-    from .packing import QuantizedModel, Target, write_packed
+    from .packing import QuantizedModel, Target, check_limits, is_packed, write_packed
     from .tokenizer import Tokenizer
 
     output = Path(args.output)
+    if output.is_dir():
+        raise LlamaPynqError(f"{output} is a folder: give the name of the file to write")
     if output.exists() and not args.force:
         raise LlamaPynqError(f"{output} exists: choose another name, or replace it with --force")
     model = Path(args.model) if args.model else BUNDLED / "stories.bin"
     tokenizer = Path(args.tokenizer) if args.tokenizer else None
     if tokenizer is None and not args.model:
         tokenizer = BUNDLED / "tokenizer.bin"
+    if model.is_file() and is_packed(model):
+        raise LlamaPynqError(f"{model} is packed already: give the checkpoint that it was made of")
     with _open(args) as overlay:
-        target = Target.of(overlay.llama.limits)
-        device = overlay.describe()
+        limits = overlay.llama.limits
+        target, device = Target.of(limits), overlay.describe()
     with load_checkpoint(model) as checkpoint:
+        check_limits(checkpoint.config, limits)
         text = b""
         if tokenizer is not None:
             Tokenizer.load(tokenizer).check_vocab(checkpoint.config.vocab_size)
@@ -178,10 +214,15 @@ def _pack(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack the text's characters
     args = _parser().parse_args(argv)
     commands = {"generate": _generate, "info": _info, "bench": _bench, "pack": _pack}
     try:
-        return commands[args.command](args)
+        status = commands[args.command](args)
+        sys.stdout.flush()
+        return status
     except LlamaPynqError as error:
         print(f"llama-pynq: {error}", file=sys.stderr)
         return 1
@@ -189,6 +230,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("llama-pynq: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader went away (| head): nothing is wrong, but Python must not flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader went away (| head): nothing is wrong
         return 1
+    except OSError as error:
+        _drop_output()
+        print(f"llama-pynq: {error}", file=sys.stderr)
+        return 1
+
+
+def _drop_output() -> None:
+    """Forget what cannot be written, or Python tries once more when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

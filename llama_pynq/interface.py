@@ -133,13 +133,12 @@ namespace kernel {{
 
 // Loaders run ahead of compute; the profile process counts cycles beside it.
 static void RunStep({parameters},
-                    Call& call, Workspace& workspace) {{
+                    const Step step, Call& call, Workspace& workspace) {{
 #pragma HLS DATAFLOW
   WeightPorts ports;
 {fifos}
   EventPort events;
 #pragma HLS STREAM variable = events.events depth = 64
-  const Step step = call.step;
   OpenEvents(step, profile, events);
 {loads}
   Compute(call, model, results, logits, activations, kv_cache, ports, events, workspace);
@@ -162,7 +161,7 @@ STEPS:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxSteps
     aborted = AbortAsked(request, sequence);
     if (!aborted) {{
-      RunStep({names}, call, workspace);
+      RunStep({names}, call.step, call, workspace);
       call.step.index = call.step.index + 1;
     }}
     bool active = false;

@@ -596,7 +596,9 @@ class Llama:
 # ---- loading --------------------------------------------------------------------------
 
 
-def _load_tokenizer(packed: PackedModel, path: str | Path | None, bundled: bool) -> Tokenizer:
+def _load_tokenizer(
+    source: Path, packed: PackedModel, path: str | Path | None, bundled: bool
+) -> Tokenizer:
     if path is None and bundled:
         path = BUNDLED / "tokenizer.bin"
     if path is not None:
@@ -605,8 +607,8 @@ def _load_tokenizer(packed: PackedModel, path: str | Path | None, bundled: bool)
         tokenizer = Tokenizer.from_bytes(packed.tokenizer, packed.path)
     else:
         raise TokenizerError(
-            f"{packed.path.name} comes without a tokenizer: give its file, "
-            'load_model("model.bin", tokenizer="tokenizer.bin")'
+            f"{source} comes without a tokenizer: give its file, "
+            'load_model("model.bin", tokenizer="tokenizer.bin") or --tokenizer tokenizer.bin'
         )
     tokenizer.check_vocab(packed.config.vocab_size)
     return tokenizer
@@ -660,12 +662,17 @@ def load(
     cached: Callable[[], PackedModel] | None = None
     if source.exists() and source.is_file() and packing.is_packed(source):
         packed = packing.open_packed(source)
-        text = _load_tokenizer(packed, tokenizer, bundled)
+        if group_size not in (None, packed.group_size):
+            raise RequestError(
+                f"group_size is {group_size}, but {source} is packed in groups of "
+                f"{packed.group_size}: leave group_size out, or pack the checkpoint again"
+            )
+        text = _load_tokenizer(source, packed, tokenizer, bundled)
     else:
         with load_checkpoint(source, rope_theta=rope_theta) as checkpoint:
             packing.check_limits(checkpoint.config, limits)
             packed = packing.pack_cached(checkpoint, target, group_size)
-        text = _load_tokenizer(packed, tokenizer, bundled)
+        text = _load_tokenizer(source, packed, tokenizer, bundled)
 
         def cached() -> PackedModel:
             with load_checkpoint(source, rope_theta=rope_theta) as checkpoint:

@@ -11,8 +11,6 @@ file is cached under the user's cache folder, keyed by the checkpoint's content.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ import numpy as np
 from .checkpoint import Checkpoint, ModelConfig
 from .contract import ABI_VERSION, MAX_GROUP, MIN_GROUP, WORD_BYTES, KernelLimits
 from .errors import CheckpointError, LimitError
+from .files import cache_folder, replacing
 from .reference import QuantizedMatrix
 
 PACK_VERSION = 1
@@ -353,30 +352,22 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
     head = header(["0" * _CRC_DIGITS] * target.channels)
     data_at = 8 + len(head)
     starts = [data_at + sum(sizes[:c]) for c in range(target.channels)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            at = list(starts)
-            crcs = [0] * target.channels
-            for kind, block in _blocks(model, target):
-                parts = [(0, block)] if kind == "norm" else list(enumerate(block))
-                for channel, part in parts:
-                    file.seek(at[channel])
-                    file.write(part.data)
-                    crcs[channel] = zlib.crc32(part.data, crcs[channel])
-                    at[channel] += len(part)
-            assert at == [start + size for start, size in zip(starts, sizes)], "layout drifted"
-            file.seek(data_at + sum(sizes))
-            file.write(tokenizer)
-            file.seek(0)
-            file.write(len(head).to_bytes(8, "little"))
-            file.write(header([f"{crc:0{_CRC_DIGITS}x}" for crc in crcs]))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacing(path) as file:
+        at = list(starts)
+        crcs = [0] * target.channels
+        for kind, block in _blocks(model, target):
+            parts = [(0, block)] if kind == "norm" else list(enumerate(block))
+            for channel, part in parts:
+                file.seek(at[channel])
+                file.write(part.data)
+                crcs[channel] = zlib.crc32(part.data, crcs[channel])
+                at[channel] += len(part)
+        assert at == [start + size for start, size in zip(starts, sizes)], "layout drifted"
+        file.seek(data_at + sum(sizes))
+        file.write(tokenizer)
+        file.seek(0)
+        file.write(len(head).to_bytes(8, "little"))
+        file.write(header([f"{crc:0{_CRC_DIGITS}x}" for crc in crcs]))
 
 
 @dataclass(frozen=True)
@@ -491,14 +482,6 @@ def open_packed(path: Path) -> PackedModel:
         raise CheckpointError(f"{path}: a damaged packed model ({error}). Pack it again") from error
 
 
-def cache_folder() -> Path:
-    """``$LLAMA_PYNQ_CACHE``, else ``$XDG_CACHE_HOME/llama_pynq``, else ``~/.cache/llama_pynq``."""
-    own = os.environ.get("LLAMA_PYNQ_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_pynq"
-
-
 def pack_cached(
     checkpoint: Checkpoint, target: Target, group_size: int | None = None, *, rebuild: bool = False
 ) -> PackedModel:
@@ -525,5 +508,12 @@ def pack_cached(
             return open_packed(path)
         except CheckpointError:
             pass  # rebuilt below
-    write_packed(model, target, path)
+    try:
+        write_packed(model, target, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot keep the packed model at {path}: {error.strerror or error}. Set "
+            "LLAMA_PYNQ_CACHE to a folder that can be written and has room for "
+            f"{sum(channel_bytes(model.config, model.group_size, target)) / 2**20:.0f} MiB"
+        ) from error
     return open_packed(path)

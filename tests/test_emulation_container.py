@@ -85,24 +85,3 @@ def test_extract_says_what_to_do_when_the_cache_cannot_be_written(cache, monkeyp
     monkeypatch.setenv("LLAMA_PYNQ_CACHE", str(cache / "file"))
     with pytest.raises(OverlayMismatch, match="Set LLAMA_PYNQ_CACHE to a folder"):
         container.extract(PAYLOADS[0])
-
-
-def test_cache_folder_follows_xdg(monkeypatch, tmp_path):
-    monkeypatch.delenv("LLAMA_PYNQ_CACHE", raising=False)
-    monkeypatch.setattr(container.os, "name", "posix")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert container.cache_folder() == tmp_path / "llama_pynq"
-
-
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "llama.xclbin"
-    path.write_bytes(b"old")
-
-    def fail(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(container.os, "replace", fail)
-    with pytest.raises(KeyboardInterrupt):
-        container.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -79,7 +79,7 @@ class ThreadPool {
     running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     call_ = [](const void* context, int i) { (*static_cast<const Task*>(context))(i); };
     context_ = &task;
-    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.fetch_add(1);  // before sleepers_ is read: either sees the other
     if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();

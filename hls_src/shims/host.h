@@ -29,19 +29,19 @@ inline void ParallelFor(int n, int macs, const Task& task) {
   // Waking threads costs some microseconds: worth it from about ten of them on.
   constexpr int64_t kWorthwhile = 1 << 18;
   if (static_cast<int64_t>(n) * macs >= kWorthwhile) {
-    ThreadPool::Current().Run(n, task);
+    ThreadPool::Current().Run(n, [&task](int i) { task(i % kEngines, i); });
   } else {
-    for (int i = 0; i < n; ++i) task(i);
+    for (int i = 0; i < n; ++i) task(i % kEngines, i);
   }
 }
 
 struct EventPort {
-  uint32_t* record;  // of this step, null when not profiling
+  uint32_t* record;  // of this step
   int n;
   std::chrono::steady_clock::time_point start;
 
   void Mark(int stage, int layer) {
-    if (record != nullptr && n < kMaxStepEvents) {
+    if (n < kMaxStepEvents) {
       const auto elapsed = std::chrono::steady_clock::now() - start;
       const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
       record[2 + 2 * n] = static_cast<uint32_t>(stage | layer << 8);
@@ -52,13 +52,13 @@ struct EventPort {
 };
 
 inline void OpenEvents(const Step& step, uint32_t* profile, EventPort& port) {
-  port.record = step.profile ? profile + step.index * kProfileStepWords : nullptr;
+  port.record = profile + step.index * kProfileStepWords;
   port.n = 0;
   port.start = std::chrono::steady_clock::now();
 }
 
-inline void RecordEvents(const Step&, EventPort& port, uint32_t*) {
-  if (port.record != nullptr) port.record[0] = static_cast<uint32_t>(port.n);
+inline void RecordEvents(const Step& step, EventPort& port, uint32_t*) {
+  if (step.profile) port.record[0] = static_cast<uint32_t>(port.n);
 }
 
 }  // namespace kernel

@@ -3,7 +3,8 @@
 //
 //   Load(memory, channel, step, port)   streams a channel's words in the order of their use
 //   port.Read(word)                     the next of them; `word` is its place in the channel
-//   ParallelFor<kEngines>(n, macs, task)  task(0) ... task(n - 1), in any order; `macs` is what
+//   ParallelFor<kEngines>(n, macs, task)  task(i % kEngines, i) for i < n, in any order; `macs` is
+//   what
 //                                       one task multiplies, for the host to weigh
 //   ActiveRows(n)                       rows an engine computes: fabric never leaves one out
 //   events.Mark(stage, layer)           time stamp

@@ -82,7 +82,7 @@ TASKS:
   ENGINES:
     for (int i = 0; i < kEngines; ++i) {
 #pragma HLS UNROLL
-      if (first + i < n) task(first + i);
+      if (first + i < n) task(i, first + i);
     }
   }
 }
@@ -90,18 +90,14 @@ TASKS:
 // Compute says what it begins; the profile process, which never waits, knows when.
 struct EventPort {
   hls::stream<uint32_t> events;
-  bool on;
 
   void Mark(int stage, int layer) {
 #pragma HLS INLINE
-    if (on) events.write(static_cast<uint32_t>(stage | layer << 8));
+    events.write(static_cast<uint32_t>(stage | layer << 8));
   }
 };
 
-inline void OpenEvents(const Step& step, uint32_t*, EventPort& port) {
-#pragma HLS INLINE
-  port.on = step.profile;
-}
+inline void OpenEvents(const Step&, uint32_t*, EventPort&) {}
 
 inline void RecordEvents(const Step& step, EventPort& port, uint32_t* profile) {
 #pragma HLS INLINE off

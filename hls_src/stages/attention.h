@@ -130,7 +130,7 @@ struct HeadTask {
   float (*out)[kMaxDim];
   int layer;
 
-  void operator()(int task) const {
+  void operator()(int, int task) const {
 #pragma HLS INLINE off
     const Shape& s = step.shape;
     const int row = task / s.n_kv_heads;

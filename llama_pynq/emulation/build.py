@@ -21,6 +21,7 @@ from llama_pynq.emulation import container, cpu, hwh, xclbin
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.errors import BuildError
+from llama_pynq.files import write_atomically
 
 # -ffp-contract=off: a fused multiply-add rounds once instead of twice, and the arithmetic
 # of the kernel is a specification. The other -f flags change no result.
@@ -123,14 +124,14 @@ def write_overlays(
     name = interface.IP_NAME
     alveo = xclbin_design(channels, clock_mhz)
     bitstream = container.pack(Container(alveo, tuple(payloads)))
-    container.write_atomically(folder / f"{name}.xclbin", xclbin.write(bitstream, alveo))
+    write_atomically(folder / f"{name}.xclbin", xclbin.write(bitstream, alveo))
 
     zynq = zynq_design(channels, clock_mhz)
     metadata = hwh.write_hwh(zynq)
     digest = hashlib.sha256(metadata).hexdigest()
     bitstream = container.pack(Container(zynq, tuple(payloads), digest))
-    container.write_atomically(folder / f"{name}.hwh", metadata)
-    container.write_atomically(folder / f"{name}.bit", hwh.write_bit(bitstream))
+    write_atomically(folder / f"{name}.hwh", metadata)
+    write_atomically(folder / f"{name}.bit", hwh.write_bit(bitstream))
 
 
 def build_payloads(

@@ -25,15 +25,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_pynq.emulation.design import Argument, Bank, Design
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.files import cache_folder, write_atomically
 
 MAGIC = b"LLPYEMU1"
 _HEADER_START = 44
@@ -151,31 +150,6 @@ def unpack(data: bytes, source: str) -> Container:
     design["arguments"] = tuple(Argument(**a) for a in design["arguments"])
     design["banks"] = tuple(Bank(**b) for b in design["banks"])
     return Container(Design(**design), tuple(payloads), fields["metadata_sha256"])
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that readers see complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def cache_folder() -> Path:
-    """Where extracted kernels are kept: LLAMA_PYNQ_CACHE, else the user's cache folder."""
-    if folder := os.environ.get("LLAMA_PYNQ_CACHE"):
-        return Path(folder)
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA")
-        return Path(base or Path.home() / "AppData" / "Local") / "llama_pynq"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "llama_pynq"
 
 
 def extract(payload: Payload) -> Path:

@@ -137,7 +137,7 @@ PLOTS: tuple[Plot, ...] = (
             "<sad> <comes> <what>",
             '"I lost my {o}," said {n}. "I have looked everywhere."',
             '"Do not worry," said {fn}. "[We can look for it together|I will help you find it]."',
-            "So the two friends looked and looked. [They looked high and low.|] At last, {fn} saw "
+            "So the two friends looked and looked. [They looked high and low. |]At last, {fn} saw "
             "something {colour} {s3}. [It was|There was] the {o}!",
             "<glad> <thanks>",
             "[They played with the {o} until the sun went down.|They played together all day "

@@ -214,7 +214,7 @@ def _tell(plot: Plot, rng: random.Random) -> Story:
         beats = beats[0 if beats[0].startswith("{day}") else 1 :]
     else:
         beats = (f"<open_{slots['opening']}>", *beats)
-    template = " ".join(" ".join(_expand(beat, rng) for beat in beats).split())
+    template = " ".join(_expand(beat, rng) for beat in beats)
     # Twice: a plot's own slots may name the cast's.
     text = template.format_map(slots).format_map(slots)
     genders = {slots["he"], slots["fhe"]} if "{f" in template else {slots["he"]}

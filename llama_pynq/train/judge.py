@@ -1,0 +1,288 @@
+"""Sample stories from the exported model and count those that are coherent throughout.
+
+``python -m llama_pynq.train.judge DIR`` samples from the int8 file with the project's NumPy model.
+A story counts if the generator could have told it: it must match one plot word for word, and every
+use of a name, a pronoun, a colour, an object or a place must agree with the others. A model may
+write good sentences that no plot has; they count as failures, so the share is a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.reference import FloatModel
+from llama_pynq.tokenizer import Tokenizer
+from llama_pynq.train import stories
+from llama_pynq.train.plots import MACROS, PLOTS, Plot
+from llama_pynq.train.stories import HOMES, NAMES, PRONOUNS, article, capital
+from llama_pynq.train.tokenizer import BOS, EOS
+
+PROMPTS = (
+    "",
+    "Once upon a time",
+    "The little fox",
+    "Lily and Tom",
+    "In a small village",
+    "A brave dog",
+    "One day",
+    "There was once",
+    "A little girl",
+    "Far away",
+    "The little dragon",
+    "Once upon a time, there was a little mouse",
+    "Once upon a time, there were two friends",
+)
+
+_TOKEN = re.compile(r"<(\w+)>|\{(\w+)\}|([\[|\]])")
+_WORLDS = {name: key for key, pool in NAMES.items() for name in pool}
+_CHILDREN = {"girl": "she", "boy": "he"}
+
+
+def _values(plot: Plot) -> dict[str, list[str]]:
+    """Return every value that each slot of a plot can have."""
+    kinds = [*_CHILDREN, *HOMES]
+    unnamed = [f"the little {kind}" for kind in HOMES]
+    homes = [home for pool in HOMES.values() for home in pool]
+    values: dict[str, list[str]] = {
+        "n": [*_WORLDS, *unnamed],
+        "nv": [*_WORLDS, *(name.removeprefix("the ") for name in unnamed)],
+        "fn": [*_WORLDS],
+        "friend": [*_WORLDS, *(f"{name} the {kind}" for name in _WORLDS for kind in HOMES)],
+        "pn": [*stories.PARENTS],
+        "en": [elder for pool in stories.ELDERS.values() for elder in pool],
+        "k": kinds,
+        "fk": kinds,
+        "tk": [f"{trait} {kind}" for trait in dict.fromkeys(stories.TRAITS) for kind in kinds],
+        "home": [*homes, *stories.CHILD_HOMES],
+        "day": [*stories.DAYS],
+        "colour": [*stories.COLOURS],
+        "thing": [*stories.OBJECTS],
+        "out": [*stories.OUTDOORS],
+    }
+    values |= {slot: [*stories.SPOTS] for slot in ("s1", "s2", "s3")}
+    for index, slot in enumerate(("he", "him", "his")):
+        values[slot] = values["f" + slot] = [forms[index] for forms in PRONOUNS.values()]
+    for options in plot.draws:
+        values |= {slot: [option[slot] for option in options] for slot in options[0]}
+    values["o"] = [f"{colour} {o}" for colour in values["colour"] for o in values["thing"]]
+    for slot in ("k", "fk", "tk", "o"):
+        values[f"a_{slot}"] = [article(value) for value in values[slot]]
+    for slot, name in {
+        **{slot: slot.capitalize() for slot in ("n", "nv", "he", "him", "his")},
+        **{slot: slot[0] + slot[1:].capitalize() for slot in ("fn", "fhe", "fhim", "fhis")},
+        **{"pn": "pN", "en": "eN", "a_tk": "A_tk"},
+    }.items():
+        values[name] = [capital(value) for value in values[slot]]
+    return values
+
+
+@cache
+def _pattern(index: int, abrupt: bool) -> re.Pattern[str]:
+    """Return the regular expression of a plot; each use of a slot is a group slot__number."""
+    plot, numbers = PLOTS[index], count()
+    values = _values(plot)
+
+    def expression(template: str) -> str:
+        parts, at = [], 0
+        for match in _TOKEN.finditer(template):
+            parts.append(re.escape(template[at : match.start()]))
+            macro, slot, bracket = match.groups()
+            if macro:
+                parts.append(f"(?:{'|'.join(map(expression, MACROS[macro]))})")
+            elif slot:
+                # The longest first: "Dot the bear" before "Dot".
+                lines = sorted(dict.fromkeys(values[slot]), key=len, reverse=True)
+                parts.append(f"(?P<{slot}__{next(numbers)}>{'|'.join(map(expression, lines))})")
+            else:
+                parts.append({"[": "(?:", "|": "|", "]": ")"}[bracket])
+            at = match.end()
+        return "".join(parts) + re.escape(template[at:])
+
+    beats = plot.beats
+    if abrupt:
+        beats = beats[0 if beats[0].startswith("{day}") else 1 :]
+    else:
+        openings = [f"open_pair_{world}" if plot.pair else f"open_{world}" for world in plot.worlds]
+        openings += [] if plot.pair else ["open_unnamed"]
+        beats = (f"[{'|'.join(f'<{opening}>' for opening in openings)}]", *beats)
+    return re.compile(r"\ ".join(map(expression, beats)))
+
+
+def _person(prefix: str, name: str) -> Iterable[tuple[str, str]]:
+    """Yield what a name tells of the hero (prefix "") or the friend (prefix "f")."""
+    name = name.lower()
+    if name.startswith("little "):
+        name = f"the {name}"
+    yield prefix + "name", name
+    if name.startswith("the little "):
+        yield from _kind(prefix, name)
+    else:
+        world, gender = _WORLDS[capital(name)]
+        yield from (("world", world), (prefix + "gender", gender))
+
+
+def _kind(prefix: str, phrase: str) -> Iterable[tuple[str, str]]:
+    """Yield what "a little fox" or "a kind girl" tells."""
+    kind = phrase.rpartition(" ")[2]
+    yield prefix + "kind", kind
+    yield "world", "child" if kind in _CHILDREN else "animal"
+    if kind in _CHILDREN:
+        yield prefix + "gender", _CHILDREN[kind]
+
+
+def _facts(slot: str, value: str) -> Iterable[tuple[str, str]]:
+    """Yield what one use of a slot tells about the story."""
+    prefix = slot[0] if slot[0] == "f" else ""
+    bare = slot.removeprefix(prefix).lower()
+    if bare in ("n", "nv"):
+        yield from _person(prefix, value)
+    elif slot == "friend":
+        name, _, kind = value.partition(" the ")
+        yield from _person("f", name)
+        if kind:
+            yield from _kind("f", kind)
+    elif bare in ("he", "him", "his"):
+        yield prefix + "gender", "he" if value.lower() in PRONOUNS["he"] else "she"
+    elif slot in ("k", "a_k", "tk", "a_tk", "A_tk"):
+        yield from _kind("", value)
+    elif slot in ("fk", "a_fk"):
+        yield from _kind("f", value)
+    elif slot in ("o", "a_o"):
+        *_, colour, thing = value.split()
+        yield from (("colour", colour), ("thing", thing))
+    elif slot in ("pN", "eN"):
+        yield slot.lower(), value if slot == "pN" else value.replace("The", "the")
+    else:
+        yield slot, value
+
+
+def _consistent(plot: Plot, uses: Iterable[tuple[str, str]]) -> bool:
+    """Whether all uses of the slots tell of the same things, and these belong together."""
+    facts: dict[str, str] = {}
+    for slot, value in uses:
+        for fact, what in _facts(slot, value):
+            if facts.setdefault(fact, what) != what:
+                return False
+    if facts["name"] == facts.get("fname"):
+        return False
+    if facts.get("en") in sum((e for w, e in stories.ELDERS.items() if w != facts["world"]), ()):
+        return False
+    homes = HOMES.get(facts.get("kind", ""), stories.CHILD_HOMES)
+    if facts.get("home", homes[0]) not in homes:
+        return False
+    # A plot's draws go together.
+    return all(
+        any(
+            all(_tells(value, facts.get(slot, value)) for slot, value in option.items())
+            for option in options
+        )
+        for options in plot.draws
+    )
+
+
+def _tells(template: str, text: str) -> bool:
+    """Whether the text is the template with its slots filled by something."""
+    return text == template or bool(
+        re.fullmatch(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(template)), text)
+    )
+
+
+def accepts(text: str) -> str | None:
+    """Return the name of the plot that could have told the text, or None.
+
+    Parameters
+    ----------
+    text : str
+        One whole story.
+    """
+    for index, plot in enumerate(PLOTS):
+        for abrupt in (False, True) if plot.begins_with_day and not plot.pair else (False,):
+            if match := _pattern(index, abrupt).fullmatch(text):
+                groups = match.groupdict().items()
+                uses = [(group.partition("__")[0], value) for group, value in groups if value]
+                if _consistent(plot, uses):
+                    return plot.name
+    return None
+
+
+def sample(
+    folder: Path, prompts: Sequence[str], temperature: float, top_p: float, seed: int
+) -> list[str]:
+    """Return a story for each prompt, all sampled side by side.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``stories.bin`` and ``tokenizer.bin``.
+    prompts : sequence of str
+    temperature : float
+        0 is greedy.
+    top_p : float
+        Only the likeliest tokens that make up this probability are drawn.
+    seed : int
+    """
+    tokenizer = Tokenizer.load(folder / "tokenizer.bin")
+    with load_checkpoint(folder / "stories.bin") as checkpoint:
+        model = FloatModel(checkpoint)
+    rng = np.random.default_rng(seed)
+    rows = [tokenizer.encode(prompt) for prompt in prompts]
+    live = list(range(len(rows)))
+    for position in range(model.config.seq_len - 1):
+        if not live:
+            break
+        tokens = [rows[row][position] for row in live]
+        logits = model.forward(tokens, [position] * len(live), live)
+        still = []
+        for row, scores in zip(live, logits, strict=True):
+            if position + 1 == len(rows[row]):
+                token = _draw(scores.astype(np.float64), temperature, top_p, rng)
+                if token in (BOS, EOS):
+                    continue
+                rows[row].append(token)
+            still.append(row)
+        live = still
+    return [tokenizer.decode(row) for row in rows]
+
+
+def _draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.Generator) -> int:
+    """Draw a token from logits (vocab_size,)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    p = np.exp((logits - logits.max()) / temperature)
+    p /= p.sum()
+    order = np.argsort(-p)
+    order = order[: int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1]
+    return int(rng.choice(order, p=p[order] / p[order].sum()))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m llama_pynq.train.judge", description=__doc__)
+    parser.add_argument("folder", type=Path, help="with stories.bin and tokenizer.bin")
+    parser.add_argument("--count", type=int, default=260, help="stories to sample (260)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
+    parser.add_argument("--top-p", type=float, default=0.9, help="(0.9)")
+    parser.add_argument("--seed", type=int, default=0, help="(0)")
+    parser.add_argument("--show", type=int, default=0, help="stories to print")
+    parser.add_argument("--prompt", action="append", help="instead of a list of openings")
+    options = parser.parse_args(argv)
+    prompts = options.prompt or PROMPTS
+    asked = [prompts[index % len(prompts)] for index in range(options.count)]
+    texts = sample(options.folder, asked, options.temperature, options.top_p, options.seed)
+    plots = [accepts(text) for text in texts]
+    for text, plot in list(zip(texts, plots, strict=True))[: options.show]:
+        print(f"[{plot or 'not coherent'}] {text}\n")
+    good = sum(plot is not None for plot in plots)
+    print(f"{good} of {len(texts)} stories are coherent throughout; {len(set(texts))} are distinct")
+
+
+if __name__ == "__main__":
+    main()

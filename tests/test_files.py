@@ -1,0 +1,32 @@
+"""The cache folder, and writing a file whole or not at all."""
+
+import pytest
+
+from llama_pynq import files
+from llama_pynq.files import cache_folder, write_atomically
+
+
+def test_cache_folder_is_what_the_variable_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+
+
+def test_cache_folder_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLAMA_PYNQ_CACHE", raising=False)
+    monkeypatch.setattr(files.os, "name", "posix")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "llama_pynq"
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "llama.xclbin"
+    path.write_bytes(b"old")
+
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
