@@ -31,6 +31,7 @@ class BuildOverlay(build_ext):
         if shutil.which(default_compiler().split()[0]) is None:
             # A board needs no emulator. Where one is needed, LlamaOverlay() says what is missing.
             self.warn(f"no C++ compiler ({default_compiler()}): installing without the emulator")
+            shutil.rmtree(out, ignore_errors=True)  # an older build's: of another source
             return
         levels = os.environ.get("LLAMA_PYNQ_MARCH", "native").split(",")
         self.announce(f"compiling hls_src for -march={','.join(levels)}", level=2)

@@ -34,6 +34,7 @@ from .errors import (
 from .interface import (
     AP_CONTINUE,
     AP_DONE,
+    AP_IDLE,
     AP_START,
     CONTROL_OFFSET,
     VLNV,
@@ -112,8 +113,11 @@ class LlamaDriver(DefaultIP):
         self._buffers: dict[str, Any] = {}
         self._config: ModelConfig | None = None
         self._slots = 0
+        self._packed: PackedModel | None = None
         self._llama: Llama | None = None
+        self._running = False  # a call was launched and not seen to end
         self._hung = False
+        self._closed = False
 
     # ---- what the kernel is ----------------------------------------------------------
 
@@ -126,6 +130,8 @@ class LlamaDriver(DefaultIP):
         OverlayMismatch
             If the kernel is not ours or speaks another version of the contract.
         """
+        if self._closed:
+            raise RequestError("the overlay is closed: open it again, LlamaOverlay()")
         if self._limits is None:
             self._limits = self._describe()
             self._prepare()
@@ -232,7 +238,9 @@ class LlamaDriver(DefaultIP):
 
     def close(self) -> None:
         """Free every buffer. The driver needs a new download before it is used again."""
+        self._closed = True
         self._llama = None
+        self._packed = None
         self._config = None
         self._limits = None
         for buffer in self._buffers.values():
@@ -242,7 +250,7 @@ class LlamaDriver(DefaultIP):
     def forget(self) -> None:
         """Drop all state after the overlay was downloaded again."""
         self.close()
-        self._hung = False
+        self._closed = self._hung = self._running = False
         self._register_map = None
         del self._register_map
 
@@ -276,11 +284,15 @@ class LlamaDriver(DefaultIP):
             if self._sleeps and now > spin_until:
                 time.sleep(_SLEEP_S)
 
-    def _abort(self) -> None:
-        """Tell the running call to end after its step, and wait until it has."""
-        self._request[contract.REQUEST_ABORT] = self._sequence
-        self._buffers["request"][_ABORT_WORDS].sync_to_device()
-        self._wait(time.monotonic() + self.timeout_s)
+    def _settle(self) -> None:
+        """End a call that an exception left running: it stops after its current step."""
+        if not self.read(CONTROL_OFFSET) & AP_IDLE:
+            self._request[contract.REQUEST_ABORT] = self._sequence
+            self._buffers["request"][_ABORT_WORDS].sync_to_device()
+            self._wait(time.monotonic() + self.timeout_s)
+        elif self._chained:
+            self.write(CONTROL_OFFSET, AP_CONTINUE)
+        self._running = False
 
     @contextlib.contextmanager
     def _calling(self) -> Iterator[None]:
@@ -291,6 +303,8 @@ class LlamaDriver(DefaultIP):
                     f"{self.device.name}: an earlier call never finished. Call reset() on the "
                     "overlay first"
                 )
+            if self._running:
+                self._settle()
             yield
 
     def run(
@@ -377,12 +391,14 @@ class LlamaDriver(DefaultIP):
         if flags & RequestFlag.PROFILE:
             self._profile_buffer(n_steps)
         start = time.perf_counter()
-        self._launch(contract.COMMAND_RUN)
+        self._running = True
         try:
+            self._launch(contract.COMMAND_RUN)
             self._wait(time.monotonic() + self.timeout_s)
         except KeyboardInterrupt:
-            self._abort()
+            self._settle()
             raise
+        self._running = False
         results = self._buffers["results"]
         count = n_steps * n * limits.result_dtype.itemsize // 4
         part = results[: contract.STATUS_WORDS + count]
@@ -462,6 +478,11 @@ class LlamaDriver(DefaultIP):
         return self._config
 
     @property
+    def packed(self) -> PackedModel | None:
+        """The packed model whose weights are loaded; None before."""
+        return self._packed
+
+    @property
     def slots(self) -> int:
         """Sequences that the KV cache holds."""
         return self._slots
@@ -489,6 +510,7 @@ class LlamaDriver(DefaultIP):
             )
         with self._calling():
             self._config = None
+            self._packed = None
             self._llama = None
             config = packed.config
             for channel, size in enumerate(packed.sizes):
@@ -497,7 +519,7 @@ class LlamaDriver(DefaultIP):
             self._replace("logits", limits.max_rows * config.vocab_size, np.float32)
             self._place_cache(config, packed.group_size, slots)
             self._config = config
-            self._group_size = packed.group_size
+            self._packed = packed
 
     def _upload(self, packed: PackedModel, channel: int, buffer: Any) -> None:
         # The emulated device's host copy is of no use once the weights are on the device.
@@ -545,14 +567,14 @@ class LlamaDriver(DefaultIP):
 
     def resize_cache(self, slots: int) -> None:
         """Make room for another number of sequences; what the cache held is lost."""
-        if self._config is None:
+        if self._config is None or self._packed is None:
             raise RequestError("no model is loaded: call load_model() first")
         with self._calling():
             old = self._slots
             try:
-                self._place_cache(self._config, self._group_size, slots)
+                self._place_cache(self._config, self._packed.group_size, slots)
             except DeviceMemoryError:
-                self._place_cache(self._config, self._group_size, old)
+                self._place_cache(self._config, self._packed.group_size, old)
                 raise
 
     # ---- what users call -------------------------------------------------------------

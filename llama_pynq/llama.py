@@ -252,8 +252,16 @@ class Llama:
 
     # ---- slots -----------------------------------------------------------------------
 
+    def _check_loaded(self) -> None:
+        if self.driver.packed is not self.packed:
+            raise RequestError(
+                "this model is no longer on the device: another one was loaded, or the overlay "
+                "was closed. Load it again: load_model()"
+            )
+
     def _take_slots(self, wanted: int) -> list[int]:
         """1 to `wanted` sequence slots; grows the KV cache when nobody is using it."""
+        self._check_loaded()
         wanted = min(wanted, self.driver.limits.max_rows)
         with self._slot_lock:
             idle = len(self._free_slots) == self.driver.slots
@@ -309,6 +317,7 @@ class Llama:
         """One kernel call for all of `sequences`."""
         from .driver import make_rows
 
+        self._check_loaded()
         plan, n_steps = self._rows(sequences)
         rows = make_rows(len(plan))
         for row, (s, position) in zip(rows, plan):

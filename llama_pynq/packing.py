@@ -497,10 +497,9 @@ def pack_cached(
         Pack again even if a file is there (it was found damaged).
     """
     model = QuantizedModel(checkpoint, group_size)
-    theta = f"{model.config.rope_theta:g}"
     key = (
         f"{checkpoint.sha256[:32]}-g{model.group_size}-c{target.channels}-t{target.tile_rows}"
-        f"-r{theta}-v{PACK_VERSION}.{ABI_VERSION}"
+        f"-r{float(model.config.rope_theta)!r}-v{PACK_VERSION}.{ABI_VERSION}"
     )
     path = cache_folder() / "models" / f"{key}.safetensors"
     if not rebuild and path.exists():

@@ -158,6 +158,44 @@ def test_interrupted_call_raises_and_the_next_one_works(overlay):
         assert overlay.generate("Once", max_new_tokens=20, temperature=0).tokens == expected
 
 
+def test_call_left_running_is_ended_before_the_next_one(overlay, monkeypatch):
+    # Ctrl-C twice: the second one comes while the first is being dealt with.
+    driver = overlay.llama
+    expected = driver.run(sampled()).rows
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            driver.run(sampled(), n_steps=64)
+    assert driver.run(sampled()).rows == expected
+    with monkeypatch.context() as patch:  # and before AP_START was written
+        patch.setattr(driver, "_launch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            driver.run(sampled(), n_steps=64)
+    assert driver.run(sampled()).rows == expected
+
+
+def test_closed_overlay_says_so():
+    overlay = LlamaOverlay(emulated_overlay(), device=EmulatedDevice())
+    model = overlay.load_model()
+    stream = overlay.stream("Once", max_new_tokens=50)
+    next(stream)
+    free = overlay.device.memory.free_bytes
+    overlay.close()
+    overlay.close()
+    assert overlay.device.memory.free_bytes == overlay.device.memory.size_bytes > free
+    with pytest.raises(RequestError, match="no model is loaded"):
+        overlay.generate("a")
+    with pytest.raises(RequestError, match="the overlay is closed: open it again"):
+        overlay.load_model()
+    for call in (lambda: next(stream), lambda: model.generate("a")):
+        with pytest.raises(RequestError, match="no longer on the device"):
+            call()
+
+
 def test_abort_ends_a_running_call_after_its_step(overlay):
     driver = overlay.llama
     # A sequence number that the next call will have: aborted before its first step.

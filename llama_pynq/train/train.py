@@ -53,8 +53,8 @@ class TrainArgs:
         Each step sees batch_size new stories.
     short_steps, short_len, short_batch_size : int
         The first steps see only the beginnings of stories, short_len tokens each, but more of
-        them. To call a character by the right name is the hardest thing to learn, and with few
-        tokens to look back on it is learned many times faster.
+        them. To call a character by the right name is the hardest thing to learn, and it is
+        learned sooner with few tokens to look back on.
     muon_lr, adam_lr : float
         Learning rates at their highest: of the layers' matrices; of the embedding and the norms.
     warmup : int
