@@ -6,6 +6,10 @@
 
 namespace kernel {
 
+// Outside, logit / temperature leaves the range that the noise and the sums are made for.
+constexpr float kMinTemperature = 1e-4f;
+constexpr float kMaxTemperature = 1e6f;
+
 struct Row {
   int token, position, slot, flags;
   uint32_t seed_low, seed_high;
@@ -103,7 +107,8 @@ inline void ReadRow(const uint32_t* request, int index, Call& call) {
   if (!Within(row.position, 0, s.seq_len - 1)) Fail(call, kErrorPosition, index);
   if (!Within(row.slot, 0, s.slots - 1)) Fail(call, kErrorSlot, index);
   // Written so that NaN fails.
-  if (!(row.temperature >= 0.0f && row.temperature <= 1e6f)) Fail(call, kErrorTemperature, index);
+  const bool warm = row.temperature >= kMinTemperature && row.temperature <= kMaxTemperature;
+  if (!warm && row.temperature != 0.0f) Fail(call, kErrorTemperature, index);
 EARLIER_ROWS:
   for (int i = 0; i < kMaxRows; ++i) {
     const Row& other = call.step.rows[i];

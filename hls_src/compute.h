@@ -3,6 +3,7 @@
 
 #include "stages/attention.h"
 #include "stages/epilogues.h"
+#include "stages/matvec.h"
 #include "stages/quantize.h"
 #include "stages/rmsnorm.h"
 #include "stages/rope.h"
@@ -16,13 +17,13 @@ struct Workspace {
   float normed[kMaxRows][kMaxDim];  // normalised, or attention's output
   float qkv[kMaxRows][kMaxQkv];     // queries, keys, values of this call
   float norm_weight[kMaxIn];
-  QuantizedRows quantized;  // of width dim
-  QuantizedRows hidden;     // of width hidden_dim
+  QuantizedRows quantized;  // what the engines read
+  QuantizedRows hidden;     // gated units, on their way there
+  GateState gate;
+  Sampler sampler;
   RopeRow rope[kMaxRows];
   uint64_t rope_turns[kMaxHeadSize / 2];
 };
-
-typedef WeightPort WeightPorts[kChannels];
 
 inline void Mark(EventPort& events, const Step& step, int stage, int layer) {
 #pragma HLS INLINE
@@ -36,7 +37,7 @@ inline Word ReadFrom(WeightPorts& ports, int channel, int index) {
 CHANNELS:
   for (int c = 0; c < kChannels; ++c) {
 #pragma HLS UNROLL
-    if (c == channel) word = ports[c].Read(index);
+    if (c == channel) word = ReadWord(ports[c], index);
   }
   return word;
 }
@@ -47,7 +48,7 @@ READ_NORM:
   for (int w = 0; w < words; ++w) {
 #pragma HLS PIPELINE II = kWordBeats
 #pragma HLS LOOP_TRIPCOUNT min = 18 max = 256
-    const Word& word = ports[0].Read(first_word + w);
+    const Word word = ReadWord(ports[0], first_word + w);
     for (int i = 0; i < kWordBytes / 4; ++i) {
 #pragma HLS UNROLL
       weight[w * (kWordBytes / 4) + i] = WordFloat(word, i);
@@ -103,39 +104,119 @@ ROWS:
   }
 }
 
-struct Bases {
-  int word[kChannels];
-};
-
-// Where a matrix of a layer begins in each channel; `norms` of channel 0 come before it.
-inline Bases LayerWords(const Layout& plan, int layer, const Matrix& m, int norms) {
-  Bases at;
+// A matrix of a layer; `norms` of channel 0 come before it.
+inline MatVecJob LayerJob(const Step& step, int layer, const Matrix& m, int norms,
+                          Epilogue epilogue) {
+  MatVecJob job;
+  job.matrix = m;
+  job.group_size = step.shape.group_size;
+  job.rows = step.n_rows;
+  job.epilogue = epilogue;
   for (int c = 0; c < kChannels; ++c) {
-    at.word[c] = LayerBase(plan, c, layer) + NormsBefore(plan, c, norms) + m.first_word;
+#pragma HLS UNROLL
+    job.base[c] =
+        LayerBase(step.layout, c, layer) + NormsBefore(step.layout, c, norms) + m.first_word;
   }
-  return at;
+  return job;
+}
+
+// The classifier comes first after the layers.
+inline MatVecJob TailJob(const Step& step, const Matrix& classifier) {
+  MatVecJob job = LayerJob(step, step.shape.n_layers, classifier, 1, kSample);
+  return job;
+}
+
+// The tiles of one block of waves, in ascending order.
+inline void Collect(const MatVecJob& job, int block, const Step& step,
+                    const TileSums (&sums)[kTilesInFlight], float* logits, float (*x)[kMaxDim],
+                    float (*qkv)[kMaxQkv], GateState& gate, QuantizedRows& hidden,
+                    Sampler& sampler) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
+  const int first = block * kTilesInFlight;
+  const int left = job.matrix.waves * kChannels - first;
+  const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
+TILES:
+  for (int i = 0; i < tiles; ++i) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
+    const int tile = first + i;
+    switch (job.epilogue) {
+      case kKeep:
+        KeepTile(tile, sums[i], job.matrix.rows, job.rows, qkv);
+        break;
+      case kResidual:
+        AddTile(tile, sums[i], s.dim, job.rows, x);
+        break;
+      case kGate:
+        GateTile(tile, sums[i], s.hidden_dim, s.group_size, job.rows, gate, hidden);
+        break;
+      case kSample:
+        SampleTile(tile, sums[i], step, logits, sampler);
+        break;
+    }
+  }
+}
+
+// The one matrix product of the kernel: what is in ws.quantized meets a matrix. Engines fill one
+// set of sums while the last one is collected.
+inline void MatVec(const MatVecJob& job, const Step& step, WeightPorts& ports, float* logits,
+                   Workspace& ws) {
+#pragma HLS INLINE off
+  const int blocks = (job.matrix.waves + kWavesInFlight - 1) / kWavesInFlight;
+BLOCKS:
+  for (int block = 0; block < blocks; ++block) {
+#pragma HLS DATAFLOW
+#pragma HLS LOOP_TRIPCOUNT min = 2 max = 500
+    TileSums sums[kTilesInFlight];
+#pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = sums complete dim = 2
+#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kScaleLanes dim = 3
+    RunEngines(ports, job, block, ws.quantized, sums);
+    Collect(job, block, step, sums, logits, ws.x, ws.qkv, ws.gate, ws.hidden, ws.sampler);
+  }
+}
+
+// The gated units become what the engines read: a buffer has one writer and one reader.
+inline void MoveHidden(const Step& step, Workspace& ws) {
+#pragma HLS INLINE off
+ROWS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+  GROUPS:
+    for (int g = 0; g < step.shape.hidden_groups; ++g) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 24 max = 176
+      ws.quantized.scale[row][g] = ws.hidden.scale[row][g];
+      ws.quantized.offset[row][g] = ws.hidden.offset[row][g];
+    }
+  VALUES:
+    for (int i = 0; i < step.shape.hidden_groups * step.shape.group_size; i += kMinGroup) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 24 max = 352
+      for (int j = 0; j < kMinGroup; ++j) {
+#pragma HLS UNROLL
+        ws.quantized.q[row][i + j] = ws.hidden.q[row][i + j];
+      }
+    }
+  }
 }
 
 inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& events,
                   KvBeat* kv_cache, Workspace& ws) {
-#pragma HLS INLINE off
+#pragma HLS INLINE
   const Shape& s = step.shape;
   const Layout& plan = step.layout;
-  const int rows = step.n_rows;
-  const int group = s.group_size;
   const int base = LayerBase(plan, 0, layer);
 
   Mark(events, step, kStageAttentionNorm, layer);
   NormAndQuantize(step, ports, base, ws);
 
   Mark(events, step, kStageQkv, layer);
-  StoreRows keep = {ws.qkv, plan.qkv.rows, rows};
-  MatVec(ports, plan.qkv, LayerWords(plan, layer, plan.qkv, 1).word, ws.quantized, group, rows,
-         keep);
+  MatVec(LayerJob(step, layer, plan.qkv, 1, kKeep), step, ports, nullptr, ws);
 
   Mark(events, step, kStageRope, layer);
 ROTATE:
-  for (int row = 0; row < rows; ++row) {
+  for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     RotateHeads(ws.rope[row], s.n_heads + s.n_kv_heads, s.head_size, ws.qkv[row]);
   }
@@ -145,48 +226,41 @@ ROTATE:
 
   Mark(events, step, kStageAttentionOut, layer);
 QUANTIZE_ATTENTION:
-  for (int row = 0; row < rows; ++row) {
+  for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    QuantizeRow(ws.normed[row], s.dim, group, row, ws.quantized);
+    QuantizeRow(ws.normed[row], s.dim, s.group_size, row, ws.quantized);
   }
-  AddRows residual = {ws.x, s.dim, rows};
-  MatVec(ports, plan.attention_out, LayerWords(plan, layer, plan.attention_out, 1).word,
-         ws.quantized, group, rows, residual);
+  MatVec(LayerJob(step, layer, plan.attention_out, 1, kResidual), step, ports, nullptr, ws);
 
   Mark(events, step, kStageFfnNorm, layer);
-  const int ffn_norm = base + plan.norm_words + plan.gate_up.first_word;
-  NormAndQuantize(step, ports, ffn_norm, ws);
+  NormAndQuantize(step, ports, base + plan.norm_words + plan.gate_up.first_word, ws);
 
   Mark(events, step, kStageGateUp, layer);
-  GateAndQuantize gate(ws.hidden, s.hidden_dim, group, rows);
-  MatVec(ports, plan.gate_up, LayerWords(plan, layer, plan.gate_up, 2).word, ws.quantized, group,
-         rows, gate);
+  MatVec(LayerJob(step, layer, plan.gate_up, 2, kGate), step, ports, nullptr, ws);
 
   Mark(events, step, kStageDown, layer);
-  MatVec(ports, plan.down, LayerWords(plan, layer, plan.down, 2).word, ws.hidden, group, rows,
-         residual);
+  MoveHidden(step, ws);
+  MatVec(LayerJob(step, layer, plan.down, 2, kResidual), step, ports, nullptr, ws);
 }
 
 inline void Classify(Call& call, WeightPorts& ports, EventPort& events, uint32_t* results,
                      float* logits, Workspace& ws) {
-#pragma HLS INLINE off
+#pragma HLS INLINE
   const Step& step = call.step;
   const Shape& s = step.shape;
-  SampleRows sampler(step, logits);
   if (step.classify) {
     Mark(events, step, kStageFinalNorm, s.n_layers);
     NormAndQuantize(step, ports, TailBase(step.layout, s, 0) - step.layout.norm_words, ws);
+
     Mark(events, step, kStageClassifier, s.n_layers);
-    Bases at;
-    for (int c = 0; c < kChannels; ++c) at.word[c] = TailBase(step.layout, s, c);
-    MatVec(ports, step.layout.classifier, at.word, ws.quantized, s.group_size, step.n_rows,
-           sampler);
+    StartSamplers(step.n_rows, ws.sampler);
+    MatVec(TailJob(step, step.layout.classifier), step, ports, logits, ws);
   }
   Mark(events, step, kStageSample, s.n_layers);
-  FinishStep(sampler, call, results);
+  FinishStep(ws.sampler, call, results);
 }
 
-inline void CopyActivations(const Step& step, float* memory, bool out, Workspace& ws) {
+inline void ReadActivations(const Step& step, const float* memory, Workspace& ws) {
 #pragma HLS INLINE off
 ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
@@ -194,12 +268,20 @@ ROWS:
     for (int i = 0; i < step.shape.dim; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 288 max = kMaxDim
-      float& there = memory[row * step.shape.dim + i];
-      if (out) {
-        there = ws.x[row][i];
-      } else {
-        ws.x[row][i] = there;
-      }
+      ws.x[row][i] = memory[row * step.shape.dim + i];
+    }
+  }
+}
+
+inline void WriteActivations(const Step& step, float* memory, const Workspace& ws) {
+#pragma HLS INLINE off
+ROWS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    for (int i = 0; i < step.shape.dim; ++i) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 288 max = kMaxDim
+      memory[row * step.shape.dim + i] = ws.x[row][i];
     }
   }
 }
@@ -228,20 +310,21 @@ inline void Compute(Call& call, const uint32_t* model, uint32_t* results, float*
                     float* activations, KvBeat* kv_cache, WeightPorts& ports, EventPort& events,
                     Workspace& ws) {
 #pragma HLS INLINE off
+#pragma HLS ALLOCATION function instances = MatVec limit = 1
   const Step& step = call.step;
   Mark(events, step, kStageEmbed, 0);
   PrepareRows(step, model, ws);
   if (step.embed) {
     Embed(step, ports, ws);
   } else {
-    CopyActivations(step, activations, false, ws);
+    ReadActivations(step, activations, ws);
   }
 LAYERS:
   for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxLayers
     Layer(step, layer, ports, events, kv_cache, ws);
   }
-  if (step.activations_out) CopyActivations(step, activations, true, ws);
+  if (step.activations_out) WriteActivations(step, activations, ws);
   Classify(call, ports, events, results, logits, ws);
   Mark(events, step, kStageEnd, step.shape.n_layers);
 }

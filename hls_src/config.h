@@ -32,10 +32,10 @@ constexpr int kMaxIn = RoundUp(kMaxHiddenDim > kMaxDim ? kMaxHiddenDim : kMaxDim
 constexpr int kMaxInGroups = kMaxIn / kMinGroup;
 constexpr int kMaxQkv = 3 * kMaxDim;  // n_kv_heads <= n_heads
 
-// Depths that only cosimulation reads.
-// Weight beats on the way: enough to cover the longest serial stage, about 2,000 cycles.
+// Beats of a channel on the way: the loader goes on while attention and the small stages run.
 constexpr int kWeightFifoBeats = 2048;
 
+// Depths that only cosimulation reads.
 constexpr int kCosimWeightBeats = 1 << 16;
 constexpr int kCosimLogits = 1 << 12;
 constexpr int kCosimKvBeats = 1 << 14;
@@ -48,6 +48,11 @@ static_assert(kChannels % 2 == 0, "a wave holds W1 and W3 tiles in pairs");
 static_assert(kWaveRows % kBlock == 0, "a wave holds whole blocks of logits");
 static_assert(kMaxHeadSize % kReduceLanes == 0, "heads are padded to whole reductions");
 static_assert(kMaxRows >= 1 && kMaxRows <= 32, "rows are unrolled");
+static_assert(kMaxGroup == 2 * kMinGroup, "a word holds one group or two");
+static_assert(kTileRows % kScaleLanes == 0 && kScaleLanes * kMinGroup >= kBeatBytes,
+              "scaling keeps up with the words");
+static_assert(kReadBurstBeats * kBeatBytes <= 4096, "AXI bursts end at 4 KiB");
+static_assert(sizeof(kBoardName) <= 17, "the name is described in 16 bytes");
 static_assert(kTopLogits >= 1, "greedy sampling reads the first of the top logits");
 
 struct alignas(kBeatBytes) Beat {

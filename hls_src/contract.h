@@ -43,12 +43,12 @@ constexpr int kRowSlot = 2;
 constexpr int kRowFlags = 3;
 constexpr int kRowSeedLow = 4;
 constexpr int kRowSeedHigh = 5;
-constexpr int kRowTemperature = 6;  // float32 bits; 0 is greedy
+constexpr int kRowTemperature = 6;  // float32 bits; 0 is greedy, else 1e-4 to 1e6
 
 // Row flags.
 constexpr int kRowSample = 1;       // run the classifier, return a token and the top logits
 constexpr int kRowFullLogits = 2;   // burst this row's logits out as well
-constexpr int kRowHostChooses = 4;  // no noise, no stop: the host picks from what is returned
+constexpr int kRowHostChooses = 4;  // no noise; the row ends with this step, and the host picks
 
 // ---- model: host to kernel, once per load --------------------------------------------
 constexpr int kModelMagic = 0;
@@ -115,7 +115,8 @@ constexpr int kDescribeBoard = 32;  // 16 bytes, zero-padded
 constexpr int kDescribeWords = 36;
 
 // One result per step and row, at kStatusWords + (step * n_rows + row) * kResultWords.
-constexpr int kResultToken = 0;  // -1 where the row did not sample in this step
+constexpr int kResultToken = 0;  // -1 where the row did not sample in this step: only the
+                                 // position is valid beside it
 constexpr int kResultPosition = 1;
 constexpr int kResultLse = 2;             // float32: log sum exp(logit)
 constexpr int kResultLseTemperature = 3;  // float32: log sum exp(logit / temperature)
@@ -128,6 +129,7 @@ constexpr int kResultsWords = kStatusWords + kMaxSteps * kMaxRows * kResultWords
 // One record per step: the number of events, then pairs (stage | layer << 8, ticks since
 // the step began). A stage lasts until the next event; kStageEnd closes the step.
 constexpr int kMaxStepEvents = 4096;
+static_assert(8 * kMaxLayers + 5 <= kMaxStepEvents, "a step's stages fit its record");
 constexpr int kProfileStepWords = 2 + 2 * kMaxStepEvents;
 constexpr int kProfileWords = kProfileStepWords * kMaxSteps;
 

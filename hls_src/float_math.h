@@ -27,6 +27,9 @@ inline float FloatOf(uint32_t bits) {
   return value.f;
 }
 
+const float kInfinity = FloatOf(0x7f800000u);
+const float kNotANumber = FloatOf(0x7fc00000u);
+
 // 1.5 * 2^23: adding it leaves no fraction bits, so the adder itself rounds to nearest even.
 constexpr float kRoundMagic = 12582912.0f;
 inline float RoundToEven(float x) {  // |x| < 2^22

@@ -135,10 +135,9 @@ namespace kernel {{
 static void RunStep({parameters},
                     const Step step, Call& call, Workspace& workspace) {{
 #pragma HLS DATAFLOW
+#pragma HLS ARRAY_PARTITION variable = step.rows complete
   WeightPorts ports;
-{fifos}
   EventPort events;
-#pragma HLS STREAM variable = events.events depth = 64
   OpenEvents(step, profile, events);
 {loads}
   Compute(call, model, results, logits, activations, kv_cache, ports, events, workspace);
@@ -152,6 +151,13 @@ LLAMA_TOP void llama({top_parameters}) {{
   using namespace kernel;
   Call call;
   Workspace workspace;
+#pragma HLS ARRAY_PARTITION variable = call.step.rows complete
+#pragma HLS ARRAY_PARTITION variable = workspace.quantized.q complete dim = 1
+#pragma HLS ARRAY_RESHAPE variable = workspace.quantized.q cyclic factor = kMaxGroup dim = 2
+#pragma HLS ARRAY_PARTITION variable = workspace.quantized.scale complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = workspace.quantized.offset complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = workspace.norm_weight cyclic factor = kReduceLanes
+#pragma HLS ARRAY_PARTITION variable = workspace.sampler.block complete dim = 2
   ReadCall(request, model, command, sequence, call);
   if (command == kCommandDescribe) WriteDescription(results);
   bool running = call.error == kErrorNone && call.n_steps > 0;
@@ -234,10 +240,6 @@ def top_function(header: Path) -> str:
         board=header.name,
         parameters=", ".join(declare(a, "") for a in pointers if a.name != "request"),
         top_parameters=", ".join(declare(a, "kernel::") for a in args),
-        fifos="\n".join(
-            f"#pragma HLS STREAM variable = ports[{c}].beats depth = kWeightFifoBeats"
-            for c in range(channels)
-        ),
         loads="\n".join(f"  Load(weights_{c}, {c}, step, ports[{c}]);" for c in range(channels)),
         pragmas="\n".join(pragmas),
         names=", ".join(a.name for a in pointers if a.name != "request"),

@@ -233,7 +233,8 @@ def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndar
     safe = np.where(live, largest, f32(1))
     up = np.where(live, div(f32(127), safe), f32(0))
     with np.errstate(invalid="ignore"):
-        q = round_to_even(mul(padded, up[..., None])).astype(np.int8)
+        rounded = round_to_even(mul(padded, up[..., None]))
+        q = np.where(np.abs(rounded) <= 128, rounded, 0).astype(np.int8)  # NaN is not
     return q.reshape(rows, -1), np.where(live, div(largest, f32(127)), f32(0))
 
 
@@ -291,8 +292,11 @@ def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     x, weight = flush(x), flush(weight)  # both may come from outside the kernel
     count = f32(x.shape[-1])
     total = add(lane_sum(mul(x, x)), mul(count, RMS_EPSILON))
-    factor = div(np.sqrt(count), np.sqrt(total))
-    return mul(mul(x, factor[..., None]), weight)
+    with np.errstate(invalid="ignore"):
+        # An overflow must not end as a row of zeros.
+        finite = total < f32(np.inf)
+        factor = np.where(finite, div(np.sqrt(count), np.sqrt(total)), f32(np.nan))
+        return mul(mul(x, factor[..., None]), weight)
 
 
 def rope_turns(head_size: int, theta: float) -> np.ndarray:

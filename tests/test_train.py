@@ -17,6 +17,7 @@ import llama_pynq.models
 from llama_pynq.checkpoint import ModelConfig, load_checkpoint
 from llama_pynq.reference import FloatModel
 from llama_pynq.train.export import export_model, matrix_keys, norm_keys
+from llama_pynq.train.judge import PROMPTS, accepts, sample
 from llama_pynq.train.plots import PLOTS
 from llama_pynq.train.stories import MAX_WORDS, NAMES, Story, article, compose, story
 from llama_pynq.train.tokenizer import train_tokenizer
@@ -104,10 +105,47 @@ def test_stories_name_only_their_characters(stories):
 
 def test_stories_keep_the_colour_of_the_object(stories):
     for told in stories:
-        if told.plot in ("lost thing", "brave climb", "new friend"):
+        if told.plot in ("brave climb", "new friend"):
             thing = told.slots["thing"]
             found = set(re.findall(rf"\b(red|blue|green|yellow|orange) {thing}", told.text))
             assert found == {told.slots["colour"]}, told.text
+
+
+def test_judge_accepts_what_the_generator_tells(stories):
+    for told in stories[:300]:
+        assert accepts(told.text) == told.plot, told.text
+
+
+def test_judge_refuses_one_wrong_word(stories):
+    told = next(told for told in stories if told.plot == "lost thing")
+    text, hero, friend = told.text, told.slots["n"], told.slots["fn"]
+    thing = told.slots["thing"]
+    other_thing = "drum" if thing == "ball" else "ball"
+    he, she = (" he ", " she ") if told.slots["he"] == "he" else (" she ", " he ")
+    wrong = [
+        text.replace(f"said {friend}", f"said {hero}", 1),
+        text.replace(f"At last, {friend}", f"At last, {hero}"),
+        text.replace(f"lost my {thing}", f"lost my {other_thing}"),
+        text.replace(he, she, 1),
+        text.replace("looked", "look", 1),
+        text.replace(' "I have looked everywhere."', ""),
+        text[: len(text) // 2],
+        text + " " + text,
+    ]
+    assert text not in wrong
+    assert [accepts(story) for story in wrong] == [None] * len(wrong)
+    assert accepts(text) == "lost thing"
+
+
+def test_bundled_model_tells_coherent_stories():
+    texts = sample(MODELS, PROMPTS, temperature=0, top_p=1, seed=0)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        assert text.startswith(prompt)
+    assert sum(accepts(text) is not None for text in texts) >= len(PROMPTS) - 3, texts
+    # Sampling is seeded.
+    assert sample(MODELS, PROMPTS[:2], 0.8, 0.9, seed=1) == sample(
+        MODELS, PROMPTS[:2], 0.8, 0.9, seed=1
+    )
 
 
 def test_bundled_model_header_and_size():
@@ -260,7 +298,7 @@ def import_train():
 
 def test_train_few_steps_loss_falls_and_export_reads_back(tmp_path):
     module = import_train()
-    args = module.TrainArgs(steps=20, batch_size=2, warmup=2)
+    args = module.TrainArgs(steps=20, batch_size=2, short_steps=10, short_batch_size=4, warmup=2)
     report = module.train(tmp_path, TINY, args, save_every=10)
     assert report["steps"] == 20
     assert report["val_loss_float"] < 5 < np.log(TINY.vocab_size)
@@ -268,8 +306,7 @@ def test_train_few_steps_loss_falls_and_export_reads_back(tmp_path):
 
     model = module.Transformer.load(tmp_path / "stories.bin")
     assert model.config == TINY
-    data = module.Stories(tmp_path / "tokenizer.model", seed=0, seq_len=TINY.seq_len)
-    assert data.rows("validation", 3)[:, 0].tolist() == [1, 1, 1]
+    data = module.Stories(tmp_path / "tokenizer.model", seed=args.seed)
     assert module.validation_loss(model, data) == pytest.approx(report["val_loss_int8"], abs=1e-4)
 
     # The same command on a finished run trains no further and exports the same file.
@@ -279,6 +316,22 @@ def test_train_few_steps_loss_falls_and_export_reads_back(tmp_path):
     assert again["train_loss_last_100"] == report["train_loss_last_100"]
     with pytest.raises(ValueError, match="choose another --out"):
         module.train(tmp_path, replace(TINY, n_layers=2), args)
+
+
+def test_stories_rows_begin_and_end_with_bos(tmp_path):
+    module = import_train()
+    train_tokenizer(tmp_path / "tokenizer.model", n_stories=200, vocab_size=400)
+    data = module.Stories(tmp_path / "tokenizer.model", seed=3)
+    rows = data.rows("a key", 4, seq_len=1000).tolist()
+    assert rows == data.rows("a key", 4, seq_len=1000).tolist()
+    assert rows != data.rows("another key", 4, seq_len=1000).tolist()
+    for row in rows:
+        while row[-1] == module.PAD:
+            row.pop()
+        assert row[0] == row[-1] == 1
+        assert 1 not in row[1:-1] and module.PAD not in row
+        assert data.processor.decode(row[1:-1]).count(" ") > 90
+    assert data.rows("a key", 4, seq_len=20).shape == (4, 21)
 
 
 def test_train_model_computes_what_the_reference_computes(tmp_path):
@@ -297,7 +350,7 @@ def test_train_resumed_run_is_the_same_run(tmp_path):
     module = import_train()
     tokenizer = tmp_path / "tokenizer.model"
     train_tokenizer(tokenizer, n_stories=200, vocab_size=TINY.vocab_size)
-    args = module.TrainArgs(steps=6, batch_size=2, warmup=2)
+    args = module.TrainArgs(steps=6, batch_size=2, short_steps=2, short_batch_size=4, warmup=2)
     straight = module.Trainer(TINY, args, tokenizer)
     losses = [straight.train_step() for _ in range(6)]
 
@@ -312,7 +365,7 @@ def test_train_resumed_run_is_the_same_run(tmp_path):
 
 def test_train_ctrl_c_stops_between_steps_and_continues(tmp_path, monkeypatch):
     module = import_train()
-    args = module.TrainArgs(steps=4, batch_size=1, warmup=2)
+    args = module.TrainArgs(steps=4, batch_size=1, short_steps=0, warmup=2)
     step = module.Trainer.train_step
 
     def interrupted_step(trainer):

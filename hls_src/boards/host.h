@@ -4,12 +4,13 @@
 namespace kernel {
 
 constexpr char kBoardName[] = "host";
-constexpr int kClockMhz = 1000;  // profile ticks are nanoseconds of the host's clock
+constexpr int kClockMhz = 100;  // profile ticks are 10 ns of the host's clock
 
 // Weight memory.
 constexpr int kChannels = 2;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 32;
+constexpr int kScaleLanes = 32;     // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 64;  // enough work between two joins of the host threads
 
 // Limits of the model and of one call.
@@ -26,6 +27,6 @@ constexpr int kTopLogits = 64;
 constexpr int kReadLatency = 64;
 constexpr int kReadBurstBeats = 64;
 constexpr int kReadOutstanding = 16;
-constexpr int kFaddLatency = 8;
+constexpr int kFaddLatency = 1;
 
 }  // namespace kernel

@@ -11,6 +11,7 @@ constexpr int kClockMhz = 300;
 constexpr int kChannels = 4;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 32;
+constexpr int kScaleLanes = 2;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
 // Limits of the model and of one call.

@@ -11,6 +11,7 @@ constexpr int kClockMhz = 300;
 constexpr int kChannels = 32;
 constexpr int kBeatBytes = 32;
 constexpr int kTileRows = 16;
+constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
 // Limits of the model and of one call.

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,6 +24,15 @@ class FlushToZero {
   static constexpr Control kFlushBits = 0x8040;  // MXCSR: FZ, DAZ
   static Control Get() { return __builtin_ia32_stmxcsr(); }
   static void Set(Control c) { __builtin_ia32_ldmxcsr(c); }
+#elif defined(__arm__)
+  typedef unsigned int Control;
+  static constexpr Control kFlushBits = 1u << 24;  // FPSCR: FZ
+  static Control Get() {
+    Control c;
+    __asm__ volatile("vmrs %0, fpscr" : "=r"(c));
+    return c;
+  }
+  static void Set(Control c) { __asm__ volatile("vmsr fpscr, %0" : : "r"(c)); }
 #elif defined(__aarch64__)
   typedef unsigned long Control;
   static constexpr Control kFlushBits = 1ul << 24;  // FPCR: FZ
@@ -42,7 +52,13 @@ class ThreadPool {
  public:
   // `threads` includes the caller of Run.
   explicit ThreadPool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { Work(); });
+    for (int i = 1; i < threads; ++i) {
+      try {
+        workers_.emplace_back([this] { Work(); });
+      } catch (const std::system_error&) {
+        break;  // the system has no more threads to give: these will do
+      }
+    }
   }
 
   ~ThreadPool() {

@@ -9,29 +9,34 @@
 
 namespace kernel {
 
-struct WeightPort {
-  const Word* words;
+#define LLAMA_HOST_INLINE inline __attribute__((always_inline))
+constexpr int kEngineTiles = 1;
 
-  const Word& Read(int word) const { return words[word]; }
+struct WeightPort {
+  const Beat* beats;
+
+  const Beat& Read(int word, int beat) const {
+    return beats[static_cast<int64_t>(word) * kWordBeats + beat];
+  }
 };
 
 // Nothing to run ahead of: memory is already where compute reads it.
 inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
-  port.words = reinterpret_cast<const Word*>(memory);
+  port.beats = memory;
 }
 
 inline int ActiveRows(int n) {
   return n;
 }
 
-template <int kEngines, typename Task>
-inline void ParallelFor(int n, int macs, const Task& task) {
+template <typename Task>
+inline void ParallelFor(int n, int64_t macs, const Task& task) {
   // Waking threads costs some microseconds: worth it from about ten of them on.
   constexpr int64_t kWorthwhile = 1 << 18;
-  if (static_cast<int64_t>(n) * macs >= kWorthwhile) {
-    ThreadPool::Current().Run(n, [&task](int i) { task(i % kEngines, i); });
+  if (n * macs >= kWorthwhile) {
+    ThreadPool::Current().Run(n, task);
   } else {
-    for (int i = 0; i < n; ++i) task(i % kEngines, i);
+    for (int i = 0; i < n; ++i) task(i);
   }
 }
 
@@ -44,8 +49,9 @@ struct EventPort {
     if (n < kMaxStepEvents) {
       const auto elapsed = std::chrono::steady_clock::now() - start;
       const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count();
+      const auto ticks = ns * kClockMhz / 1000;
       record[2 + 2 * n] = static_cast<uint32_t>(stage | layer << 8);
-      record[3 + 2 * n] = static_cast<uint32_t>(ns);
+      record[3 + 2 * n] = static_cast<uint32_t>(ticks);
       ++n;
     }
   }

@@ -1,13 +1,14 @@
-// The three things that differ between fabric and host, and nothing else: how weight words
-// arrive, how independent tasks run side by side, and the clock that stamps events.
+// The three things that differ between fabric and host, and nothing else: how weight beats
+// arrive, how engines run side by side, and the clock that stamps events.
 //
-//   Load(memory, channel, step, port)   streams a channel's words in the order of their use
-//   port.Read(word)                     the next of them; `word` is its place in the channel
-//   ParallelFor<kEngines>(n, macs, task)  task(i % kEngines, i) for i < n, in any order; `macs` is
-//   what
-//                                       one task multiplies, for the host to weigh
-//   ActiveRows(n)                       rows an engine computes: fabric never leaves one out
-//   events.Mark(stage, layer)           time stamp
+//   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
+//   port.Read(word, beat)              the next of them; the numbers are its place in the channel
+//   kEngineTiles                       tiles that one engine computes in lockstep
+//   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
+//   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one
+//                                      of them multiplies, for the host to weigh
+//   LLAMA_HOST_INLINE                  inlined by g++, which then knows the group size
+//   events.Mark(stage, layer)          time stamp
 #pragma once
 
 #if defined(__SYNTHESIS__) || defined(LLAMA_STREAMS)

@@ -10,25 +10,23 @@
 
 namespace kernel {
 
-struct WeightPort {
-  hls::stream<Beat> beats;
+static_assert(kWavesInFlight == 1, "fabric has one set of sums in flight, and one being taken");
 
-  Word Read(int) {
+#define LLAMA_HOST_INLINE inline
+constexpr int kEngineTiles = kChannels;
+
+struct WeightPort {
+  hls::stream<Beat, kWeightFifoBeats> beats;
+
+  Beat Read(int, int) {
 #pragma HLS INLINE
-    Word word;
-  READ_WORD:
-    for (int i = 0; i < kWordBeats; ++i) {
-      const Beat beat = beats.read();
-      for (int j = 0; j < kBeatBytes; ++j) {
-#pragma HLS UNROLL
-        word.b[i * kBeatBytes + j] = beat.b[j];
-      }
-    }
-    return word;
+    return beats.read();
   }
 };
 
-inline void SendWords(const Beat* memory, int first_word, int words, hls::stream<Beat>& beats) {
+typedef hls::stream<Beat, kWeightFifoBeats> BeatStream;
+
+inline void SendWords(const Beat* memory, int first_word, int words, BeatStream& beats) {
 SEND_BEATS:
   for (int i = 0; i < words * kWordBeats; ++i) {
 #pragma HLS PIPELINE II = 1
@@ -73,23 +71,20 @@ inline int ActiveRows(int) {
   return kMaxRows;
 }
 
-template <int kEngines, typename Task>
-inline void ParallelFor(int n, int, const Task& task) {
+// One engine after the other: what runs side by side is inside an engine.
+template <typename Task>
+inline void ParallelFor(int n, int64_t, const Task& task) {
 #pragma HLS INLINE
 TASKS:
-  for (int first = 0; first < n; first += kEngines) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = 1
-  ENGINES:
-    for (int i = 0; i < kEngines; ++i) {
-#pragma HLS UNROLL
-      if (first + i < n) task(i, first + i);
-    }
+  for (int i = 0; i < n; ++i) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 64
+    task(i);
   }
 }
 
 // Compute says what it begins; the profile process, which never waits, knows when.
 struct EventPort {
-  hls::stream<uint32_t> events;
+  hls::stream<uint32_t, 64> events;
 
   void Mark(int stage, int layer) {
 #pragma HLS INLINE
@@ -101,7 +96,8 @@ inline void OpenEvents(const Step&, uint32_t*, EventPort&) {}
 
 inline void RecordEvents(const Step& step, EventPort& port, uint32_t* profile) {
 #pragma HLS INLINE off
-  uint32_t record[2 * kMaxStepEvents];
+  uint32_t event_of[kMaxStepEvents];
+  uint32_t ticks_of[kMaxStepEvents];
   uint32_t ticks = 0;
   int n = 0;
   bool running = step.profile;
@@ -112,8 +108,8 @@ COUNT_CYCLES:
     uint32_t event;
     if (port.events.read_nb(event)) {
       if (n < kMaxStepEvents) {
-        record[2 * n] = event;
-        record[2 * n + 1] = ticks;
+        event_of[n] = event;
+        ticks_of[n] = ticks;
         ++n;
       }
       running = (event & 0xffu) != kStageEnd;
@@ -127,7 +123,7 @@ COUNT_CYCLES:
     for (int i = 0; i < 2 * n; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 256 max = 2048
-      profile[base + 2 + i] = record[i];
+      profile[base + 2 + i] = i % 2 == 0 ? event_of[i / 2] : ticks_of[i / 2];
     }
   }
 }

@@ -1,8 +1,9 @@
 // Weights times activations. A weight word is read once and meets every row of the call.
 //
-//   broadcast -> engine[channel] -> collect
-//
-// The engines are independent; what becomes of their sums is the epilogue's business.
+// An engine computes kEngineTiles tiles in lockstep: one of every channel on fabric, where the
+// activations of a group are read once for all of them; one on the host, where each thread is
+// an engine. Group by group it streams a tile's words into exact dot products, and scales and
+// adds those while the next group streams in.
 #pragma once
 
 #include "quantize.h"
@@ -10,151 +11,217 @@
 
 namespace kernel {
 
+typedef WeightPort WeightPorts[kChannels];
 typedef float TileSums[kMaxRows][kTileRows];
 
-// What one group of a tile comes to: exact dot products, and the weights' scales.
+inline Word ReadWord(WeightPort& port, int index) {
+#pragma HLS INLINE
+  Word word;
+READ_WORD:
+  for (int b = 0; b < kWordBeats; ++b) {
+    const Beat& beat = port.Read(index, b);
+    for (int i = 0; i < kBeatBytes; ++i) {
+#pragma HLS UNROLL
+      word.b[b * kBeatBytes + i] = beat.b[i];
+    }
+  }
+  return word;
+}
+
+// What one group of the engine's tiles comes to: dot products, and the weights' scales.
 struct GroupDots {
-  int32_t dots[kMaxRows][kTileRows];
-  float scales[kTileRows];
+  int32_t dots[kEngineTiles][kMaxRows][kTileRows];
+  float scales[kEngineTiles][kTileRows];
 };
 
-// Reads kTileRows rows of one group, and meets them with every row of the call.
-template <int kGroupSize>
-inline void DotRows(WeightPort& port, int first_word, const QuantizedRows& in, int group, int rows,
-                    GroupDots& out) {
+// Where an engine's tiles lie; the fabric's streams need not be told.
+struct EnginePlace {
+  int first_channel;
+  int word[kEngineTiles];
+};
+
+// Reads kTileRows rows of one group of every tile, and meets them with every row of the call.
+LLAMA_HOST_INLINE void DotRows(WeightPorts& ports, const EnginePlace& at, int first_word,
+                               int group_size, const QuantizedRows& in, int group, int rows,
+                               GroupDots& out) {
 #pragma HLS INLINE off
-  constexpr int kRowsPerWord = kWordBytes / kGroupSize;
-  constexpr int kValueWords = kTileRows / kRowsPerWord;
-  // One row's group, as often as it fits a word.
+  const bool wide = group_size == kMaxGroup;  // a word holds one row's group, else two rows'
   alignas(kWordBytes) int8_t operand[kMaxRows][kWordBytes];
 #pragma HLS ARRAY_PARTITION variable = operand complete dim = 0
 BROADCAST:
   for (int row = 0; row < ActiveRows(rows); ++row) {
-    for (int copy = 0; copy < kRowsPerWord; ++copy) {
 #pragma HLS UNROLL
-      for (int i = 0; i < kGroupSize; ++i) {
+    for (int i = 0; i < kMinGroup; ++i) {
 #pragma HLS UNROLL
-        operand[row][copy * kGroupSize + i] = in.q[row][group * kGroupSize + i];
-      }
+      const int8_t* group_values = in.q[row] + group * group_size;
+      operand[row][i] = group_values[i];
+      operand[row][kMinGroup + i] = wide ? group_values[kMinGroup + i] : group_values[i];
     }
   }
-DOT_WORDS:
-  for (int w = 0; w < kValueWords; ++w) {
-#pragma HLS PIPELINE II = kWordBeats
-    const Word& word = port.Read(first_word + w);
-    for (int row = 0; row < ActiveRows(rows); ++row) {
+  const int value_words = wide ? kTileRows : kTileRows / 2;
+VALUE_WORDS:
+  for (int w = 0; w < value_words; ++w) {
+#pragma HLS LOOP_TRIPCOUNT min = kTileRows / 2 max = kTileRows
+    int32_t total[kEngineTiles][kMaxRows];
+    int32_t low[kEngineTiles][kMaxRows];
+#pragma HLS ARRAY_PARTITION variable = total complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = low complete dim = 0
+  VALUE_BEATS:
+    for (int b = 0; b < kWordBeats; ++b) {
+#pragma HLS PIPELINE II = 1
+      for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-      int32_t total = 0;
-      for (int i = 0; i < kWordBytes; ++i) {
+        const Beat& beat = ports[at.first_channel + e].Read(at.word[e] + first_word + w, b);
+        for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
-        total += static_cast<int32_t>(word.b[i]) * static_cast<int32_t>(operand[row][i]);
-      }
-      if (kRowsPerWord == 1) {
-        out.dots[row][w] = total;
-      } else {
-        int32_t low = 0;
-        for (int i = 0; i < kWordBytes / 2; ++i) {
+          int32_t sum = 0;
+          for (int i = 0; i < kBeatBytes; ++i) {
 #pragma HLS UNROLL
-          low += static_cast<int32_t>(word.b[i]) * static_cast<int32_t>(operand[row][i]);
+            sum += static_cast<int32_t>(beat.b[i]) *
+                   static_cast<int32_t>(operand[row][b * kBeatBytes + i]);
+          }
+          // The word's first half: whole beats of it, or the first half of its only beat.
+          int32_t half = b * kBeatBytes < kMinGroup ? sum : 0;
+          if (kBeatBytes > kMinGroup && !wide) {
+            half = 0;
+            for (int i = 0; i < kMinGroup; ++i) {
+#pragma HLS UNROLL
+              half += static_cast<int32_t>(beat.b[i]) * static_cast<int32_t>(operand[row][i]);
+            }
+          }
+          total[e][row] = (b == 0 ? 0 : total[e][row]) + sum;
+          low[e][row] = (b == 0 ? 0 : low[e][row]) + half;
+          if (b == kWordBeats - 1) {
+            if (wide) {
+              out.dots[e][row][w] = total[e][row];
+            } else {
+              out.dots[e][row][2 * w] = low[e][row];
+              out.dots[e][row][2 * w + 1] = total[e][row] - low[e][row];
+            }
+          }
         }
-        out.dots[row][2 * w] = low;
-        out.dots[row][2 * w + 1] = total - low;
       }
     }
   }
-READ_SCALES:
+SCALE_WORDS:
   for (int w = 0; w < kScaleWords; ++w) {
 #pragma HLS PIPELINE II = kWordBeats
-    const Word& word = port.Read(first_word + kValueWords + w);
-    for (int i = 0; i < kWordBytes / 4; ++i) {
+    for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-      out.scales[w * (kWordBytes / 4) + i] = WordFloat(word, i);
+      const int index = at.word[e] + first_word + value_words + w;
+      const Word word = ReadWord(ports[at.first_channel + e], index);
+      for (int i = 0; i < kWordBytes / 4; ++i) {
+#pragma HLS UNROLL
+        out.scales[e][w * (kWordBytes / 4) + i] = WordFloat(word, i);
+      }
     }
   }
 }
 
 // Scales one group's dot products and adds them; groups come in ascending order.
-inline void ScaleRows(const GroupDots& group_dots, const QuantizedRows& in, int group, int rows,
-                      TileSums& sums) {
+LLAMA_HOST_INLINE void ScaleRows(const GroupDots& in_dots, const QuantizedRows& in, int group,
+                                 int rows, TileSums* sums) {
 #pragma HLS INLINE off
 SCALE_ROWS:
-  for (int row = 0; row < ActiveRows(rows); ++row) {
-    const float row_scale = in.scale[row][group];
-    const int32_t offset = in.offset[row][group];
-    for (int r = 0; r < kTileRows; ++r) {
+  for (int first = 0; first < kTileRows; first += kScaleLanes) {
 #pragma HLS PIPELINE II = 1
-      const float dot = static_cast<float>(group_dots.dots[row][r] - offset);
-      const float scaled = (dot * group_dots.scales[r]) * row_scale;
-      sums[row][r] = sums[row][r] + scaled;
+    for (int e = 0; e < kEngineTiles; ++e) {
+#pragma HLS UNROLL
+      for (int row = 0; row < ActiveRows(rows); ++row) {
+#pragma HLS UNROLL
+        const float row_scale = in.scale[row][group];
+        const int32_t offset = in.offset[row][group];
+        for (int lane = 0; lane < kScaleLanes; ++lane) {
+#pragma HLS UNROLL
+          const int r = first + lane;
+          const float dot = static_cast<float>(in_dots.dots[e][row][r] - offset);
+          const float scaled = (dot * in_dots.scales[e][r]) * row_scale;
+          sums[e][row][r] = sums[e][row][r] + scaled;
+        }
+      }
     }
   }
 }
 
-template <int kGroupSize>
-inline void DotTile(WeightPort& port, int first_word, const QuantizedRows& in, int groups, int rows,
-                    TileSums& sums) {
+// One set of tiles, from the first group to the last.
+LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, int group_size,
+                                 const QuantizedRows& in, int groups, int rows, TileSums* sums) {
 #pragma HLS INLINE off
-  constexpr int kGroupWords = kTileRows * kGroupSize / kWordBytes + kScaleWords;
 CLEAR:
-  for (int row = 0; row < ActiveRows(rows); ++row) {
-    for (int r = 0; r < kTileRows; ++r) {
+  for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS PIPELINE II = 1
-      sums[row][r] = 0.0f;
+    for (int e = 0; e < kEngineTiles; ++e) {
+#pragma HLS UNROLL
+      for (int row = 0; row < ActiveRows(rows); ++row) {
+#pragma HLS UNROLL
+        sums[e][row][r] = 0.0f;
+      }
     }
   }
+  const int group_words = kTileRows * group_size / kWordBytes + kScaleWords;
 GROUPS:
   for (int g = 0; g < groups; ++g) {
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 9 max = 224
     GroupDots group_dots;
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 1
-    DotRows<kGroupSize>(port, first_word + g * kGroupWords, in, g, rows, group_dots);
+#pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 2
+#pragma HLS ARRAY_PARTITION variable = group_dots.dots cyclic factor = 2 dim = 3
+#pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 0
+    DotRows(ports, at, g * group_words, group_size, in, g, rows, group_dots);
     ScaleRows(group_dots, in, g, rows, sums);
   }
 }
 
-// Tile i of those in flight: one engine's work.
-struct TileTask {
-  WeightPort* ports;
+// A matrix and what becomes of its sums.
+enum Epilogue { kKeep, kResidual, kGate, kSample };
+
+struct MatVecJob {
+  Matrix matrix;
+  int base[kChannels];  // word of wave 0
+  int group_size, rows;
+  Epilogue epilogue;
+};
+
+struct EngineTask {
+  WeightPorts& ports;
+  const MatVecJob& job;
   const QuantizedRows& in;
   TileSums* sums;
-  int first_tile, tile_words, groups, group_size, rows;
-  const int* base;  // word of wave 0, per channel
+  int first_tile;
 
-  void operator()(int channel, int i) const {
+  void operator()(int i) const {
 #pragma HLS INLINE
-    const int wave = (first_tile + i) / kChannels;
-    const int word = base[channel] + wave * tile_words;
-    if (group_size == kMaxGroup) {
-      DotTile<kMaxGroup>(ports[channel], word, in, groups, rows, sums[i]);
+    const int tile = first_tile + i * kEngineTiles;
+    EnginePlace at;
+    at.first_channel = kEngineTiles == kChannels ? 0 : tile % kChannels;
+    for (int e = 0; e < kEngineTiles; ++e) {
+#pragma HLS UNROLL
+      const int words = TileWords(job.matrix.groups, job.group_size);
+      at.word[e] = job.base[at.first_channel + e] + tile / kChannels * words;
+    }
+    TileSums* mine = sums + i * kEngineTiles;
+    const int groups = job.matrix.groups;
+    // The host makes a copy for each group size; fabric has one.
+    if (job.group_size == kMaxGroup) {
+      RunEngine(ports, at, kMaxGroup, in, groups, job.rows, mine);
     } else {
-      DotTile<kMinGroup>(ports[channel], word, in, groups, rows, sums[i]);
+      RunEngine(ports, at, kMinGroup, in, groups, job.rows, mine);
     }
   }
 };
 
-// Engines fill one set of sums while the epilogue takes the last one; epilogue.Take(tile, sums)
-// sees the tiles in ascending order.
-template <typename Epilogue>
-inline void MatVec(WeightPort (&ports)[kChannels], const Matrix& m, const int (&base)[kChannels],
-                   const QuantizedRows& in, int group_size, int rows, Epilogue& epilogue) {
+// The tiles of one block of waves.
+inline void RunEngines(WeightPorts& ports, const MatVecJob& job, int block, const QuantizedRows& in,
+                       TileSums (&sums)[kTilesInFlight]) {
 #pragma HLS INLINE off
-  const int tiles = m.waves * kChannels;
-WAVES:
-  for (int first = 0; first < tiles; first += kTilesInFlight) {
-#pragma HLS DATAFLOW
-#pragma HLS LOOP_TRIPCOUNT min = 2 max = 500
-    const int n = tiles - first < kTilesInFlight ? tiles - first : kTilesInFlight;
-    TileSums sums[kTilesInFlight];
-    const TileTask engine = {ports,    in,         sums, first, TileWords(m.groups, group_size),
-                             m.groups, group_size, rows, base};
-    ParallelFor<kChannels>(n, m.groups * group_size * kTileRows * rows, engine);
-  COLLECT:
-    for (int i = 0; i < n; ++i) {
-#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
-      epilogue.Take(first + i, sums[i]);
-    }
-  }
+#pragma HLS ALLOCATION function instances = RunEngine limit = 1
+  const int first = block * kTilesInFlight;
+  const int left = job.matrix.waves * kChannels - first;
+  const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
+  const EngineTask engine = {ports, job, in, sums, first};
+  const int64_t macs = job.matrix.groups * job.group_size * kTileRows * job.rows;
+  ParallelFor(tiles / kEngineTiles, macs, engine);
 }
 
 }  // namespace kernel

@@ -38,7 +38,9 @@ ROUND:
   for (int i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-    const int32_t value = static_cast<int32_t>(RoundToEven(x[i] * up));
+    const float rounded = RoundToEven(x[i] * up);
+    const bool number = rounded >= -128.0f && rounded <= 128.0f;  // NaN is not
+    const int32_t value = number ? static_cast<int32_t>(rounded) : 0;
     q[i] = static_cast<int8_t>(value);
     sum += q[i];
   }

@@ -35,7 +35,8 @@ inline void NormalizeRow(const float* x, const float* weight, int n, float* y) {
   const float root_count = sqrtf(count);
   const float total = SumOfSquares(x, n) + count * kRmsEpsilon;
   const float root_total = sqrtf(total);
-  const float factor = root_count / root_total;
+  // An overflow must not end as a row of zeros.
+  const float factor = total < kInfinity ? root_count / root_total : kNotANumber;
 SCALE:
   for (int i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = 1

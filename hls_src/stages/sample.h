@@ -20,7 +20,7 @@ struct LogSumExp {
       larger = values[i] > larger ? values[i] : larger;
     }
     for (int i = 0; i < kBlock; ++i) {
-#pragma HLS UNROLL
+#pragma HLS PIPELINE II = 1
       terms[i] = Exp(values[i] - larger);
     }
     const float shrink = Exp(maximum - larger);
@@ -70,97 +70,99 @@ INSERT:
   }
 }
 
-// The classifier's epilogue. Tiles come in the order of the vocabulary.
-struct SampleRows {
-  const Step& step;
-  float* full;  // [row][vocab_size] in device memory
+// One of each row, and the logits of a block that is not whole yet.
+struct Sampler {
   RowSampler rows[kMaxRows];
   float block[kMaxRows][kBlock];
-
-  SampleRows(const Step& current, float* logits) : step(current), full(logits) {
-  START_ROWS:
-    for (int row = 0; row < current.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      StartSampler(rows[row]);
-    }
-  }
-
-  void Take(int tile, const TileSums& sums) {
-#pragma HLS INLINE
-    const int in_block = tile * kTileRows % kBlock;
-  ROWS:
-    for (int row = 0; row < step.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      for (int r = 0; r < kTileRows; ++r) {
-#pragma HLS UNROLL
-        block[row][in_block + r] = sums[row][r];
-      }
-      if (in_block + kTileRows == kBlock && step.rows[row].active &&
-          (step.rows[row].flags & kRowSample) != 0) {
-        TakeBlock(row, tile * kTileRows - in_block);
-      }
-    }
-  }
-
-  void TakeBlock(int row, int first_id) {
-#pragma HLS INLINE off
-    RowSampler& s = rows[row];
-    const int left = step.shape.vocab_size - first_id;
-    const int valid = left < kBlock ? left : kBlock;
-    const float temperature = step.rows[row].temperature;
-    const bool warm = temperature > 0.0f;
-    const bool choose = warm && (step.rows[row].flags & kRowHostChooses) == 0;
-    const float divisor = warm ? temperature : 1.0f;
-    const uint32_t key = NoiseKey(step.rows[row].seed_low, step.rows[row].seed_high,
-                                  static_cast<uint32_t>(step.rows[row].position));
-    float logits[kBlock], tempered[kBlock];
-    float largest = kLowest;
-  MASK:
-    for (int i = 0; i < kBlock; ++i) {
-#pragma HLS PIPELINE II = 1
-      logits[i] = i < valid ? block[row][i] : kLowest;
-      tempered[i] = i < valid ? logits[i] / divisor : kLowest;
-      largest = logits[i] > largest ? logits[i] : largest;
-    }
-    s.plain.Add(logits);
-    if (warm) s.tempered.Add(tempered);
-    if (largest > s.top_logit[kTopLogits - 1]) {
-    TOP:
-      for (int i = 0; i < valid; ++i) {
-#pragma HLS PIPELINE II = 1
-        if (logits[i] > s.top_logit[kTopLogits - 1]) InsertTop(logits[i], first_id + i, s);
-      }
-    }
-    if (choose) {
-      float scores[kBlock];
-    NOISE:
-      for (int i = 0; i < kBlock; ++i) {
-#pragma HLS PIPELINE II = 1
-        scores[i] = tempered[i] + GumbelNoise(key, static_cast<uint32_t>(first_id + i));
-      }
-    BEST:
-      for (int i = 0; i < valid; ++i) {
-#pragma HLS PIPELINE II = 1
-        if (scores[i] > s.best_score) {
-          s.best_score = scores[i];
-          s.best_logit = logits[i];
-          s.best_id = first_id + i;
-        }
-      }
-    }
-    if ((step.rows[row].flags & kRowFullLogits) != 0) {
-      const int64_t base = static_cast<int64_t>(row) * step.shape.vocab_size + first_id;
-    FULL:
-      for (int i = 0; i < valid; ++i) {
-#pragma HLS PIPELINE II = 1
-        full[base + i] = logits[i];
-      }
-    }
-  }
 };
 
+inline void StartSamplers(int rows, Sampler& sampler) {
+#pragma HLS INLINE off
+START_ROWS:
+  for (int row = 0; row < rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    StartSampler(sampler.rows[row]);
+  }
+}
+
+// kBlock logits of a row, the vocabulary's `first_id` and following.
+inline void SampleBlock(const Step& step, int row, int first_id, float* full, Sampler& sampler) {
+#pragma HLS INLINE off
+  RowSampler& s = sampler.rows[row];
+  const int left = step.shape.vocab_size - first_id;
+  const int valid = left < kBlock ? left : kBlock;
+  const float temperature = step.rows[row].temperature;
+  const bool warm = temperature > 0.0f;
+  const bool choose = warm && (step.rows[row].flags & kRowHostChooses) == 0;
+  const float divisor = warm ? temperature : 1.0f;
+  const uint32_t key = NoiseKey(step.rows[row].seed_low, step.rows[row].seed_high,
+                                static_cast<uint32_t>(step.rows[row].position));
+  float logits[kBlock], tempered[kBlock];
+  float largest = kLowest;
+MASK:
+  for (int i = 0; i < kBlock; ++i) {
+#pragma HLS PIPELINE II = 1
+    logits[i] = i < valid ? sampler.block[row][i] : kLowest;
+    tempered[i] = i < valid ? logits[i] / divisor : kLowest;
+    largest = logits[i] > largest ? logits[i] : largest;
+  }
+  s.plain.Add(logits);
+  if (warm) s.tempered.Add(tempered);
+  if (largest > s.top_logit[kTopLogits - 1]) {
+  TOP:
+    for (int i = 0; i < valid; ++i) {
+#pragma HLS PIPELINE II = 1
+      if (logits[i] > s.top_logit[kTopLogits - 1]) InsertTop(logits[i], first_id + i, s);
+    }
+  }
+  if (choose) {
+    float scores[kBlock];
+  NOISE:
+    for (int i = 0; i < kBlock; ++i) {
+#pragma HLS PIPELINE II = 1
+      scores[i] = tempered[i] + GumbelNoise(key, static_cast<uint32_t>(first_id + i));
+    }
+  BEST:
+    for (int i = 0; i < valid; ++i) {
+#pragma HLS PIPELINE II = 1
+      if (scores[i] > s.best_score) {
+        s.best_score = scores[i];
+        s.best_logit = logits[i];
+        s.best_id = first_id + i;
+      }
+    }
+  }
+  if ((step.rows[row].flags & kRowFullLogits) != 0) {
+    const int64_t base = static_cast<int64_t>(row) * step.shape.vocab_size + first_id;
+  FULL:
+    for (int i = 0; i < valid; ++i) {
+#pragma HLS PIPELINE II = 1
+      full[base + i] = logits[i];
+    }
+  }
+}
+
+// The classifier's epilogue. Tiles come in the order of the vocabulary; `full` is in memory.
+inline void SampleTile(int tile, const TileSums& sums, const Step& step, float* full,
+                       Sampler& sampler) {
+#pragma HLS INLINE
+  const int in_block = tile * kTileRows % kBlock;
+ROWS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS UNROLL
+      sampler.block[row][in_block + r] = sums[row][r];
+    }
+    if (in_block + kTileRows == kBlock && step.rows[row].active &&
+        (step.rows[row].flags & kRowSample) != 0) {
+      SampleBlock(step, row, tile * kTileRows - in_block, full, sampler);
+    }
+  }
+}
+
 // Writes every row's result of this step, and moves the rows on.
-inline void FinishStep(SampleRows& sampler, Call& call, uint32_t* results) {
+inline void FinishStep(const Sampler& sampler, Call& call, uint32_t* results) {
 #pragma HLS INLINE off
   Step& step = call.step;
 WRITE_RESULTS:
@@ -192,15 +194,18 @@ WRITE_RESULTS:
     }
     results[base + kResultToken] = static_cast<uint32_t>(token);
     results[base + kResultPosition] = static_cast<uint32_t>(r.position);
-    bool stopped = !sampled || token < 0 || r.position + 1 >= step.shape.seq_len;
+    bool stopped = !sampled || token < 0 || r.position + 1 >= step.shape.seq_len ||
+                   (r.flags & kRowHostChooses) != 0;
   STOP_TOKENS:
     for (int i = 0; i < kMaxStopTokens; ++i) {
 #pragma HLS UNROLL
       if (i < call.n_stop_tokens && call.stop_tokens[i] == token) stopped = true;
     }
+    if (r.active) {
+      r.token = token;
+      r.position = r.position + 1;
+    }
     r.active = r.active && !stopped;
-    r.token = token;
-    r.position = r.position + 1;
   }
 }
 

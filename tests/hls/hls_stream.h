@@ -1,5 +1,6 @@
-// A stand-in for Vitis's <hls_stream.h>, for g++ builds with -DLLAMA_STREAMS: unbounded, and
-// reading an empty stream is an error, as it would hang on fabric.
+// A stand-in for Vitis's <hls_stream.h>, for g++ builds with -DLLAMA_STREAMS: processes
+// run one after the other, so a stream has no bound here; reading an empty one is an error, as it
+// would hang on fabric. What is checked is the order and the number of words, not the depths.
 #pragma once
 
 #include <array>
@@ -10,7 +11,7 @@
 
 namespace hls {
 
-template <typename T>
+template <typename T, int kDepth = 0>
 class stream {
  public:
   void write(const T& value) {

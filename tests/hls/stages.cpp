@@ -11,6 +11,7 @@ using namespace kernel;
 namespace {
 
 // Too large for a caller's stack.
+Workspace workspace;
 QuantizedRows quantized;
 float wide[kMaxRows][kMaxQkv];
 float narrow[kMaxRows][kMaxDim];
@@ -107,32 +108,34 @@ STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, in
     for (int g = 0; g < groups; ++g) {
       int32_t sum = 0;
       for (int i = g * group_size; i < (g + 1) * group_size; ++i) {
-        quantized.q[row][i] = q[row * groups * group_size + i];
-        sum += quantized.q[row][i];
+        workspace.quantized.q[row][i] = q[row * groups * group_size + i];
+        sum += workspace.quantized.q[row][i];
       }
-      quantized.scale[row][g] = scale[row * groups + g];
-      quantized.offset[row][g] = 128 * sum;
+      workspace.quantized.scale[row][g] = scale[row * groups + g];
+      workspace.quantized.offset[row][g] = 128 * sum;
     }
-    for (int i = 0; add && i < out_rows; ++i) narrow[row][i] = out[row * out_rows + i];
   }
-  const Step step = {};
+  for (int row = 0; row < rows && add; ++row) {
+    for (int i = 0; i < out_rows; ++i) workspace.x[row][i] = out[row * out_rows + i];
+  }
+  Step step = {};
+  step.shape.dim = out_rows;
+  step.shape.group_size = group_size;
+  step.n_rows = rows;
   WeightPorts ports;
-  int base[kChannels] = {};
   for (int c = 0; c < kChannels; ++c) {
     Load(reinterpret_cast<const Beat*>(channels[c]), c, step, ports[c]);
   }
   int words = 0;
-  const Matrix matrix = PlaceMatrix(out_rows, groups, group_size, words);
-  StoreRows store = {wide, out_rows, rows};
-  AddRows residual = {narrow, out_rows, rows};
-  if (add) {
-    MatVec(ports, matrix, base, quantized, group_size, rows, tile_sums, residual);
-  } else {
-    MatVec(ports, matrix, base, quantized, group_size, rows, tile_sums, store);
-  }
+  MatVecJob job = {};
+  job.matrix = PlaceMatrix(out_rows, groups, group_size, words);
+  job.group_size = group_size;
+  job.rows = rows;
+  job.epilogue = add ? kResidual : kKeep;
+  MatVec(job, step, ports, nullptr, workspace);
   for (int row = 0; row < rows; ++row) {
     for (int i = 0; i < out_rows; ++i)
-      out[row * out_rows + i] = add ? narrow[row][i] : wide[row][i];
+      out[row * out_rows + i] = add ? workspace.x[row][i] : workspace.qkv[row][i];
   }
 }
 
@@ -141,7 +144,6 @@ STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, i
                  int8_t* q, float* scale, int32_t* offset) {
   const FlushToZero flush;
   const int groups = (hidden_dim + group_size - 1) / group_size;
-  GateAndQuantize* epilogue = new GateAndQuantize(quantized, hidden_dim, group_size, rows);
   for (int tile = 0; tile < 2 * RoundUp(groups * group_size, kTileRows) / kTileRows; ++tile) {
     for (int row = 0; row < rows; ++row) {
       for (int r = 0; r < kTileRows; ++r) {
@@ -150,9 +152,8 @@ STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, i
         tile_sums[0][row][r] = unit < hidden_dim ? source[row * hidden_dim + unit] : 1e30f;
       }
     }
-    epilogue->Take(tile, tile_sums[0]);
+    GateTile(tile, tile_sums[0], hidden_dim, group_size, rows, workspace.gate, quantized);
   }
-  delete epilogue;
   CopyQuantized(rows, groups, group_size, q, scale, offset);
 }
 
@@ -211,7 +212,8 @@ STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* 
   Call* call = new Call;
   ReadCall(request, model, kCommandRun, 1, *call);
   const int vocab = call->step.shape.vocab_size;
-  SampleRows* sampler = new SampleRows(call->step, full);
+  Sampler* sampler = new Sampler;
+  StartSamplers(call->step.n_rows, *sampler);
   for (int tile = 0; tile < RoundUp(vocab, kWaveRows) / kTileRows; ++tile) {
     for (int row = 0; row < call->step.n_rows; ++row) {
       for (int r = 0; r < kTileRows; ++r) {
@@ -219,7 +221,7 @@ STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* 
         tile_sums[0][row][r] = id < vocab ? logits[row * vocab + id] : 1e30f;
       }
     }
-    sampler->Take(tile, tile_sums[0]);
+    SampleTile(tile, tile_sums[0], call->step, full, *sampler);
   }
   FinishStep(*sampler, *call, results);
   WriteStatus(results, *call, call->error != kErrorNone ? kStateError : kStateDone);

@@ -1,0 +1,48 @@
+"""What several test modules share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither the user's cache nor a notebook that holds the device matters to a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """Folder of the real models and tokenizers, which are not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real models are not in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run Python in a process of its own, in an empty folder; its result, as text."""
+
+    def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+        )
+
+    return call

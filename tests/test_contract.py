@@ -1,0 +1,195 @@
+"""contract.py and hls_src/contract.h say the same, and every board's kernel says it too."""
+
+import re
+
+import numpy as np
+import pytest
+from kernel_library import BOARDS, HLS_SRC, compile_kernels, kernel_library
+
+from llama_pynq import contract, interface
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_side_by_side():
+    compile_kernels((board, False) for board in BOARDS)
+
+
+def snake(name):
+    """RequestStopList -> REQUEST_STOP_LIST."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
+
+
+def header_constants(board):
+    """Every ``constexpr int`` or ``uint32_t`` of the board's, config.h's and contract.h's."""
+    values = {}
+    for path in (HLS_SRC / "boards" / f"{board}.h", HLS_SRC / "config.h", HLS_SRC / "contract.h"):
+        found = re.findall(
+            r"^constexpr (?:int|uint32_t) (k\w+) = ([^;]+);", path.read_text(), re.MULTILINE
+        )
+        for name, text in found:
+            if not name.startswith("kMaxIn"):  # arrays on chip: no business of the host's
+                values[name] = eval(text.replace(" / ", " // "), {}, values)
+    return values
+
+
+HEADER = header_constants("host")
+
+
+def own(prefix, *but):
+    """The header's constants that begin with `prefix`, without it, in upper case."""
+    return {
+        snake(name[len(prefix) :]): value
+        for name, value in HEADER.items()
+        if re.match(rf"{prefix}[A-Z]", name) and name not in but
+    }
+
+
+def test_header_constants_were_found():
+    assert HEADER["kMagic"] == 0x4C4C4D41
+    assert HEADER["kRequestWords"] == 48 + 8 * 16
+    assert len(HEADER) > 100
+
+
+def test_scalars_same_as_the_header():
+    expected = {
+        "kMagic": contract.MAGIC,
+        "kAbiVersion": contract.ABI_VERSION,
+        "kCommandDescribe": contract.COMMAND_DESCRIBE,
+        "kCommandRun": contract.COMMAND_RUN,
+        "kMinGroup": contract.MIN_GROUP,
+        "kMaxGroup": contract.MAX_GROUP,
+        "kReduceLanes": contract.REDUCE_LANES,
+        "kBlock": contract.BLOCK,
+        "kWordBytes": contract.WORD_BYTES,
+        "kMaxStopTokens": contract.MAX_STOP_TOKENS,
+    }
+    assert {name: HEADER[name] for name in expected} == expected
+
+
+def test_request_words_same_as_the_header():
+    words = own("kRequest", "kRequestWords")
+    assert words == {name: getattr(contract, f"REQUEST_{name}") for name in words}
+    assert len(words) == 9
+
+
+def test_rows_same_as_the_header():
+    flags = {flag.name: flag.value for flag in contract.RowFlag}
+    words = own("kRow", "kRowWords")
+    assert {name: words.pop(name) for name in flags} == flags
+    fields = {
+        "TOKEN": "token", "POSITION": "position", "SLOT": "slot", "FLAGS": "flags",
+        "SEED_LOW": "seed", "TEMPERATURE": "temperature",
+    }  # fmt: skip
+    assert words.pop("SEED_HIGH") == words["SEED_LOW"] + 1, "one little-endian 64-bit seed"
+    assert words == {
+        name: contract.ROW_DTYPE.fields[field][1] // 4 for name, field in fields.items()
+    }
+    assert HEADER["kRowWords"] == contract.ROW_WORDS
+    assert contract.ROW_DTYPE.itemsize == 32
+
+
+@pytest.mark.parametrize(
+    "prefix, enum",
+    [("kFlag", contract.RequestFlag), ("kState", contract.State), ("kStage", contract.Stage)],
+)
+def test_enums_same_as_the_header(prefix, enum):
+    assert own(prefix) == {member.name: member.value for member in enum}
+
+
+def test_model_words_same_as_the_header():
+    words = own("kModel", "kModelWords")
+    names = {
+        "magic": "MAGIC", "abi": "ABI", "n_layers": "LAYERS", "n_heads": "HEADS",
+        "n_kv_heads": "KV_HEADS",
+    }  # fmt: skip
+    expected = {names.get(name, name.upper()): i for i, name in enumerate(contract.MODEL_FIELDS)}
+    assert words == {**expected, "ROPE_TABLE": contract.MODEL_ROPE_TABLE}
+
+
+def test_status_words_same_as_the_header():
+    words = own("kStatus", "kStatusWords")
+    assert words == {name: getattr(contract, f"STATUS_{name}") for name in words}
+    assert HEADER["kStatusWords"] == contract.STATUS_WORDS
+    assert max(words.values()) < contract.STATUS_WORDS
+
+
+def test_describe_words_same_as_the_header():
+    words = own("kDescribe", "kDescribeWords")
+    expected = {
+        name.upper(): contract.DESCRIBE_BASE + i for i, name in enumerate(contract.DESCRIBE_FIELDS)
+    }
+    assert words == {**expected, "BOARD": contract.DESCRIBE_BOARD}
+    assert HEADER["kDescribeWords"] == contract.DESCRIBE_WORDS == contract.DESCRIBE_BOARD + 4
+
+
+def test_every_error_has_a_text():
+    errors = own("kError", "kErrorNone")
+    assert sorted(errors.values()) == sorted(contract.ERRORS)
+    for text in contract.ERRORS.values():
+        assert text.format(detail=3)
+
+
+def test_result_layout_same_as_the_header():
+    dtype = contract.result_dtype(HEADER["kTopLogits"])
+    words = own("kResult", "kResultWords")
+    fields = {name.upper(): offset // 4 for name, (_, offset) in dtype.fields.items()}
+    del fields["RESERVED"]
+    assert words == fields
+    assert HEADER["kResultWords"] == dtype.itemsize // 4
+    assert dtype["top"].base["id"] == np.int32 and dtype["top"].base["logit"] == np.float32
+    assert all(dtype[name] == np.float32 for name in ("lse", "lse_temperature", "logit"))
+
+
+def test_every_constant_of_the_header_is_held_in_step():
+    """A constant added to contract.h must be added to contract.py, and to a test here."""
+    text = (HLS_SRC / "contract.h").read_text()
+    names = re.findall(r"constexpr \w+ (k\w+)", text)
+    families = (
+        "kRequest|kRow|kFlag|kState|kStage|kModel|kStatus|kDescribe|kError|kResult|kCommand"
+        "|kMagic$|kAbiVersion$|kMaxStopTokens$|kProfile|kMaxStepEvents$"
+    )
+    assert [name for name in names if not re.match(families, name)] == []
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_board_describes_itself_as_its_header_says(board):
+    limits = kernel_library(board).limits
+    header = header_constants(board)
+    assert limits.board.replace("-", "_") == board
+    assert limits.abi == contract.ABI_VERSION
+    for name in contract.DESCRIBE_FIELDS:
+        constant = "k" + "".join(part.capitalize() for part in name.split("_"))
+        assert getattr(limits, name) == header[constant], name
+    assert (
+        limits.channels == interface.board_constants(HLS_SRC / "boards" / f"{board}.h")["kChannels"]
+    )
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_buffer_sizes_same_as_the_board_compiles_them(board):
+    limits, header = kernel_library(board).limits, header_constants(board)
+    assert limits.request_words == header["kRequestWords"]
+    assert limits.model_words == header["kModelWords"]
+    assert limits.results_words == header["kResultsWords"]
+    assert limits.profile_step_words == header["kProfileStepWords"]
+    assert limits.result_dtype.itemsize // 4 == header["kResultWords"]
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_profile_record_holds_the_deepest_model(board):
+    header = header_constants(board)
+    stages_per_layer = contract.Stage.DOWN - contract.Stage.ATTENTION_NORM + 1
+    outside = len(contract.Stage) - stages_per_layer
+    assert header["kMaxLayers"] * stages_per_layer + outside <= header["kMaxStepEvents"]
+
+
+def test_kernel_limits_from_words():
+    words = np.zeros(contract.DESCRIBE_WORDS, np.uint32)
+    words[contract.STATUS_ABI] = 3
+    words[contract.DESCRIBE_BASE :][: len(contract.DESCRIBE_FIELDS)] = range(
+        100, 100 + len(contract.DESCRIBE_FIELDS)
+    )
+    words[contract.DESCRIBE_BOARD :] = np.frombuffer(b"pynq-z2".ljust(16, b"\0"), np.uint32)
+    limits = contract.KernelLimits.from_words(words)
+    assert (limits.board, limits.abi, limits.channels) == ("pynq-z2", 3, 100)
+    assert limits.max_step_events == 113

@@ -1,0 +1,264 @@
+"""Wheel, sdist and editable install, each tried in an environment of its own.
+
+Nothing is downloaded: the environments borrow the dependencies of the one that runs the
+tests, but neither llama_pynq nor its entry points.
+"""
+
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OVERLAY_FILES = {f"llama_pynq/overlay/llama/llama.{kind}" for kind in ("xclbin", "bit", "hwh")}
+# Of the repository's files, those that are of no use without it.
+ONLY_IN_GIT = (".gitignore", ".gitattributes", ".ci/", ".github/")
+
+pytest.importorskip("build")
+pytest.importorskip("pip")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="borrows dependencies by symbolic links"),
+    pytest.mark.skipif(
+        int(importlib.metadata.version("setuptools").split(".")[0]) < 77,
+        reason="building takes setuptools 77 or newer: pip install '.[test]'",
+    ),
+]
+
+SESSION = """
+import json, sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pynq
+import llama_pynq
+
+device = llama_pynq.EmulatedDevice(threads=1)
+with llama_pynq.LlamaOverlay(device=device) as overlay:
+    overlay.load_model()
+    text = overlay.generate("Once upon a time", max_new_tokens=20, seed=1).text
+named = {}
+for name in ("llama.xclbin", "llama.bit"):
+    bare = pynq.Overlay(name, device=device)
+    named[name] = bare.bitfile_name, type(bare.llama).__name__
+    bare.free()
+from llama_pynq.llama_overlay import emulated_overlay
+print(json.dumps({
+    "package": llama_pynq.__file__,
+    "overlay": str(emulated_overlay()),
+    "named": named,
+    "text": text,
+}))
+"""
+
+
+def attempt(*command, cwd, **environment):
+    """Run a command, away from the sources."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def call(*command, cwd, **environment):
+    """As `attempt`, and it must succeed."""
+    done = attempt(*command, cwd=cwd, **environment)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@functools.cache
+def project_files():
+    """Files of the project, relative to its root: those git has, or would take."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("what belongs to the project is known from its git repository only")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return sorted(name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file())
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the project as a fresh checkout would have it."""
+    folder = tmp_path_factory.mktemp("source") / "llama_pynq-checkout"
+    for name in project_files():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+def build(kind, source, out, **environment):
+    command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", out]
+    environment["PYTHONWARNINGS"] = "default"
+    done = call(*command, source, cwd=out.parent, **environment)
+    assert "Deprecat" not in done.stdout + done.stderr
+    (file,) = out.iterdir()
+    return file, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    return build("sdist", source, tmp_path_factory.mktemp("sdist") / "dist")[0]
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    return build("wheel", source, tmp_path_factory.mktemp("wheel") / "dist")[0]
+
+
+@pytest.fixture(scope="module")
+def dependencies(tmp_path_factory):
+    """Everything installed here but llama_pynq, its metadata and its editable hooks."""
+    folder = tmp_path_factory.mktemp("dependencies")
+    for path in map(Path, sys.path):
+        if path.name in ("site-packages", "dist-packages") and path.is_dir():
+            for entry in path.iterdir():
+                ours = "llama_pynq" in entry.name
+                if not ours and not (folder / entry.name).exists():
+                    (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture
+def install(dependencies, tmp_path):
+    """Make an environment, install something in it with pip, and return its folder."""
+
+    def into(*what, **environment):
+        folder = tmp_path / "env"
+        venv.create(folder, symlinks=True)
+        python = folder / "bin" / "python"
+        (site,) = folder.glob("lib/python3*/site-packages")
+        # addsitedir() heeds the .pth files there, too: setuptools' has one.
+        (site / "borrowed.pth").write_text(f"import site; site.addsitedir({str(dependencies)!r})\n")
+        pip = [sys.executable, "-m", "pip", "--python", python, "--no-input", "install"]
+        options = ["--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+        call(*pip, *options, "--disable-pip-version-check", *what, cwd=tmp_path, **environment)
+        return folder
+
+    return into
+
+
+def try_out(folder, package_folder):
+    """Use an installed llama_pynq as a script and as a library."""
+    python = folder / "bin" / "python"
+    found = json.loads(call(python, "-c", SESSION, cwd=folder).stdout)
+    overlays = package_folder / "overlay" if folder in package_folder.parents else (
+        package_folder.parent / "overlay"
+    )  # fmt: skip
+    assert Path(found["package"]) == package_folder / "__init__.py"
+    assert Path(found["overlay"]) == overlays / "llama" / "llama.xclbin"
+    for name, (path, driver) in found["named"].items():
+        assert Path(path) == overlays / "llama" / name
+        assert driver == "LlamaDriver"
+    words = ["generate", "Once upon a time", "--max-new-tokens", "20", "--seed", "1"]
+    for command in ([folder / "bin" / "llama-pynq"], [python, "-m", "llama_pynq"]):
+        printed = call(*command, *words, cwd=folder)
+        assert printed.stdout == f"Once upon a time{found['text']}\n"
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    name, version, python, abi, platform = wheel.stem.split("-")
+    assert (name, version) == ("llama_pynq", importlib.metadata.version("llama_pynq"))
+    assert (python, abi) == ("py3", "none")
+    assert platform != "any"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        entry_points = archive.read(f"{name}-{version}.dist-info/entry_points.txt").decode()
+        metadata = archive.read(f"{name}-{version}.dist-info/METADATA").decode()
+    info = f"{name}-{version}.dist-info/"
+    package = {file for file in names if not file.startswith(info)}
+    expected = set(OVERLAY_FILES)
+    for file in project_files():
+        if file.startswith("llama_pynq/"):
+            expected.add(file)
+        elif file.startswith(("hls_src/", "overlay/")) and not file.endswith((".tcl", ".md")):
+            expected.add(f"llama_pynq/{file}")
+    assert expected <= package, "files are missing"
+    extra = package - expected
+    assert all(file.startswith(("llama_pynq/hls_src/", "llama_pynq/overlay/")) for file in extra)
+    assert not [file for file in names if file.endswith((".so", ".pyc", ".pyd", ".dll"))]
+    assert "llama-pynq = llama_pynq.cli:main" in entry_points
+    assert "[pynq.overlays]\nllama_pynq = llama_pynq.overlay" in entry_points
+    headers = HeaderParser().parsestr(metadata)
+    assert headers["License-Expression"] == "Apache-2.0"
+    assert headers["Requires-Python"] == "<3.13,>=3.10"
+    assert f"{info}licenses/LICENSE" in names
+
+
+def test_sdist_holds_the_whole_project(sdist):
+    with tarfile.open(sdist) as archive:
+        top = sdist.name.removesuffix(".tar.gz")
+        names = {name.removeprefix(f"{top}/") for name in archive.getnames()}
+    wanted = {name for name in project_files() if not name.startswith(ONLY_IN_GIT)}
+    assert wanted - names == set()
+    assert not [name for name in names if name.startswith("overlay/llama")], "built here"
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_wheel_works_in_an_empty_environment(wheel, install):
+    folder = install(wheel)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    try_out(folder, site / "llama_pynq")
+
+
+def test_sdist_works_in_an_empty_environment(sdist, install):
+    folder = install(sdist)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    try_out(folder, site / "llama_pynq")
+
+
+def test_editable_install_works_in_an_empty_environment(source, install, tmp_path):
+    checkout = shutil.copytree(source, tmp_path / "checkout")
+    folder = install("--editable", checkout)
+    try_out(folder, checkout / "llama_pynq")
+    # What is edited is what runs.
+    text = (checkout / "llama_pynq" / "__init__.py").read_text()
+    (checkout / "llama_pynq" / "__init__.py").write_text(text + '__version__ = "9.9"\n')
+    printed = call(folder / "bin" / "llama-pynq", "--version", cwd=folder)
+    assert printed.stdout == "llama_pynq 9.9\n"
+
+
+def test_install_without_a_compiler_leaves_out_the_emulator(source, wheel, install, tmp_path):
+    assert list((source / "build").rglob("llama.xclbin")), "an earlier build's, not to be taken"
+    nowhere = {"CXX": "/nonexistent/g++"}
+    without, log = build("wheel", source, tmp_path / "dist", **nowhere)
+    assert "no C++ compiler (/nonexistent/g++): installing without the emulator" in log
+    with zipfile.ZipFile(without) as archive:
+        assert not OVERLAY_FILES & set(archive.namelist())
+    folder = install(without)
+    done = attempt(folder / "bin" / "llama-pynq", "generate", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "llama-pynq: the emulated overlay is not installed: the package was built without a C++ "
+        "compiler. Install one (Debian, Ubuntu: apt install g++) and reinstall llama_pynq\n"
+    )
+
+
+def test_build_stops_where_the_kernel_does_not_compile(source, tmp_path):
+    checkout = shutil.copytree(source, tmp_path / "checkout")
+    with open(checkout / "hls_src" / "config.h", "a") as file:
+        file.write("#error broken on purpose\n")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", checkout]
+    done = attempt(*command, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "broken on purpose" in done.stdout + done.stderr
+    assert not (checkout / "dist").exists() or not list((checkout / "dist").iterdir())
