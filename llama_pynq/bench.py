@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import __version__
-from .contract import RowFlag
-from .driver import make_rows
+from .contract import RowFlag, make_rows
 from .llama import Generation, Llama
 from .llama_overlay import LlamaOverlay
 

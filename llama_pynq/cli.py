@@ -14,10 +14,9 @@ from . import __version__
 from .errors import LlamaPynqError
 
 if TYPE_CHECKING:
+    from .contract import KernelLimits
     from .llama import Generation, Llama
     from .llama_overlay import LlamaOverlay
-
-_MAX_THREADS = 1024
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
                        "scale; default: the checkpoint's, or what packs tightest")  # fmt: skip
 
     generate = commands.add_parser("generate", parents=[device], help="continue a text")
-    generate.add_argument("prompt", nargs="?", default="Once upon a time", help="(%(default)s)")
+    generate.add_argument("prompt", nargs="*", help="(Once upon a time); several are a batch")
     add = generate.add_argument
     add("--max-new-tokens", type=int, default=256, metavar="N", help="(%(default)s)")
     add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
@@ -66,24 +65,21 @@ def _parser() -> argparse.ArgumentParser:
     pack = commands.add_parser(
         "pack", parents=[device], help="write the packed file that a device loads directly"
     )
+    pack.add_argument("--board", metavar="NAME", help="pack for this board, such as kv260, not for "
+                      "the device found")  # fmt: skip
     pack.add_argument("output", help="file to write, such as model.safetensors")
     pack.add_argument("--force", action="store_true", help="replace an existing file")
     return parser
 
 
 def _open(args: argparse.Namespace) -> LlamaOverlay:
-    from .emulation.device import EmulatedDevice
+    from .emulation.device import MAX_THREADS, EmulatedDevice
     from .llama_overlay import LlamaOverlay, find_device
 
-    if args.threads is not None and not 1 <= args.threads <= _MAX_THREADS:
-        raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {_MAX_THREADS}")
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
     emulate = args.emulate or args.threads is not None
     device = EmulatedDevice(threads=args.threads) if emulate else find_device()
-    if args.overlay is None and not isinstance(device, EmulatedDevice):
-        raise LlamaPynqError(
-            f"no overlay for {device.name} comes with this version of llama_pynq: give the file "
-            "of one you built, --overlay llama.bit, or use no board, --emulate"
-        )
     try:
         return LlamaOverlay(args.overlay, device=device)
     except OSError as error:
@@ -101,36 +97,42 @@ def _load(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    prompts = args.prompt or ["Once upon a time"]
+    options = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        "stop": args.stop,
+        "seed": args.seed,
+    }
     finished: list[Generation] = []
     with _open(args) as overlay:
         llama = _load(overlay, args)
-        pieces = overlay.stream(
-            args.prompt,
-            max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-            stop=args.stop,
-            seed=args.seed,
-            on_finish=finished.append,
-        )
-        print(args.prompt, end="", flush=True)
-        try:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-        finally:
-            print(flush=True)
-        out = finished[0]
-        n = len(out.tokens)
-        rate = f"{out.tokens_per_second:.1f} tokens/s (measured, host clock), " if n > 1 else ""
-        print(
-            f"\n{n} token{'s' * (n != 1)}, {rate}first after {out.prompt_seconds * 1e3:.0f} ms, "
-            f"seed {out.seed}\n"
-            f"{overlay.describe()}; model loaded in {llama.load_seconds:.2f} s",
-            file=sys.stderr,
-        )
+        if len(prompts) == 1:
+            pieces = overlay.stream(prompts[0], on_finish=finished.append, **options)
+            print(prompts[0], end="", flush=True)
+            try:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            finally:
+                print(flush=True)
+        else:
+            batch = llama.generate(prompts, **options)
+            finished += batch if isinstance(batch, list) else [batch]
+            print("\n\n".join(p + out.text for p, out in zip(prompts, finished)), flush=True)
+        print(file=sys.stderr)
+        for out in finished:
+            n = len(out.tokens)
+            rate = f"{out.tokens_per_second:.1f} tokens/s (measured, host clock), " if n > 1 else ""
+            print(
+                f"{n} token{'s' * (n != 1)}, {rate}first after {out.prompt_seconds * 1e3:.0f} ms, "
+                f"seed {out.seed}",
+                file=sys.stderr,
+            )
+        print(f"{overlay.describe()}; model loaded in {llama.load_seconds:.2f} s", file=sys.stderr)
     return 0
 
 
@@ -179,6 +181,20 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _board_limits(name: str) -> KernelLimits:
+    """Limits of a board by its name or its header's, from the kernel's source."""
+    from . import hls_src
+    from .contract import KernelLimits
+
+    headers = [h for folder in hls_src.__path__ for h in Path(folder, "boards").glob("*.h")]
+    boards = {limits.board: limits for limits in map(KernelLimits.from_header, headers)}
+    if name.replace("_", "-") not in boards:
+        raise LlamaPynqError(
+            f"there is no board {name!r}: choose one of {', '.join(sorted(boards))}"
+        )
+    return boards[name.replace("_", "-")]
+
+
 def _pack(args: argparse.Namespace) -> int:
     from .checkpoint import load_checkpoint
     from .llama import BUNDLED
@@ -196,9 +212,13 @@ def _pack(args: argparse.Namespace) -> int:
         tokenizer = BUNDLED / "tokenizer.bin"
     if model.is_file() and is_packed(model):
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint that it was made of")
-    with _open(args) as overlay:
-        limits = overlay.llama.limits
-        target, device = Target.of(limits), overlay.describe()
+    if args.board is not None:
+        limits = _board_limits(args.board)
+        device = limits.board
+    else:
+        with _open(args) as overlay:
+            limits, device = overlay.llama.limits, overlay.describe()
+    target = Target.of(limits)
     with load_checkpoint(model) as checkpoint:
         check_limits(checkpoint.config, limits)
         text = b""

@@ -7,8 +7,10 @@ kernel says it itself, see `KernelLimits`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +49,12 @@ ROW_DTYPE = np.dtype(
 )
 """One row of a call; 32 bytes."""
 ROW_WORDS = ROW_DTYPE.itemsize // 4
+
+
+def make_rows(n: int) -> np.ndarray:
+    """(n,) rows of a call, zeroed: token, position, slot, flags, seed, temperature."""
+    return np.zeros(n, ROW_DTYPE)
+
 
 # model descriptor, in words
 MODEL_FIELDS = (
@@ -144,7 +152,7 @@ ERRORS = {
     8: "row {detail}: position outside the context",
     9: "row {detail}: sequence slot outside those allocated",
     10: "row {detail}: another row has the same slot and position",
-    11: "row {detail}: temperature outside 0 to 1e6",
+    11: "row {detail}: temperature neither 0 nor 1e-4 to 1e6",
     12: "{detail} stop tokens: more than the kernel's list holds",
     13: "row {detail}: the logits are not finite; the weights overflow float32",
 }
@@ -219,6 +227,31 @@ class KernelLimits:
             abi=int(words[STATUS_ABI]),
             **values,
         )
+
+    @classmethod
+    def from_header(cls, header: Path) -> KernelLimits:
+        """What a kernel built from a board's config header will say of itself.
+
+        Raises
+        ------
+        ValueError
+            If the header lacks a constant.
+        """
+        text = header.read_text(encoding="utf-8")
+        found = {n: int(v) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text)}
+        board = re.search(r'kBoardName\[\] = "(.*)";', text)
+        fixed = {"abi": ABI_VERSION, "max_stop_tokens": MAX_STOP_TOKENS, "max_step_events": 4096}
+        try:
+            values = {
+                name: fixed[name]
+                if name in fixed
+                else found["".join(part.capitalize() for part in name.split("_"))]
+                for name in (*DESCRIBE_FIELDS, "abi")
+            }
+            assert board is not None
+        except (KeyError, AssertionError) as error:
+            raise ValueError(f"{header} lacks a constant of a board's config: {error}") from error
+        return cls(board=board.group(1), **values)
 
     @property
     def request_words(self) -> int:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
+_SETTLE_S = 2.0  # how long an interrupted call may take to end its step
+_PLACEHOLDER_WORDS = 1024
+
+# Buffers that a hung kernel may still write: never given back.
+_abandoned: list[Any] = []
 
 EVENT_DTYPE = np.dtype([("stage", "u1"), ("layer", "i4"), ("begin", "u4"), ("end", "u4")])
 """One stage of a profiled step; times in ticks since the step began."""
@@ -83,11 +88,6 @@ def _free(buffer: Any) -> None:
     buffer.freed = True
 
 
-def make_rows(n: int) -> np.ndarray:
-    """(n,) rows of a call, zeroed: token, position, slot, flags, seed, temperature."""
-    return np.zeros(n, contract.ROW_DTYPE)
-
-
 class LlamaDriver(DefaultIP):
     """Driver of the ``llama`` IP.
 
@@ -102,7 +102,8 @@ class LlamaDriver(DefaultIP):
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__(description=description)
         self.timeout_s = 60.0
-        self._call_lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._generation = 0
         self._sequence = int.from_bytes(os.urandom(3), "little")
         # An .xclbin names the protocol; a .hwh lists the bit that only one of them has.
         self._chained = description.get(
@@ -118,6 +119,7 @@ class LlamaDriver(DefaultIP):
         self._running = False  # a call was launched and not seen to end
         self._hung = False
         self._closed = False
+        self._last_seconds = 0.0
 
     # ---- what the kernel is ----------------------------------------------------------
 
@@ -130,12 +132,22 @@ class LlamaDriver(DefaultIP):
         OverlayMismatch
             If the kernel is not ours or speaks another version of the contract.
         """
+        self._check_open()
+        if self._limits is None:
+            with self.exclusive():
+                limits = self._limits or self._describe()
+                self._prepare(limits)
+                self._limits = limits
+        return self._limits
+
+    def _check_open(self) -> None:
         if self._closed:
             raise RequestError("the overlay is closed: open it again, LlamaOverlay()")
-        if self._limits is None:
-            self._limits = self._describe()
-            self._prepare()
-        return self._limits
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever what the KV cache held is lost."""
+        return self._generation
 
     def _describe(self) -> KernelLimits:
         channels = sum(1 for name in self._registers if name.startswith("weights_"))
@@ -144,13 +156,15 @@ class LlamaDriver(DefaultIP):
         self._arguments = arguments(channels)
         for argument in self._arguments:
             if argument.is_pointer:
-                self._buffers[argument.name] = self._allocate(argument.name, 1024, np.uint32)
+                self._buffers[argument.name] = self._allocate(
+                    argument.name, _PLACEHOLDER_WORDS, np.uint32
+                )
                 self._write_pointer(argument)
         results = self._buffers["results"]
         results[:] = 0
         results.sync_to_device()
         self._launch(contract.COMMAND_DESCRIBE)
-        self._wait(time.monotonic() + self.timeout_s)
+        self._wait(self.timeout_s)
         results.sync_from_device()
         words = np.array(results, np.uint32)
         if words[contract.STATUS_MAGIC] != contract.MAGIC:
@@ -172,10 +186,8 @@ class LlamaDriver(DefaultIP):
             )
         return limits
 
-    def _prepare(self) -> None:
+    def _prepare(self, limits: KernelLimits) -> None:
         """Buffers whose size follows from the limits."""
-        limits = self._limits
-        assert limits is not None
         self._replace("request", limits.request_words, np.uint32)
         self._replace("results", limits.results_words, np.uint32)
         self._replace("activations", limits.max_rows * limits.max_dim, np.float32)
@@ -228,31 +240,54 @@ class LlamaDriver(DefaultIP):
             _free(old)
         try:
             self._buffers[name] = self._allocate(name, n, dtype)
-        except DeviceMemoryError:
-            # Keep the argument pointing at memory of ours.
-            self._buffers[name] = self._allocate(name, 1024, np.uint32)
+        finally:
+            if name not in self._buffers:
+                # After an error or Ctrl-C, too, the argument points at memory of ours.
+                self._buffers[name] = self._allocate(name, _PLACEHOLDER_WORDS, np.uint32)
             self._write_pointer(self._argument(name))
-            raise
-        self._write_pointer(self._argument(name))
         return self._buffers[name]
 
     def close(self) -> None:
-        """Free every buffer. The driver needs a new download before it is used again."""
+        """Free every buffer, once a call that is running has ended; for good."""
         self._closed = True
+        if not self._lock.acquire(timeout=self.timeout_s):
+            _abandoned.append(self._buffers)
+            self._buffers = {}
+            return
+        try:
+            if self._running and not self._hung:
+                with contextlib.suppress(KernelTimeout):
+                    self._settle()
+            self._drop()
+        finally:
+            self._lock.release()
+
+    def _drop(self) -> None:
+        """Forget the model, and free the buffers unless a hung kernel may write them."""
+        self._generation += 1
         self._llama = None
         self._packed = None
         self._config = None
         self._limits = None
-        for buffer in self._buffers.values():
-            _free(buffer)
+        if self._hung:
+            _abandoned.append(self._buffers)
+        else:
+            for buffer in self._buffers.values():
+                _free(buffer)
         self._buffers = {}
 
-    def forget(self) -> None:
-        """Drop all state after the overlay was downloaded again."""
-        self.close()
-        self._closed = self._hung = self._running = False
-        self._register_map = None
-        del self._register_map
+    def forget(self, download: Callable[[], None]) -> None:
+        """Reset: download the overlay again, which stops a hung kernel, and drop all state.
+
+        A thread that waits for a call gets KernelTimeout.
+        """
+        self._check_open()
+        self._generation += 1
+        download()
+        with self._lock:
+            self._hung = self._running = False
+            self._drop()
+            self.__dict__.pop("_register_map", None)
 
     # ---- calls -----------------------------------------------------------------------
 
@@ -269,35 +304,43 @@ class LlamaDriver(DefaultIP):
             self.write(CONTROL_OFFSET, AP_CONTINUE)
         return True
 
-    def _wait(self, deadline: float) -> None:
+    def _wait(self, seconds: float) -> None:
         """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between."""
-        spin_until = time.monotonic() + _SPIN_S
+        start = time.monotonic()
+        generation = self._generation
         while not self._finished():
-            now = time.monotonic()
-            if now > deadline:
+            waited = time.monotonic() - start
+            if self._generation != generation:
+                raise KernelTimeout(f"{self.device.name}: the overlay was reset during the call")
+            if waited > seconds:
                 self._hung = True
                 raise KernelTimeout(
                     f"{self.device.name}: the kernel did not finish call {self._sequence} within "
-                    f"{self.timeout_s:g} s. Call reset() on the overlay: it downloads the overlay "
-                    "again and reloads the model. A longer limit: driver.timeout_s"
+                    f"{seconds:g} s. Call reset() on the overlay: it downloads the overlay again "
+                    "and reloads the model. A longer limit: driver.timeout_s"
                 )
-            if self._sleeps and now > spin_until:
+            if self._sleeps and waited > _SPIN_S:
                 time.sleep(_SLEEP_S)
 
     def _settle(self) -> None:
         """End a call that an exception left running: it stops after its current step."""
-        if not self.read(CONTROL_OFFSET) & AP_IDLE:
+        control = self.read(CONTROL_OFFSET)
+        if not control & (AP_IDLE | AP_DONE):
             self._request[contract.REQUEST_ABORT] = self._sequence
             self._buffers["request"][_ABORT_WORDS].sync_to_device()
-            self._wait(time.monotonic() + self.timeout_s)
+            self._wait(min(self.timeout_s, max(_SETTLE_S, 10 * self._last_seconds)))
         elif self._chained:
             self.write(CONTROL_OFFSET, AP_CONTINUE)
         self._running = False
 
     @contextlib.contextmanager
-    def _calling(self) -> Iterator[None]:
-        """One call at a time; a second thread waits its turn."""
-        with self._call_lock:
+    def exclusive(self) -> Iterator[None]:
+        """Hold the device: other threads' calls wait.
+
+        Hold it over a call and `read_logits` or `read_activations`, else another thread's call
+        may come between.
+        """
+        with self._lock:
             if self._hung:
                 raise KernelTimeout(
                     f"{self.device.name}: an earlier call never finished. Call reset() on the "
@@ -322,7 +365,7 @@ class LlamaDriver(DefaultIP):
         Parameters
         ----------
         rows : (n,) structured array
-            From `make_rows`; 1 to ``limits.max_rows`` rows.
+            From `contract.make_rows`; 1 to ``limits.max_rows`` rows.
         n_steps : int
             Tokens to generate in the call, 1 to ``limits.max_steps``.
         layers : (int, int), optional
@@ -339,6 +382,10 @@ class LlamaDriver(DefaultIP):
 
         Raises
         ------
+        RequestError
+            If no model is loaded, or the overlay is closed.
+        LimitError
+            If the kernel has fewer rows, steps or stop tokens.
         KernelError
             If the kernel refuses the request; the text says why.
         KernelTimeout
@@ -359,7 +406,7 @@ class LlamaDriver(DefaultIP):
         begin, end = layers if layers is not None else (0, config.n_layers)
         if activations is not None:
             flags |= RequestFlag.ACTIVATIONS_IN
-        with self._calling():
+        with self.exclusive():
             return self._run(rows, n_steps, begin, end, int(flags), stop_tokens, activations)
 
     def _run(
@@ -394,16 +441,17 @@ class LlamaDriver(DefaultIP):
         self._running = True
         try:
             self._launch(contract.COMMAND_RUN)
-            self._wait(time.monotonic() + self.timeout_s)
+            self._wait(self.timeout_s)
         except KeyboardInterrupt:
-            self._settle()
+            with contextlib.suppress(KernelTimeout):
+                self._settle()
             raise
         self._running = False
         results = self._buffers["results"]
         count = n_steps * n * limits.result_dtype.itemsize // 4
         part = results[: contract.STATUS_WORDS + count]
         part.sync_from_device()
-        elapsed = time.perf_counter() - start
+        elapsed = self._last_seconds = time.perf_counter() - start
         words = np.asarray(part).view(np.ndarray)
         self._check_status(words)
         steps = int(words[contract.STATUS_STEPS])
@@ -452,7 +500,7 @@ class LlamaDriver(DefaultIP):
     def read_logits(self, row: int) -> np.ndarray:
         """Full logits of a row of the last call, (vocab_size,) float32.
 
-        The row must have had `RowFlag.FULL_LOGITS`.
+        The row must have had `RowFlag.FULL_LOGITS`; see `exclusive`.
         """
         assert self._config is not None
         size = self._config.vocab_size
@@ -463,7 +511,7 @@ class LlamaDriver(DefaultIP):
     def read_activations(self, n_rows: int) -> np.ndarray:
         """Residual stream of the last call, (n_rows, dim) float32.
 
-        The call must have had `RequestFlag.ACTIVATIONS_OUT`.
+        The call must have had `RequestFlag.ACTIVATIONS_OUT`; see `exclusive`.
         """
         assert self._config is not None
         part = self._buffers["activations"][: n_rows * self._config.dim]
@@ -508,11 +556,15 @@ class LlamaDriver(DefaultIP):
                 f"{limits.channels} of {limits.tile_rows}. Pack it for this device: "
                 "llama-pynq pack"
             )
-        with self._calling():
+        with self.exclusive():
+            self._generation += 1
             self._config = None
             self._packed = None
             self._llama = None
             config = packed.config
+            # All of the old model goes before any of the new one comes: memory may hold but one.
+            for name in ("kv_cache", "logits", *(f"weights_{c}" for c in range(limits.channels))):
+                self._replace(name, _PLACEHOLDER_WORDS, np.uint32)
             for channel, size in enumerate(packed.sizes):
                 buffer = self._replace(f"weights_{channel}", size, np.uint8)
                 self._upload(packed, channel, buffer)
@@ -569,13 +621,18 @@ class LlamaDriver(DefaultIP):
         """Make room for another number of sequences; what the cache held is lost."""
         if self._config is None or self._packed is None:
             raise RequestError("no model is loaded: call load_model() first")
-        with self._calling():
-            old = self._slots
+        with self.exclusive():
+            config, packed, llama = self._config, self._packed, self._llama
+            # Valid again only once there is a cache.
+            self._config = self._packed = self._llama = None
+            self._generation += 1
             try:
-                self._place_cache(self._config, self._packed.group_size, slots)
+                self._place_cache(config, packed.group_size, slots)
             except DeviceMemoryError:
-                self._place_cache(self._config, self._packed.group_size, old)
+                self._place_cache(config, packed.group_size, self._slots)
+                self._config, self._packed, self._llama = config, packed, llama
                 raise
+            self._config, self._packed, self._llama = config, packed, llama
 
     # ---- what users call -------------------------------------------------------------
 
@@ -586,7 +643,7 @@ class LlamaDriver(DefaultIP):
         *,
         group_size: int | None = None,
         slots: int | None = None,
-        rope_theta: float = 10000.0,
+        rope_theta: float | None = None,
     ) -> Llama:
         """Load a checkpoint, or the bundled model; see `llama.load`."""
         from .llama import load
@@ -598,8 +655,7 @@ class LlamaDriver(DefaultIP):
 
     def adopt(self, model: Llama) -> None:
         """Upload a model again that was loaded before the overlay was reset."""
-        self.load_weights(model.packed, max(self._slots, 1))
-        model.restart()
+        model.upload(max(self._slots, 1))
         self._llama = model
 
     @property
@@ -611,6 +667,7 @@ class LlamaDriver(DefaultIP):
         RequestError
             If there is none.
         """
+        self._check_open()
         if self._llama is None:
             raise RequestError("no model is loaded: call load_model() first")
         return self._llama

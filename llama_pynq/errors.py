@@ -33,6 +33,10 @@ class DeviceBusy(LlamaPynqError, RuntimeError):
     """Another process, or another thread, is using the device."""
 
 
+class DeviceNotFound(LlamaPynqError, RuntimeError):
+    """PYNQ finds no device."""
+
+
 class DeviceMemoryError(LlamaPynqError, MemoryError):
     """The device's memory is full."""
 

@@ -7,6 +7,8 @@ itself one call generates several tokens.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ import numpy as np
 
 from . import packing
 from .checkpoint import ModelConfig, load_checkpoint
-from .contract import RowFlag
+from .contract import RowFlag, make_rows
 from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
 from .packing import PackedModel, Target
 from .sampling import Sampling, choose
@@ -74,8 +76,8 @@ class Generation:
     seed : int
         The seed used, also where it was drawn.
     tokens_per_second : float
-        Generated tokens over the time since the prompt was read; measured on the host's
-        clock. In a batch, of this sequence alone.
+        Tokens after the first, over the time they took; measured on the host's clock. In a
+        batch, of this sequence alone. NaN for a text of one token or none.
     prompt_seconds, decode_seconds : float
         Reading the prompt, up to the first token; and generating the others. Measured.
     logprobs : list of TokenLogprob or None
@@ -171,11 +173,11 @@ class _Sequence:
         """Accept a sampled token."""
         now = time.perf_counter()
         if not self.tokens:
-            self.first_token = now
-        self.last_token = now
+            self.first_token = self.last_token = now
         if token in stop_tokens:
             self.finish_reason = "stop"
             return
+        self.last_token = now
         self.tokens.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
@@ -200,7 +202,7 @@ class _Sequence:
             prompt_tokens=self.prompt,
             finish_reason=self.finish_reason,
             seed=self.sampling.seed,
-            tokens_per_second=extra / decode if extra > 0 and decode > 0 else 0.0,
+            tokens_per_second=extra / decode if extra > 0 and decode > 0 else math.nan,
             prompt_seconds=self.first_token - self.started,
             decode_seconds=decode,
             logprobs=self.logprobs if self.n_logprobs is not None else None,
@@ -221,6 +223,8 @@ class Llama:
     tokenizer : Tokenizer
     packed : PackedModel
         What was loaded; its shape and its note.
+    repack : callable, optional
+        Packs the checkpoint again, where the packed file was found damaged or is gone.
 
     Attributes
     ----------
@@ -231,10 +235,17 @@ class Llama:
         0.1. From it and the last call's speed follows how many tokens a call generates.
     """
 
-    def __init__(self, driver: LlamaDriver, tokenizer: Tokenizer, packed: PackedModel) -> None:
+    def __init__(
+        self,
+        driver: LlamaDriver,
+        tokenizer: Tokenizer,
+        packed: PackedModel,
+        repack: Callable[[], PackedModel] | None = None,
+    ) -> None:
         self.driver = driver
         self.tokenizer = tokenizer
         self.packed = packed
+        self._repack = repack
         self.load_seconds = 0.0
         self.call_seconds = _CALL_SECONDS
         self._slot_lock = threading.Lock()
@@ -245,31 +256,45 @@ class Llama:
     def config(self) -> ModelConfig:
         return self.packed.config
 
-    def restart(self) -> None:
-        """Every slot is free again; for the driver, after a reset."""
+    def upload(self, slots: int) -> None:
+        """Bring the weights to the device, with room for `slots` sequences, all free."""
+        try:
+            self.driver.load_weights(self.packed, slots)
+        except CheckpointError:
+            if self._repack is None:
+                raise
+            self.packed = self._repack()
+            self.driver.load_weights(self.packed, slots)
         with self._slot_lock:
             self._free_slots = list(range(self.driver.slots))
 
     # ---- slots -----------------------------------------------------------------------
 
-    def _check_loaded(self) -> None:
-        if self.driver.packed is not self.packed:
+    def _check_loaded(self, generation: int | None = None) -> None:
+        if self.driver.packed is not self.packed or generation not in (
+            None,
+            self.driver.generation,
+        ):
             raise RequestError(
-                "this model is no longer on the device: another one was loaded, or the overlay "
-                "was closed. Load it again: load_model()"
+                "this model, or this text's place in the KV cache, is no longer on the device: a "
+                "model was loaded, or the overlay was reset or closed. Begin again"
             )
 
-    def _take_slots(self, wanted: int) -> list[int]:
-        """1 to `wanted` sequence slots; grows the KV cache when nobody is using it."""
-        self._check_loaded()
+    @contextlib.contextmanager
+    def _slots(self, wanted: int) -> Iterator[tuple[list[int], int]]:
+        """1 to `wanted` sequence slots, and the generation they belong to.
+
+        Grows the KV cache when nobody is using it.
+        """
         wanted = min(wanted, self.driver.limits.max_rows)
-        with self._slot_lock:
+        with self._slot_lock, self.driver.exclusive():
+            self._check_loaded()
             idle = len(self._free_slots) == self.driver.slots
             if wanted > len(self._free_slots) and idle:
                 try:
                     self.driver.resize_cache(wanted)
                 except DeviceMemoryError:
-                    pass  # fewer at a time, then
+                    self._check_loaded()  # the old cache is back: fewer at a time, then
                 self._free_slots = list(range(self.driver.slots))
             if not self._free_slots:
                 raise DeviceBusy(
@@ -278,11 +303,13 @@ class Llama:
                     "with more slots: load_model(..., slots=8)"
                 )
             taken, self._free_slots = self._free_slots[:wanted], self._free_slots[wanted:]
-            return taken
-
-    def _give_slots(self, slots: Sequence[int]) -> None:
-        with self._slot_lock:
-            self._free_slots = sorted({*self._free_slots, *slots})
+            generation = self.driver.generation
+        try:
+            yield taken, generation
+        finally:
+            with self._slot_lock:
+                if self.driver.generation == generation:  # else they are no longer ours
+                    self._free_slots = sorted({*self._free_slots, *taken})
 
     # ---- running ---------------------------------------------------------------------
 
@@ -313,11 +340,13 @@ class Llama:
         per_call = max(1, min(per_call, self.driver.limits.max_steps))
         return rows, min(per_call, *(s.budget for s in ready))
 
-    def _call(self, sequences: Sequence[_Sequence]) -> None:
+    def _call(self, sequences: Sequence[_Sequence], generation: int) -> None:
         """One kernel call for all of `sequences`."""
-        from .driver import make_rows
+        with self.driver.exclusive():  # until the logits are read back
+            self._check_loaded(generation)
+            self._call_exclusively(sequences)
 
-        self._check_loaded()
+    def _call_exclusively(self, sequences: Sequence[_Sequence]) -> None:
         plan, n_steps = self._rows(sequences)
         rows = make_rows(len(plan))
         for row, (s, position) in zip(rows, plan):
@@ -360,7 +389,6 @@ class Llama:
             choice = choose(
                 out["top"]["id"],
                 out["top"]["logit"],
-                lse,
                 float(out["lse_temperature"]),
                 int(out["position"]),
                 [*s.prompt, *s.tokens],
@@ -383,35 +411,32 @@ class Llama:
 
     def _drive(self, sequences: list[_Sequence]) -> Iterator[None]:
         """Run every sequence to its end, as many at a time as there are slots."""
-        slots = self._take_slots(len(sequences))
-        free, waiting, active = list(slots), list(sequences), list[_Sequence]()
-        try:
+        with self._slots(len(sequences)) as (slots, generation):
+            free, waiting, active = list(slots), list(sequences), list[_Sequence]()
             while waiting or active:
                 while waiting and free:
                     s = waiting.pop(0)
                     s.slot, s.started = free.pop(0), time.perf_counter()
                     active.append(s)
-                self._call(active)
+                self._call(active, generation)
                 for s in [s for s in active if s.finish_reason]:
                     s.close_text()
                     active.remove(s)
                     free.append(s.slot)
                 yield
-        finally:
-            self._give_slots(slots)
 
     def _sequence(
         self,
         prompt: str,
         sampling: Sampling,
-        stop: str | Sequence[str],
+        stop: str | Sequence[str] | None,
         logprobs: int | None,
     ) -> _Sequence:
         if not isinstance(prompt, str):
             raise RequestError(f"the prompt is {prompt!r}: it must be a string")
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if any(not isinstance(text, str) or not text for text in stops):
-            raise RequestError(f"stop is {stop!r}: it must be non-empty strings")
+        stops = [stop] if isinstance(stop, str) else stop if stop is not None else []
+        if not isinstance(stops, Sequence) or not all(isinstance(t, str) and t for t in stops):
+            raise RequestError(f"stop is {stop!r}: it must be a non-empty string, or several")
         if logprobs is not None and not (
             isinstance(logprobs, (int, np.integer)) and 0 <= logprobs <= self.config.vocab_size
         ):
@@ -446,7 +471,7 @@ class Llama:
         top_p: float = 0.9,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         logprobs: int | None = None,
     ) -> Generation | list[Generation]:
@@ -489,12 +514,11 @@ class Llama:
             If unfinished streams hold every sequence slot.
         """
         single = isinstance(prompt, str)
-        try:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        except TypeError:
+        if not single and (not isinstance(prompt, Sequence) or isinstance(prompt, bytes)):
             raise RequestError(
                 f"the prompt is {prompt!r}: it must be a string or a list of strings"
-            ) from None
+            )
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         sampling = Sampling.checked(
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
@@ -515,7 +539,7 @@ class Llama:
         top_p: float = 0.9,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         on_finish: Callable[[Generation], None] | None = None,
     ) -> Iterator[str]:
@@ -567,10 +591,13 @@ class Llama:
         RequestError
             If `tokens` is empty, too long, or holds an id outside the vocabulary.
         """
-        from .driver import make_rows
-
-        ids = np.asarray(list(tokens))
-        if ids.size == 0 or ids.ndim != 1:
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # lists of several lengths
+            ids = np.asarray(None)
+        if ids.ndim != 1:
+            raise RequestError("tokens is not a list of token ids (whole numbers)")
+        if ids.size == 0:
             raise RequestError("tokens is empty: give at least one token id, such as BOS (1)")
         if not np.issubdtype(ids.dtype, np.integer):
             raise RequestError("tokens holds values that are not token ids (whole numbers)")
@@ -584,21 +611,20 @@ class Llama:
             raise RequestError(
                 f"{len(ids)} tokens are more than the model's context of {self.config.seq_len}"
             )
-        slots = self._take_slots(1)
         result = np.empty((len(ids), self.config.vocab_size), np.float32)
-        try:
-            step = self.driver.limits.max_rows
+        step = self.driver.limits.max_rows
+        with self._slots(1) as (slots, generation):
             for first in range(0, len(ids), step):
                 part = ids[first : first + step]
                 rows = make_rows(len(part))
                 rows["token"], rows["slot"] = part, slots[0]
                 rows["position"] = np.arange(first, first + len(part))
                 rows["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
-                self.driver.run(rows)
-                for i in range(len(part)):
-                    result[first + i] = self.driver.read_logits(i)
-        finally:
-            self._give_slots(slots)
+                with self.driver.exclusive():
+                    self._check_loaded(generation)
+                    self.driver.run(rows)
+                    for i in range(len(part)):
+                        result[first + i] = self.driver.read_logits(i)
         return result
 
 
@@ -630,7 +656,7 @@ def load(
     *,
     group_size: int | None = None,
     slots: int | None = None,
-    rope_theta: float = 10000.0,
+    rope_theta: float | None = None,
 ) -> Llama:
     """Load a model onto the driver's device.
 
@@ -647,8 +673,8 @@ def load(
     slots : int, optional
         Sequences to hold at a time; default 4, or fewer where memory is short. It grows by
         itself for a larger batch.
-    rope_theta : float
-        Not in a llama2.c file; 10000 unless the model was trained otherwise.
+    rope_theta : float, optional
+        Not in a llama2.c file; default 10000. A packed file knows its own.
 
     Returns
     -------
@@ -657,18 +683,21 @@ def load(
     Raises
     ------
     CheckpointError, TokenizerError, LimitError
-        If a file cannot be used. The model that was loaded before stays.
+        If a file cannot be used. The model that was loaded before stays, unless the damage of
+        a packed file shows only on its way to the device.
     DeviceMemoryError
         If it does not fit. No model is loaded then.
     """
     start = time.perf_counter()
     limits = driver.limits
-    if slots is not None and not 1 <= slots <= 1024:
-        raise RequestError(f"slots is {slots}: it must be 1 to 1024")
+    if slots is not None and not (isinstance(slots, int) and 1 <= slots <= 1024):
+        raise RequestError(f"slots is {slots!r}: it must be 1 to 1024")
+    if rope_theta is not None and not (isinstance(rope_theta, (int, float)) and rope_theta > 0):
+        raise RequestError(f"rope_theta is {rope_theta!r}: it must be a positive number")
     bundled = path is None
     source = BUNDLED / "stories.bin" if path is None else Path(path)
     target = Target.of(limits)
-    cached: Callable[[], PackedModel] | None = None
+    repack: Callable[[], PackedModel] | None = None
     if source.exists() and source.is_file() and packing.is_packed(source):
         packed = packing.open_packed(source)
         if group_size not in (None, packed.group_size):
@@ -676,31 +705,28 @@ def load(
                 f"group_size is {group_size}, but {source} is packed in groups of "
                 f"{packed.group_size}: leave group_size out, or pack the checkpoint again"
             )
-        text = _load_tokenizer(source, packed, tokenizer, bundled)
+        if rope_theta not in (None, packed.config.rope_theta):
+            raise RequestError(
+                f"rope_theta is {rope_theta}, but {source} is packed for "
+                f"{packed.config.rope_theta}: leave rope_theta out, or pack the checkpoint again"
+            )
     else:
-        with load_checkpoint(source, rope_theta=rope_theta) as checkpoint:
+        theta = 10000.0 if rope_theta is None else float(rope_theta)
+        with load_checkpoint(source, rope_theta=theta) as checkpoint:
             packing.check_limits(checkpoint.config, limits)
             packed = packing.pack_cached(checkpoint, target, group_size)
-        text = _load_tokenizer(source, packed, tokenizer, bundled)
 
-        def cached() -> PackedModel:
-            with load_checkpoint(source, rope_theta=rope_theta) as checkpoint:
+        def repack() -> PackedModel:
+            with load_checkpoint(source, rope_theta=theta) as checkpoint:
                 return packing.pack_cached(checkpoint, target, group_size, rebuild=True)
 
-    wanted = [slots] if slots is not None else [min(_DEFAULT_SLOTS, limits.max_rows), 1]
-    for attempt, n in enumerate(wanted):
-        try:
-            try:
-                driver.load_weights(packed, n)
-            except CheckpointError:
-                if cached is None:
-                    raise
-                packed = cached()  # the file in the cache was damaged
-                driver.load_weights(packed, n)
-            break
-        except DeviceMemoryError:
-            if attempt + 1 == len(wanted):
-                raise
-    llama = Llama(driver, text, packed)
+    text = _load_tokenizer(source, packed, tokenizer, bundled)
+    llama = Llama(driver, text, packed, repack)
+    try:
+        llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
+    except DeviceMemoryError:
+        if slots is not None:
+            raise
+        llama.upload(1)
     llama.load_seconds = time.perf_counter() - start
     return llama

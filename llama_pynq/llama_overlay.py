@@ -13,12 +13,10 @@ from pynq.pl_server.device import Device
 
 from .driver import LlamaDriver
 from .emulation.device import EmulatedDevice
-from .emulation.lock import DeviceLock
-from .errors import DeviceBusy, OverlayMismatch
+from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, RequestError
 from .interface import IP_NAME, VLNV
 from .llama import Generation, Llama
-
-OVERLAYS = Path(__file__).parent / "overlay"
+from .lock import DeviceLock
 
 
 def emulated_overlay(suffix: str = ".xclbin") -> Path:
@@ -55,12 +53,19 @@ def find_device() -> Device:
     for device in devices:
         if not isinstance(device, EmulatedDevice):
             return device
-    return devices[0] if devices else EmulatedDevice()
+    if not devices:
+        raise DeviceNotFound(
+            "PYNQ finds no device on this board: is its image PYNQ's, and are you root? To use "
+            "no board: LlamaOverlay(device=llama_pynq.EmulatedDevice())"
+        )
+    return devices[0]
 
 
 def _lock(device: Device) -> DeviceLock:
     """The device's lock, acquired."""
-    lock = DeviceLock(getattr(device, "lock_name", device.name))
+    # Two equal cards have one name; XRT's tag, the PCIe address, tells them apart.
+    name = getattr(device, "lock_name", f"{device.name}-{getattr(device, 'tag', '')}")
+    lock = DeviceLock(name)
     try:
         lock.acquire()
     except DeviceBusy as error:
@@ -113,8 +118,8 @@ class LlamaOverlay(pynq.Overlay):
             if not isinstance(device, EmulatedDevice):
                 raise OverlayMismatch(
                     f"no overlay for {device.name} comes with this version of llama_pynq. Give "
-                    "the file of one you built, LlamaOverlay('llama.bit'), or use the emulated "
-                    "device: LlamaOverlay(device=llama_pynq.EmulatedDevice())"
+                    "the file of one you built, LlamaOverlay('llama.bit') or --overlay, or use the "
+                    "emulated device: LlamaOverlay(device=llama_pynq.EmulatedDevice()) or --emulate"
                 )
             bitfile_name = emulated_overlay()
         self._device_lock = _lock(device)
@@ -170,12 +175,21 @@ class LlamaOverlay(pynq.Overlay):
 
     def reset(self) -> None:
         """Download the overlay again, as after a hung kernel, and reload the model."""
+        self._check_open()
         loaded = self.llama._llama
-        self.llama.forget()
-        self.download()
+        self.llama.forget(self.download)
         self._limits = self.llama.limits
         if loaded is not None:
             self.llama.adopt(loaded)
+
+    def download(self, *args: Any, **kwargs: Any) -> None:
+        """PYNQ's, which needs the device to be ours. What was loaded is lost: see `reset`."""
+        self._check_open()
+        super().download(*args, **kwargs)
+
+    def _check_open(self) -> None:
+        if not self._device_lock.held:
+            raise RequestError("the overlay is closed: open it again, LlamaOverlay()")
 
     def free(self) -> None:
         """As `close`, and PYNQ's own freeing."""

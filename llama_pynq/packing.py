@@ -24,7 +24,7 @@ from .errors import CheckpointError, LimitError
 from .files import cache_folder, replacing
 from .reference import QuantizedMatrix
 
-PACK_VERSION = 1
+PACK_VERSION = 2
 """Counts changes of the packed layout; part of the cache key."""
 
 _SLICE_BYTES = 8 << 20
@@ -309,18 +309,19 @@ def check_limits(config: ModelConfig, limits: KernelLimits) -> None:
 
 def _header(config: ModelConfig, group_size: int, target: Target, note: str, crcs: list[str],
             sizes: list[int], tokenizer: bytes) -> bytes:  # fmt: skip
+    meta = {
+        "format": "llama_pynq",
+        "pack_version": str(PACK_VERSION),
+        "abi": str(ABI_VERSION),
+        "config": json.dumps(asdict(config), sort_keys=True),
+        "group_size": str(group_size),
+        "channels": str(target.channels),
+        "tile_rows": str(target.tile_rows),
+        "note": note,
+        "crc32": ",".join(crcs),
+    }
     tensors: dict[str, object] = {
-        "__metadata__": {
-            "format": "llama_pynq",
-            "pack_version": str(PACK_VERSION),
-            "abi": str(ABI_VERSION),
-            "config": json.dumps(asdict(config), sort_keys=True),
-            "group_size": str(group_size),
-            "channels": str(target.channels),
-            "tile_rows": str(target.tile_rows),
-            "note": note,
-            "crc32": ",".join(crcs),
-        }
+        "__metadata__": {**meta, "meta_crc32": _meta_crc(meta, tokenizer)}
     }
     at = 0
     names = [f"channel_{c}" for c in range(target.channels)]
@@ -330,6 +331,12 @@ def _header(config: ModelConfig, group_size: int, target: Target, note: str, crc
         at += size
     text = json.dumps(tensors).encode()
     return text + b" " * (-(len(text) + 8) % WORD_BYTES)
+
+
+def _meta_crc(meta: dict[str, str], tokenizer: bytes) -> str:
+    """Checksum of all that the channels' own do not cover."""
+    text = json.dumps({k: v for k, v in meta.items() if k != "meta_crc32"}, sort_keys=True)
+    return f"{zlib.crc32(tokenizer, zlib.crc32(text.encode())):0{_CRC_DIGITS}x}"
 
 
 def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: bytes = b"") -> None:
@@ -403,6 +410,19 @@ class PackedModel:
     def weight_bytes(self) -> int:
         return sum(self.sizes)
 
+    def _slices(self, channel: int) -> Iterator[tuple[int, np.ndarray]]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(self.path), framework="numpy") as file:
+                whole = file.get_slice(f"channel_{channel}")
+                for at in range(0, self.sizes[channel], _SLICE_BYTES):
+                    yield at, whole[at : min(at + _SLICE_BYTES, self.sizes[channel])]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be read any more ({error}). Load the checkpoint again"
+            ) from error
+
     def upload(self, channel: int, write: Callable[[int, np.ndarray], None]) -> None:
         """Hand a channel's bytes to ``write(offset, part)`` in slices, then check them.
 
@@ -411,15 +431,10 @@ class PackedModel:
         CheckpointError
             If the bytes are not those that were packed.
         """
-        from safetensors import safe_open
-
-        crc, at = 0, 0
-        with safe_open(str(self.path), framework="numpy") as file:
-            whole = file.get_slice(f"channel_{channel}")
-            for at in range(0, self.sizes[channel], _SLICE_BYTES):
-                part = whole[at : min(at + _SLICE_BYTES, self.sizes[channel])]
-                crc = zlib.crc32(part.data, crc)
-                write(at, part)
+        crc = 0
+        for at, part in self._slices(channel):
+            crc = zlib.crc32(part.data, crc)
+            write(at, part)
         if crc != self.crcs[channel]:
             raise CheckpointError(
                 f"{self.path}: weight channel {channel} is damaged (its checksum is "
@@ -459,6 +474,12 @@ def open_packed(path: Path) -> PackedModel:
                     f"layout, this is {PACK_VERSION}.{ABI_VERSION}. Pack the model again: "
                     "llama-pynq pack"
                 )
+            tokenizer = file.get_tensor("tokenizer").tobytes()
+            if meta["meta_crc32"] != _meta_crc(meta, tokenizer):
+                raise CheckpointError(
+                    f"{path}: a damaged packed model (its description or its tokenizer is not "
+                    "what was packed). Pack it again: llama-pynq pack"
+                )
             config = ModelConfig(**json.loads(meta["config"]))
             target = Target(int(meta["channels"]), int(meta["tile_rows"]))
             group_size = int(meta["group_size"])
@@ -474,7 +495,7 @@ def open_packed(path: Path) -> PackedModel:
                 note=meta["note"],
                 sizes=tuple(sizes),
                 crcs=tuple(int(crc, 16) for crc in meta["crc32"].split(",")),
-                tokenizer=file.get_tensor("tokenizer").tobytes(),
+                tokenizer=tokenizer,
             )
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, CheckpointError) or isinstance(error, FileNotFoundError):

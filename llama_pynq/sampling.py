@@ -45,7 +45,7 @@ class Sampling:
     max_new_tokens : int
         At least 1.
     temperature : float
-        0 is greedy; at most 100.
+        0 is greedy; else 0.001 to 100.
     top_k : int
         Keep the k most probable tokens; 0 keeps all.
     top_p : float
@@ -97,7 +97,7 @@ class Sampling:
         }
         ranges: dict[str, tuple[Callable[[float], bool], str]] = {
             "max_new_tokens": (lambda v: v >= 1, "at least 1"),
-            "temperature": (lambda v: 0 <= v <= 100, "0 (greedy) to 100"),
+            "temperature": (lambda v: v == 0 or 1e-3 <= v <= 100, "0 (greedy), or 0.001 to 100"),
             "top_k": (lambda v: v >= 0, "0 (off) or more"),
             "top_p": (lambda v: 0 < v <= 1, "above 0, at most 1 (off)"),
             "min_p": (lambda v: 0 <= v < 1, "0 (off) to below 1"),
@@ -119,11 +119,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen token with its logit and the log-sum-exp of the raw logits."""
+    """A chosen token, and its logit before any penalty."""
 
     token: int
     logit: float
-    lse: float
 
 
 def _kept(scaled: np.ndarray, lse: float, vocab_size: int, s: Sampling) -> int | None:
@@ -169,7 +168,6 @@ def _kept(scaled: np.ndarray, lse: float, vocab_size: int, s: Sampling) -> int |
 def choose(
     top_ids: np.ndarray,
     top_logits: np.ndarray,
-    lse: float,
     lse_temperature: float,
     position: int,
     history: Sequence[int],
@@ -182,8 +180,8 @@ def choose(
     ----------
     top_ids, top_logits : (n,)
         The kernel's top logits, descending; of equals the lower id first.
-    lse, lse_temperature : float
-        Log-sum-exp of the logits, and of logit / temperature.
+    lse_temperature : float
+        Log-sum-exp of logit / temperature over the whole vocabulary.
     position : int
         Of the row whose logits these are.
     history : sequence of int
@@ -206,7 +204,7 @@ def choose(
         if s.temperature > 0:
             lse_temperature = _log_sum_exp(logits / f32(s.temperature))
     if s.temperature == 0:
-        return Choice(int(ids[0]), float(raw[0]), lse)
+        return Choice(int(ids[0]), float(raw[0]))
     scaled = logits / f32(s.temperature)
     count = _kept(scaled, lse_temperature, vocab_size, s)
     if count is None:
@@ -217,7 +215,7 @@ def choose(
         assert count is not None
     noise = gumbel_noise(s.seed, position, ids[:count])
     best = int(np.argmax(scaled[:count] + noise))
-    return Choice(int(ids[best]), float(raw[best]), lse)
+    return Choice(int(ids[best]), float(raw[best]))
 
 
 def _ordered(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

@@ -10,10 +10,10 @@ import pynq
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay
-from llama_pynq.contract import RequestFlag, RowFlag, Stage
-from llama_pynq.driver import make_rows
+from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.emulation.build import build_emulated_overlay
 from llama_pynq.errors import (
+    DeviceMemoryError,
     KernelError,
     KernelTimeout,
     LimitError,
@@ -187,12 +187,12 @@ def test_closed_overlay_says_so():
     overlay.close()
     overlay.close()
     assert overlay.device.memory.free_bytes == overlay.device.memory.size_bytes > free
-    with pytest.raises(RequestError, match="no model is loaded"):
-        overlay.generate("a")
-    with pytest.raises(RequestError, match="the overlay is closed: open it again"):
-        overlay.load_model()
+    closed = "the overlay is closed: open it again"
+    for use in (lambda: overlay.generate("a"), overlay.load_model, overlay.reset, overlay.download):
+        with pytest.raises(RequestError, match=closed):
+            use()
     for call in (lambda: next(stream), lambda: model.generate("a")):
-        with pytest.raises(RequestError, match="no longer on the device"):
+        with pytest.raises(RequestError, match=closed):
             call()
 
 
@@ -285,3 +285,85 @@ def test_run_without_a_model_says_so():
     with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()) as overlay:
         with pytest.raises(RequestError, match="no model is loaded"):
             overlay.llama.run(sampled())
+
+
+def test_reset_while_another_thread_waits_ends_its_call(hanging, monkeypatch):
+    with LlamaOverlay(hanging, device=EmulatedDevice()) as overlay:
+        overlay.load_model()
+        expected = overlay.generate("Once", max_new_tokens=5, temperature=0).tokens
+        monkeypatch.setenv("LLAMA_PYNQ_TEST_HANG", "1")
+        seen = []
+
+        def work():
+            try:
+                overlay.generate("Once", max_new_tokens=5)
+            except KernelTimeout as error:
+                seen.append(str(error))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not overlay.llama._running:
+            pass
+        monkeypatch.delenv("LLAMA_PYNQ_TEST_HANG")
+        overlay.reset()
+        thread.join()
+        assert len(seen) == 1 and "the overlay was reset during the call" in seen[0]
+        assert overlay.generate("Once", max_new_tokens=5, temperature=0).tokens == expected
+
+
+def test_close_waits_for_a_running_call(tmp_path):
+    overlay = LlamaOverlay(emulated_overlay(), device=EmulatedDevice(threads=1))
+    overlay.load_model()
+    outcome = []
+
+    def work():
+        try:
+            while True:
+                overlay.llama.run(sampled(), n_steps=64)
+        except RequestError as error:
+            outcome.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not overlay.llama._running:
+        pass
+    overlay.close()
+    thread.join()
+    assert len(outcome) == 1 and ("no model" in outcome[0] or "closed" in outcome[0])
+    assert overlay.device.memory.free_bytes == overlay.device.memory.size_bytes
+
+
+def test_cache_that_cannot_be_placed_leaves_no_model(overlay, monkeypatch):
+    driver = overlay.llama
+    allocate = driver._allocate
+
+    def full(name, n, dtype):
+        if name == "kv_cache" and n > 1024:
+            raise DeviceMemoryError("full")
+        return allocate(name, n, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_allocate", full)
+        with pytest.raises(DeviceMemoryError):
+            driver.resize_cache(8)
+    with pytest.raises(RequestError, match="no model is loaded"):
+        overlay.generate("a")
+    overlay.load_model()
+    assert overlay.generate("a", max_new_tokens=2).tokens
+
+
+def test_interrupted_resize_leaves_the_device_usable(overlay, monkeypatch):
+    driver = overlay.llama
+    allocate = driver._allocate
+
+    def interrupted(name, n, dtype):
+        if name == "kv_cache" and n > 1024:
+            raise KeyboardInterrupt
+        return allocate(name, n, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_allocate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            driver.resize_cache(8)
+    overlay.load_model()
+    assert overlay.generate("a", max_new_tokens=2).tokens

@@ -307,7 +307,16 @@ def test_stream_pieces_never_split_a_character(overlay, bundled):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda o: o.generate(3), RequestError, "the prompt"),
+        (lambda o: o.generate(3), RequestError, "must be a string or a list of strings"),
+        (lambda o: o.generate(b"abc"), RequestError, "must be a string or a list of strings"),
+        (lambda o: o.generate("a", stop=5), RequestError, "stop is 5"),
+        (lambda o: o.generate("a", temperature=1e-40), RequestError, "temperature is 1e-40"),
+        (lambda o: o.logits(5), RequestError, "not a list of token ids"),
+        (lambda o: o.logits([[1, 2]]), RequestError, "not a list of token ids"),
+        (lambda o: o.logits([[1, 2], [1]]), RequestError, "not a list of token ids"),
+        (lambda o: o.load_model(slots="4"), RequestError, "slots is '4'"),
+        (lambda o: o.load_model(rope_theta="a"), RequestError, "rope_theta is 'a'"),
+        (lambda o: o.load_model(rope_theta=-1), RequestError, "rope_theta is -1"),
         (lambda o: o.generate([3]), RequestError, "the prompt is 3: it must be a string"),
         (lambda o: o.generate("a", max_new_tokens=0), RequestError, "max_new_tokens is 0"),
         (lambda o: o.generate("a", temperature=-1), RequestError, "temperature is -1"),
@@ -413,3 +422,62 @@ def test_load_model_damaged_cache_is_rebuilt(overlay, bundled, expected, damage)
     overlay.load_model()
     assert path.read_bytes() == data
     assert tokens_of(overlay, "greedy") == expected["greedy"]
+
+
+def test_logits_from_two_threads_are_each_its_own(overlay, bundled):
+    texts = ["Once upon a time there was a dog", "The little fox ran to the big tree and said"]
+    tokens = [bundled.tokenizer.encode(text) for text in texts]
+    expected = [overlay.logits(ids) for ids in tokens]
+    wrong = []
+
+    def work(which):
+        for _ in range(20):
+            if not np.array_equal(overlay.logits(tokens[which]), expected[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_stream_over_a_reset_says_so_and_leaves_the_slots_right(overlay, bundled, expected):
+    stream = overlay.stream(PROMPT, max_new_tokens=LENGTH, temperature=0)
+    next(stream)
+    overlay.reset()
+    with pytest.raises(RequestError, match="no longer on the device"):
+        list(stream)
+    model = overlay.llama.model
+    assert model._free_slots == list(range(model.driver.slots))
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
+
+
+def test_reset_with_the_packed_file_gone_packs_again(overlay, bundled, expected):
+    bundled.packed.path.unlink()
+    overlay.reset()
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
+
+
+def test_batch_that_finds_no_room_for_its_cache_goes_in_turns(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened(memory_bytes=20 << 20) as overlay:
+        overlay.load_model(slots=1)
+        prompts = [f"Once there were {n}" for n in range(16)]
+        batch = overlay.generate(prompts, max_new_tokens=4, temperature=0)
+        assert overlay.llama.slots == 1
+        alone = [overlay.generate(p, max_new_tokens=4, temperature=0).tokens for p in prompts]
+        assert [out.tokens for out in batch] == alone
+
+
+def test_load_model_again_where_memory_holds_but_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened(memory_bytes=8 << 20) as overlay:
+        for _ in range(3):
+            overlay.load_model(slots=2)
+            assert overlay.generate("a", max_new_tokens=2).tokens
+
+
+def test_tokens_per_second_of_one_token_is_not_a_figure(overlay, bundled):
+    assert np.isnan(overlay.generate(PROMPT, max_new_tokens=1).tokens_per_second)

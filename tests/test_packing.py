@@ -410,7 +410,7 @@ def test_packed_file_of_another_version_is_refused(packed_path, key):
 
 def test_packed_file_with_other_sizes_is_refused(packed_path):
     rewrite_header(packed_path, lambda h: h["__metadata__"].update(group_size="32"))
-    with pytest.raises(CheckpointError, match="channel sizes .* expected .* damaged"):
+    with pytest.raises(CheckpointError, match="damaged packed model"):
         open_packed(packed_path)
 
 
@@ -536,3 +536,28 @@ def test_pack_cached_folder_that_cannot_be_written_is_named(new_checkpoint, cach
     cache.write_text("a file, not a folder")
     with pytest.raises(CheckpointError, match="cannot keep the packed model at .*LLAMA_PYNQ_CACHE"):
         pack_cached(new_checkpoint(), Target(2, 32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: meta.update(config=meta["config"].replace("10000", "10300")),
+        lambda meta: meta.update(note="measured on a board"),
+        lambda meta: meta.update(crc32=meta["crc32"][:8]),
+        lambda meta: meta.pop("crc32"),
+    ],
+    ids=["rope_theta", "note", "crc32-short", "crc32-gone"],
+)
+def test_packed_file_with_a_changed_description_is_refused(packed_path, change):
+    rewrite_header(packed_path, lambda header: change(header["__metadata__"]))
+    with pytest.raises(CheckpointError, match="a damaged packed model"):
+        open_packed(packed_path)
+
+
+def test_packed_file_with_a_changed_tokenizer_is_refused(packed_path):
+    data = bytearray(packed_path.read_bytes())
+    assert open_packed(packed_path).tokenizer
+    data[-1] ^= 1  # the tokenizer comes last
+    packed_path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="its tokenizer is not what was packed"):
+        open_packed(packed_path)

@@ -30,7 +30,7 @@ def pick(logits: np.ndarray, s: Sampling, n_top: int, history=()):
         return logits
 
     t = np.float32(s.temperature or 1)
-    choice = choose(order, logits[order], float(log_sum_exp(logits)),
+    choice = choose(order, logits[order],
                     float(log_sum_exp(logits / t)), 5, history, s, full_logits)  # fmt: skip
     return choice, len(asked)
 
@@ -118,7 +118,7 @@ def test_choose_repetition_penalty_divides_positive_and_multiplies_negative_logi
         ("max_new_tokens", 0, "max_new_tokens is 0: it must be at least 1"),
         ("max_new_tokens", -3, "at least 1"),
         ("max_new_tokens", 1.5, "max_new_tokens is 1.5: it must be a whole number"),
-        ("temperature", -0.1, "temperature is -0.1: it must be 0 (greedy) to 100"),
+        ("temperature", -0.1, "temperature is -0.1: it must be 0 (greedy), or 0.001 to 100"),
         ("temperature", math.nan, "temperature is nan"),
         ("temperature", "hot", "temperature is 'hot': it must be a number"),
         ("top_k", -1, "top_k is -1: it must be 0 (off) or more"),

@@ -31,6 +31,7 @@ A driver's polling loop then sleeps in the kernel's own wait, sees the end of a 
 soon as it comes, and leaves the CPU to the kernel's threads.
 """
 
+MAX_THREADS = 1024
 _MIB = 1 << 20
 
 # Files that PYNQ looks for to know that it runs on a board.
@@ -255,8 +256,8 @@ class EmulatedDevice(Device):
             raise ValueError(
                 f"memory_bytes is at least {memory.ALIGNMENT}, one page, not {memory_bytes}."
             )
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is at least 1, not {threads}.")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads is 1 to {MAX_THREADS}, not {threads}.")
         super().__init__(f"emulated_{board}")
         self.board = BOARDS[board]
         self.name = name or f"emulated-{board}"

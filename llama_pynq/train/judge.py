@@ -49,15 +49,12 @@ _CHILDREN = {"girl": "she", "boy": "he"}
 def _values(plot: Plot) -> dict[str, list[str]]:
     """Return every value that each slot of a plot can have."""
     kinds = [*_CHILDREN, *HOMES]
-    unnamed = [f"the little {kind}" for kind in HOMES]
     homes = [home for pool in HOMES.values() for home in pool]
     values: dict[str, list[str]] = {
-        "n": [*_WORLDS, *unnamed],
-        "nv": [*_WORLDS, *(name.removeprefix("the ") for name in unnamed)],
+        "n": [*_WORLDS],
         "fn": [*_WORLDS],
         "friend": [*_WORLDS, *(f"{name} the {kind}" for name in _WORLDS for kind in HOMES)],
-        "pn": [*stories.PARENTS],
-        "en": [elder for pool in stories.ELDERS.values() for elder in pool],
+        "en": [*stories.ELDERS.values()],
         "k": kinds,
         "fk": kinds,
         "tk": [f"{trait} {kind}" for trait in dict.fromkeys(stories.TRAITS) for kind in kinds],
@@ -72,13 +69,13 @@ def _values(plot: Plot) -> dict[str, list[str]]:
         values[slot] = values["f" + slot] = [forms[index] for forms in PRONOUNS.values()]
     for options in plot.draws:
         values |= {slot: [option[slot] for option in options] for slot in options[0]}
-    values["o"] = [f"{colour} {o}" for colour in values["colour"] for o in values["thing"]]
-    for slot in ("k", "fk", "tk", "o"):
-        values[f"a_{slot}"] = [article(value) for value in values[slot]]
+    things = [f"{colour} {thing}" for colour in values["colour"] for thing in values["thing"]]
+    for slot, phrases in (("k", kinds), ("fk", kinds), ("tk", values["tk"]), ("o", things)):
+        values[f"a_{slot}"] = [article(phrase) for phrase in phrases]
     for slot, name in {
-        **{slot: slot.capitalize() for slot in ("n", "nv", "he", "him", "his")},
+        **{slot: slot.capitalize() for slot in ("n", "he", "him", "his")},
         **{slot: slot[0] + slot[1:].capitalize() for slot in ("fn", "fhe", "fhim", "fhis")},
-        **{"pn": "pN", "en": "eN", "a_tk": "A_tk"},
+        **{"en": "eN", "a_tk": "A_tk"},
     }.items():
         values[name] = [capital(value) for value in values[slot]]
     return values
@@ -111,22 +108,14 @@ def _pattern(index: int, abrupt: bool) -> re.Pattern[str]:
         beats = beats[0 if beats[0].startswith("{day}") else 1 :]
     else:
         openings = [f"open_pair_{world}" if plot.pair else f"open_{world}" for world in plot.worlds]
-        openings += [] if plot.pair else ["open_unnamed"]
         beats = (f"[{'|'.join(f'<{opening}>' for opening in openings)}]", *beats)
     return re.compile(r"\ ".join(map(expression, beats)))
 
 
 def _person(prefix: str, name: str) -> Iterable[tuple[str, str]]:
     """Yield what a name tells of the hero (prefix "") or the friend (prefix "f")."""
-    name = name.lower()
-    if name.startswith("little "):
-        name = f"the {name}"
-    yield prefix + "name", name
-    if name.startswith("the little "):
-        yield from _kind(prefix, name)
-    else:
-        world, gender = _WORLDS[capital(name)]
-        yield from (("world", world), (prefix + "gender", gender))
+    world, gender = _WORLDS[name]
+    yield from ((prefix + "name", name), ("world", world), (prefix + "gender", gender))
 
 
 def _kind(prefix: str, phrase: str) -> Iterable[tuple[str, str]]:
@@ -142,7 +131,7 @@ def _facts(slot: str, value: str) -> Iterable[tuple[str, str]]:
     """Yield what one use of a slot tells about the story."""
     prefix = slot[0] if slot[0] == "f" else ""
     bare = slot.removeprefix(prefix).lower()
-    if bare in ("n", "nv"):
+    if bare == "n":
         yield from _person(prefix, value)
     elif slot == "friend":
         name, _, kind = value.partition(" the ")
@@ -155,11 +144,11 @@ def _facts(slot: str, value: str) -> Iterable[tuple[str, str]]:
         yield from _kind("", value)
     elif slot in ("fk", "a_fk"):
         yield from _kind("f", value)
-    elif slot in ("o", "a_o"):
+    elif slot == "a_o":
         *_, colour, thing = value.split()
         yield from (("colour", colour), ("thing", thing))
-    elif slot in ("pN", "eN"):
-        yield slot.lower(), value if slot == "pN" else value.replace("The", "the")
+    elif slot in ("en", "eN"):
+        yield "world", "child" if value == stories.ELDERS["child"] else "animal"
     else:
         yield slot, value
 
@@ -172,8 +161,6 @@ def _consistent(plot: Plot, uses: Iterable[tuple[str, str]]) -> bool:
             if facts.setdefault(fact, what) != what:
                 return False
     if facts["name"] == facts.get("fname"):
-        return False
-    if facts.get("en") in sum((e for w, e in stories.ELDERS.items() if w != facts["world"]), ()):
         return False
     homes = HOMES.get(facts.get("kind", ""), stories.CHILD_HOMES)
     if facts.get("home", homes[0]) not in homes:

@@ -2,7 +2,7 @@
 
 `stories` describes the template language. Slots of the cast: ``{n}`` the hero's name, ``{N}`` the
 same at the start of a sentence, ``{he} {him} {his}`` and ``{He} {His}``; with the prefix ``f`` the
-friend's (``{fn}``, ``{fhe}``). ``{pn}`` is the parent, ``{en}`` the wise elder.
+friend's (``{fn}``, ``{fhe}``). ``{en}`` is the wise elder.
 """
 
 from __future__ import annotations
@@ -68,10 +68,6 @@ MACROS: dict[str, tuple[str, ...]] = {
         "{A_tk} named {n} lived {home}.",
         "The {tk} lived {home}. {His} name was {n}.",
     ),
-    "open_unnamed": (
-        "Once upon a time, there was {a_tk}. {He} lived {home}.",
-        "The {tk} lived {home}.",
-    ),
     "open_pair_child": (
         "Once upon a time, there were two friends named {n} and {fn}. They lived {home}.",
         "{N} and {fn} were [best|good] friends. They lived {home}.",
@@ -109,9 +105,9 @@ MACROS: dict[str, tuple[str, ...]] = {
         "{N} felt a tear roll down {his} cheek.",
     ),
     "what": (
-        '"What is wrong, {nv}?" asked {fn}.',
-        '"Why are you so sad, {nv}?" asked {fn}.',
-        '"{Nv}, why are you crying?" asked {fn}.',
+        '"What is wrong, {n}?" asked {fn}.',
+        '"Why are you so sad, {n}?" asked {fn}.',
+        '"{N}, why are you crying?" asked {fn}.',
     ),
     "comes": (
         "Just then, {his} friend {friend} came by.",
@@ -130,17 +126,17 @@ PLOTS: tuple[Plot, ...] = (
         "lost thing",
         (
             "{He} had {a_o} that {he} loved very much.",
-            "{day}, {n} wanted to play with the {o}, but it was [gone|not there|nowhere to be "
-            'seen]. "Oh no! Where is my {o}?" [cried|said] {n}.',
-            "First, {he} looked {s1}. The {o} was not there. Then {he} looked {s2}. It was not "
+            "{day}, {n} wanted to play with the {thing}, but it was [gone|not there|nowhere to be "
+            'seen]. "Oh no! Where is my {thing}?" [cried|said] {n}.',
+            "First, {he} looked {s1}. The {thing} was not there. Then {he} looked {s2}. It was not "
             "there either.",
             "<sad> <comes> <what>",
-            '"I lost my {o}," said {n}. "I have looked everywhere."',
+            '"I lost my {thing}," said {n}. "I have looked everywhere."',
             '"Do not worry," said {fn}. "[We can look for it together|I will help you find it]."',
-            "So the two friends looked and looked. [They looked high and low. |]At last, {fn} saw "
-            "something {colour} {s3}. [It was|There was] the {o}!",
+            "So the two friends looked and looked. [They looked high and low. |]At last, {fn} "
+            "looked {s3}. [There it was!|There was the {thing}!]",
             "<glad> <thanks>",
-            "[They played with the {o} until the sun went down.|They played together all day "
+            "[They played with the {thing} until the sun went down.|They played together all day "
             "long.]",
             "{N} learned that [everything is easier with a friend|it is good to ask for help].",
             "<bed>",
@@ -153,13 +149,13 @@ PLOTS: tuple[Plot, ...] = (
             "{day}, {n} saw somebody new [near the gate|by the path]. It was {a_fk} named {fn}.",
             '"[Hello|Hi]! [Do you want|Would you like] to play with me?" asked {n}. But {fn} was '
             "too shy to answer and hid behind a tree.",
-            "{N} did not give up. {He} ran home and came back with {a_o}. {He} put the {o} on the "
-            "grass and [waited|smiled].",
+            "{N} did not give up. {He} ran home and came back with {a_o}. {He} put the {thing} "
+            "on the grass and [waited|smiled].",
             "[Slowly|Little by little], {fn} came out from behind the tree. "
             '"[What a nice {thing}|I like your {thing}]," {fhe} said [softly|in a small voice].',
             '"We can share it," said {n}. "Come and play!"',
-            "Soon they were both laughing. They played with the {o} [all day long|until the sun "
-            "went down], and {fn} was not shy any more.",
+            "Soon they were both laughing. They played with the {thing} [all day long|until the "
+            "sun went down], and {fn} was not shy any more.",
             '"Will you come back tomorrow?" asked {fn}. "[Yes|Of course]! I will come every '
             'day," said {n}.',
             "From that day on, {n} and {fn} were best friends, and {n} was never lonely again. "
@@ -181,7 +177,7 @@ PLOTS: tuple[Plot, ...] = (
             "together and [sang a song|told each other funny stories].",
             "After a while, the rain stopped. The sun came out, and there was a big rainbow in the "
             "sky.",
-            '"[Look|Oh, look]! How pretty!" said {fn}. "You were very brave, {nv}."',
+            '"[Look|Oh, look]! How pretty!" said {fn}. "You were very brave, {n}."',
             "{N} smiled. {He} knew that being brave means [doing the right thing even when you are "
             "afraid|helping a friend even when you are afraid].",
             "Then they walked home through the wet grass. <bed>",
@@ -198,8 +194,8 @@ PLOTS: tuple[Plot, ...] = (
     Plot(
         "sharing",
         (
-            '{day}, {pn} gave {n} {treat}. "[You can share it with a friend|It is big enough for '
-            'two]," said {pn}.',
+            '{day}, Mama gave {n} {treat}. "[You can share it with a friend|It is big enough for '
+            'two]," said Mama.',
             "But {n} did not want to share. {He} took the {t} and sat down {out} to eat it all "
             "alone.",
             "<comes> {fN} [had not eaten all day|was very hungry]. "
@@ -211,7 +207,7 @@ PLOTS: tuple[Plot, ...] = (
             '"[Wait|Stop], {fn}! I am sorry," said {n}. "Please have some of my {t}."',
             "They sat down together and shared the {t}. Now it tasted better than "
             "[anything in the world|ever before].",
-            'At home, {he} told {pn} what had happened. "I am proud of you," said {pn}, and gave '
+            'At home, {he} told Mama what had happened. "I am proud of you," said Mama, and gave '
             "{him} a hug.",
             "{N} learned that [sharing makes everything sweeter|good things are better when you "
             "share them]. <bed>",
@@ -228,19 +224,20 @@ PLOTS: tuple[Plot, ...] = (
         "brave climb",
         (
             "{He} was afraid of high places.",
-            "{day}, {n} and {his} friend {friend} were playing with {a_o} near {high}. Suddenly, a "
-            "strong wind [took the {o} and carried it away|carried the {o} high up into the air].",
-            'The {o} landed at the top of {the_high}. "Oh no! My {thing}!" cried {fn}.',
+            "{day}, {n} and {his} friend {friend} were playing with {a_o} near {high}. Suddenly, "
+            "a strong wind [took the {thing} and carried it away|carried the {thing} high up "
+            "into the air].",
+            'The {thing} landed at the top of {the_high}. "Oh no! My {thing}!" cried {fn}.',
             "{N} looked up. {The_high} was very high, and {his} legs [were shaking|began to "
             "shake]. But {fn} was so sad that {n} wanted to help.",
             '"I will get it," said {n}. {He} took one small step, and then one more. '
             '"[Do not look down|You can do it]!" called {fn}.',
             "Halfway up, {n} [almost slipped|stopped]. {His} heart went boom, boom, boom. But {he} "
             "[held on tightly and|took a deep breath and] did not give up.",
-            "Step by step, {n} climbed to the top. There was the {o}! {He} could see the whole "
+            "Step by step, {n} climbed to the top. There was the {thing}! {He} could see the whole "
             "valley, and it was [beautiful|wonderful].",
-            "[Slowly and carefully|Very slowly], {he} came back down and gave the {o} to {fn}. "
-            '"You are so brave, {nv}!" said {fn}.',
+            "[Slowly and carefully|Very slowly], {he} came back down and gave the {thing} to {fn}. "
+            '"You are so brave, {n}!" said {fn}.',
             "{N} was proud. {He} was not afraid of high places any more. <bed>",
         ),
         without=frozenset({"squirrel", "cat", "dragon", "duck"}),
@@ -262,14 +259,14 @@ PLOTS: tuple[Plot, ...] = (
             "water and waited. But nothing happened.",
             "The next day, {n} looked again. Still there was nothing. "
             '"Why does it not grow?" {he} asked.',
-            '<comes> "[A seed needs time|You must wait], {nv}," said {fn}. "[Give it water every '
+            '<comes> "[A seed needs time|You must wait], {n}," said {fn}. "[Give it water every '
             'day and do not give up|It needs sun and rain and a little love]."',
             "So {n} gave the seed water every morning. {He} even sang it a little song. Days "
             "went by, and {n} waited and waited.",
             "Then, one morning, {n} saw something small and green. [It was a tiny leaf!|The seed "
             'had a leaf!] "It is growing!" {he} cried.',
             "The little plant grew taller and taller. At last, it became {plant}.",
-            '"[How beautiful|How wonderful]!" said {fn}. {eN} smiled. "You see, {nv}? Good things '
+            '"[How beautiful|How wonderful]!" said {fn}. {eN} smiled. "You see, {n}? Good things '
             'take time."',
             "{N} was very proud. {share} <bed>",
         ),
@@ -294,17 +291,17 @@ PLOTS: tuple[Plot, ...] = (
         "birthday surprise",
         (
             "{day}, {n} woke up very early. It was {his} birthday! {He} [jumped|hopped] out of bed "
-            "and ran to find {pn}.",
-            'But {pn} was busy. "Go outside and play, my dear," said {pn}.',
+            "and ran to find Mama.",
+            'But Mama was busy. "Go outside and play, my dear," said Mama.',
             'Then {n} went to see {his} friend {friend}. "[Hello|Hi], {fn}! Do you know what day '
             'it is?" asked {n}. "[No|I do not know]," said {fn}. "I have to go now."',
             '<sad> "Everybody has forgotten my birthday," {he} [thought|said].',
             "All day long, {n} walked around alone. When the sun went down, {he} walked slowly "
             "home. Everything was [dark|very quiet].",
-            '{N} opened the door. "Surprise!" cried {pn} and {fn} and all {his} friends. There '
+            '{N} opened the door. "Surprise!" cried Mama and {fn} and all {his} friends. There '
             "was a big cake with [candles|berries] on top, and there were balloons everywhere.",
             '"We did not forget," said {fn} with a smile. Then {fn} gave {him} {a_o}.',
-            "<glad> They ate the cake and sang and danced. {N} loved the {o} most of all.",
+            "<glad> They ate the cake and sang and danced. {N} loved the {thing} most of all.",
             '"[This is the best birthday ever|I have the best friends in the world]," said {n}. '
             "<bed>",
         ),
@@ -321,7 +318,7 @@ PLOTS: tuple[Plot, ...] = (
             '{fN} came and sat next to {him}. "I could not do it at first either," said {fn}. "[I '
             'will help you|Let me show you how]."',
             "So {fn} showed {n} what to do. They worked at it every day, in the morning and in the "
-            'evening. When {n} made mistakes, {fn} always said, "[Try again|Once more], {nv}!"',
+            'evening. When {n} made mistakes, {fn} always said, "[Try again|Once more], {n}!"',
             'Then, one day, it happened. {done} "[I can do it|I did it]! I can {skill}!" cried '
             "{n}.",
             '"[I knew you could do it|Well done]!" said {fn}. <glad> <thanks>',
@@ -367,14 +364,14 @@ PLOTS: tuple[Plot, ...] = (
             'you."',
             "The nest was high up in a tree. {He} tried to reach it, but {he} was [too small|not "
             "tall enough].",
-            'So {n} ran to {pn}. "Please help me! A baby bird has fallen out of its nest," {he} '
+            'So {n} ran to Papa. "Please help me! A baby bird has fallen out of its nest," {he} '
             "said.",
-            '"[You did the right thing|I am glad that you came to me], {nv}," said {pn}. "[We '
+            '"[You did the right thing|I am glad that you came to me], {n}," said Papa. "[We '
             'must be very gentle|Let us be quick and quiet]."',
-            "{N} held the little bird [very gently|softly], and {pn} brought a ladder. Step by "
+            "{N} held the little bird [very gently|softly], and Papa brought a ladder. Step by "
             "step, they climbed up and put the bird back into the nest.",
             "Soon the mother bird came back and [sang a happy song|put a wing around the baby]. "
-            '"Thank you, {nv}!" she sang.',
+            '"Thank you, {n}!" she sang.',
             "<glad> Every day after that, {he} went to the tree to say hello. And one day, {he} "
             "saw the little bird spread its wings and fly up into the blue sky.",
             "{N} learned that [even small helpers can do big things|it is good to ask for help].",
@@ -388,18 +385,18 @@ PLOTS: tuple[Plot, ...] = (
             "dark.",
             "One night, {n} was in bed when {he} heard a strange sound. {Sound} {He} pulled the "
             "blanket over {his} head.",
-            '"{pN}! {pN}! There is a monster {where}!" cried {n}.',
-            '{pN} came with a small lamp. "[There are no monsters here|Do not be afraid], my '
-            'dear," said {pn}. "[Let us look together|Come, we will go and see]."',
-            "{N} did not want to look. But {pn} stayed close to {him}, and the lamp made a warm "
+            '"Papa! Papa! There is a monster {where}!" cried {n}.',
+            'Papa came with a small lamp. "[There are no monsters here|Do not be afraid], my '
+            'dear," said Papa. "[Let us look together|Come, we will go and see]."',
+            "{N} did not want to look. But Papa stayed close to {him}, and the lamp made a warm "
             "yellow light. Step by step, they went to look {where}.",
             "{There} [There was no monster at all.|It was not a monster at all.]",
-            '"It was only {cause}!" said {n}, and {he} began to laugh. {pN} laughed too.',
-            '"The dark is just [like a big blanket|the day with its eyes closed]," said {pn}. "It '
+            '"It was only {cause}!" said {n}, and {he} began to laugh. Papa laughed too.',
+            '"The dark is just [like a big blanket|the day with its eyes closed]," said Papa. "It '
             'helps the whole world to sleep."',
             "{N} looked out at the moon and the stars, and the night looked [friendly|beautiful] "
             "now.",
-            '"Good night, {nv}," said {pn}. "Good night, {pn}," said '
+            '"Good night, {n}," said Papa. "Good night, Papa," said '
             "{n}. And {he} was not afraid of the dark any more.",
         ),
         without=frozenset({"duck", "frog", "hedgehog", "squirrel"}),
@@ -437,13 +434,13 @@ PLOTS: tuple[Plot, ...] = (
             "<sad>",
             '"Why are you crying?" asked a deep voice. High up in a tree sat an old owl with big '
             "round eyes.",
-            '"I am lost," said {n}. "I want to go home to {pn}."',
+            '"I am lost," said {n}. "I want to go home to Mama."',
             '"[Do not worry|Dry your tears], little one," said the owl. "[I can see the whole '
             'forest from up here|I know every path in this forest]. Follow me!"',
             "They went past [a little stream|a big rock] and over a bridge. At last, {n} saw a "
             "light. It was home!",
-            '{pN} was standing at the door. "There you are!" cried {pn}, and hugged {him} tightly.',
-            '"I am sorry, {pn}," said {n}. "I will never go so far again."',
+            'Mama was standing at the door. "There you are!" cried Mama, and hugged {him} tightly.',
+            '"I am sorry, Mama," said {n}. "I will never go so far again."',
             "The owl [smiled|hooted softly] and flew back into the night. <bed>",
         ),
         without=frozenset({"duck", "frog", "mouse", "dragon", "bear"}),
@@ -451,22 +448,22 @@ PLOTS: tuple[Plot, ...] = (
     Plot(
         "telling the truth",
         (
-            "{day}, {n} was playing inside with {a_o}. Suddenly, the {o} hit a {cup} on the table. "
-            "Crash! The {cup} fell down and broke.",
-            '"Oh no!" [thought|whispered] {n}. "{pN} will be so angry." {He} quickly hid the '
+            "{day}, {n} was playing inside with {a_o}. Suddenly, the {thing} hit a {cup} on the "
+            "table. Crash! The {cup} fell down and broke.",
+            '"Oh no!" [thought|whispered] {n}. "Papa will be so angry." {He} quickly hid the '
             "pieces [under the bed|behind the door].",
-            'Soon {pn} came in. "Have you seen my {cup}?" asked {pn}. "No," said {n}. But {he} '
+            'Soon Papa came in. "Have you seen my {cup}?" asked Papa. "No," said {n}. But {he} '
             "felt [very bad|sick] inside.",
             "{N} could not play any more. {He} went to see {his} friend {friend} "
-            "and told {fn} everything.",
-            '"[You should tell the truth|Tell {pn} what happened]," said {fn}. "It is hard, but '
+            "and told {fhim} everything.",
+            '"[You should tell the truth|Tell Papa what happened]," said {fn}. "It is hard, but '
             'you will feel better."',
             "So {n} went home. {He} took the pieces and put them on the table. "
-            '"I broke your {cup}, {pn}," {he} said. "I am very sorry."',
-            '{pN} was quiet for a moment. Then {pn} gave {n} a hug. "Thank you for telling the '
-            'truth," said {pn}. "[That was very brave|You are more important than a {cup}]."',
+            '"I broke your {cup}, Papa," {he} said. "I am very sorry."',
+            'Papa was quiet for a moment. Then Papa gave {n} a hug. "Thank you for telling the '
+            'truth," said Papa. "[That was very brave|You are more important than a {cup}]."',
             "Together they mended the {cup}. It was not perfect, but "
-            '{pn} said, "Now I love it even more."',
+            'Papa said, "Now I love it even more."',
             "{N} learned that [it is always better to tell the truth|the truth makes your heart "
             "feel light]. <bed>",
         ),
@@ -558,15 +555,14 @@ PLOTS: tuple[Plot, ...] = (
             "{he} saw {a_fk} sitting all alone and shaking.",
             '"What is wrong?" asked {n}. "My name is {fn}, and I am so cold," said the {fk}. "I '
             'have [no scarf|nothing to keep me warm]."',
-            "{N} did not want to give {his} scarf away. But then {he} took off the {colour} "
-            'scarf and put it around {fn}. "[You need it more than I do|Now you will be warm]," '
-            "{he} said.",
+            "{N} did not want to give {his} scarf away. But then {he} took it off and put it "
+            'around {fn}. "[You need it more than I do|Now you will be warm]," {he} said.',
             '"Thank you! You are so kind," said {fn}, and {fhe} smiled for the first time.',
             "{N} walked home. {He} was cold outside, but warm inside.",
-            '"You have a good heart, {nv}," said {en}. And '
-            "[the next day|a few days later], {en} gave {him} a new scarf. It was {colour} too!",
-            "Now {n} and {fn} both had a {colour} scarf, and they played in the snow together "
-            "every day. <bed>",
+            '"You have a good heart, {n}," said {en}. And '
+            "[the next day|a few days later], {en} gave {him} a new scarf.",
+            "Now {n} and {fn} both had a scarf, and they played in the snow together every day. "
+            "<bed>",
         ),
         without=_WET | {"dragon", "bear", "hedgehog", "mouse"},
         draws=(_each("colour", "red", "blue", "green", "yellow"),),
@@ -575,7 +571,7 @@ PLOTS: tuple[Plot, ...] = (
         "the race",
         (
             "{He} was a very fast runner, and {he} wanted to win the big race more than anything.",
-            "{His} friend {friend} wanted to run in the race too, but {fn} was slow.",
+            "{His} friend {friend} was slow, but {fhe} wanted to run in the race too.",
             "At last, the day of the race came. Everybody came to watch. "
             '"Ready, steady, go!" called {en}.',
             "{N} ran like the wind. Soon {he} was ahead of all the others. {He} could already "
@@ -628,7 +624,7 @@ PLOTS: tuple[Plot, ...] = (
             "stuck in a bush and could not get out.",
             "{N} and {fn} pulled together. One, two, three! The lamb was free. They led it all "
             "the way back to the farm.",
-            'The farmer was so happy. "You are [very brave|a true hero], {nv}!" said the farmer, '
+            'The farmer was so happy. "You are [very brave|a true hero], {n}!" said the farmer, '
             "and gave {n} and {fn} [a big bowl of milk|a warm supper].",
             "That night, the lamb slept next to its mother, and {n} slept by the fire. {He} was "
             "tired, but very proud.",
@@ -674,8 +670,8 @@ PLOTS: tuple[Plot, ...] = (
             "Suddenly, they heard a small sound at the door. It was a little kitten, and it was "
             'all wet. "[Poor kitten|Oh, you poor thing]!" said {fn}. "Come in and get warm."',
             "They dried the kitten with a soft towel and gave it some milk. The kitten [began to "
-            "purr|curled up in the {colour} blanket and purred].",
-            '{pN} brought them some bread and honey. "What a fine {build} you have," said {pn}.',
+            "purr|curled up in the blanket and purred].",
+            'Mama brought them some bread and honey. "What a fine {build} you have," said Mama.',
             '"I hope it will rain again tomorrow," said {n}, and they both laughed. <bed_pair>',
         ),
         worlds=("child",),

@@ -64,14 +64,11 @@ DAYS = (
     "One bright morning",
     "One fine day",
 )
-# Nothing refers to parents and elders by a pronoun: two in a sentence are enough to keep apart.
-PARENTS = ("Mama", "Papa")
-ELDERS = {"child": ("Grandma", "Grandpa"), "animal": ("the old owl", "the old turtle")}
+# Nothing refers to parents and elders by a pronoun: hero and friend are enough to keep apart.
+ELDERS = {"child": "Grandma", "animal": "the old owl"}
 PRONOUNS = {"he": ("he", "him", "his"), "she": ("she", "her", "her")}
 
-# The shares of animal stories whose hero has no name, and of children's that begin with the day.
-UNNAMED_SHARE = 0.15
-ABRUPT_SHARE = 0.12
+ABRUPT_SHARE = 0.12  # Of children's stories: they begin with the day.
 MAX_WORDS = 220  # A longer draw is thrown away: a story fits the model's context twice.
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _MACRO = re.compile(r"<(\w+)>")
@@ -117,7 +114,7 @@ def _character(prefix: str, name: str, gender: str) -> dict[str, str]:
 
 
 def _cast(plot: Plot, rng: random.Random) -> dict[str, str]:
-    """Draw hero, friend, parent and elder; return their slots and the name of the opening."""
+    """Draw hero and friend; return their slots and the name of the opening."""
     world = rng.choice(plot.worlds)
     genders = [rng.choice(("he", "she")) for _ in range(2)]
     if world == "animal":
@@ -132,21 +129,13 @@ def _cast(plot: Plot, rng: random.Random) -> dict[str, str]:
     opening = world
     if plot.pair:
         opening = f"pair_{world}"
-    elif world == "animal" and rng.random() < UNNAMED_SHARE:
-        opening, trait, name = "unnamed", "little", f"the little {kinds[0]}"
     elif world == "child" and rng.random() < ABRUPT_SHARE and plot.begins_with_day:
         opening = "abrupt"
-    parent, elder = rng.choice(PARENTS), rng.choice(ELDERS[world])
     return {
         **_character("", name, genders[0]),
         **_character("f", friend, genders[1]),
-        "pn": parent,
-        "pN": parent,
-        "en": elder,
-        "eN": capital(elder),
-        # What others call the hero to his or her face.
-        "nv": name.removeprefix("the "),
-        "Nv": capital(name.removeprefix("the ")),
+        "en": ELDERS[world],
+        "eN": capital(ELDERS[world]),
         "k": kinds[0],
         "a_k": article(kinds[0]),
         "fk": kinds[1],
@@ -171,8 +160,7 @@ def _world(plot: Plot, rng: random.Random) -> dict[str, str]:
     slots |= zip(("s1", "s2", "s3"), rng.sample(SPOTS, 3), strict=True)
     for options in plot.draws:
         slots |= rng.choice(options)
-    slots["o"] = f"{slots['colour']} {slots['thing']}"
-    slots["a_o"] = article(slots["o"])
+    slots["a_o"] = article(f"{slots['colour']} {slots['thing']}")
     return slots
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import tempfile
 import weakref
@@ -63,8 +64,11 @@ def lock_folder() -> Path:
     """
     if folder := os.environ.get("LLAMA_PYNQ_LOCKS"):
         return Path(folder)
-    shared = Path("/run/lock")
-    return shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    # The same for every user: neither what this one may write nor its TMPDIR decides.
+    for shared in (Path("/run/lock"), Path("/tmp")):
+        if shared.is_dir() and shared.stat().st_mode & stat.S_IWOTH:
+            return shared
+    return Path(tempfile.gettempdir())
 
 
 def _open(path: Path) -> int:
