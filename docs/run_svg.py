@@ -16,7 +16,11 @@ console = Console(record=True, width=110)
 for command in COMMANDS:
     console.print(Text("$ ", style="bold green") + Text(command, style="bold"))
     run = subprocess.run(
-        shlex.split(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+        shlex.split(command),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
     )
     console.print(Text(run.stdout))
 svg = console.export_svg(title="llama_pynq, emulated device")

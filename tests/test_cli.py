@@ -130,14 +130,14 @@ def test_every_sampling_option_reaches_the_model(cli):
     with LlamaOverlay() as overlay:
         overlay.load_model()
         expected = [
-            overlay.generate("One day", max_new_tokens=30, seed=2, **option).text
+            overlay.generate("Zyx", max_new_tokens=80, seed=2, **option).text
             for option in [{}, *options]
         ]
     assert len(set(expected)) == len(expected), "the options do not differ in effect"
     for option, text in zip(options, expected[1:]):
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in option.items()]
-        out = cli("generate", "One day", "--max-new-tokens", 30, "--seed", 2, *flags)[1]
-        assert out == f"One day{text}\n", option
+        out = cli("generate", "Zyx", "--max-new-tokens", 80, "--seed", 2, *flags)[1]
+        assert out == f"Zyx{text}\n", option
 
 
 def test_several_stop_texts_are_all_heeded(cli):
@@ -338,14 +338,14 @@ def test_pack_into_a_place_that_cannot_be_written(refused, tmp_path):
     ("options", "message"),
     [
         (["--max-new-tokens=0"], "max_new_tokens is 0: it must be at least 1"),
-        (["--temperature=-1"], "temperature is -1.0: it must be 0 (greedy) to 100"),
-        (["--temperature=nan"], "temperature is nan: it must be 0 (greedy) to 100"),
+        (["--temperature=-1"], "temperature is -1.0: it must be 0 (greedy), or 0.001 to 100"),
+        (["--temperature=nan"], "temperature is nan: it must be 0 (greedy), or 0.001 to 100"),
         (["--top-k=-1"], "top_k is -1: it must be 0 (off) or more"),
         (["--top-p=0"], "top_p is 0.0: it must be above 0, at most 1 (off)"),
         (["--min-p=1"], "min_p is 1.0: it must be 0 (off) to below 1"),
         (["--repetition-penalty=0.5"], "repetition_penalty is 0.5: it must be 1 (off) to 100"),
         (["--seed=-1"], "seed is -1: it must be 0 to 2^64 - 1"),
-        (["--stop="], "stop is ['']: it must be non-empty strings"),
+        (["--stop="], "stop is ['']: it must be a non-empty string, or several"),
         (["--threads=0"], "--threads is 0: it must be 1 to 1024"),
         (["--threads=100000"], "--threads is 100000: it must be 1 to 1024"),
         (["word " * 3000], "tokens long, the model's context holds 512: shorten it"),
@@ -523,3 +523,35 @@ def test_full_disk_is_named():
         1,
         b"llama-pynq: [Errno 28] No space left on device\n",
     )
+
+
+def test_generate_several_prompts_is_a_batch_with_the_texts_they_have_alone(cli):
+    flags = ["--seed", 3, "--max-new-tokens", 20]
+    _, both, err = cli("generate", "One day", "The fox", *flags)
+    alone = [cli("generate", prompt, *flags)[1].rstrip("\n") for prompt in ("One day", "The fox")]
+    assert both == "\n\n".join(alone) + "\n"
+    assert err.count("seed 3") == 2
+
+
+def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
+    from llama_pynq.packing import Target, open_packed
+
+    for name, target in (
+        ("kv260", Target(4, 32)),
+        ("pynq_z2", Target(2, 32)),
+        ("u50", Target(32, 16)),
+    ):
+        status, out, err = cli("pack", "--board", name, tmp_path / name)
+        assert status == 0, err
+        assert open_packed(tmp_path / name).target == target
+        assert f"for {name.replace('_', '-')}" in out
+    status, _, err = cli("pack", "--board", "pdp11", tmp_path / "x")
+    assert status == 1
+    assert "there is no board 'pdp11': choose one of host, kv260, pynq-z2, u250, u280, u50" in err
+
+
+def test_packed_for_another_board_is_refused_with_the_remedy(cli, tmp_path):
+    cli("pack", "--board", "kv260", tmp_path / "model")
+    status, _, err = cli("generate", "--model", tmp_path / "model")
+    assert status == 1
+    assert "is packed for 4 channels of 32-row tiles; this kernel (host) has 2 of 32" in err

@@ -193,3 +193,9 @@ def test_kernel_limits_from_words():
     limits = contract.KernelLimits.from_words(words)
     assert (limits.board, limits.abi, limits.channels) == ("pynq-z2", 3, 100)
     assert limits.max_step_events == 113
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_limits_from_the_header_are_what_the_kernel_says(board):
+    header = HLS_SRC / "boards" / f"{board}.h"
+    assert contract.KernelLimits.from_header(header) == kernel_library(board).limits

@@ -1,0 +1,1 @@
+"""The kernel's source, so that an installed package can find its own copy."""
