@@ -16,13 +16,14 @@ struct Emulator {
 };
 }  // namespace
 
-LLAMA_EXPORT void* emulator_new(int) { return new Emulator{false}; }
+LLAMA_EXPORT void* emulator_new(int) {
+  return new Emulator{false};
+}
 
 LLAMA_EXPORT int emulator_start(void* emulator, const uint64_t* args) {
   Emulator* self = static_cast<Emulator*>(emulator);
   if (self->hung) return -1;
-  self->hung =
-      args[kCommandArgument] == kernel::kCommandRun && std::getenv("LLAMA_PYNQ_TEST_HANG");
+  self->hung = args[kCommandArgument] == kernel::kCommandRun && std::getenv("LLAMA_PYNQ_TEST_HANG");
   if (!self->hung) CallTop(args);
   return 0;
 }
@@ -31,4 +32,6 @@ LLAMA_EXPORT int emulator_wait(void* emulator, int) {
   return static_cast<Emulator*>(emulator)->hung ? 0 : 1;
 }
 
-LLAMA_EXPORT void emulator_delete(void* emulator) { delete static_cast<Emulator*>(emulator); }
+LLAMA_EXPORT void emulator_delete(void* emulator) {
+  delete static_cast<Emulator*>(emulator);
+}
