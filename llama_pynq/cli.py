@@ -183,16 +183,16 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
-    from . import hls_src
     from .contract import KernelLimits
+    from .interface import board_headers
 
-    headers = [h for folder in hls_src.__path__ for h in Path(folder, "boards").glob("*.h")]
-    boards = {limits.board: limits for limits in map(KernelLimits.from_header, headers)}
-    if name.replace("_", "-") not in boards:
+    headers = board_headers()
+    board = name.replace("_", "-")
+    if board not in headers:
         raise LlamaPynqError(
-            f"there is no board {name!r}: choose one of {', '.join(sorted(boards))}"
+            f"there is no board {name!r}: choose one of {', '.join(sorted(headers))}"
         )
-    return boards[name.replace("_", "-")]
+    return KernelLimits.from_header(headers[board])
 
 
 def _pack(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ kernel says it itself, see `KernelLimits`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from pathlib import Path
 
@@ -252,6 +252,16 @@ class KernelLimits:
         except (KeyError, AssertionError) as error:
             raise ValueError(f"{header} lacks a constant of a board's config: {error}") from error
         return cls(board=board.group(1), **values)
+
+    def within(self, board: KernelLimits) -> KernelLimits:
+        """Limits of this kernel, held to another board's limits on models and calls.
+
+        What the layout of buffers depends on (channels, tiles, top logits) stays.
+        """
+        names = ("max_rows", "max_steps", "max_dim", "max_hidden_dim", "max_head_size",
+                 "max_layers", "max_seq_len")  # fmt: skip
+        least = {name: min(getattr(self, name), getattr(board, name)) for name in names}
+        return replace(self, board=board.board, **least)
 
     @property
     def request_words(self) -> int:

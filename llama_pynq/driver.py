@@ -184,7 +184,9 @@ class LlamaDriver(DefaultIP):
                 f"the kernel has {limits.channels} weight channels, the overlay's metadata lists "
                 f"{channels}. The two come from different builds: rebuild the overlay"
             )
-        return limits
+        # An emulated board runs the host's kernel, and holds it to the board's limits.
+        board = getattr(self.device, "limits", None)
+        return limits if board is None else limits.within(board)
 
     def _prepare(self, limits: KernelLimits) -> None:
         """Buffers whose size follows from the limits."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 IP_NAME = "llama"
@@ -117,6 +118,17 @@ def board_constants(header: Path) -> dict[str, int]:
     if "kChannels" not in constants:
         raise ValueError(f"{header} defines no 'constexpr int kChannels = ...;'")
     return constants
+
+
+def board_headers() -> dict[str, Path]:
+    """Config headers of the kernel's source that is installed, by board name."""
+    names = {}
+    for folder in import_module("llama_pynq.hls_src").__path__:
+        for header in sorted(Path(folder, "boards").glob("*.h")):
+            found = re.search(r'kBoardName\[\] = "(.*)";', header.read_text(encoding="utf-8"))
+            if found:
+                names[found.group(1)] = header
+    return names
 
 
 _TOP = """\

@@ -9,7 +9,7 @@ import numpy as np
 import pynq
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay
+from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, interface
 from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.emulation.build import build_emulated_overlay
 from llama_pynq.errors import (
@@ -368,3 +368,35 @@ def test_interrupted_resize_leaves_the_device_usable(overlay, monkeypatch):
             driver.resize_cache(8)
     overlay.load_model()
     assert overlay.generate("a", max_new_tokens=2).tokens
+
+
+def test_emulated_board_is_held_to_its_limits_and_gives_the_same_tokens(tmp_path):
+    from checkpoint_files import write_checkpoint
+
+    from llama_pynq import ModelConfig
+
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()) as overlay:
+        overlay.load_model()
+        expected = overlay.generate("Once", max_new_tokens=20, temperature=0).tokens
+    config = ModelConfig(dim=2048, hidden_dim=64, n_layers=1, n_heads=32, n_kv_heads=32,
+                         vocab_size=20, seq_len=40, tied=True)  # fmt: skip
+    write_checkpoint(tmp_path / "wide.bin", config, 0)
+    with LlamaOverlay(emulated_overlay(".bit"), device=EmulatedDevice(board="pynq-z2")) as overlay:
+        assert overlay.llama.limits.board == "pynq-z2"
+        assert overlay.llama.limits.max_rows == 2
+        with pytest.raises(LimitError, match=r"on pynq-z2: dim 2048 \(at most 1024\)"):
+            overlay.load_model(tmp_path / "wide.bin")
+        overlay.load_model()
+        batch = overlay.generate(["Once", "One", "A"], max_new_tokens=20, temperature=0)
+        assert batch[0].tokens == expected
+
+
+def test_overlay_that_is_not_ours_is_refused_and_gives_the_lock_back(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(interface, "VLNV", "other_labs:hls:llama:1.0")
+        build_emulated_overlay(REPOSITORY / "hls_src", tmp_path, extra_flags=["-O1"])
+    with pytest.raises(OverlayMismatch) as error:
+        LlamaOverlay(tmp_path / "llama.xclbin", device=EmulatedDevice())
+    assert "no IP of type llama_pynq:hls:llama:1.0, only llama (other_labs" in str(error.value)
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):
+        pass

@@ -16,6 +16,7 @@ from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
 from llama_pynq import interface
+from llama_pynq.contract import KernelLimits
 from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.control import ControlUnit
@@ -271,6 +272,13 @@ class EmulatedDevice(Device):
         self._lock = threading.Lock()
         self._hardware: _Hardware | None = None
         self._log: list[RegisterAccess] | None = None
+
+    @property
+    def limits(self) -> KernelLimits | None:
+        """Limits of the emulated board's own kernel; None for host, whose kernel this is."""
+        if self.board.name == "host":
+            return None
+        return KernelLimits.from_header(interface.board_headers()[self.board.name])
 
     @property
     def lock_name(self) -> str:
