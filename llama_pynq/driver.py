@@ -163,8 +163,9 @@ class LlamaDriver(DefaultIP):
         results = self._buffers["results"]
         results[:] = 0
         results.sync_to_device()
+        generation = self._generation
         self._launch(contract.COMMAND_DESCRIBE)
-        self._wait(self.timeout_s)
+        self._wait(self.timeout_s, generation)
         results.sync_from_device()
         words = np.array(results, np.uint32)
         if words[contract.STATUS_MAGIC] != contract.MAGIC:
@@ -284,8 +285,10 @@ class LlamaDriver(DefaultIP):
         A thread that waits for a call gets KernelTimeout.
         """
         self._check_open()
+        # Before and after: a call may begin while the download is under way.
         self._generation += 1
         download()
+        self._generation += 1
         with self._lock:
             self._hung = self._running = False
             self._drop()
@@ -306,10 +309,9 @@ class LlamaDriver(DefaultIP):
             self.write(CONTROL_OFFSET, AP_CONTINUE)
         return True
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, generation: int) -> None:
         """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between."""
         start = time.monotonic()
-        generation = self._generation
         while not self._finished():
             waited = time.monotonic() - start
             if self._generation != generation:
@@ -330,7 +332,8 @@ class LlamaDriver(DefaultIP):
         if not control & (AP_IDLE | AP_DONE):
             self._request[contract.REQUEST_ABORT] = self._sequence
             self._buffers["request"][_ABORT_WORDS].sync_to_device()
-            self._wait(min(self.timeout_s, max(_SETTLE_S, 10 * self._last_seconds)))
+            limit = min(self.timeout_s, max(_SETTLE_S, 10 * self._last_seconds))
+            self._wait(limit, self._generation)
         elif self._chained:
             self.write(CONTROL_OFFSET, AP_CONTINUE)
         self._running = False
@@ -439,11 +442,12 @@ class LlamaDriver(DefaultIP):
             buffer[: activations.size].sync_to_device()
         if flags & RequestFlag.PROFILE:
             self._profile_buffer(n_steps)
+        generation = self._generation
         start = time.perf_counter()
         self._running = True
         try:
             self._launch(contract.COMMAND_RUN)
-            self._wait(self.timeout_s)
+            self._wait(self.timeout_s, generation)
         except KeyboardInterrupt:
             with contextlib.suppress(KernelTimeout):
                 self._settle()
