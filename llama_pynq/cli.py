@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", parents=[device], help="continue a text")
     generate.add_argument("prompt", nargs="*", help="(Once upon a time); several are a batch")
     add = generate.add_argument
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="(%(default)s)")
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
     add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
     add("--top-k", type=int, default=0, metavar="K", help="0 is off (%(default)s)")
     add("--top-p", type=float, default=0.9, metavar="P", help="1 is off (%(default)s)")

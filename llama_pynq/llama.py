@@ -465,7 +465,7 @@ class Llama:
         self,
         prompt: str | Sequence[str] = "",
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int = 512,
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 0.9,
@@ -483,7 +483,7 @@ class Llama:
             Empty: start from BOS. A list is a batch: its sequences share each reading of the
             weights, and give the text they would give alone.
         max_new_tokens : int
-            Default 256; the context may end the text earlier.
+            Default 512; the context may end the text earlier.
         temperature : float
             0 is greedy. Default 0.8.
         top_k : int
@@ -533,7 +533,7 @@ class Llama:
         self,
         prompt: str = "",
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int = 512,
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 0.9,

@@ -58,7 +58,7 @@ class Sampling:
         0 to 2^64 - 1.
     """
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = 512
     temperature: float = 0.8
     top_k: int = 0
     top_p: float = 0.9
