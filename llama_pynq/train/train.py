@@ -67,7 +67,7 @@ class TrainArgs:
         Of the weights and of the stories.
     """
 
-    steps: int = 1150
+    steps: int = 2000
     batch_size: int = 8
     short_steps: int = 404
     short_len: int = 64
