@@ -121,10 +121,11 @@ def test_generate_prints_the_seed_it_drew(cli):
 def test_every_sampling_option_reaches_the_model(cli):
     options = [
         {"temperature": 0.0},
-        {"temperature": 2.0, "top_k": 3},
-        {"temperature": 2.0, "top_p": 0.3},
-        {"temperature": 2.0, "min_p": 0.4},
-        {"repetition_penalty": 2.5},
+        # So hot that whatever truncation leaves is about equally likely.
+        {"temperature": 10.0, "top_k": 3},
+        {"temperature": 10.0, "top_p": 0.3},
+        {"temperature": 10.0, "min_p": 0.7},
+        {"temperature": 10.0, "repetition_penalty": 2.5},
         {"stop": "."},
     ]
     with LlamaOverlay() as overlay:
