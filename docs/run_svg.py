@@ -1,4 +1,4 @@
-"""Make docs/run.svg, the picture in the README, from a real run: needs `pip install rich`."""
+"""Make docs/run.svg, the picture in the README, from a real run: needs `pip install '.[bench]'`."""
 
 import shlex
 import subprocess

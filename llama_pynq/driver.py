@@ -396,22 +396,21 @@ class LlamaDriver(DefaultIP):
         KernelTimeout
             If it does not finish within `timeout_s`.
         """
-        if self._config is None:
-            raise RequestError("no model is loaded: call load_model() first")
-        limits, config = self.limits, self._config
-        n = len(rows)
-        if not 1 <= n <= limits.max_rows:
-            raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
-        if not 1 <= n_steps <= limits.max_steps:
-            raise LimitError(f"n_steps {n_steps}: this kernel takes 1 to {limits.max_steps}")
-        if len(stop_tokens) > limits.max_stop_tokens:
-            raise LimitError(
-                f"{len(stop_tokens)} stop tokens: this kernel takes {limits.max_stop_tokens}"
-            )
-        begin, end = layers if layers is not None else (0, config.n_layers)
-        if activations is not None:
-            flags |= RequestFlag.ACTIVATIONS_IN
-        with self.exclusive():
+        with self.exclusive():  # the checks, too: another thread may load or close
+            if self._config is None:
+                raise RequestError("no model is loaded: call load_model() first")
+            limits, n = self.limits, len(rows)
+            if not 1 <= n <= limits.max_rows:
+                raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
+            if not 1 <= n_steps <= limits.max_steps:
+                raise LimitError(f"n_steps {n_steps}: this kernel takes 1 to {limits.max_steps}")
+            if len(stop_tokens) > limits.max_stop_tokens:
+                raise LimitError(
+                    f"{len(stop_tokens)} stop tokens: this kernel takes {limits.max_stop_tokens}"
+                )
+            begin, end = layers if layers is not None else (0, self._config.n_layers)
+            if activations is not None:
+                flags |= RequestFlag.ACTIVATIONS_IN
             return self._run(rows, n_steps, begin, end, int(flags), stop_tokens, activations)
 
     def _run(
