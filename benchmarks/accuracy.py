@@ -1,4 +1,4 @@
-"""How far the kernel's int8 arithmetic is from the float32 model.
+"""How far the kernel's int8 and int4 arithmetic is from the float32 model.
 
     python benchmarks/accuracy.py [MODEL.bin TOKENIZER] [--tokens N]
 
@@ -38,19 +38,25 @@ def greedy(model: FloatModel, n: int) -> list[int]:
 
 
 def compare(overlay: LlamaOverlay, model: Path, tokenizer: Path, ids: list[int] | None, n: int):
-    """Print one line per group size."""
+    """Print one line per format of weights and of the KV cache."""
     with load_checkpoint(model) as checkpoint:
         reference = FloatModel(checkpoint)
         stored = checkpoint.group_size
     ids = ids or greedy(reference, min(n, reference.config.seq_len))
     true = reference.forward(ids, range(len(ids)))
-    for size in (32, 64) if stored is None else (None,):
-        llama = overlay.load_model(model, tokenizer=tokenizer, group_size=size)
+    formats = [
+        (8, size, kv) for size in ((32, 64) if stored is None else (None,)) for kv in (32, 8)
+    ]
+    for bits, size, kv in [*formats, (4, 64, 32), (4, 64, 8)]:
+        llama = overlay.load_model(
+            model, tokenizer=tokenizer, group_size=size, weight_bits=bits, kv_bits=kv
+        )
         got = llama.logits(ids)
         ratio = np.exp(mean_nll(got, ids) - mean_nll(true, ids))
         same = (got.argmax(1) == true.argmax(1)).mean()
         print(
-            f"{model.name:<16} {llama.packed.group_size:>5}  {np.exp(mean_nll(true, ids)):>10.4f} "
+            f"{model.name:<16} int{bits} {llama.packed.group_size:>5} "
+            f"{'float32' if kv == 32 else 'int8':>8}  {np.exp(mean_nll(true, ids)):>10.4f} "
             f"{np.exp(mean_nll(got, ids)):>10.4f} {100 * (ratio - 1):>+9.3f}%  {100 * same:>7.2f}% "
             f"of {len(ids)}   {np.abs(got - true).max():.4f}"
         )
@@ -65,7 +71,8 @@ def main() -> None:
     with LlamaOverlay() as overlay:
         print(f"measured on {overlay.describe()}")
         print(
-            "model            group  ppl float32   ppl int8    change   same top token   max |diff|"
+            "model            weights group KV cache ppl float32 ppl kernel    change   "
+            "same top token   max |diff|"
         )
         if args.model:
             compare(overlay, args.model, args.tokenizer, None, args.tokens)

@@ -1,8 +1,8 @@
 // One call of the kernel: what the host asked for, and how far it has come.
 #pragma once
 
+#include "cache.h"
 #include "float_math.h"
-#include "tile.h"
 
 namespace kernel {
 
@@ -23,6 +23,8 @@ struct Step {
   Layout layout;
   Row rows[kMaxRows];
   int n_rows;
+  Team teams[kMaxRows];  // of the active rows, in their order
+  int n_teams;
   int index;  // of the step in the call
   int layer_begin, layer_end;
   bool embed, classify, profile, activations_in, activations_out;
@@ -78,10 +80,19 @@ inline void ReadShape(const uint32_t* model, Call& call) {
     Fail(call, kErrorModelShape, kModelGroupSize);
   }
   if (!Within(s.slots, 1, 1 << 16)) Fail(call, kErrorModelShape, kModelSlots);
+  const int weight_bits = WordInt(model, kModelWeightBits);
+  s.int4 = weight_bits == 4;
+  if ((weight_bits != 8 && !s.int4) || (s.int4 && s.group_size != kMaxGroup)) {
+    Fail(call, kErrorModelShape, kModelWeightBits);
+  }
+  s.row_bytes = s.int4 ? kMaxGroup / 2 : s.group_size;
+  const int kv_bits = WordInt(model, kModelKvBits);
+  if (kv_bits != 32 && kv_bits != 8) Fail(call, kErrorModelShape, kModelKvBits);
   if (call.error == kErrorNone) {
     s.head_size = s.dim / s.n_heads;
     s.kv_dim = s.head_size * s.n_kv_heads;
     s.head_stride = RoundUp(s.head_size, kReduceLanes);
+    PlaceKv(kv_bits == 8, s);
     s.dim_groups = RoundUp(s.dim, s.group_size) / s.group_size;
     s.hidden_groups = RoundUp(s.hidden_dim, s.group_size) / s.group_size;
     if (s.head_size * s.n_heads != s.dim || s.head_size % 2 != 0 || s.head_size > kMaxHeadSize) {
@@ -171,6 +182,32 @@ READ_ROWS:
   step.classify = step.classify && step.layer_end == step.shape.n_layers;
 }
 
+// The active rows' teams, before each step.
+inline void PlanTeams(Step& step) {
+  const int most = TeamRows(step.shape);
+  int n = 0;
+PLAN_TEAMS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    const Row& r = step.rows[row];
+    if (r.active) {
+      Team team = {row, 0, r.slot, 0};
+      if (n > 0) {
+        const Team& last = step.teams[n - 1];
+        if (last.slot == r.slot && last.first + last.rows == row && last.rows < most) {
+          team = last;
+          --n;
+        }
+      }
+      ++team.rows;
+      if (r.position > team.last) team.last = r.position;
+      step.teams[n] = team;
+      ++n;
+    }
+  }
+  step.n_teams = n;
+}
+
 inline void WriteDescription(uint32_t* results) {
   results[kDescribeChannels] = kChannels;
   results[kDescribeBeatBytes] = kBeatBytes;
@@ -186,6 +223,8 @@ inline void WriteDescription(uint32_t* results) {
   results[kDescribeClockMhz] = kClockMhz;
   results[kDescribeMaxStopTokens] = kMaxStopTokens;
   results[kDescribeMaxStepEvents] = kMaxStepEvents;
+  results[kDescribeKvPorts] = kKvPorts;
+  results[kDescribeKvBeatBytes] = kKvBeatBytes;
 DESCRIBE_BOARD:
   for (int i = 0; i < 4; ++i) {
     uint32_t word = 0;

@@ -17,6 +17,7 @@ struct Workspace {
   float normed[kMaxRows][kMaxDim];  // normalised, or attention's output
   float qkv[kMaxRows][kMaxQkv];     // queries, keys, values of this call
   float norm_weight[kMaxIn];
+  QuantizedKv kv;
   QuantizedRows quantized;  // what the engines read
   QuantizedRows hidden;     // gated units, on their way there
   GateState gate;
@@ -71,13 +72,15 @@ ROWS:
         const int channel = tile % kChannels;
         const int tail = TailBase(step.layout, s, channel);
         const RowWords at =
-            FindRow(step.layout.embedding, tail, step.rows[row].token, g, s.group_size);
+            FindRow(step.layout.embedding, tail, step.rows[row].token, g, s.row_bytes);
         const Word values = ReadFrom(ports, channel, at.values);
         float dequantized[kMaxGroup];
         for (int i = 0; i < s.group_size; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-          dequantized[i] = static_cast<float>(static_cast<int>(values.b[at.offset + i]) - 128);
+          const int byte = values.b[at.offset + i % s.row_bytes];
+          const int nibble = i < s.row_bytes ? byte & 15 : byte >> 4;
+          dequantized[i] = static_cast<float>(s.int4 ? nibble - 8 : byte - 128);
         }
         const Word scales = ReadFrom(ports, channel, at.scales);
         const float scale = WordFloat(scales, at.scale_index);
@@ -109,7 +112,9 @@ inline MatVecJob LayerJob(const Step& step, int layer, const Matrix& m, int norm
                           Epilogue epilogue) {
   MatVecJob job;
   job.matrix = m;
-  job.group_size = step.shape.group_size;
+  job.format.group_size = step.shape.group_size;
+  job.format.row_bytes = step.shape.row_bytes;
+  job.format.int4 = step.shape.int4;
   job.rows = step.n_rows;
   job.epilogue = epilogue;
   for (int c = 0; c < kChannels; ++c) {
@@ -127,33 +132,27 @@ inline MatVecJob TailJob(const Step& step, const Matrix& classifier) {
 }
 
 // The tiles of one block of waves, in ascending order.
-inline void Collect(const MatVecJob& job, int block, const Step& step,
-                    const TileSums (&sums)[kTilesInFlight], float* logits, float (*x)[kMaxDim],
-                    float (*qkv)[kMaxQkv], GateState& gate, QuantizedRows& hidden,
-                    Sampler& sampler) {
+inline void Collect(const MatVecJob& job, int block, const Step& step, const BlockSums& sums,
+                    float* logits, float (*x)[kMaxDim], float (*qkv)[kMaxQkv], GateState& gate,
+                    QuantizedRows& hidden, Sampler& sampler) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const int first = block * kTilesInFlight;
   const int left = job.matrix.waves * kChannels - first;
   const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
-TILES:
-  for (int i = 0; i < tiles; ++i) {
-#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
-    const int tile = first + i;
-    switch (job.epilogue) {
-      case kKeep:
-        KeepTile(tile, sums[i], job.matrix.rows, job.rows, qkv);
-        break;
-      case kResidual:
-        AddTile(tile, sums[i], s.dim, job.rows, x);
-        break;
-      case kGate:
-        GateTile(tile, sums[i], s.hidden_dim, s.group_size, job.rows, gate, hidden);
-        break;
-      case kSample:
-        SampleTile(tile, sums[i], step, logits, sampler);
-        break;
-    }
+  switch (job.epilogue) {
+    case kKeep:
+      KeepTiles(first, tiles, sums, job.matrix.rows, job.rows, qkv);
+      break;
+    case kResidual:
+      AddTiles(first, tiles, sums, s.dim, job.rows, x);
+      break;
+    case kGate:
+      GateTiles(first, tiles, sums, s.hidden_dim, s.group_size, job.rows, gate, hidden);
+      break;
+    case kSample:
+      SampleTiles(first, tiles, sums, step, logits, sampler);
+      break;
   }
 }
 
@@ -167,10 +166,10 @@ BLOCKS:
   for (int block = 0; block < blocks; ++block) {
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 2 max = 500
-    TileSums sums[kTilesInFlight];
+    BlockSums sums;
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 2
-#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kScaleLanes dim = 3
+#pragma HLS ARRAY_PARTITION variable = sums complete dim = 3
     RunEngines(ports, job, block, ws.quantized, sums);
     Collect(job, block, step, sums, logits, ws.x, ws.qkv, ws.gate, ws.hidden, ws.sampler);
   }
@@ -202,7 +201,7 @@ ROWS:
 }
 
 inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& events,
-                  KvBeat* kv_cache, Workspace& ws) {
+                  KvReaders& kv_readers, KvWriters& kv_writers, Workspace& ws) {
 #pragma HLS INLINE
   const Shape& s = step.shape;
   const Layout& plan = step.layout;
@@ -222,7 +221,9 @@ ROTATE:
   }
 
   Mark(events, step, kStageAttention, layer);
-  Attend(step, layer, kv_cache, ws.qkv, ws.normed);
+  if (s.kv_int8) RoundKv(step, ws.qkv, ws.kv);
+  Attend(step, layer, kv_readers, ws.qkv, ws.normed);
+  WriteKv(step, layer, ws.qkv, ws.kv, kv_writers);
 
   Mark(events, step, kStageAttentionOut, layer);
 QUANTIZE_ATTENTION:
@@ -307,8 +308,8 @@ ROWS:
 
 // One step: every active row through layers [layer_begin, layer_end).
 inline void Compute(Call& call, const uint32_t* model, uint32_t* results, float* logits,
-                    float* activations, KvBeat* kv_cache, WeightPorts& ports, EventPort& events,
-                    Workspace& ws) {
+                    float* activations, WeightPorts& ports, KvReaders& kv_readers,
+                    KvWriters& kv_writers, EventPort& events, Workspace& ws) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances = MatVec limit = 1
   const Step& step = call.step;
@@ -322,7 +323,7 @@ inline void Compute(Call& call, const uint32_t* model, uint32_t* results, float*
 LAYERS:
   for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxLayers
-    Layer(step, layer, ports, events, kv_cache, ws);
+    Layer(step, layer, ports, events, kv_readers, kv_writers, ws);
   }
   if (step.activations_out) WriteActivations(step, activations, ws);
   Classify(call, ports, events, results, logits, ws);

@@ -11,7 +11,7 @@
 namespace kernel {
 
 constexpr uint32_t kMagic = 0x4C4C4D41;  // "LLMA"
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 
 // Scalar argument `command`.
 constexpr int kCommandDescribe = 0;  // write the self-description, touch nothing else
@@ -64,7 +64,9 @@ constexpr int kModelGroupSize = 9;
 constexpr int kModelTied = 10;
 constexpr int kModelRopeTheta = 11;  // float32 bits, for the record: the table below is used
 constexpr int kModelSlots = 12;
-constexpr int kModelRopeTable = 16;  // head_size / 2 pairs (low, high): turns per position * 2^64
+constexpr int kModelWeightBits = 13;  // 8 or 4
+constexpr int kModelKvBits = 14;      // 32: float32, or 8
+constexpr int kModelRopeTable = 16;   // head_size / 2 pairs (low, high): turns per position * 2^64
 constexpr int kModelWords = kModelRopeTable + kMaxHeadSize;
 
 // ---- results: kernel to host ---------------------------------------------------------
@@ -111,6 +113,8 @@ constexpr int kDescribeTopLogits = 26;
 constexpr int kDescribeClockMhz = 27;
 constexpr int kDescribeMaxStopTokens = 28;
 constexpr int kDescribeMaxStepEvents = 29;
+constexpr int kDescribeKvPorts = 30;
+constexpr int kDescribeKvBeatBytes = 31;
 constexpr int kDescribeBoard = 32;  // 16 bytes, zero-padded
 constexpr int kDescribeWords = 36;
 
@@ -147,8 +151,8 @@ constexpr int kStageClassifier = 10;
 constexpr int kStageSample = 11;
 constexpr int kStageEnd = 12;
 
-// ---- kv_cache ------------------------------------------------------------------------
-// float32 [slot][layer][kv_head][block][K, V][kBlock positions][padded head_size]: one
-// block of one head is one burst.
+// ---- kv_cache_0 ... ------------------------------------------------------------------
+// Each port's memory, [slot][layer][head of the port][position][record]: see cache.h. The
+// kernel has two pointers to it, kv_read_p and kv_write_p: what a step writes it never reads.
 
 }  // namespace kernel

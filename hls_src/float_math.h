@@ -119,25 +119,33 @@ inline void CosSin(uint32_t phase, float& cosine, float& sine) {
 
 // Halves are added element by element until one is left.
 template <int N>
+struct Tree {
+  static_assert(N % 2 == 0, "a tree has a power of two of leaves");
+
+  static float Sum(const float (&values)[N]) {
+#pragma HLS INLINE
+    float sums[N / 2];
+#pragma HLS ARRAY_PARTITION variable = sums complete
+    for (int i = 0; i < N / 2; ++i) {
+#pragma HLS UNROLL
+      sums[i] = values[i] + values[i + N / 2];
+    }
+    return Tree<N / 2>::Sum(sums);
+  }
+};
+
+template <>
+struct Tree<1> {
+  static float Sum(const float (&values)[1]) {
+#pragma HLS INLINE
+    return values[0];
+  }
+};
+
+template <int N>
 inline float TreeSum(const float (&values)[N]) {
 #pragma HLS INLINE
-  static_assert((N & (N - 1)) == 0, "a tree has a power of two of leaves");
-  float v[N];
-#pragma HLS ARRAY_PARTITION variable = v complete
-TREE_LOAD:
-  for (int i = 0; i < N; ++i) {
-#pragma HLS UNROLL
-    v[i] = values[i];
-  }
-TREE:
-  for (int half = N / 2; half > 0; half /= 2) {
-#pragma HLS UNROLL
-    for (int i = 0; i < half; ++i) {
-#pragma HLS UNROLL
-      v[i] = v[i] + v[i + half];
-    }
-  }
-  return v[0];
+  return Tree<N>::Sum(values);
 }
 
 // Noise for Gumbel-max sampling: a hash of (seed, position, token id), so the same draw

@@ -1,8 +1,9 @@
 // How a weight matrix lies in memory, and how its words reach an engine.
 //
-// A tile is kTileRows output rows. It is stored group by group: the rows' int8 values of one
-// group, one row after the other, as q + 128; then kTileRows float32 scales; then the same
-// rows' next group. Tile i of a matrix lies in channel i % kChannels, so the channels are
+// A tile is kTileRows output rows. It is stored group by group: the rows' values of one group,
+// one row after the other; then kTileRows float32 scales; then the same rows' next group. int8 is
+// stored as q + 128; int4 as q + 8, in groups of 64, two to a byte: the group's first half in
+// the low nibbles. Tile i of a matrix lies in channel i % kChannels, so the channels are
 // read side by side: one tile of each is a wave.
 //
 // Each channel holds, in this order:
@@ -22,6 +23,17 @@ struct Shape {
   int slots;
   int head_size, kv_dim, head_stride;  // head_stride: head_size padded to kReduceLanes
   int dim_groups, hidden_groups;
+  int row_bytes;  // of one row's group of weights
+  bool int4;
+  bool kv_int8;
+  int kv_scale_beats, kv_half_beats, kv_record_beats;  // of a position in the KV cache
+};
+
+// How a group of weights is stored: 64 int8, 32 int8, or 64 int4.
+struct Format {
+  int group_size;
+  int row_bytes;  // of one row's group: 64 or 32
+  bool int4;
 };
 
 struct Matrix {
@@ -37,40 +49,40 @@ struct Layout {
   int layer_words;  // one layer, without its norms
 };
 
-inline int TileWords(int groups, int group_size) {
-  return groups * (kTileRows * group_size / kWordBytes + kScaleWords);
+inline int TileWords(int groups, int row_bytes) {
+  return groups * (kTileRows * row_bytes / kWordBytes + kScaleWords);
 }
 
-inline int MatrixWords(const Matrix& m, int group_size) {
-  return m.waves * TileWords(m.groups, group_size);
+inline int MatrixWords(const Matrix& m, int row_bytes) {
+  return m.waves * TileWords(m.groups, row_bytes);
 }
 
-inline Matrix PlaceMatrix(int rows, int groups, int group_size, int& next_word) {
+inline Matrix PlaceMatrix(int rows, int groups, int row_bytes, int& next_word) {
   Matrix m;
   m.rows = rows;
   m.groups = groups;
   m.waves = (rows + kWaveRows - 1) / kWaveRows;
   m.first_word = next_word;
-  next_word += MatrixWords(m, group_size);
+  next_word += MatrixWords(m, row_bytes);
   return m;
 }
 
 inline Layout PlanLayout(const Shape& s) {
   Layout plan;
-  const int group = s.group_size;
+  const int bytes = s.row_bytes;
   // Whole groups of hidden units leave a pair of W1 and W3 tiles.
-  const int hidden_units = RoundUp(s.hidden_groups * group, kTileRows);
-  plan.norm_words = s.dim_groups * group * 4 / kWordBytes;
+  const int hidden_units = RoundUp(s.hidden_groups * s.group_size, kTileRows);
+  plan.norm_words = s.dim_groups * s.group_size * 4 / kWordBytes;
   int word = 0;
-  plan.qkv = PlaceMatrix(s.dim + 2 * s.kv_dim, s.dim_groups, group, word);
-  plan.attention_out = PlaceMatrix(s.dim, s.dim_groups, group, word);
-  plan.gate_up = PlaceMatrix(2 * hidden_units, s.dim_groups, group, word);
-  plan.down = PlaceMatrix(s.dim, s.hidden_groups, group, word);
+  plan.qkv = PlaceMatrix(s.dim + 2 * s.kv_dim, s.dim_groups, bytes, word);
+  plan.attention_out = PlaceMatrix(s.dim, s.dim_groups, bytes, word);
+  plan.gate_up = PlaceMatrix(2 * hidden_units, s.dim_groups, bytes, word);
+  plan.down = PlaceMatrix(s.dim, s.hidden_groups, bytes, word);
   plan.layer_words = word;
   word = 0;
-  plan.classifier = PlaceMatrix(s.vocab_size, s.dim_groups, group, word);
+  plan.classifier = PlaceMatrix(s.vocab_size, s.dim_groups, bytes, word);
   plan.embedding = plan.classifier;
-  if (!s.tied) plan.embedding = PlaceMatrix(s.vocab_size, s.dim_groups, group, word);
+  if (!s.tied) plan.embedding = PlaceMatrix(s.vocab_size, s.dim_groups, bytes, word);
   return plan;
 }
 
@@ -92,17 +104,17 @@ struct RowWords {
   int scale_index;  // of the row's scale in its word
 };
 
-inline RowWords FindRow(const Matrix& m, int base, int row, int group, int group_size) {
+inline RowWords FindRow(const Matrix& m, int base, int row, int group, int row_bytes) {
   const int tile = row / kTileRows;
   const int row_in_tile = row % kTileRows;
-  const int rows_per_word = kWordBytes / group_size;
+  const int rows_per_word = kWordBytes / row_bytes;
   const int value_words = kTileRows / rows_per_word;
-  const int first = base + m.first_word + (tile / kChannels) * TileWords(m.groups, group_size) +
+  const int first = base + m.first_word + (tile / kChannels) * TileWords(m.groups, row_bytes) +
                     group * (value_words + kScaleWords);
   RowWords at;
   at.channel = tile % kChannels;
   at.values = first + row_in_tile / rows_per_word;
-  at.offset = (row_in_tile % rows_per_word) * group_size;
+  at.offset = (row_in_tile % rows_per_word) * row_bytes;
   at.scales = first + value_words + row_in_tile * 4 / kWordBytes;
   at.scale_index = row_in_tile % (kWordBytes / 4);
   return at;

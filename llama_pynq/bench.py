@@ -78,7 +78,7 @@ class Report:
         return "\n".join(lines)
 
 
-class _Endless(Llama):
+class Endless(Llama):
     """Writes as many tokens as asked for: no token ends its text."""
 
     def _stop_tokens(self) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> R
     driver, config = llama.driver, llama.config
     length = min(tokens, config.seq_len)
     max_rows = driver.limits.max_rows
-    endless = _Endless(driver, llama.tokenizer, llama.packed)
+    endless = Endless(driver, llama.tokenizer, llama.packed)
 
     def decode(temperature: float) -> float:
         out = endless.generate("", max_new_tokens=length, temperature=temperature, seed=0)

@@ -1,4 +1,4 @@
-"""The command line: ``llama-pynq generate|info|bench|pack``."""
+"""The command line: ``llama-pynq generate|info|bench|pack|boards``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from . import __version__
 from .errors import LlamaPynqError
 
 if TYPE_CHECKING:
+    from .checkpoint import ModelConfig
     from .contract import KernelLimits
     from .llama import Generation, Llama
     from .llama_overlay import LlamaOverlay
@@ -39,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
                        "sentencepiece model; default: the bundled or packed one")  # fmt: skip
     group.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share a "
                        "scale; default: the checkpoint's, or what packs tightest")  # fmt: skip
+    group.add_argument("--weight-bits", type=int, choices=(8, 4), help="4: half the bytes that a "
+                       "token reads, less accurate; default 8, or what is packed")  # fmt: skip
+    group.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="what the KV "
+                       "cache holds: float32, or int8 with scales (%(default)s)")  # fmt: skip
 
     generate = commands.add_parser("generate", parents=[device], help="continue a text")
     generate.add_argument("prompt", nargs="*", help="(Once upon a time); several are a batch")
@@ -60,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
                        help="length of the text and of the prompt (%(default)s)")  # fmt: skip
     bench.add_argument("--repeats", type=int, default=5, metavar="N",
                        help="of each measurement; the median counts (%(default)s)")  # fmt: skip
+    bench.add_argument("--random", metavar="NAME", help="a model with random weights instead: "
+                       "stories15M, stories42M or stories110M")  # fmt: skip
     bench.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     pack = commands.add_parser(
@@ -69,6 +76,23 @@ def _parser() -> argparse.ArgumentParser:
                       "the device found")  # fmt: skip
     pack.add_argument("output", help="file to write, such as model.safetensors")
     pack.add_argument("--force", action="store_true", help="replace an existing file")
+
+    compare = commands.add_parser(
+        "boards", help="which board for a model: what fits, and how fast it would be (modelled)"
+    )
+    which = compare.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FILE", help="llama2.c checkpoint or packed model; "
+                       "default: the bundled one")  # fmt: skip
+    which.add_argument("--shape", metavar="NAME", help="the shape of stories15M, stories42M, "
+                       "stories110M, tinyllama or llama2-7b instead of a file")  # fmt: skip
+    compare.add_argument("--context", type=int, metavar="N", help="positions in use; default: 256, "
+                         "or all that the model has")  # fmt: skip
+    compare.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share "
+                         "a scale; default: the model's, or what packs tightest")  # fmt: skip
+    compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default 8, or what is "
+                         "packed")  # fmt: skip
+    compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
+    compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
     return parser
 
 
@@ -93,7 +117,10 @@ def _open(args: argparse.Namespace) -> LlamaOverlay:
 
 
 def _load(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
-    return overlay.load_model(args.model, args.tokenizer, group_size=args.group_size)
+    return overlay.load_model(
+        args.model, args.tokenizer, group_size=args.group_size, weight_bits=args.weight_bits,
+        kv_bits=args.kv_bits,
+    )  # fmt: skip
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -169,14 +196,27 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from .bench import measure
+    from .random_model import random_model
 
     # A rate takes two tokens: it leaves out the first, which waits for the prompt.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
         if value < least:
             raise LlamaPynqError(f"{name} is {value}: it must be at least {least}")
+    if args.random is not None:
+        for name, given in (("--model", args.model), ("--tokenizer", args.tokenizer)):
+            if given is not None:
+                raise LlamaPynqError(
+                    f"--random makes a model and a tokenizer of its own: leave out {name}, "
+                    "or --random"
+                )
+        args.model, args.tokenizer = random_model(args.random)
     with _open(args) as overlay:
         report = measure(overlay, _load(overlay, args), args.tokens, args.repeats)
+    if args.random is not None:
+        report = replace(report, model=f"{args.random}'s shape, random weights; {report.model}")
     print(report.json() if args.json else report.table())
     return 0
 
@@ -225,11 +265,67 @@ def _pack(args: argparse.Namespace) -> int:
         if tokenizer is not None:
             Tokenizer.load(tokenizer).check_vocab(checkpoint.config.vocab_size)
             text = tokenizer.read_bytes()
-        quantized = QuantizedModel(checkpoint, args.group_size)
+        quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
         write_packed(quantized, target, output, text)
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, {quantized.note}, "
           f"{'with' if text else 'without'} a tokenizer, for {device}")  # fmt: skip
     return 0
+
+
+def _boards(args: argparse.Namespace) -> int:
+    from .views import boards_table, compare, plot_roofline
+
+    name, config, group_size, weight_bits = _shape(args)
+    context = min(256, config.seq_len) if args.context is None else args.context
+    if not 1 <= context <= config.seq_len:
+        raise LlamaPynqError(
+            f"--context is {context}: the model has positions for 1 to {config.seq_len}"
+        )
+    if weight_bits == 4 and group_size == 32:
+        raise LlamaPynqError("--group-size is 32: int4 weights come in groups of 64 only")
+    rows = compare(
+        config,
+        context=context,
+        weight_bits=weight_bits,
+        group_size=group_size,
+        kv_bits=args.kv_bits,
+    )
+    title = f"{name}: int{weight_bits} weights, {args.kv_bits}-bit KV cache, context {context}"
+    if args.plot is not None:
+        plot_roofline(rows, title, Path(args.plot))
+    print(f"{title}\n\n{boards_table(rows)}")
+    return 0
+
+
+def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
+    """A model's name, its shape, and how it is or would be packed."""
+    from .checkpoint import load_checkpoint
+    from .llama import BUNDLED
+    from .packing import is_packed, open_packed
+    from .views import SHAPES
+
+    bits = args.weight_bits or 8
+    if args.shape is not None:
+        if args.shape not in SHAPES:
+            raise LlamaPynqError(
+                f"there is no shape {args.shape!r}: choose one of {', '.join(SHAPES)}"
+            )
+        return args.shape, SHAPES[args.shape], args.group_size, bits
+    path = Path(args.model) if args.model else BUNDLED / "stories.bin"
+    if path.is_file() and is_packed(path):
+        packed = open_packed(path)
+        for option, asked, has in (
+            ("--group-size", args.group_size, packed.group_size),
+            ("--weight-bits", args.weight_bits, packed.weight_bits),
+        ):
+            if asked not in (None, has):
+                raise LlamaPynqError(
+                    f"{option} is {asked}, but {path} is packed with {has}: leave it out, or "
+                    "give the checkpoint"
+                )
+        return path.name, packed.config, packed.group_size, packed.weight_bits
+    with load_checkpoint(path) as checkpoint:
+        return path.name, checkpoint.config, args.group_size, bits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,7 +334,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack the text's characters
     args = _parser().parse_args(argv)
-    commands = {"generate": _generate, "info": _info, "bench": _bench, "pack": _pack}
+    commands = {
+        "generate": _generate,
+        "info": _info,
+        "bench": _bench,
+        "pack": _pack,
+        "boards": _boards,
+    }
     try:
         status = commands[args.command](args)
         sys.stdout.flush()

@@ -11,18 +11,27 @@ import re
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from .checkpoint import ModelConfig
+
 MAGIC = 0x4C4C4D41
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 COMMAND_DESCRIBE = 0
 COMMAND_RUN = 1
 
 MIN_GROUP, MAX_GROUP = 32, 64
-"""Group sizes the kernel reads: int8 values that share one scale."""
-REDUCE_LANES = 16
+"""Group sizes the kernel reads: weights that share one scale."""
+WEIGHT_BITS = (8, 4)
+"""What weights are packed as; int4 in groups of `MAX_GROUP` only."""
+KV_BITS = (32, 8)
+"""What the KV cache holds: float32, or int8 with a scale for each head's key and value."""
+REDUCE_LANES, NORM_SUMS, VALUE_SUMS = 16, 128, 8
+"""Partial sums of a dot product, of a norm, and of the values of a block of attention."""
 BLOCK = 32
 """Positions of the KV cache, or logits, that one online-softmax step takes."""
 WORD_BYTES = 64
@@ -71,6 +80,8 @@ MODEL_FIELDS = (
     "tied",
     "rope_theta",
     "slots",
+    "weight_bits",
+    "kv_bits",
 )
 MODEL_ROPE_TABLE = 16
 
@@ -93,6 +104,8 @@ DESCRIBE_FIELDS = (
     "clock_mhz",
     "max_stop_tokens",
     "max_step_events",
+    "kv_ports",
+    "kv_beat_bytes",
 )
 DESCRIBE_BASE = 16
 DESCRIBE_BOARD = 32
@@ -198,6 +211,8 @@ class KernelLimits:
         Ticks a microsecond in the profile.
     max_step_events : int
         Events a profile record holds.
+    kv_ports, kv_beat_bytes : int
+        KV cache: ports that the heads are dealt out to, bytes a beat.
     """
 
     board: str
@@ -216,6 +231,8 @@ class KernelLimits:
     clock_mhz: int
     max_stop_tokens: int
     max_step_events: int
+    kv_ports: int
+    kv_beat_bytes: int
 
     @classmethod
     def from_words(cls, words: np.ndarray) -> KernelLimits:
@@ -262,6 +279,23 @@ class KernelLimits:
                  "max_layers", "max_seq_len")  # fmt: skip
         least = {name: min(getattr(self, name), getattr(board, name)) for name in names}
         return replace(self, board=board.board, **least)
+
+    def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
+        """Bytes that one port's share of the KV cache takes (``hls_src/cache.h``).
+
+        Parameters
+        ----------
+        config : ModelConfig
+        kv_bits : {32, 8}
+        slots : int
+            Sequences.
+        """
+        beat = self.kv_beat_bytes
+        stride = -(-config.head_size // REDUCE_LANES) * REDUCE_LANES
+        half = -(-stride * kv_bits // 8 // beat) * beat
+        record = 2 * half + (beat if kv_bits == 8 else 0)
+        heads = -(-config.n_kv_heads // self.kv_ports)
+        return slots * config.n_layers * heads * config.seq_len * record
 
     @property
     def request_words(self) -> int:

@@ -52,6 +52,7 @@ _SPIN_S = 0.002
 _SLEEP_S = 0.0005
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _PLACEHOLDER_WORDS = 1024
+_MAX_PORTS = 64
 
 # Buffers that a hung kernel may still write: never given back.
 _abandoned: list[Any] = []
@@ -114,6 +115,7 @@ class LlamaDriver(DefaultIP):
         self._buffers: dict[str, Any] = {}
         self._config: ModelConfig | None = None
         self._slots = 0
+        self._kv_bits = 32
         self._packed: PackedModel | None = None
         self._llama: Llama | None = None
         self._running = False  # a call was launched and not seen to end
@@ -150,16 +152,17 @@ class LlamaDriver(DefaultIP):
         return self._generation
 
     def _describe(self) -> KernelLimits:
-        channels = sum(1 for name in self._registers if name.startswith("weights_"))
-        if f"weights_{channels // 2 - 1}_2" in self._registers:
-            channels //= 2
-        self._arguments = arguments(channels)
-        for argument in self._arguments:
-            if argument.is_pointer:
-                self._buffers[argument.name] = self._allocate(
-                    argument.name, _PLACEHOLDER_WORDS, np.uint32
-                )
-                self._write_pointer(argument)
+        # A Zynq register map lists a pointer as two registers, name_1 and name_2.
+        split = "request_1" in self._registers
+        suffix = "_1" if split else ""
+
+        def ports(prefix: str) -> int:
+            return sum(f"{prefix}_{i}{suffix}" in self._registers for i in range(_MAX_PORTS))
+
+        channels = ports("weights")
+        self._arguments = arguments(channels, ports("kv_read"))
+        for name in dict.fromkeys(a.buffer for a in self._arguments if a.is_pointer):
+            self._replace(name, _PLACEHOLDER_WORDS, np.uint32)
         results = self._buffers["results"]
         results[:] = 0
         results.sync_to_device()
@@ -180,10 +183,12 @@ class LlamaDriver(DefaultIP):
                 "the package of one release"
             )
         limits = KernelLimits.from_words(words)
-        if limits.channels != channels:
+        listed = (channels, ports("kv_read"))
+        if (limits.channels, limits.kv_ports) != listed:
             raise OverlayMismatch(
-                f"the kernel has {limits.channels} weight channels, the overlay's metadata lists "
-                f"{channels}. The two come from different builds: rebuild the overlay"
+                f"the kernel has {limits.channels} weight channels and {limits.kv_ports} KV cache "
+                f"ports, the overlay's metadata lists {listed[0]} and {listed[1]}. The two come "
+                "from different builds: rebuild the overlay"
             )
         # An emulated board runs the host's kernel, and holds it to the board's limits.
         board = getattr(self.device, "limits", None)
@@ -200,12 +205,17 @@ class LlamaDriver(DefaultIP):
 
     # ---- buffers and registers -------------------------------------------------------
 
+    def _pointers(self, buffer: str) -> list[Argument]:
+        """Arguments that point at a buffer."""
+        return [a for a in self._arguments if a.is_pointer and a.buffer == buffer]
+
     def _allocate(self, name: str, n: int, dtype: Any) -> Any:
-        register = self._registers.get(name) or self._registers.get(f"{name}_1")
+        argument = self._pointers(name)[0].name
+        register = self._registers.get(argument) or self._registers.get(f"{argument}_1")
         if register is None:
             raise OverlayMismatch(
-                f"the overlay's metadata has no register {name!r}: it is not an overlay of this "
-                "package, or of another version"
+                f"the overlay's metadata has no register {argument!r}: it is not an overlay of "
+                "this package, or of another version"
             )
         bank = register.get("memory")
         target = self.device.get_memory_by_name(bank) if bank else self.device
@@ -222,7 +232,7 @@ class LlamaDriver(DefaultIP):
             ) from error
 
     def _write_pointer(self, argument: Argument) -> None:
-        address = int(self._buffers[argument.name].device_address)
+        address = int(self._buffers[argument.buffer].device_address)
         whole = self._registers.get(argument.name)
         if whole is not None:
             low = whole["address_offset"]
@@ -233,11 +243,8 @@ class LlamaDriver(DefaultIP):
         self.write(low, address & 0xFFFFFFFF)
         self.write(high, address >> 32)
 
-    def _argument(self, name: str) -> Argument:
-        return next(a for a in self._arguments if a.name == name)
-
     def _replace(self, name: str, n: int, dtype: Any) -> Any:
-        """A new buffer for an argument; the old one goes first, to make room."""
+        """A new buffer; the old one goes first, to make room."""
         old = self._buffers.pop(name, None)
         if old is not None:
             _free(old)
@@ -245,9 +252,10 @@ class LlamaDriver(DefaultIP):
             self._buffers[name] = self._allocate(name, n, dtype)
         finally:
             if name not in self._buffers:
-                # After an error or Ctrl-C, too, the argument points at memory of ours.
+                # After an error or Ctrl-C, too, the arguments point at memory of ours.
                 self._buffers[name] = self._allocate(name, _PLACEHOLDER_WORDS, np.uint32)
-            self._write_pointer(self._argument(name))
+            for argument in self._pointers(name):
+                self._write_pointer(argument)
         return self._buffers[name]
 
     def close(self) -> None:
@@ -536,12 +544,24 @@ class LlamaDriver(DefaultIP):
         return self._packed
 
     @property
+    def kv_bits(self) -> int:
+        """What the KV cache holds: 32, float32, or 8."""
+        return self._kv_bits
+
+    @property
     def slots(self) -> int:
         """Sequences that the KV cache holds."""
         return self._slots
 
-    def load_weights(self, packed: PackedModel, slots: int) -> None:
+    def load_weights(self, packed: PackedModel, slots: int, kv_bits: int = 32) -> None:
         """Upload a packed model and make room for `slots` sequences.
+
+        Parameters
+        ----------
+        packed : PackedModel
+        slots : int
+        kv_bits : {32, 8}
+            What the KV cache holds: float32, or int8 with a scale for each key and value.
 
         Raises
         ------
@@ -568,13 +588,15 @@ class LlamaDriver(DefaultIP):
             self._llama = None
             config = packed.config
             # All of the old model goes before any of the new one comes: memory may hold but one.
-            for name in ("kv_cache", "logits", *(f"weights_{c}" for c in range(limits.channels))):
+            caches = [f"kv_cache_{p}" for p in range(limits.kv_ports)]
+            weights = [f"weights_{c}" for c in range(limits.channels)]
+            for name in (*caches, "logits", *weights):
                 self._replace(name, _PLACEHOLDER_WORDS, np.uint32)
             for channel, size in enumerate(packed.sizes):
                 buffer = self._replace(f"weights_{channel}", size, np.uint8)
                 self._upload(packed, channel, buffer)
             self._replace("logits", limits.max_rows * config.vocab_size, np.float32)
-            self._place_cache(config, packed.group_size, slots)
+            self._place_cache(packed, kv_bits, slots)
             self._config = config
             self._packed = packed
 
@@ -591,13 +613,15 @@ class LlamaDriver(DefaultIP):
 
         packed.upload(channel, write)
 
-    def _place_cache(self, config: ModelConfig, group_size: int, slots: int) -> None:
+    def _place_cache(self, packed: PackedModel, kv_bits: int, slots: int) -> None:
         """Allocate the KV cache for `slots` sequences, and describe the model."""
-        lanes = contract.REDUCE_LANES
-        stride = -(-config.head_size // lanes) * lanes
-        blocks = -(-config.seq_len // contract.BLOCK)
-        per_slot = config.n_layers * config.n_kv_heads * blocks * 2 * contract.BLOCK * stride
-        self._replace("kv_cache", slots * per_slot, np.float32)
+        config = packed.config
+        size = self.limits.kv_port_bytes(config, kv_bits, slots)
+        ports = [f"kv_cache_{p}" for p in range(self.limits.kv_ports)]
+        for name in ports:  # all of the old cache goes before any of the new one comes
+            self._replace(name, _PLACEHOLDER_WORDS, np.uint32)
+        for name in ports:
+            self._replace(name, size, np.uint8)
         values = {
             "magic": contract.MAGIC,
             "abi": contract.ABI_VERSION,
@@ -608,10 +632,12 @@ class LlamaDriver(DefaultIP):
             "n_kv_heads": config.n_kv_heads,
             "vocab_size": config.vocab_size,
             "seq_len": config.seq_len,
-            "group_size": group_size,
+            "group_size": packed.group_size,
             "tied": int(config.tied),
             "rope_theta": int(np.float32(config.rope_theta).view(np.uint32)),
             "slots": slots,
+            "weight_bits": packed.weight_bits,
+            "kv_bits": kv_bits,
         }
         model = self._buffers["model"]
         model[:] = 0
@@ -620,7 +646,7 @@ class LlamaDriver(DefaultIP):
         base = contract.MODEL_ROPE_TABLE
         model[base : base + len(table)] = table
         model.sync_to_device()
-        self._slots = slots
+        self._slots, self._kv_bits = slots, kv_bits
 
     def resize_cache(self, slots: int) -> None:
         """Make room for another number of sequences; what the cache held is lost."""
@@ -632,9 +658,9 @@ class LlamaDriver(DefaultIP):
             self._config = self._packed = self._llama = None
             self._generation += 1
             try:
-                self._place_cache(config, packed.group_size, slots)
+                self._place_cache(packed, self._kv_bits, slots)
             except DeviceMemoryError:
-                self._place_cache(config, packed.group_size, self._slots)
+                self._place_cache(packed, self._kv_bits, self._slots)
                 self._config, self._packed, self._llama = config, packed, llama
                 raise
             self._config, self._packed, self._llama = config, packed, llama
@@ -647,6 +673,8 @@ class LlamaDriver(DefaultIP):
         tokenizer: str | Path | None = None,
         *,
         group_size: int | None = None,
+        weight_bits: int | None = None,
+        kv_bits: int = 32,
         slots: int | None = None,
         rope_theta: float | None = None,
     ) -> Llama:
@@ -654,8 +682,9 @@ class LlamaDriver(DefaultIP):
         from .llama import load
 
         self._llama = load(
-            self, path, tokenizer, group_size=group_size, slots=slots, rope_theta=rope_theta
-        )
+            self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
+            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta,
+        )  # fmt: skip
         return self._llama
 
     def adopt(self, model: Llama) -> None:

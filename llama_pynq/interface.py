@@ -52,6 +52,11 @@ class Argument:
     def is_pointer(self) -> bool:
         return self.bundle is not None
 
+    @property
+    def buffer(self) -> str:
+        """Name of the memory it points at; the two pointers of a KV port share one."""
+        return re.sub(r"^kv_(read|write)_", "kv_cache_", self.name)
+
 
 @dataclass(frozen=True)
 class Register:
@@ -62,9 +67,21 @@ class Register:
     size_bits: int
 
 
-def arguments(channels: int) -> tuple[Argument, ...]:
-    """The kernel's arguments, in order, for a board with `channels` weight channels."""
+def arguments(channels: int, kv_ports: int) -> tuple[Argument, ...]:
+    """The kernel's arguments, in order.
+
+    Parameters
+    ----------
+    channels, kv_ports : int
+        The board's weight channels, and ports of its KV cache.
+    """
     io = "gmem_io"
+    # Both of a port point at one memory: the kernel never reads what the same step writes.
+    cache = tuple(
+        Argument(f"kv_{access}_{p}", ctype, f"gmem_kv{p}", "kCosimKvBeats")
+        for p in range(kv_ports)
+        for access, ctype in (("read", "const KvBeat*"), ("write", "KvBeat*"))
+    )
     weights = tuple(
         Argument(f"weights_{c}", "const Beat*", f"gmem_w{c}", "kCosimWeightBeats")
         for c in range(channels)
@@ -75,8 +92,8 @@ def arguments(channels: int) -> tuple[Argument, ...]:
         Argument("logits", "float*", io, "kCosimLogits"),
         Argument("activations", "float*", io, "kMaxRows * kMaxDim"),
         Argument("model", "const uint32_t*", io, "kModelWords"),
-        Argument("kv_cache", "KvBeat*", "gmem_kv", "kCosimKvBeats"),
         Argument("profile", "uint32_t*", "gmem_profile", "kProfileWords"),
+        *cache,
         *weights,
         Argument("command", "uint32_t", None),
         Argument("sequence", "uint32_t", None),
@@ -111,12 +128,13 @@ def board_constants(header: Path) -> dict[str, int]:
     Raises
     ------
     ValueError
-        If the header names no kChannels.
+        If the header lacks kChannels or kKvPorts.
     """
     found = re.findall(r"constexpr int (k\w+) = (\d+);", header.read_text(encoding="utf-8"))
     constants = {name: int(value) for name, value in found}
-    if "kChannels" not in constants:
-        raise ValueError(f"{header} defines no 'constexpr int kChannels = ...;'")
+    for name in ("kChannels", "kKvPorts"):
+        if name not in constants:
+            raise ValueError(f"{header} defines no 'constexpr int {name} = ...;'")
     return constants
 
 
@@ -149,10 +167,14 @@ static void RunStep({parameters},
 #pragma HLS DATAFLOW
 #pragma HLS ARRAY_PARTITION variable = step.rows complete
   WeightPorts ports;
+  KvReaders kv_readers;
+  KvWriters kv_writers;
   EventPort events;
   OpenEvents(step, profile, events);
 {loads}
-  Compute(call, model, results, logits, activations, kv_cache, ports, events, workspace);
+  Compute(call, model, results, logits, activations, ports, kv_readers, kv_writers, events,
+          workspace);
+{stores}
   RecordEvents(step, events, profile);
 }}
 
@@ -168,8 +190,11 @@ LLAMA_TOP void llama({top_parameters}) {{
 #pragma HLS ARRAY_RESHAPE variable = workspace.quantized.q cyclic factor = kMaxGroup dim = 2
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.scale complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.offset complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = workspace.x cyclic factor = kVectorLanes dim = 2
+#pragma HLS ARRAY_PARTITION variable = workspace.normed cyclic factor = kVectorLanes dim = 2
+#pragma HLS ARRAY_PARTITION variable = workspace.qkv cyclic factor = kVectorLanes dim = 2
 #pragma HLS ARRAY_PARTITION variable = workspace.norm_weight cyclic factor = kReduceLanes
-#pragma HLS ARRAY_PARTITION variable = workspace.sampler.block complete dim = 2
+#pragma HLS ARRAY_PARTITION variable = workspace.gate.units cyclic factor = kVectorLanes dim = 2
   ReadCall(request, model, command, sequence, call);
   if (command == kCommandDescribe) WriteDescription(results);
   bool running = call.error == kErrorNone && call.n_steps > 0;
@@ -179,6 +204,7 @@ STEPS:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxSteps
     aborted = AbortAsked(request, sequence);
     if (!aborted) {{
+      PlanTeams(call.step);
       RunStep({names}, call.step, call, workspace);
       call.step.index = call.step.index + 1;
     }}
@@ -218,8 +244,9 @@ def top_function(header: Path) -> str:
         The top function with its INTERFACE pragmas (UG1399), the dataflow region of one
         step, and, outside synthesis, the call that the emulated device makes.
     """
-    channels = board_constants(header)["kChannels"]
-    args = arguments(channels)
+    constants = board_constants(header)
+    channels, kv_ports = constants["kChannels"], constants["kKvPorts"]
+    args = arguments(channels, kv_ports)
     pointers = [a for a in args if a.is_pointer]
 
     def declare(arg: Argument, space: str) -> str:
@@ -228,7 +255,7 @@ def top_function(header: Path) -> str:
 
     pragmas = []
     for arg in pointers:
-        reads = arg.name.startswith("weights_")
+        reads = arg.name.startswith(("weights_", "kv_read_"))
         burst = (
             " latency = kernel::kReadLatency max_read_burst_length = kernel::kReadBurstBeats"
             " num_read_outstanding = kernel::kReadOutstanding"
@@ -242,6 +269,10 @@ def top_function(header: Path) -> str:
         )
     pragmas += [f"#pragma HLS INTERFACE s_axilite port = {a.name}" for a in args]
     pragmas.append("#pragma HLS INTERFACE s_axilite port = return")
+    loads = [f"  Load(weights_{c}, {c}, step, ports[{c}]);" for c in range(channels)]
+    for p in range(kv_ports):
+        loads.append(f"  LoadKv(kv_read_{p}, {p}, step, kv_readers[{p}]);")
+        loads.append(f"  PlaceKvWriter(kv_write_{p}, kv_writers[{p}]);")
     unpacked = ",\n      ".join(
         f"reinterpret_cast<{a.ctype}>(args[{i}])"
         if a.is_pointer
@@ -252,7 +283,10 @@ def top_function(header: Path) -> str:
         board=header.name,
         parameters=", ".join(declare(a, "") for a in pointers if a.name != "request"),
         top_parameters=", ".join(declare(a, "kernel::") for a in args),
-        loads="\n".join(f"  Load(weights_{c}, {c}, step, ports[{c}]);" for c in range(channels)),
+        loads="\n".join(loads),
+        stores="\n".join(
+            f"  StoreKv(kv_write_{p}, {p}, step, kv_writers[{p}]);" for p in range(kv_ports)
+        ),
         pragmas="\n".join(pragmas),
         names=", ".join(a.name for a in pointers if a.name != "request"),
         unpacked=unpacked,

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import packing
 from .checkpoint import ModelConfig, load_checkpoint
-from .contract import RowFlag, make_rows
+from .contract import KV_BITS, RowFlag, make_rows
 from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
 from .packing import PackedModel, Target
 from .sampling import Sampling, choose
@@ -225,6 +225,8 @@ class Llama:
         What was loaded; its shape and its note.
     repack : callable, optional
         Packs the checkpoint again, where the packed file was found damaged or is gone.
+    kv_bits : {32, 8}
+        What the KV cache holds.
 
     Attributes
     ----------
@@ -241,11 +243,13 @@ class Llama:
         tokenizer: Tokenizer,
         packed: PackedModel,
         repack: Callable[[], PackedModel] | None = None,
+        kv_bits: int = 32,
     ) -> None:
         self.driver = driver
         self.tokenizer = tokenizer
         self.packed = packed
         self._repack = repack
+        self._kv_bits = kv_bits
         self.load_seconds = 0.0
         self.call_seconds = _CALL_SECONDS
         self._slot_lock = threading.Lock()
@@ -259,12 +263,12 @@ class Llama:
     def upload(self, slots: int) -> None:
         """Bring the weights to the device, with room for `slots` sequences, all free."""
         try:
-            self.driver.load_weights(self.packed, slots)
+            self.driver.load_weights(self.packed, slots, self._kv_bits)
         except CheckpointError:
             if self._repack is None:
                 raise
             self.packed = self._repack()
-            self.driver.load_weights(self.packed, slots)
+            self.driver.load_weights(self.packed, slots, self._kv_bits)
         with self._slot_lock:
             self._free_slots = list(range(self.driver.slots))
 
@@ -655,6 +659,8 @@ def load(
     tokenizer: str | Path | None = None,
     *,
     group_size: int | None = None,
+    weight_bits: int | None = None,
+    kv_bits: int = 32,
     slots: int | None = None,
     rope_theta: float | None = None,
 ) -> Llama:
@@ -670,6 +676,10 @@ def load(
         packed file that carries one.
     group_size : {32, 64}, optional
         Default: see `packing.QuantizedModel`.
+    weight_bits : {8, 4}, optional
+        Default 8, or what a packed file holds. 4 halves the bytes that a token reads.
+    kv_bits : {32, 8}
+        What the KV cache holds: float32, or int8 with a scale for each head's key and value.
     slots : int, optional
         Sequences to hold at a time; default 4, or fewer where memory is short. It grows by
         itself for a larger batch.
@@ -692,6 +702,8 @@ def load(
     limits = driver.limits
     if slots is not None and not (isinstance(slots, int) and 1 <= slots <= 1024):
         raise RequestError(f"slots is {slots!r}: it must be 1 to 1024")
+    if kv_bits not in KV_BITS:
+        raise RequestError(f"kv_bits is {kv_bits!r}: it must be 32 (float32) or 8 (int8)")
     if rope_theta is not None and not (isinstance(rope_theta, (int, float)) and rope_theta > 0):
         raise RequestError(f"rope_theta is {rope_theta!r}: it must be a positive number")
     bundled = path is None
@@ -705,6 +717,11 @@ def load(
                 f"group_size is {group_size}, but {source} is packed in groups of "
                 f"{packed.group_size}: leave group_size out, or pack the checkpoint again"
             )
+        if weight_bits not in (None, packed.weight_bits):
+            raise RequestError(
+                f"weight_bits is {weight_bits}, but {source} is packed with "
+                f"{packed.weight_bits}: leave weight_bits out, or pack the checkpoint again"
+            )
         if rope_theta not in (None, packed.config.rope_theta):
             raise RequestError(
                 f"rope_theta is {rope_theta}, but {source} is packed for "
@@ -714,14 +731,16 @@ def load(
         theta = 10000.0 if rope_theta is None else float(rope_theta)
         with load_checkpoint(source, rope_theta=theta) as checkpoint:
             packing.check_limits(checkpoint.config, limits)
-            packed = packing.pack_cached(checkpoint, target, group_size)
+            packed = packing.pack_cached(checkpoint, target, group_size, weight_bits or 8)
 
         def repack() -> PackedModel:
             with load_checkpoint(source, rope_theta=theta) as checkpoint:
-                return packing.pack_cached(checkpoint, target, group_size, rebuild=True)
+                return packing.pack_cached(
+                    checkpoint, target, group_size, weight_bits or 8, rebuild=True
+                )
 
     text = _load_tokenizer(source, packed, tokenizer, bundled)
-    llama = Llama(driver, text, packed, repack)
+    llama = Llama(driver, text, packed, repack, kv_bits)
     try:
         llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
     except DeviceMemoryError:

@@ -1,8 +1,9 @@
 """From a checkpoint to the bytes in the hardware's order.
 
-Weights become int8 in groups of 32 or 64 with one float32 scale each, then tiles: 16 or 32
-output rows (the board's kTileRows), group by group, as q + 128 with the scales inline, the
-tiles dealt out to the weight channels (``hls_src/tile.h`` has the layout word by word).
+Weights become int8 in groups of 32 or 64, or int4 in groups of 64, with one float32 scale a
+group; then tiles: 16 or 32 output rows (the board's kTileRows), group by group, with the
+scales inline, the tiles dealt out to the weight channels (``hls_src/tile.h`` has the layout
+word by word).
 
 The container is safetensors: ``channel_0`` ... as uint8, the shape as metadata. A packed
 file is cached under the user's cache folder, keyed by the checkpoint's content.
@@ -19,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from .checkpoint import Checkpoint, ModelConfig
-from .contract import ABI_VERSION, MAX_GROUP, MIN_GROUP, WORD_BYTES, KernelLimits
+from .contract import ABI_VERSION, MAX_GROUP, MIN_GROUP, WEIGHT_BITS, WORD_BYTES, KernelLimits
 from .errors import CheckpointError, LimitError
 from .files import cache_folder, replacing
 from .reference import QuantizedMatrix
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 """Counts changes of the packed layout; part of the cache key."""
 
 _SLICE_BYTES = 8 << 20
@@ -35,14 +36,49 @@ _CRC_DIGITS = 8
 # ---- quantisation ---------------------------------------------------------------------
 
 
-def quantize_weights(w: np.ndarray, group_size: int) -> QuantizedMatrix:
-    """Symmetric int8 weights, one scale per group along the input.
+_INT4_RANGES = tuple(np.float32(r) for r in (-8.0, -7.5, -7.0, -6.5, 6.5, 7.0, 7.5, 8.0))
+"""What an int4 group's largest weight may become; the best of them is taken."""
+
+
+def _round_groups(grouped: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(..., group) float32 to integers as float32, and (...) scales."""
+    if bits == 8:
+        s = np.abs(grouped).max(axis=-1) / np.float32(127)
+        s[s < _TINY_SCALE] = 0
+        return np.rint(_divide_by(grouped, s)), s
+    at = np.abs(grouped).argmax(axis=-1)[..., None]
+    largest = np.take_along_axis(grouped, at, axis=-1)[..., 0]
+    shares = _divide_by(grouped, largest)  # -1 to 1: no square of one overflows
+    least = np.full(largest.shape, np.inf, np.float32)
+    q, s = np.zeros_like(grouped), np.zeros_like(largest)
+    for limit in _INT4_RANGES:
+        rounded = np.clip(np.rint(shares * limit), -8, 7)
+        error = np.square(shares - rounded / limit).sum(axis=-1)
+        better = error < least
+        least = np.where(better, error, least)
+        q[better], s[better] = rounded[better], (largest / limit)[better]
+    dead = np.abs(s) < _TINY_SCALE
+    q[dead], s[dead] = 0, 0
+    return q, s
+
+
+def _divide_by(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """grouped / scale, 0 where the scale is 0."""
+    divisor = np.where(scale != 0, scale, np.float32(1))
+    return np.where(scale[..., None] != 0, grouped / divisor[..., None], np.float32(0))
+
+
+def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> QuantizedMatrix:
+    """Symmetric int8 or int4 weights, one scale per group along the input.
 
     Parameters
     ----------
     w : (out, in) float32
         Finite.
     group_size : int
+    bits : {8, 4}
+        An int8 group's scale is its largest magnitude / 127; an int4 group's is the one of
+        `_INT4_RANGES` that leaves the least squared error, and may be negative.
 
     Returns
     -------
@@ -65,12 +101,8 @@ def quantize_weights(w: np.ndarray, group_size: int) -> QuantizedMatrix:
         part = np.zeros((len(w[rows]), groups * group_size), np.float32)
         part[:, :n] = w[rows]
         grouped = part.reshape(-1, groups, group_size)
-        s = np.abs(grouped).max(axis=-1) / np.float32(127)
-        s[s < _TINY_SCALE] = 0
-        divisor = np.where(s > 0, s, np.float32(1))
-        q[rows] = np.where(s[..., None] > 0, np.rint(grouped / divisor[..., None]), 0)
-        scale[rows] = s
-    return QuantizedMatrix(q.reshape(out, -1), scale)
+        q[rows], scale[rows] = _round_groups(grouped, bits)
+    return QuantizedMatrix(q.reshape(out, -1), scale, bits)
 
 
 def choose_group_size(config: ModelConfig) -> int:
@@ -92,25 +124,34 @@ def choose_group_size(config: ModelConfig) -> int:
 
 
 class QuantizedModel:
-    """A checkpoint as int8 groups the kernel can read, one tensor at a time.
+    """A checkpoint as groups the kernel can read, one tensor at a time.
 
     Parameters
     ----------
     checkpoint : Checkpoint
     group_size : {32, 64}, optional
         Default: the checkpoint's own where the kernel can use it, else `choose_group_size`.
+    bits : {8, 4}
+        4: half the bytes a token reads, in groups of 64.
 
     Attributes
     ----------
     config : ModelConfig
     group_size : int
+    weight_bits : int
     exact : bool
         True where a version 2 file's int8 values and scales are used as they are.
     note : str
         How the weights were made, for the user.
     """
 
-    def __init__(self, checkpoint: Checkpoint, group_size: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, group_size: int | None = None, bits: int = 8
+    ) -> None:
+        if bits not in WEIGHT_BITS:
+            raise LimitError(f"weight_bits {bits}: the kernel reads weights of 8 or 4 bits")
+        if bits == 4 and group_size not in (None, MAX_GROUP):
+            raise LimitError(f"group_size {group_size}: the kernel reads int4 in groups of 64 only")
         if group_size not in (None, MIN_GROUP, MAX_GROUP):
             raise LimitError(
                 f"group_size {group_size}: the kernel reads groups of {MIN_GROUP} or {MAX_GROUP}"
@@ -118,16 +159,20 @@ class QuantizedModel:
         self._checkpoint = checkpoint
         self.config = checkpoint.config
         stored = checkpoint.group_size
-        if group_size is None and stored is not None:
+        self.weight_bits = bits
+        if bits == 4:
+            group_size = MAX_GROUP
+        elif group_size is None and stored is not None:
             # Groups larger than the kernel's are several groups with the same scale.
             for size in (MAX_GROUP, MIN_GROUP):
                 if stored % size == 0:
                     group_size = size
                     break
         self.group_size = group_size or choose_group_size(self.config)
-        self.exact = stored is not None and stored % self.group_size == 0
-        if stored is None:
-            self.note = f"float32 weights quantised to int8 in groups of {self.group_size}"
+        self.exact = bits == 8 and stored is not None and stored % self.group_size == 0
+        if stored is None or bits == 4:
+            kind = "float32" if stored is None else f"int8 (groups of {stored})"
+            self.note = f"{kind} weights quantised to int{bits} in groups of {self.group_size}"
         elif self.exact:
             self.note = f"int8 weights used as they are (groups of {stored})"
         else:
@@ -139,7 +184,8 @@ class QuantizedModel:
     def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
         """One weight matrix, (out, groups * group_size) int8 with its scales."""
         if not self.exact:
-            return quantize_weights(self._checkpoint.tensor(name, layer), self.group_size)
+            w = self._checkpoint.tensor(name, layer)
+            return quantize_weights(w, self.group_size, self.weight_bits)
         q, scale = self._checkpoint.quantized(name, layer)
         repeat = self._checkpoint.group_size // self.group_size  # type: ignore[operator]
         scale = np.repeat(scale, repeat, axis=1)
@@ -193,6 +239,10 @@ def pack_matrix(matrix: QuantizedMatrix, target: Target) -> np.ndarray:
     waves = -(-rows // wave)
     q = np.full((waves * wave, groups * size), 128, np.uint8)
     q[:rows] = matrix.q.view(np.uint8) ^ 0x80  # two's complement: + 128
+    if matrix.bits == 4:
+        halves = (q - np.uint8(120)).reshape(waves * wave, groups, 2, size // 2)  # + 8
+        q = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
+        size //= 2
     scale = np.zeros((waves * wave, groups), "<f4")
     scale[:rows] = matrix.scale
     tiles = (waves, target.channels, target.tile_rows, groups)
@@ -207,7 +257,9 @@ def pack_matrix(matrix: QuantizedMatrix, target: Target) -> np.ndarray:
 
 def _stack(*parts: QuantizedMatrix) -> QuantizedMatrix:
     return QuantizedMatrix(
-        np.concatenate([p.q for p in parts]), np.concatenate([p.scale for p in parts])
+        np.concatenate([p.q for p in parts]),
+        np.concatenate([p.scale for p in parts]),
+        parts[0].bits,
     )
 
 
@@ -223,7 +275,7 @@ def _alternate(
 
     q = np.concatenate([tiles(gate.q), tiles(up.q)], axis=1)
     scale = np.concatenate([tiles(gate.scale), tiles(up.scale)], axis=1)
-    return QuantizedMatrix(q.reshape(2 * units, -1), scale.reshape(2 * units, -1))
+    return QuantizedMatrix(q.reshape(2 * units, -1), scale.reshape(2 * units, -1), gate.bits)
 
 
 def _blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.ndarray]]:
@@ -264,7 +316,7 @@ def pack_channels(model: QuantizedModel, target: Target) -> list[np.ndarray]:
     return [np.concatenate(p) for p in parts]
 
 
-def channel_bytes(config: ModelConfig, group_size: int, target: Target) -> list[int]:
+def channel_bytes(config: ModelConfig, group_size: int, target: Target, bits: int = 8) -> list[int]:
     """Bytes each weight channel takes; the first also holds the norms."""
     dim_groups = -(-config.dim // group_size)
     hidden_groups = -(-config.hidden_dim // group_size)
@@ -272,7 +324,7 @@ def channel_bytes(config: ModelConfig, group_size: int, target: Target) -> list[
     wave = target.channels * target.tile_rows
 
     def tiles(rows: int, groups: int) -> int:
-        return -(-rows // wave) * groups * target.tile_rows * (group_size + 4)
+        return -(-rows // wave) * groups * target.tile_rows * (group_size * bits // 8 + 4)
 
     per_layer = (
         tiles(config.dim + 2 * config.kv_dim, dim_groups)
@@ -307,17 +359,19 @@ def check_limits(config: ModelConfig, limits: KernelLimits) -> None:
 # ---- packed files ---------------------------------------------------------------------
 
 
-def _header(config: ModelConfig, group_size: int, target: Target, note: str, crcs: list[str],
-            sizes: list[int], tokenizer: bytes) -> bytes:  # fmt: skip
+def _header(
+    model: QuantizedModel, target: Target, crcs: list[str], sizes: list[int], tokenizer: bytes
+) -> bytes:
     meta = {
         "format": "llama_pynq",
         "pack_version": str(PACK_VERSION),
         "abi": str(ABI_VERSION),
-        "config": json.dumps(asdict(config), sort_keys=True),
-        "group_size": str(group_size),
+        "config": json.dumps(asdict(model.config), sort_keys=True),
+        "group_size": str(model.group_size),
+        "weight_bits": str(model.weight_bits),
         "channels": str(target.channels),
         "tile_rows": str(target.tile_rows),
-        "note": note,
+        "note": model.note,
         "crc32": ",".join(crcs),
     }
     tensors: dict[str, object] = {
@@ -351,10 +405,10 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
     tokenizer : bytes, optional
         A tokenizer file's content, carried along.
     """
-    sizes = channel_bytes(model.config, model.group_size, target)
+    sizes = channel_bytes(model.config, model.group_size, target, model.weight_bits)
 
     def header(crcs: list[str]) -> bytes:
-        return _header(model.config, model.group_size, target, model.note, crcs, sizes, tokenizer)
+        return _header(model, target, crcs, sizes, tokenizer)
 
     head = header(["0" * _CRC_DIGITS] * target.channels)
     data_at = 8 + len(head)
@@ -385,7 +439,7 @@ class PackedModel:
     ----------
     path : Path
     config : ModelConfig
-    group_size : int
+    group_size, weight_bits : int
     target : Target
     note : str
         How the weights were made.
@@ -400,6 +454,7 @@ class PackedModel:
     path: Path
     config: ModelConfig
     group_size: int
+    weight_bits: int
     target: Target
     note: str
     sizes: tuple[int, ...]
@@ -483,7 +538,8 @@ def open_packed(path: Path) -> PackedModel:
             config = ModelConfig(**json.loads(meta["config"]))
             target = Target(int(meta["channels"]), int(meta["tile_rows"]))
             group_size = int(meta["group_size"])
-            sizes = channel_bytes(config, group_size, target)
+            bits = int(meta["weight_bits"])
+            sizes = channel_bytes(config, group_size, target, bits)
             stored = [file.get_slice(f"channel_{c}").get_shape()[0] for c in range(target.channels)]
             if stored != sizes:
                 raise CheckpointError(f"{path}: channel sizes {stored}, expected {sizes}: damaged")
@@ -491,6 +547,7 @@ def open_packed(path: Path) -> PackedModel:
                 path=Path(path),
                 config=config,
                 group_size=group_size,
+                weight_bits=bits,
                 target=target,
                 note=meta["note"],
                 sizes=tuple(sizes),
@@ -504,7 +561,12 @@ def open_packed(path: Path) -> PackedModel:
 
 
 def pack_cached(
-    checkpoint: Checkpoint, target: Target, group_size: int | None = None, *, rebuild: bool = False
+    checkpoint: Checkpoint,
+    target: Target,
+    group_size: int | None = None,
+    bits: int = 8,
+    *,
+    rebuild: bool = False,
 ) -> PackedModel:
     """The packed form of a checkpoint, from the cache where it is there and whole.
 
@@ -514,12 +576,13 @@ def pack_cached(
     target : Target
     group_size : {32, 64}, optional
         See `QuantizedModel`.
+    bits : {8, 4}
     rebuild : bool
         Pack again even if a file is there (it was found damaged).
     """
-    model = QuantizedModel(checkpoint, group_size)
+    model = QuantizedModel(checkpoint, group_size, bits)
     key = (
-        f"{checkpoint.sha256[:32]}-g{model.group_size}-c{target.channels}-t{target.tile_rows}"
+        f"{checkpoint.sha256[:32]}-w{bits}-g{model.group_size}-c{target.channels}-t{target.tile_rows}"
         f"-r{float(model.config.rope_theta)!r}-v{PACK_VERSION}.{ABI_VERSION}"
     )
     path = cache_folder() / "models" / f"{key}.safetensors"
@@ -534,6 +597,6 @@ def pack_cached(
         raise CheckpointError(
             f"cannot keep the packed model at {path}: {error.strerror or error}. Set "
             "LLAMA_PYNQ_CACHE to a folder that can be written and has room for "
-            f"{sum(channel_bytes(model.config, model.group_size, target)) / 2**20:.0f} MiB"
+            f"{sum(channel_bytes(model.config, model.group_size, target, bits)) / 2**20:.0f} MiB"
         ) from error
     return open_packed(path)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .checkpoint import ModelConfig
-from .contract import BLOCK, REDUCE_LANES
+from .contract import BLOCK, NORM_SUMS, REDUCE_LANES, VALUE_SUMS
 
 f32 = np.float32
 _TINY = np.finfo(np.float32).tiny
@@ -152,16 +152,16 @@ def tree_sum(values: np.ndarray) -> np.ndarray:
     return values[..., 0]
 
 
-def lane_sum(products: np.ndarray) -> np.ndarray:
-    """Sum over the last axis: element i to partial sum i % 16, then the tree."""
+def lane_sum(products: np.ndarray, lanes: int) -> np.ndarray:
+    """Sum over the last axis: element i to partial sum i % lanes, then the tree."""
     n = products.shape[-1]
-    padded = -(-n // REDUCE_LANES) * REDUCE_LANES
+    padded = -(-n // lanes) * lanes
     values = np.zeros((*products.shape[:-1], padded), np.float32)
     values[..., :n] = products
-    lanes = values.reshape(*products.shape[:-1], -1, REDUCE_LANES)
-    total = lanes[..., 0, :]
-    for i in range(1, lanes.shape[-2]):
-        total = add(total, lanes[..., i, :])
+    parts = values.reshape(*products.shape[:-1], -1, lanes)
+    total = parts[..., 0, :]
+    for i in range(1, parts.shape[-2]):
+        total = add(total, parts[..., i, :])
     return tree_sum(total)
 
 
@@ -246,10 +246,13 @@ class QuantizedMatrix:
     ----------
     q : (out, groups * group_size) int8
     scale : (out, groups) float32
+    bits : {8, 4}
+        4: q is -8 to 7, and is stored two to a byte.
     """
 
     q: np.ndarray
     scale: np.ndarray
+    bits: int = 8
 
     @property
     def group_size(self) -> int:
@@ -291,7 +294,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x / sqrt(mean(x^2) + 1e-5) * weight, over the last axis."""
     x, weight = flush(x), flush(weight)  # both may come from outside the kernel
     count = f32(x.shape[-1])
-    total = add(lane_sum(mul(x, x)), mul(count, RMS_EPSILON))
+    total = add(lane_sum(mul(x, x), NORM_SUMS), mul(count, RMS_EPSILON))
     with np.errstate(invalid="ignore"):
         # An overflow must not end as a row of zeros.
         finite = total < f32(np.inf)
@@ -374,16 +377,24 @@ def attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarra
         k = np.repeat(keys[first : first + BLOCK], shared, axis=1)
         v = np.repeat(values[first : first + BLOCK], shared, axis=1)
         scores = np.full((n_heads, BLOCK), _LOWEST)
-        scores[:, : len(k)] = div(lane_sum(mul(query[None], k)), root).T
+        scores[:, : len(k)] = div(lane_sum(mul(query[None], k), REDUCE_LANES), root).T
         larger = np.maximum(maximum, scores.max(axis=1))
         weights = exp(sub(scores, larger[:, None]))
         shrink = exp(sub(maximum, larger))
         total = add(mul(total, shrink), tree_sum(weights))
-        out = mul(out, shrink[:, None])
+        sums = np.zeros((n_heads, head_size, VALUE_SUMS), np.float32)
         for t in range(len(k)):
-            out = add(out, mul(weights[:, t : t + 1], v[t]))
+            part = sums[..., t % VALUE_SUMS]
+            sums[..., t % VALUE_SUMS] = add(part, mul(weights[:, t : t + 1], v[t]))
+        out = add(mul(out, shrink[:, None]), tree_sum(sums))
         maximum = larger
     return div(out, total[:, None])
+
+
+def round_heads(x: np.ndarray) -> np.ndarray:
+    """What an int8 KV cache gives back of (rows, heads, head_size): a scale for each head."""
+    q, scale = quantize_groups(x.reshape(-1, x.shape[-1]), x.shape[-1])
+    return mul(q.astype(np.float32), scale).reshape(x.shape)
 
 
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -536,6 +547,7 @@ class QuantizedWeights(Protocol):
 
     config: ModelConfig
     group_size: int
+    weight_bits: int
 
     def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix: ...
 
@@ -548,11 +560,14 @@ class KernelModel:
     Parameters
     ----------
     weights : QuantizedWeights
-        The same int8 values and scales that are packed for the kernel.
+        The same values and scales that are packed for the kernel.
+    kv_bits : {32, 8}
+        What the KV cache holds.
     """
 
-    def __init__(self, weights: QuantizedWeights) -> None:
+    def __init__(self, weights: QuantizedWeights, kv_bits: int = 32) -> None:
         self.config = weights.config
+        self._kv_bits = kv_bits
         self._weights = weights
         self._cache = _Cache(self.config)
         self._turns = rope_turns(self.config.head_size, self.config.rope_theta)
@@ -579,6 +594,8 @@ class KernelModel:
             for name in ("wq", "wk", "wv")
         )
         q, k = (rotate(part, np.asarray(positions), self._turns) for part in (q, k))
+        if self._kv_bits == 8:
+            k, v = round_heads(k), round_heads(v)
         for row in range(rows):
             self._cache.write(index, slots[row], positions[row], k[row], v[row])
         attention = np.stack(

@@ -91,10 +91,10 @@ class StageLibrary:
 
     def __init__(self, board: str) -> None:
         self._library = ctypes.CDLL(str(compiled_stages(board)))
-        sizes = np.zeros(6, np.int32)
+        sizes = np.zeros(8, np.int32)
         self.call("limits", sizes)
         (self.max_rows, self.tile_rows, self.channels, self.top_logits, self.max_dim,
-         self.max_qkv) = (int(n) for n in sizes)  # fmt: skip
+         self.max_qkv, self.kv_ports, self.kv_beat_bytes) = (int(n) for n in sizes)  # fmt: skip
 
     def call(self, stage: str, *args: np.ndarray | int) -> None:
         def word(arg):
@@ -127,7 +127,8 @@ class KernelLibrary:
     def __init__(self, board: str = "host", streams: bool = False, threads: int = 1) -> None:
         path = compiled_kernel(board, streams)
         header = HLS_SRC / "boards" / f"{board}.h"
-        self.arguments = arguments(board_constants(header)["kChannels"])
+        constants = board_constants(header)
+        self.arguments = arguments(constants["kChannels"], constants["kKvPorts"])
         self._library = ctypes.CDLL(str(path))
         self._library.emulator_new.restype = ctypes.c_void_p
         self._emulator = ctypes.c_void_p(self._library.emulator_new(threads))
@@ -139,14 +140,14 @@ class KernelLibrary:
     def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
         """One call, to its end; arguments that `buffers` lacks are null."""
         self.sequence += 1
-        args = (ctypes.c_uint64 * 64)()
+        args = (ctypes.c_uint64 * 128)()
         for i, argument in enumerate(self.arguments):
             if argument.name == "command":
                 args[i] = command
             elif argument.name == "sequence":
                 args[i] = self.sequence
-            elif argument.name in buffers:
-                args[i] = buffers[argument.name].ctypes.data
+            elif argument.buffer in buffers:
+                args[i] = buffers[argument.buffer].ctypes.data
         assert self._library.emulator_start(self._emulator, args) == 0
         while not self._library.emulator_wait(self._emulator, 1_000_000):
             pass
@@ -171,8 +172,11 @@ class RandomModel:
     groups are random too: the kernel must not let them count.
     """
 
-    def __init__(self, config: ModelConfig, group_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, group_size: int, seed: int = 0, weight_bits: int = 8
+    ) -> None:
         self.config, self.group_size, self._seed = config, group_size, seed
+        self.weight_bits = weight_bits
 
     def _bits(self, n: int, *key) -> np.ndarray:
         seed = zlib.crc32(repr((self._seed, *key)).encode())
@@ -195,27 +199,34 @@ class RandomModel:
         groups = -(-n // self.group_size)
         count = rows * groups * self.group_size
         values = self._bits(-(-count // 8), name, layer).view(np.uint8)[:count]
-        q = (values % np.uint8(255)).astype(np.int16) - 127
-        # Uniform int8 has a deviation of 73; logits are spread out, so that softmax is not flat.
-        size = (4 if c.vocab_size == rows else 1) / (73 * n**0.5)
+        if self.weight_bits == 4:
+            q, deviation = (values % np.uint8(16)).astype(np.int16) - 8, 4.6
+        else:
+            q, deviation = (values % np.uint8(255)).astype(np.int16) - 127, 73
+        # Logits are spread out, so that softmax is not flat.
+        size = (4 if c.vocab_size == rows else 1) / (deviation * n**0.5)
         scale = (self._uniform(rows * groups, name, layer, "scale") + np.float32(0.5)) * np.float32(
             size
         )
         return QuantizedMatrix(
-            q.astype(np.int8).reshape(rows, groups * self.group_size), scale.reshape(rows, groups)
+            q.astype(np.int8).reshape(rows, groups * self.group_size),
+            scale.reshape(rows, groups),
+            self.weight_bits,
         )
 
     def vector(self, name: str, layer: int | None = None) -> np.ndarray:
         return self._uniform(self.config.dim, name, layer) + np.float32(0.5)
 
 
-def model_words(config: ModelConfig, group_size: int, slots: int, words: int) -> np.ndarray:
+def model_words(config: ModelConfig, group_size: int, slots: int, words: int,
+                weight_bits: int = 8, kv_bits: int = 32) -> np.ndarray:  # fmt: skip
     """The model's descriptor, (words,) uint32."""
     out = np.zeros(words, np.uint32)
     values = [contract.MAGIC, contract.ABI_VERSION, config.dim, config.hidden_dim,
               config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size,
               config.seq_len, group_size, int(config.tied),
-              int(np.float32(config.rope_theta).view(np.uint32)), slots]  # fmt: skip
+              int(np.float32(config.rope_theta).view(np.uint32)), slots, weight_bits,
+              kv_bits]  # fmt: skip
     out[: len(values)] = values
     table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
     out[contract.MODEL_ROPE_TABLE : contract.MODEL_ROPE_TABLE + len(table)] = table
@@ -258,33 +269,37 @@ class KernelSession:
     library : KernelLibrary
     model : QuantizedWeights
     slots : int
+    kv_bits : {32, 8}
     """
 
-    def __init__(self, library: KernelLibrary, model: QuantizedWeights, slots: int = 4) -> None:
+    def __init__(
+        self, library: KernelLibrary, model: QuantizedWeights, slots: int = 4, kv_bits: int = 32
+    ) -> None:
         self.library, self.limits = library, library.limits
         config, size = model.config, model.group_size
         self.config = config
         target = Target.of(self.limits)
         self.buffers = {}
         for c, part in enumerate(pack_channels(model, target)):
-            assert len(part) == channel_bytes(config, size, target)[c]
+            assert len(part) == channel_bytes(config, size, target, model.weight_bits)[c]
             buffer = aligned(len(part))
             buffer[:] = part
             self.buffers[f"weights_{c}"] = buffer
-        stride = -(-config.head_size // contract.REDUCE_LANES) * contract.REDUCE_LANES
-        blocks = -(-config.seq_len // contract.BLOCK)
-        heads = slots * config.n_layers * config.n_kv_heads
+        for p in range(self.limits.kv_ports):
+            cache = aligned(self.limits.kv_port_bytes(config, kv_bits, slots))
+            # Stale memory is not zero: NaN shows any read of it.
+            cache.view(np.float32)[:] = np.nan
+            self.buffers[f"kv_cache_{p}"] = cache
         self.buffers |= {
-            "model": model_words(config, size, slots, self.limits.model_words),
-            "kv_cache": aligned(heads * blocks * 2 * contract.BLOCK * stride * 4),
+            "model": model_words(
+                config, size, slots, self.limits.model_words, model.weight_bits, kv_bits
+            ),
             "request": np.zeros(self.limits.request_words, np.uint32),
             "results": np.zeros(self.limits.results_words, np.uint32),
             "logits": np.zeros((self.limits.max_rows, config.vocab_size), np.float32),
             "activations": np.zeros((self.limits.max_rows, config.dim), np.float32),
             "profile": np.zeros(self.limits.profile_step_words * self.limits.max_steps, np.uint32),
         }
-        # Stale memory is not zero: NaN shows any read of it.
-        self.buffers["kv_cache"].view(np.float32)[:] = np.nan
 
     def run(self, tokens, positions, slots=None, *, steps=1, layers=None,
             command=contract.COMMAND_RUN, patch=None, **row_options):  # fmt: skip

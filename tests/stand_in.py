@@ -33,7 +33,7 @@ def payloads() -> tuple[Payload, ...]:
 def overlay_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="stand_in_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    build.write_overlays(folder, payloads(), CHANNELS, 250)
+    build.write_overlays(folder, payloads(), CHANNELS, 1, 250)
     return folder
 
 
@@ -80,7 +80,16 @@ class Setup(SimpleNamespace):
 def connect(overlay: Any, device: EmulatedDevice) -> Setup:
     setup = Setup(overlay=overlay, device=device, buffers={})
     ip = overlay.ip_dict["llama"]["registers"]
-    names = ["request", "results", "logits", "activations", "model", "kv_cache", "profile"]
+    names = [
+        "request",
+        "results",
+        "logits",
+        "activations",
+        "model",
+        "profile",
+        "kv_read_0",
+        "kv_write_0",
+    ]
     for name in [*names, *(f"weights_{c}" for c in range(CHANNELS))]:
         bank = ip.get(name, {}).get("memory")
         target = device.get_memory_by_name(bank) if bank else device

@@ -70,8 +70,10 @@ def test_run_writes_sequence_command_and_start_only(overlay):
 def test_load_writes_every_pointer_to_its_own_buffer(overlay):
     with overlay.device.record_registers() as log:
         overlay.load_model()
-    names = {access.name.removesuffix("_1").removesuffix("_2") for access in log}
-    assert {"kv_cache", "logits"} <= names
+    names = {access.name for access in log}
+    # Each half of an address is an access of its own.
+    names = {name[:-2] for name in names if name[-2:] == "_1" and name[:-2] + "_2" in names}
+    assert {"kv_read_0", "kv_write_0", "kv_read_1", "kv_write_1", "logits"} <= names
     addresses = {b.device_address for b in overlay.llama._buffers.values()}
     assert len(addresses) == len(overlay.llama._buffers)
 
@@ -254,8 +256,8 @@ def modified_overlay(tmp_path, name, old, new):
 
 
 def test_overlay_of_another_abi_is_refused(tmp_path):
-    path = modified_overlay(tmp_path, "contract.h", "kAbiVersion = 1;", "kAbiVersion = 2;")
-    with pytest.raises(OverlayMismatch, match="speaks version 2 .* this driver version 1"):
+    path = modified_overlay(tmp_path, "contract.h", "kAbiVersion = 2;", "kAbiVersion = 3;")
+    with pytest.raises(OverlayMismatch, match="speaks version 3 .* this driver version 2"):
         LlamaOverlay(path, device=EmulatedDevice())
     with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):  # the lock was given back
         pass
@@ -339,7 +341,7 @@ def test_cache_that_cannot_be_placed_leaves_no_model(overlay, monkeypatch):
     allocate = driver._allocate
 
     def full(name, n, dtype):
-        if name == "kv_cache" and n > 1024:
+        if name == "kv_cache_1" and n > 1024:
             raise DeviceMemoryError("full")
         return allocate(name, n, dtype)
 
@@ -358,7 +360,7 @@ def test_interrupted_resize_leaves_the_device_usable(overlay, monkeypatch):
     allocate = driver._allocate
 
     def interrupted(name, n, dtype):
-        if name == "kv_cache" and n > 1024:
+        if name == "kv_cache_1" and n > 1024:
             raise KeyboardInterrupt
         return allocate(name, n, dtype)
 

@@ -27,13 +27,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("channels", [1, 32])
 def test_container_round_trip_keeps_everything(channels):
-    for design in (xclbin_design(channels, 300), zynq_design(channels, 142)):
+    for design in (xclbin_design(channels, 2, 300), zynq_design(channels, 2, 142)):
         contents = Container(design, PAYLOADS, "ab" * 32)
         assert container.unpack(container.pack(contents), "file") == contents
 
 
 def test_container_layout_is_the_documented_one():
-    data = container.pack(Container(zynq_design(2, 100), PAYLOADS))
+    data = container.pack(Container(zynq_design(2, 2, 100), PAYLOADS))
     assert data[:8] == b"LLPYEMU1"
     header_bytes = int.from_bytes(data[8:12], "little")
     start = -(-(44 + header_bytes) // 64) * 64
@@ -42,7 +42,7 @@ def test_container_layout_is_the_documented_one():
 
 
 def test_container_damage_is_found_wherever_it_is():
-    contents = Container(zynq_design(2, 100), PAYLOADS)
+    contents = Container(zynq_design(2, 2, 100), PAYLOADS)
     good = container.pack(contents)
     rng = random.Random(1)
     for position in rng.sample(range(len(good)), 200):
@@ -54,7 +54,7 @@ def test_container_damage_is_found_wherever_it_is():
 
 @pytest.mark.parametrize("size", [8, 40, 100, -1, -100])
 def test_container_cut_short_is_refused(size):
-    data = container.pack(Container(zynq_design(2, 100), PAYLOADS[1:]))
+    data = container.pack(Container(zynq_design(2, 2, 100), PAYLOADS[1:]))
     # The last payload is followed by padding; cut into the payload itself.
     with pytest.raises(OverlayMismatch, match=r"file\.bit is damaged"):
         container.unpack(data[: size if size > 0 else size - 64], "file.bit")

@@ -393,7 +393,7 @@ def test_missing_cpu_features_are_named(device, monkeypatch):
 def test_payload_that_is_no_kernel_is_refused(device, tmp_path):
     real = payloads()[0]
     fake = Payload(real.level, real.system, real.machine, (), b"not a library")
-    design = xclbin_design(CHANNELS, 100)
+    design = xclbin_design(CHANNELS, 1, 100)
     path = tmp_path / "llama.xclbin"
     path.write_bytes(xclbin.write(container.pack(Container(design, (fake,))), design))
     with pytest.raises(OverlayMismatch, match="cannot be loaded"):

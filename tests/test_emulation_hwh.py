@@ -13,7 +13,7 @@ from llama_pynq.emulation.design import zynq_design
 from llama_pynq.errors import OverlayMismatch
 
 CONTAINER = Container(
-    zynq_design(2, 142), (Payload("native", "Linux", "x86_64", (), b"library"),), "00"
+    zynq_design(2, 2, 142), (Payload("native", "Linux", "x86_64", (), b"library"),), "00"
 )
 
 
@@ -21,7 +21,7 @@ CONTAINER = Container(
 def parse(tmp_path):
     def parse_design(channels: int, clock_mhz: int = 142):
         path = tmp_path / "llama.hwh"
-        path.write_bytes(hwh.write_hwh(zynq_design(channels, clock_mhz)))
+        path.write_bytes(hwh.write_hwh(zynq_design(channels, 2, clock_mhz)))
         return RuntimeMetadataParser(Metadata(input=str(path)))
 
     return parse_design
@@ -34,11 +34,11 @@ def test_pynq_reads_the_registers_of_the_interface(parse, channels):
     registers = {k: v for k, v in ip["registers"].items() if k not in control}
     assert {(name, r["address_offset"], r["size"]) for name, r in registers.items()} == {
         (r.name, r.offset, r.size_bits)
-        for r in interface.zynq_registers(interface.arguments(channels))
+        for r in interface.zynq_registers(interface.arguments(channels, 2))
     }
     assert ip["type"] == interface.VLNV
-    assert ip["phys_addr"] == zynq_design(channels, 142).base_address
-    assert ip["addr_range"] == zynq_design(channels, 142).address_range
+    assert ip["phys_addr"] == zynq_design(channels, 2, 142).base_address
+    assert ip["addr_range"] == zynq_design(channels, 2, 142).address_range
     assert "AP_CONTINUE" not in ip["registers"]["CTRL"]["fields"]
 
 
@@ -51,7 +51,7 @@ def test_pynq_reads_the_clock(parse):
 
 
 def test_equal_designs_give_equal_files():
-    assert hwh.write_hwh(zynq_design(2, 142)) == hwh.write_hwh(zynq_design(2, 142))
+    assert hwh.write_hwh(zynq_design(2, 2, 142)) == hwh.write_hwh(zynq_design(2, 2, 142))
     assert hwh.write_bit(b"abc") == hwh.write_bit(b"abc")
 
 

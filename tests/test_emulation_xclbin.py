@@ -20,7 +20,7 @@ PAYLOAD = Payload("native", "Linux", "x86_64", (), b"library" * 100)
 
 
 def written(channels: int = 2, clock_mhz: int = 300) -> bytes:
-    design = xclbin_design(channels, clock_mhz)
+    design = xclbin_design(channels, 2, clock_mhz)
     return xclbin.write(container.pack(Container(design, (PAYLOAD,))), design)
 
 
@@ -31,22 +31,24 @@ def test_pynq_reads_the_registers_of_the_interface(channels):
     control = registers.pop("CTRL")
     assert "AP_CONTINUE" in control["fields"]
     assert {(name, r["address_offset"], r["size"]) for name, r in registers.items()} == {
-        (r.name, r.offset, r.size_bits) for r in interface.registers(interface.arguments(channels))
+        (r.name, r.offset, r.size_bits)
+        for r in interface.registers(interface.arguments(channels, 2))
     }
     assert ip["type"] == interface.VLNV
     assert ip["hw_control_protocol"] == "ap_ctrl_chain"
     assert ip["cu_name"] == "llama:llama"
-    assert ip["phys_addr"] == xclbin_design(channels, 300).base_address
+    assert ip["phys_addr"] == xclbin_design(channels, 2, 300).base_address
 
 
 def test_pynq_sees_a_bank_for_each_weight_channel():
     parser = XclBin(xclbin_data=bytearray(written(4)))
     registers = parser.ip_dict[interface.IP_NAME]["registers"]
     banks = {name: r.get("memory") for name, r in registers.items()}
-    assert banks["request"] == banks["kv_cache"] == banks["profile"] == "DDR[0]"
+    assert banks["request"] == banks["profile"] == "DDR[0]"
+    assert banks["kv_read_0"] == banks["kv_write_0"] == banks["weights_0"]
     assert [banks[f"weights_{c}"] for c in range(4)] == [f"DDR[{c + 1}]" for c in range(4)]
     assert banks["command"] is None
-    design = xclbin_design(4, 300)
+    design = xclbin_design(4, 2, 300)
     assert [(b["tag"], b["base_address"]) for b in parser.mem_dict.values()] == [
         (bank.tag, bank.base_address) for bank in design.banks
     ]
@@ -71,7 +73,7 @@ def test_equal_contents_give_equal_files_and_others_another_uuid():
 
 
 def test_read_returns_what_was_packed():
-    assert xclbin.read(written(), "file") == Container(xclbin_design(2, 300), (PAYLOAD,))
+    assert xclbin.read(written(), "file") == Container(xclbin_design(2, 2, 300), (PAYLOAD,))
 
 
 def test_damage_is_found_wherever_it_is():

@@ -45,8 +45,8 @@ def build_name(build):
     return f"{build[0]}-streams" if build[1] else build[0]
 
 
-def new_session(model=MODEL, board="host", streams=False, threads=1, slots=4):
-    return KernelSession(kernel_library(board, streams, threads), model, slots)
+def new_session(model=MODEL, board="host", streams=False, threads=1, slots=4, kv_bits=32):
+    return KernelSession(kernel_library(board, streams, threads), model, slots, kv_bits)
 
 
 @pytest.fixture
@@ -146,18 +146,20 @@ def models(draw):
         tied=draw(st.booleans()),
         rope_theta=draw(st.sampled_from([10000.0, 500000.0, 100.5, 1.0])),
     )
-    return RandomModel(config, draw(st.sampled_from([32, 64])), draw(st.integers(0, 1000)))
+    group_size, weight_bits = draw(st.sampled_from([(32, 8), (64, 8), (64, 4)]))
+    return RandomModel(config, group_size, draw(st.integers(0, 1000)), weight_bits)
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(model=models(), build=st.sampled_from([("host", False), ("u50", True), ("kv260", False),
-       ("pynq_z2", True)]), seed=st.integers(0, 2**32 - 1))  # fmt: skip
-def test_kernel_equals_reference_for_random_shapes(model, build, seed):
+       ("pynq_z2", True)]), kv_bits=st.sampled_from(contract.KV_BITS),
+       seed=st.integers(0, 2**32 - 1))  # fmt: skip
+def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
     """Prefill and decode of up to four slots, mixed in calls of up to all rows."""
     rng = np.random.default_rng(seed)
     config, slots = model.config, int(rng.integers(1, 5))
-    session = new_session(model, *build, slots=slots)
-    reference = KernelModel(model)
+    session = new_session(model, *build, slots=slots, kv_bits=kv_bits)
+    reference = KernelModel(model, kv_bits)
     ends = [0] * slots
     rows_left = 80
     while rows_left > 0 and min(ends) < config.seq_len:
@@ -329,16 +331,18 @@ def test_host_chooses_returns_the_same_logits_in_any_company():
 
 # Of every token id, log-sum-exp, top-16 logit and logit of `fixed_calls`. A change of it is
 # a change of the arithmetic: of the specification.
-GOLDEN_TOKENS = "a6b552c4a7bc8e6a6a534d0828993035a87fbd03d85ac12a0392e313a0bc3b57"
-GOLDEN_LOGITS = "efc7e9a028935041a8bbfea5c64660a96cf5c8714b9c7ea607c795abef8e5a8c"
+GOLDEN_TOKENS = "f111429ad7c8a5af38ebcabb02efd8d78399992c421003c1c2fe2a6760a0fd0f"
+GOLDEN_LOGITS = "452bd20d084a249c32915561f1660d5d602e205d12e304690b32afe2111f6e66"
 
 
 def fixed_calls(build):
     """Two sequences, prefilled and decoded in calls that every board can make."""
     tokens, digest = [], hashlib.sha256()
-    for group_size, tied in ((32, False), (64, True)):
+    formats = ((32, 8, 32, False), (64, 8, 32, True), (64, 4, 8, True))
+    for group_size, weight_bits, kv_bits, tied in formats:
         config = ModelConfig(96, 172, 2, 6, 3, 331, 70, tied)
-        session = new_session(RandomModel(config, group_size, seed=7), *build, slots=2)
+        model = RandomModel(config, group_size, 7, weight_bits)
+        session = new_session(model, *build, slots=2, kv_bits=kv_bits)
         prompt = [(31 * i + 5) % 331 for i in range(38)]
         calls = [(prompt[i : i + 2], [i, i + 1], 0, 1) for i in range(0, 36, 2)]
         calls += [(prompt[i : i + 1], [i], 1, 1) for i in range(3)]
@@ -607,7 +611,8 @@ def test_error_in_the_request(session, good_call, case):
     error, detail, patch = REQUEST_ERRORS[case]
     status, results, _ = session.run([1, 2], [0, 1], patch=patch)
     assert_refused(session, status, results, error, detail)
-    assert np.isnan(session.buffers["kv_cache"].view(f32)).all(), "the call did run"
+    caches = [b for name, b in session.buffers.items() if name.startswith("kv_cache_")]
+    assert all(np.isnan(cache.view(f32)).all() for cache in caches), "the call did run"
     assert_still_works(session, good_call)
 
 
@@ -619,8 +624,8 @@ def test_error_unknown_command(session, good_call):
 
 FIELD = {name: i for i, name in enumerate(contract.MODEL_FIELDS)}
 MODEL_ERRORS = {
-    "magic": (2, 1, {"magic": 0}),
-    "abi": (2, 2, {"abi": 2}),
+    "magic": (2, 2, {"magic": 0}),
+    "abi": (2, 3, {"abi": 3}),
     "dim 0": (3, FIELD["dim"], {"dim": 0}),
     "dim over": (3, FIELD["dim"], {"dim": 4098, "n_heads": 1, "n_kv_heads": 1}),
     "hidden_dim 0": (3, FIELD["hidden_dim"], {"hidden_dim": 0}),
@@ -640,6 +645,9 @@ MODEL_ERRORS = {
     "group_size 48": (3, FIELD["group_size"], {"group_size": 48}),
     "group_size 128": (3, FIELD["group_size"], {"group_size": 128}),
     "slots 0": (3, FIELD["slots"], {"slots": 0}),
+    "weight_bits 5": (3, FIELD["weight_bits"], {"weight_bits": 5}),
+    "int4 in groups of 32": (3, FIELD["weight_bits"], {"weight_bits": 4, "group_size": 32}),
+    "kv_bits 16": (3, FIELD["kv_bits"], {"kv_bits": 16}),
 }
 
 
@@ -663,7 +671,7 @@ class Overflowing(RandomModel):
     def matrix(self, name, layer=None):
         matrix = super().matrix(name, layer)
         return SimpleNamespace(
-            q=matrix.q, group_size=matrix.group_size,
+            q=matrix.q, group_size=matrix.group_size, bits=matrix.bits,
             scale=matrix.scale * f32(self.size if name == self.name else 1),
         )  # fmt: skip
 

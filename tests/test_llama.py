@@ -93,6 +93,22 @@ def test_generate_greedy_is_the_reference_arithmetic(overlay, expected, bundled)
             logits = reference.forward([token], [position])[0]
 
 
+@pytest.mark.parametrize(("weight_bits", "kv_bits"), [(8, 8), (4, 32), (4, 8)])
+def test_generate_smaller_formats_are_the_reference_arithmetic(overlay, weight_bits, kv_bits):
+    """After a reset, too."""
+    model = overlay.load_model(weight_bits=weight_bits, kv_bits=kv_bits)
+    assert model.packed.weight_bits == weight_bits and overlay.llama.kv_bits == kv_bits
+    tokens = model.tokenizer.encode(PROMPT)
+    with load_checkpoint(BUNDLED / "stories.bin") as checkpoint:
+        reference = KernelModel(QuantizedModel(checkpoint, bits=weight_bits), kv_bits)
+        expected = [int(reference.forward(tokens, range(len(tokens)))[-1].argmax())]
+        for position in range(len(tokens), len(tokens) + 7):
+            expected.append(int(reference.forward(expected[-1:], [position])[0].argmax()))
+    for _ in range(2):
+        assert overlay.generate(PROMPT, max_new_tokens=8, temperature=0).tokens == expected
+        overlay.reset()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("flavour", "device"),
@@ -334,6 +350,8 @@ def test_stream_pieces_never_split_a_character(overlay, bundled):
         (lambda o: o.load_model("nowhere.bin"), FileNotFoundError, "nowhere.bin"),
         (lambda o: o.load_model(slots=0), RequestError, "slots is 0"),
         (lambda o: o.load_model(group_size=48), LimitError, "group_size 48"),
+        (lambda o: o.load_model(weight_bits=5), LimitError, "weight_bits 5"),
+        (lambda o: o.load_model(kv_bits=16), RequestError, "kv_bits is 16"),
         (lambda o: o.load_model(Path(__file__), "t"), CheckpointError, "test_llama.py"),
         (lambda o: o.load_model(tokenizer=__file__), TokenizerError, "test_llama.py"),
     ],

@@ -84,6 +84,36 @@ def test_quantize_weights_within_half_a_step(seed, rows, n, group_size, size):
     assert (matrix.q[:, n:] == 0).all() and np.abs(matrix.q.astype(int)).max() == 127
 
 
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 5), n=st.integers(1, 200),
+       size=st.integers(-90, 120))  # fmt: skip
+def test_quantize_weights_int4_best_of_its_scales(seed, rows, n, size):
+    """Never worse than the largest weight at 7 steps, nor more than a step off anywhere."""
+    w = (np.random.default_rng(seed).normal(0, 1, (rows, n)) * 2.0**size).astype(f32)
+    matrix = quantize_weights(w, 64, 4)
+    assert matrix.bits == 4 and matrix.q.min() >= -8 and matrix.q.max() <= 7
+    assert (matrix.q[:, n:] == 0).all()
+    padded = np.zeros(matrix.q.shape)
+    padded[:, :n] = w
+    groups = padded.reshape(rows, -1, 64)
+    error = matrix.dequantize().astype(np.float64).reshape(groups.shape) - groups
+    largest = np.abs(groups).max(axis=-1, keepdims=True)
+    plain = np.where(largest > 0, largest, 1) / 7
+    rounded = np.rint(groups / plain) * plain
+    squares = np.square(rounded - groups).sum(axis=-1)
+    assert (np.square(error).sum(axis=-1) <= squares * (1 + 1e-4)).all()
+    assert (np.abs(error) <= largest / 6.5 * 1.001).all()
+
+
+def test_quantize_weights_int4_exact_where_it_can_be():
+    q = np.random.default_rng(1).integers(-7, 8, (3, 128)).astype(np.int8)
+    q[:, ::64] = -7
+    q[0, 64] = -8
+    scale = np.array([[0.5, 0.25], [2.0, 1.0], [4.0, 2.0**-90]], f32)
+    w = (q.reshape(3, 2, 64) * scale[..., None]).reshape(3, 128)
+    np.testing.assert_array_equal(quantize_weights(w, 64, 4).dequantize(), w)
+
+
 def test_quantize_weights_same_as_llama2c():
     w = np.random.default_rng(3).normal(0, 0.1, (5, 128)).astype(f32)
     q, scale = quantize_q80(w, 64)
@@ -188,14 +218,39 @@ def test_quantized_model_other_group_size_is_refused(new_checkpoint, size):
         QuantizedModel(new_checkpoint(), size)
 
 
+def test_quantized_model_int4_says_so_and_halves_the_bytes(new_checkpoint):
+    checkpoint = new_checkpoint(CONFIG, 2, 32)
+    model = QuantizedModel(checkpoint, bits=4)
+    assert (model.weight_bits, model.group_size, model.exact) == (4, 64, False)
+    assert model.note == "int8 (groups of 32) weights quantised to int4 in groups of 64"
+    expected = quantize_weights(checkpoint.tensor("w1", 1), 64, 4)
+    np.testing.assert_array_equal(model.matrix("w1", 1).q, expected.q)
+    config = ModelConfig(768, 2048, 12, 12, 12, 32000, 256, True)
+    size = {bits: sum(channel_bytes(config, 64, Target(4, 32), bits)) for bits in (8, 4)}
+    assert size[4] == pytest.approx(size[8] * 36 / 68, rel=0.001)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(bits=5), "weight_bits 5: the kernel reads weights of 8 or 4 bits"),
+        (dict(bits=4, group_size=32), "group_size 32: the kernel reads int4 in groups of 64 only"),
+    ],
+)
+def test_quantized_model_other_bits_are_refused(new_checkpoint, options, text):
+    with pytest.raises(LimitError, match=text):
+        QuantizedModel(new_checkpoint(), **options)
+
+
 # ---- layout -----------------------------------------------------------------------------
 
 
 class Reader:
     """Finds rows in packed channels by hls_src/tile.h's words alone, one by one."""
 
-    def __init__(self, channels, config, size, target):
-        self.channels, self.size, self.target = channels, size, target
+    def __init__(self, channels, config, size, target, bits=8):
+        self.channels, self.size, self.target, self.bits = channels, size, target, bits
+        self.row_bytes = size * bits // 8
         c = config
         groups, hidden_groups = -(-c.dim // size), -(-c.hidden_dim // size)
         self.units = -(-hidden_groups * size // target.tile_rows) * target.tile_rows
@@ -211,7 +266,7 @@ class Reader:
             self.places[name] = (list(at), n_groups)
             waves = -(-rows // (target.tile_rows * target.channels))
             for channel in range(target.channels):
-                at[channel] += waves * n_groups * target.tile_rows * (size + 4)
+                at[channel] += waves * n_groups * target.tile_rows * (self.row_bytes + 4)
 
         for layer in range(c.n_layers):
             norm_vector(("rms_att_weight", layer))
@@ -234,10 +289,12 @@ class Reader:
         wave, channel = divmod(tile, self.target.channels)
         q, scale = [], []
         for g in range(groups):
-            at = bases[channel] + (wave * groups + g) * rows * (self.size + 4)
-            values = self.channels[channel][at + within * self.size :][: self.size]
-            q.append(values.astype(np.int16) - 128)
-            at += rows * self.size + 4 * within
+            at = bases[channel] + (wave * groups + g) * rows * (self.row_bytes + 4)
+            values = self.channels[channel][at + within * self.row_bytes :][: self.row_bytes]
+            if self.bits == 4:
+                values = np.concatenate([values & 15, values >> 4])
+            q.append(values.astype(np.int16) - 2 ** (self.bits - 1))
+            at += rows * self.row_bytes + 4 * within
             scale.append(self.channels[channel][at : at + 4].view("<f4"))
         return np.concatenate(q), np.concatenate(scale)
 
@@ -247,14 +304,14 @@ class Reader:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("size", "bits"), [(32, 8), (64, 8), (64, 4)])
 @pytest.mark.parametrize("tied", [True, False])
-def test_pack_channels_puts_every_row_where_tile_h_says(target, size, tied):
+def test_pack_channels_puts_every_row_where_tile_h_says(target, size, bits, tied):
     config = ModelConfig(72, 101, 2, 6, 2, 203, 16, tied)
-    model = RandomModel(config, size, seed=2)
+    model = RandomModel(config, size, seed=2, weight_bits=bits)
     channels = pack_channels(model, target)
-    assert [len(c) for c in channels] == channel_bytes(config, size, target)
-    reader = Reader(channels, config, size, target)
+    assert [len(c) for c in channels] == channel_bytes(config, size, target, bits)
+    reader = Reader(channels, config, size, target, bits)
     assert reader.end == [len(c) for c in channels]
 
     def check(place, first, matrix):
@@ -414,7 +471,9 @@ def test_packed_file_with_other_sizes_is_refused(packed_path):
         open_packed(packed_path)
 
 
-@pytest.mark.parametrize("key", ["config", "group_size", "channels", "crc32", "note"])
+@pytest.mark.parametrize(
+    "key", ["config", "group_size", "weight_bits", "channels", "crc32", "note"]
+)
 def test_packed_file_lacking_metadata_is_refused(packed_path, key):
     rewrite_header(packed_path, lambda h: h["__metadata__"].pop(key))
     with pytest.raises(CheckpointError, match="a damaged packed model"):
@@ -506,12 +565,13 @@ def test_pack_cached_goes_by_content_not_by_name(new_checkpoint, packs):
 
 def test_pack_cached_keeps_every_variant_apart(new_checkpoint, packs):
     for target in TARGETS:
-        for size in (32, 64):
+        for size, bits in ((32, 8), (64, 8), (64, 4)):
             for theta in (10000.0, 10000.001, 500000.0):
-                packed = pack_cached(new_checkpoint(rope_theta=theta), target, size)
+                packed = pack_cached(new_checkpoint(rope_theta=theta), target, size, bits)
                 assert (packed.target, packed.group_size) == (target, size)
+                assert packed.weight_bits == bits
                 assert packed.config.rope_theta == theta
-    assert len(set(packs)) == len(packs) == 18
+    assert len(set(packs)) == len(packs) == 27
 
 
 def test_pack_cached_damaged_file_is_packed_again(new_checkpoint, packs):

@@ -240,7 +240,7 @@ def test_rms_norm_any_width_and_scale(stages, seed, n, high):
     total, y = np.empty(1, f32), np.empty(n, f32)
     stages.call("sum_of_squares", x, n, total)
     stages.call("normalize", x, weight, n, y)
-    assert_same_bits(total[0], reference.lane_sum(reference.mul(x, x)))
+    assert_same_bits(total[0], reference.lane_sum(reference.mul(x, x), contract.NORM_SUMS))
     assert_same_bits(y, reference.rms_norm(x[None], weight)[0])
     exact = x / np.sqrt(np.mean(np.square(x, dtype=np.float64)) + 1e-5) * weight
     np.testing.assert_allclose(y, exact, rtol=4e-6, atol=1e-37)
@@ -297,22 +297,25 @@ def mat_vec(stages, weight, q, scale, out, add=False):
         aligned[-1][:] = part
     pointers = np.array([a.ctypes.data for a in aligned], np.uint64)
     rows, groups = scale.shape
-    stages.call("mat_vec", pointers, weight.q.shape[0], groups, weight.group_size, q, scale, rows,
-                int(add), out)  # fmt: skip
+    stages.call("mat_vec", pointers, weight.q.shape[0], groups, weight.group_size, weight.bits, q,
+                scale, rows, int(add), out)  # fmt: skip
     return out
 
 
 @same_every_run
 @given(seed=seeds, rows=st.integers(1, 16), out=st.integers(1, 200), groups=st.integers(1, 5),
-       group_size=GROUPS, add=st.booleans())  # fmt: skip
-def test_mat_vec_any_shape(stages, seed, rows, out, groups, group_size, add):
+       form=st.sampled_from([(32, 8), (64, 8), (64, 4)]), add=st.booleans())  # fmt: skip
+def test_mat_vec_any_shape(stages, seed, rows, out, groups, form, add):
     rng = np.random.default_rng(seed)
     rows = min(rows, stages.max_rows)
+    group_size, bits = form
     n = groups * group_size
+    most = 2 ** (bits - 1)
     weight = QuantizedMatrix(
-        rng.integers(-128, 128, (out, n)).astype(np.int8), wide_floats(rng, out * groups, -20, 3)
-        .reshape(out, groups)
-    )  # fmt: skip
+        rng.integers(-most, most, (out, n)).astype(np.int8),
+        wide_floats(rng, out * groups, -20, 3).reshape(out, groups),
+        bits,
+    )
     q = rng.integers(-127, 128, (rows, n)).astype(np.int8)
     scale = np.abs(wide_floats(rng, rows * groups, -20, 3)).reshape(rows, groups)
     residual = wide_floats(rng, rows * out, -5, 5).reshape(rows, out)
@@ -329,14 +332,15 @@ def test_mat_vec_any_shape(stages, seed, rows, out, groups, group_size, add):
     assert (np.abs(actual - exact) <= (groups + 4) * 2.0**-24 * size).all()
 
 
-@pytest.mark.parametrize("group_size", [32, 64])
-def test_mat_vec_extreme_values(stages, group_size):
+@pytest.mark.parametrize(("group_size", "bits"), [(32, 8), (64, 8), (64, 4)])
+def test_mat_vec_extreme_values(stages, group_size, bits):
     n = 3 * group_size
     q = np.array([[-127] * n, [127] * n], np.int8)
-    weight = np.array([[-128] * n, [127] * n, [0] * n], np.int8)
+    most = 2 ** (bits - 1)
+    weight = np.array([[-most] * n, [most - 1] * n, [0] * n], np.int8)
     # Products under the smallest normal number; then sums that overflow.
     for size in (2.0**-100, 2.0**-75, 1.0, 2.0**57):
-        matrix = QuantizedMatrix(weight, np.full((3, 3), size, f32))
+        matrix = QuantizedMatrix(weight, np.full((3, 3), size, f32), bits)
         scale = np.full((2, 3), size, f32)
         actual = mat_vec(stages, matrix, q, scale, np.empty((2, 3), f32))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -391,37 +395,59 @@ def attention_shape(heads, kv_heads, head_size, n_layers=2, seq_len=100):
     return ModelConfig(dim, 32, n_layers, heads, kv_heads, 8, seq_len, True)
 
 
-def cache_index(config, cache, slot, layer, kv_head, position):
-    """(K and V of one position, padded head_size) of the cache, as the contract lays it out."""
-    stride = -(-config.head_size // contract.REDUCE_LANES) * contract.REDUCE_LANES
-    blocks = -(-config.seq_len // contract.BLOCK)
-    shape = (-1, config.n_layers, config.n_kv_heads, blocks, 2, contract.BLOCK, stride)
-    block, within = divmod(position, contract.BLOCK)
-    return cache.view(f32).reshape(shape)[slot, layer, kv_head, block, :, within]
+class Cache:
+    """Every port's memory, NaN where nothing was put; laid out as hls_src/cache.h says."""
+
+    def __init__(self, stages, config, slots, kv_bits=32):
+        self.config, self.kv_bits = config, kv_bits
+        beat, stride = stages.kv_beat_bytes, -(-config.head_size // 16) * 16
+        self.half = -(-stride * kv_bits // 8 // beat) * beat
+        self.scales = beat if kv_bits == 8 else 0
+        heads = -(-config.n_kv_heads // stages.kv_ports)
+        shape = (slots, config.n_layers, heads, config.seq_len, self.scales + 2 * self.half)
+        self.ports = []
+        for _ in range(stages.kv_ports):
+            memory = kernel_library.aligned(int(np.prod(shape)))
+            memory.view(f32)[:] = np.nan
+            self.ports.append(memory.reshape(shape))
+        self.addresses = np.array([p.ctypes.data for p in self.ports], np.uint64)
+
+    def put(self, slot, layer, head, position, key_and_value):
+        """(2, head_size) float32 into its record; returns what the record stands for."""
+        record = self.ports[head % len(self.ports)][slot, layer, head // len(self.ports), position]
+        record[:] = 0
+        size = self.config.head_size
+        halves = record[self.scales :].reshape(2, self.half)
+        if self.kv_bits == 32:
+            halves.view(f32)[:, :size] = key_and_value
+            return key_and_value
+        q, scale = reference.quantize_groups(key_and_value, size)
+        record[:8] = scale.reshape(2).view(np.uint8)
+        halves[:, :size] = q.view(np.uint8)
+        return reference.round_heads(key_and_value[None])[0]
 
 
 def attend(stages, config, slots, layer, cache, qkv, positions, row_slots):
     rows = len(positions)
     request = request_words(48 + 8 * stages.max_rows, (0, config.n_layers), [0] * rows,
                             positions, row_slots)  # fmt: skip
-    model = model_words(config, 32, slots, contract.MODEL_ROPE_TABLE + 256)
+    model = model_words(config, 32, slots, contract.MODEL_ROPE_TABLE + 256, 8, cache.kv_bits)
     out = np.empty((rows, config.dim), f32)
-    stages.call("attend", request, model, layer, cache, qkv, out)
+    stages.call("attend", request, model, layer, cache.addresses, qkv, out)
     return out
 
 
 @same_every_run
 @given(seed=seeds, pairs=st.integers(1, 40), kv_heads=st.integers(1, 3),
-       shared=st.integers(1, 4), longest=st.integers(1, 100))  # fmt: skip
-def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, longest):
+       shared=st.integers(1, 4), longest=st.integers(1, 100),
+       kv_bits=st.sampled_from(contract.KV_BITS))  # fmt: skip
+def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, longest, kv_bits):
     """Some positions in memory, the rest computed in this call; memory past them is NaN."""
     rng = np.random.default_rng(seed)
     config = attention_shape(kv_heads * shared, kv_heads, 2 * pairs)
     slots, layer = 3, int(rng.integers(2))
     rows = int(rng.integers(1, min(stages.max_rows, longest, 9) + 1))
-    stride = -(-2 * pairs // 16) * 16
-    cache = kernel_library.aligned(slots * 2 * kv_heads * 4 * 2 * 32 * stride * 4)
-    cache.view(f32)[:] = np.nan
+    cache = Cache(stages, config, slots, kv_bits)
     qkv = rng.normal(0, 2, (rows, config.dim + 2 * config.kv_dim)).astype(f32)
     # Slot 1 has one row, slot 2 the last positions of a longer sequence, in any order.
     positions = rng.permutation(np.arange(longest - rows, longest))
@@ -437,14 +463,20 @@ def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, lon
         for position in range(int(positions[row_slots == slot].max(initial=-1)) + 1):
             if position not in in_call:
                 for head in range(kv_heads):
-                    place = cache_index(config, cache, slot, layer, head, position)
-                    place[:] = 0
-                    place[:, : 2 * pairs] = keys[slot, position, :, head]
+                    keys[slot, position, :, head] = cache.put(
+                        slot, layer, head, position, keys[slot, position, :, head]
+                    )
+    actual = attend(stages, config, slots, layer, cache, qkv, positions, row_slots)
+    after = [port.copy() for port in cache.ports]
     own = qkv[:, config.dim :].reshape(rows, 2, kv_heads, 2 * pairs)
     for row in range(rows):
-        keys[row_slots[row], positions[row]] = own[row]
-    before = cache.copy()
-    actual = attend(stages, config, slots, layer, cache, qkv, positions, row_slots)
+        for head in range(kv_heads):
+            keys[row_slots[row], positions[row], :, head] = cache.put(
+                row_slots[row], layer, head, positions[row], own[row, :, head]
+            )
+    # This call's keys and values are in memory, and nothing else has changed.
+    for port, expected in zip(after, cache.ports):
+        assert_same_bits(port, expected, "cache")
     for row in range(rows):
         past = keys[row_slots[row], : positions[row] + 1]
         query = qkv[row, : config.dim].reshape(-1, 2 * pairs)
@@ -459,25 +491,18 @@ def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, lon
         np.testing.assert_allclose(
             actual[row], exact.reshape(-1), rtol=0, atol=size * 3e-6 * np.abs(past).max()
         )
-        for head in range(kv_heads):
-            place = cache_index(config, before, row_slots[row], layer, head, positions[row])
-            place[:] = 0
-            place[:, : 2 * pairs] = own[row, :, head]
-    # This call's keys and values are in memory, and nothing else has changed.
-    assert_same_bits(cache, before, "cache")
 
 
 def test_attend_extreme_scores(stages):
     """Scores so far apart that all weights but one are zero, and products that underflow."""
     config = attention_shape(2, 1, 8)
-    cache = kernel_library.aligned(2 * 4 * 2 * 32 * 16 * 4)
+    cache = Cache(stages, config, 1)
     rng = np.random.default_rng(5)
     past = np.zeros((2, 70, 1, 8), f32)
     for position in range(70):
         size = (1e-25, 1.0, 1e3, 1e15)[position % 4]
         past[:, position, 0] = rng.normal(0, size, (2, 8))
-        place = cache_index(config, cache, 0, 0, 0, position)
-        place[:, :8] = past[:, position, 0]
+        cache.put(0, 0, 0, position, past[:, position, 0])
     for scale in (1e-20, 1e-3, 1e10):
         qkv = rng.normal(0, scale, (1, 32)).astype(f32)
         past[:, 69, 0] = qkv[0, 16:].reshape(2, 8)

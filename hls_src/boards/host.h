@@ -13,6 +13,17 @@ constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 32;     // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 64;  // enough work between two joins of the host threads
 
+// KV cache.
+constexpr int kKvPorts = 2;
+constexpr int kKvBeatBytes = 64;
+constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
+constexpr int kQueries = 16;         // that share a block of keys and values
+
+// Small stages.
+constexpr int kVectorLanes = 16;   // values of a vector a cycle
+constexpr int kGateCycles = 32;    // for a tile of hidden units
+constexpr int kSampleCycles = 32;  // for kBlock logits
+
 // Limits of the model and of one call.
 constexpr int kMaxRows = 16;
 constexpr int kMaxSteps = 64;

@@ -5,7 +5,7 @@
 namespace kernel {
 
 constexpr char kBoardName[] = "kv260";
-constexpr int kClockMhz = 250;
+constexpr int kClockMhz = 300;
 
 // Weight memory.
 constexpr int kChannels = 4;
@@ -14,8 +14,19 @@ constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
+// KV cache.
+constexpr int kKvPorts = 4;
+constexpr int kKvBeatBytes = 16;
+constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
+constexpr int kQueries = 4;         // that share a block of keys and values
+
+// Small stages.
+constexpr int kVectorLanes = 4;    // values of a vector a cycle
+constexpr int kGateCycles = 32;    // for a tile of hidden units
+constexpr int kSampleCycles = 64;  // for kBlock logits
+
 // Limits of the model and of one call.
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = 4;
 constexpr int kMaxSteps = 32;
 constexpr int kMaxDim = 2048;
 constexpr int kMaxHiddenDim = 5632;

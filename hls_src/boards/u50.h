@@ -14,6 +14,17 @@ constexpr int kTileRows = 16;
 constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
+// KV cache.
+constexpr int kKvPorts = 16;
+constexpr int kKvBeatBytes = 32;
+constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
+constexpr int kQueries = 4;          // that share a block of keys and values
+
+// Small stages.
+constexpr int kVectorLanes = 16;   // values of a vector a cycle
+constexpr int kGateCycles = 4;     // for a tile of hidden units
+constexpr int kSampleCycles = 16;  // for kBlock logits
+
 // Limits of the model and of one call.
 constexpr int kMaxRows = 2;
 constexpr int kMaxSteps = 64;

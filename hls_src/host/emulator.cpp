@@ -18,7 +18,7 @@ void CallTop(const uint64_t* args);
 
 namespace {
 
-constexpr int kMaxArguments = 64;
+constexpr int kMaxArguments = 128;
 constexpr size_t kStackBytes = size_t{256} << 20;  // on-chip memory lives here; pages come on use
 
 class Emulator {
@@ -98,7 +98,8 @@ LLAMA_EXPORT void* emulator_new(int threads) {
   return emulator;
 }
 
-// `args` holds 64 words: host addresses for pointers, values for scalars. -1: still busy.
+// `args` holds kMaxArguments words: host addresses for pointers, values for scalars. -1: still
+// busy.
 LLAMA_EXPORT int emulator_start(void* emulator, const uint64_t* args) {
   return static_cast<Emulator*>(emulator)->Start(args) ? 0 : -1;
 }

@@ -11,18 +11,58 @@ namespace kernel {
 
 #define LLAMA_HOST_INLINE inline __attribute__((always_inline))
 constexpr int kEngineTiles = 1;
+constexpr int kEngineHeads = 1;
+// The host's loader: memory is asked for a beat this long before it is used. Processors leave
+// alone some 20 to 40% of their memory's speed without.
+constexpr int kBeatsAhead = 128;
 
 struct WeightPort {
   const Beat* beats;
 
   const Beat& Read(int word, int beat) const {
-    return beats[static_cast<int64_t>(word) * kWordBeats + beat];
+    const Beat* at = beats + static_cast<int64_t>(word) * kWordBeats + beat;
+    __builtin_prefetch(at + kBeatsAhead);
+    return *at;
   }
+};
+
+struct KvReader {
+  const KvBeat* beats;
+
+  const KvBeat& Read(int64_t index) const {
+    __builtin_prefetch(beats + index + kBeatsAhead);
+    return beats[index];
+  }
+};
+
+struct KvWriter {
+  KvBeat* beats;
+
+  void Write(int64_t index, const KvBeat& beat) const { beats[index] = beat; }
 };
 
 // Nothing to run ahead of: memory is already where compute reads it.
 inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
   port.beats = memory;
+}
+inline void LoadKv(const KvBeat* memory, int, const Step&, KvReader& port) {
+  port.beats = memory;
+}
+inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
+  port.beats = memory;
+}
+inline void StoreKv(KvBeat*, int, const Step&, KvWriter&) {}
+
+// g++ makes a copy of the engine for each format, and knows it in the innermost loop.
+template <typename Engine>
+LLAMA_HOST_INLINE void ForFormat(const Format& format, const Engine& engine) {
+  if (format.int4) {
+    engine(Format{kMaxGroup, kMinGroup, true});
+  } else if (format.group_size == kMaxGroup) {
+    engine(Format{kMaxGroup, kMaxGroup, false});
+  } else {
+    engine(Format{kMinGroup, kMinGroup, false});
+  }
 }
 
 inline int ActiveRows(int n) {

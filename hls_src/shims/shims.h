@@ -3,7 +3,10 @@
 //
 //   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
 //   port.Read(word, beat)              the next of them; the numbers are its place in the channel
+//   LoadKv, StoreKv, reader.Read, writer.Write   the same for keys and values
 //   kEngineTiles                       tiles that one engine computes in lockstep
+//   kEngineHeads                       kv heads attended to side by side by one task
+//   ForFormat(format, engine)          engine(format), for g++ with a constant
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one
 //                                      of them multiplies, for the host to weigh

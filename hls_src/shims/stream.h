@@ -14,6 +14,7 @@ static_assert(kWavesInFlight == 1, "fabric has one set of sums in flight, and on
 
 #define LLAMA_HOST_INLINE inline
 constexpr int kEngineTiles = kChannels;
+constexpr int kEngineHeads = kKvPorts;
 
 struct WeightPort {
   hls::stream<Beat, kWeightFifoBeats> beats;
@@ -23,6 +24,30 @@ struct WeightPort {
     return beats.read();
   }
 };
+
+struct KvReader {
+  hls::stream<KvBeat, kKvFifoBeats> beats;
+
+  KvBeat Read(int64_t) {
+#pragma HLS INLINE
+    return beats.read();
+  }
+};
+
+struct KvWriter {
+  hls::stream<KvBeat, kKvFifoBeats> beats;
+
+  void Write(int64_t, const KvBeat& beat) {
+#pragma HLS INLINE
+    beats.write(beat);
+  }
+};
+
+template <typename Engine>
+inline void ForFormat(const Format& format, const Engine& engine) {
+#pragma HLS INLINE
+  engine(format);
+}
 
 typedef hls::stream<Beat, kWeightFifoBeats> BeatStream;
 
@@ -49,7 +74,7 @@ inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& 
       SEND_GROUPS:
         for (int g = 0; g < plan.embedding.groups; ++g) {
 #pragma HLS LOOP_TRIPCOUNT min = 9 max = 64
-          const RowWords at = FindRow(plan.embedding, tail, step.rows[row].token, g, s.group_size);
+          const RowWords at = FindRow(plan.embedding, tail, step.rows[row].token, g, s.row_bytes);
           if (at.channel == channel) {
             SendWords(memory, at.values, 1, port.beats);
             SendWords(memory, at.scales, 1, port.beats);
@@ -63,7 +88,65 @@ inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& 
   SendWords(memory, begin, end - begin, port.beats);
   if (step.classify) {
     const int norm = NormsBefore(plan, channel, 1);
-    SendWords(memory, tail - norm, norm + MatrixWords(plan.classifier, s.group_size), port.beats);
+    SendWords(memory, tail - norm, norm + MatrixWords(plan.classifier, s.row_bytes), port.beats);
+  }
+}
+
+// The only reader of a port's keys and values: every block, in the order in which the port's
+// engine attends to it. What this step computes is on chip, so it may run ahead here too.
+inline void LoadKv(const KvBeat* memory, int port, const Step& step, KvReader& reader) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
+  const int chunks = TeamChunks(s);
+KV_LAYERS:
+  for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
+#pragma HLS LOOP_TRIPCOUNT min = 6 max = kMaxLayers
+  KV_HEADS:
+    for (int head = port; head < s.n_kv_heads; head += kKvPorts) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 8
+    KV_TEAMS:
+      for (int i = 0; i < step.n_teams * chunks; ++i) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+        // A team's blocks follow one another in memory.
+        const Team& team = step.teams[i / chunks];
+        const int64_t from = KvBeatOf(s, team.slot, layer, head, 0);
+      KV_BEATS:
+        for (int n = 0; n < (team.last + 1) * s.kv_record_beats; ++n) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 192 max = 32768
+          reader.beats.write(memory[from + n]);
+        }
+      }
+    }
+  }
+}
+
+inline void PlaceKvWriter(KvBeat*, KvWriter&) {}
+
+// The only writer: this step's records, in the order in which compute hands them over.
+inline void StoreKv(KvBeat* memory, int port, const Step& step, KvWriter& writer) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
+STORE_LAYERS:
+  for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
+#pragma HLS LOOP_TRIPCOUNT min = 6 max = kMaxLayers
+  STORE_ROWS:
+    for (int row = 0; row < kMaxRows; ++row) {
+      const Row& r = step.rows[row];
+      if (row < step.n_rows && r.active) {
+      STORE_HEADS:
+        for (int head = port; head < s.n_kv_heads; head += kKvPorts) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 8
+          const int64_t to = KvBeatOf(s, r.slot, layer, head, r.position);
+        STORE_RECORD:
+          for (int n = 0; n < s.kv_record_beats; ++n) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 6 max = 64
+            memory[to + n] = writer.beats.read();
+          }
+        }
+      }
+    }
   }
 }
 

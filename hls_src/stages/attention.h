@@ -1,120 +1,209 @@
 // Attention over the KV cache, one block of positions at a time, with an online softmax: no
 // array is as long as the context.
 //
-// This call's keys and values are on chip. Blocks come from memory in one burst each, and the
-// positions that this call computes are laid over them, so memory is never read back early.
+// The cache is dealt out to ports by heads, and each port has an engine of its own. Rows of one
+// sequence that follow one another are a team: a block is read once for all of them. What this
+// call computes stays on chip and is laid over the blocks, so memory is never read back early.
 #pragma once
 
-#include "call.h"
+#include "quantize.h"
 #include "shims/shims.h"
 
 namespace kernel {
 
 constexpr float kLowest = -1e30f;  // a score that any other exceeds
-constexpr int kHeadsAtOnce = 4;    // query heads of one kv head that share a block
 
-// A block of one head as it lies in memory: keys, then values.
-typedef float HeadBlock[2 * kBlock][kMaxHeadSize];
+typedef KvReader KvReaders[kKvPorts];
+typedef KvWriter KvWriters[kKvPorts];
 
-// First KvBeat of a block's keys; its values follow.
-inline int64_t KvBlockBeat(const Shape& s, int slot, int layer, int kv_head, int block) {
-  const int blocks = (s.seq_len + kBlock - 1) / kBlock;
-  const int64_t index =
-      ((static_cast<int64_t>(slot) * s.n_layers + layer) * s.n_kv_heads + kv_head) * blocks + block;
-  return index * (2 * kBlock * (s.head_stride / kReduceLanes));
+// Keys and values of this call as int8, where the cache is.
+struct QuantizedKv {
+  int8_t q[kMaxRows][2 * kMaxDim];
+  float scale[kMaxRows][2 * kMaxDim / 2];  // a head has two values at least
+};
+
+// Rounds one head's vector to what the cache will hold of it.
+inline void RoundHead(float* x, int head_size, int8_t* q, float& scale) {
+#pragma HLS INLINE off
+  uint32_t largest_bits = 0;
+LARGEST_IN_HEAD:
+  for (int i = 0; i < head_size; i += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
+    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+      const uint32_t magnitude = i + j < head_size ? BitsOf(x[i + j]) & 0x7fffffffu : 0u;
+      largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
+    }
+  }
+  const GroupScale group = ScaleOf(largest_bits);
+ROUND_HEAD:
+  for (int i = 0; i < head_size; i += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
+    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+      if (i + j < head_size) {
+        const int32_t value = RoundToInt8(x[i + j] * group.up);
+        q[i + j] = static_cast<int8_t>(value);
+        x[i + j] = static_cast<float>(value) * group.scale;
+      }
+    }
+  }
+  scale = group.scale;
 }
 
-// One burst.
-inline void ReadHeadBlock(const KvBeat* cache, int64_t beat, int beats_per_head, HeadBlock& out) {
+// Rounds this call's keys and values, so that they count the same now and once they are read back.
+inline void RoundKv(const Step& step, float (*qkv)[kMaxQkv], QuantizedKv& kv) {
 #pragma HLS INLINE off
-  int position = 0;
-  int part = 0;
-READ_BLOCK:
-  for (int n = 0; n < 2 * kBlock * beats_per_head; ++n) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 192 max = 512
-    const KvBeat line = cache[beat + n];
-    for (int j = 0; j < kReduceLanes; ++j) {
-#pragma HLS UNROLL
-      out[position][part * kReduceLanes + j] = line.f[j];
-    }
-    ++part;
-    if (part == beats_per_head) {
-      part = 0;
-      ++position;
+  const Shape& s = step.shape;
+ROUND_ROWS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+  ROUND_HEADS:
+    for (int h = 0; h < 2 * s.n_kv_heads; ++h) {
+#pragma HLS LOOP_TRIPCOUNT min = 12 max = 64
+      const int at = h * s.head_size;
+      RoundHead(qkv[row] + s.dim + at, s.head_size, kv.q[row] + at, kv.scale[row][h]);
     }
   }
 }
 
-// One row's keys or values of one layer into the cache.
-inline void WriteHead(KvBeat* cache, int64_t beat, const float* head, int head_size, int stride) {
-#pragma HLS INLINE off
-WRITE_HEAD:
-  for (int i = 0; i < stride; i += kReduceLanes) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
-    KvBeat line;
-    for (int j = 0; j < kReduceLanes; ++j) {
+// A block of one head on chip: keys, then values.
+typedef float HeadBlock[2 * kBlock][kMaxHeadSize];
+
+// What an engine works on: queries of one team, and this call's keys and values of the head.
+struct HeadTeam {
+  float query[kQueries][kMaxHeadSize];
+  float key[kMaxRows][kMaxHeadSize];
+  float value[kMaxRows][kMaxHeadSize];
+  float out[kQueries][kMaxHeadSize];
+};
+
+// Which: queries are `heads` query heads of each row of the team, row after row.
+struct TeamPlace {
+  Team team;
+  int layer, kv_head;
+  int first_head, heads;  // query heads of the kv head
+
+  int Queries() const { return team.rows * heads; }
+};
+
+// A beat of a record into the row of a block that is its key or its value.
+inline void UnpackBeat(const KvBeat& beat, int at, bool int8, float scale,
+                       float (&row)[kMaxHeadSize]) {
+#pragma HLS INLINE
+  if (int8) {
+    for (int i = 0; i < kKvBeatBytes; ++i) {
 #pragma HLS UNROLL
-      line.f[j] = i + j < head_size ? head[i + j] : 0.0f;
+      const uint32_t byte = BitsOf(beat.f[i / 4]) >> 8 * (i % 4);
+      row[at * kKvBeatBytes + i] = static_cast<float>(static_cast<int8_t>(byte)) * scale;
     }
-    cache[beat + i / kReduceLanes] = line;
+  } else {
+    for (int i = 0; i < kKvBeatBytes / 4; ++i) {
+#pragma HLS UNROLL
+      row[at * (kKvBeatBytes / 4) + i] = beat.f[i];
+    }
+  }
+}
+
+// A block's positions from memory, then what this call computes over them.
+inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place, int block_index,
+                       const HeadTeam& rows, HeadBlock& block) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
+  const int first = block_index * kBlock;
+  const int64_t from = KvBeatOf(s, place.team.slot, place.layer, place.kv_head, first);
+  const int n = BlockPositions(place.team, block_index) * s.kv_record_beats;
+  int position = 0;
+  int part = 0;  // of the record: scales, where there are any, then key, then value
+  float key_scale = 1.0f;
+  float value_scale = 1.0f;
+READ_BLOCK:
+  for (int i = 0; i < n; ++i) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 192 max = 1024
+    const KvBeat& beat = port.Read(from + i);
+    const int at = part - s.kv_scale_beats;
+    if (at < 0) {
+      key_scale = beat.f[0];
+      value_scale = beat.f[1];
+    } else if (at < s.kv_half_beats) {
+      UnpackBeat(beat, at, s.kv_int8, key_scale, block[position]);
+    } else {
+      UnpackBeat(beat, at - s.kv_half_beats, s.kv_int8, value_scale, block[kBlock + position]);
+    }
+    const bool last = part + 1 == s.kv_record_beats;
+    part = last ? 0 : part + 1;
+    position = last ? position + 1 : position;
+  }
+OVERLAY:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    const Row& r = step.rows[row];
+    if (r.active && r.slot == place.team.slot && r.position / kBlock == block_index) {
+      for (int d = 0; d < s.head_stride; d += kReduceLanes) {
+#pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
+#pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
+        for (int j = 0; j < kReduceLanes; ++j) {
+#pragma HLS UNROLL
+          block[r.position % kBlock][d + j] = rows.key[row][d + j];
+          block[kBlock + r.position % kBlock][d + j] = rows.value[row][d + j];
+        }
+      }
+    }
   }
 }
 
 // query . keys[t] of every position of the block. Element i goes to partial sum
 // i % kReduceLanes; both vectors are zero past their end. The positions alternate, so that an
 // adder is asked for the same sum only after kBlock others.
-inline void DotBlock(const float* query, const HeadBlock& block, int stride,
+inline void DotBlock(const float (&query)[kMaxHeadSize], const HeadBlock& block, int stride,
                      float (&dots)[kBlock]) {
 #pragma HLS INLINE off
   float lanes[kBlock][kReduceLanes];
-#pragma HLS ARRAY_PARTITION variable = lanes complete dim = 2
-DOT_FIRST:
-  for (int t = 0; t < kBlock; ++t) {
-#pragma HLS PIPELINE II = 1
-    for (int j = 0; j < kReduceLanes; ++j) {
-#pragma HLS UNROLL
-      lanes[t][j] = query[j] * block[t][j];
-    }
-  }
+#pragma HLS ARRAY_PARTITION variable = lanes cyclic factor = kAttentionLanes dim = 2
 DOT_PARTS:
-  for (int i = kReduceLanes; i < stride; i += kReduceLanes) {
-#pragma HLS LOOP_TRIPCOUNT min = 2 max = 7
+  for (int i = 0; i < stride; i += kAttentionLanes) {
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
+  DOT:
     for (int t = 0; t < kBlock; ++t) {
 #pragma HLS PIPELINE II = 1
-      for (int j = 0; j < kReduceLanes; ++j) {
+#pragma HLS DEPENDENCE variable = lanes inter false
+      for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
-        lanes[t][j] = lanes[t][j] + query[i + j] * block[t][i + j];
+        const int lane = i % kReduceLanes + j;
+        const float product = query[i + j] * block[t][i + j];
+        lanes[t][lane] = i < kReduceLanes ? product : lanes[t][lane] + product;
       }
     }
   }
 DOT_SUMS:
   for (int t = 0; t < kBlock; ++t) {
-#pragma HLS PIPELINE II = 1
+#pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
     dots[t] = TreeSum(lanes[t]);
   }
 }
 
-// Running softmax of one query head: maximum, sum of exponentials, weighted values.
+// Running softmax of one query: maximum, sum of exponentials, weighted values.
 struct Online {
   float maximum, total;
   float values[kMaxHeadSize];
 };
 
-inline void AttendBlock(const float* query, const HeadBlock& block, int valid, int head_stride,
-                        float root, Online& state) {
+inline void AttendBlock(const float (&query)[kMaxHeadSize], const HeadBlock& block, int valid,
+                        int stride, float root, Online& state) {
 #pragma HLS INLINE off
   float dots[kBlock];
   float scores[kBlock];
   float weights[kBlock];
 #pragma HLS ARRAY_PARTITION variable = weights complete
-  DotBlock(query, block, head_stride, dots);
+  DotBlock(query, block, stride, dots);
   float maximum = state.maximum;
 SCORES:
   for (int t = 0; t < kBlock; ++t) {
 #pragma HLS PIPELINE II = 1
-    // Beyond the row's own position lies whatever memory held.
+    // Beyond the query's own position lies whatever was there before.
     scores[t] = t < valid ? dots[t] / root : kLowest;
     maximum = scores[t] > maximum ? scores[t] : maximum;
   }
@@ -126,163 +215,274 @@ WEIGHTS:
   const float shrink = Exp(state.maximum - maximum);
   state.maximum = maximum;
   state.total = state.total * shrink + TreeSum(weights);
-SHRINK:
-  for (int d = 0; d < head_stride; d += kReduceLanes) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
-    for (int j = 0; j < kReduceLanes; ++j) {
+VALUES:
+  for (int i = 0; i < stride; i += kAttentionLanes) {
+#pragma HLS PIPELINE II = kBlock
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
+    float sums[kValueSums][kAttentionLanes];
+#pragma HLS ARRAY_PARTITION variable = sums complete dim = 0
+    for (int k = 0; k < kValueSums; ++k) {
 #pragma HLS UNROLL
-      state.values[d + j] = state.values[d + j] * shrink;
+      for (int j = 0; j < kAttentionLanes; ++j) {
+#pragma HLS UNROLL
+        sums[k][j] = 0.0f;
+      }
+    }
+    for (int first = 0; first < kBlock; first += kValueSums) {
+#pragma HLS UNROLL
+      for (int k = 0; k < kValueSums; ++k) {
+#pragma HLS UNROLL
+        const int t = first + k;
+        if (t < valid) {
+          for (int j = 0; j < kAttentionLanes; ++j) {
+#pragma HLS UNROLL
+            sums[k][j] = sums[k][j] + weights[t] * block[kBlock + t][i + j];
+          }
+        }
+      }
+    }
+    for (int half = kValueSums / 2; half > 0; half /= 2) {
+#pragma HLS UNROLL
+      for (int k = 0; k < half; ++k) {
+#pragma HLS UNROLL
+        for (int j = 0; j < kAttentionLanes; ++j) {
+#pragma HLS UNROLL
+          sums[k][j] = sums[k][j] + sums[k + half][j];
+        }
+      }
+    }
+    for (int j = 0; j < kAttentionLanes; ++j) {
+#pragma HLS UNROLL
+      state.values[i + j] = state.values[i + j] * shrink + sums[0][j];
     }
   }
-  // Never fewer parts than the adder has stages: a sum is back before it is asked for again.
-  const int parts = head_stride / kReduceLanes;
-  const int paced = parts > kFaddLatency + 2 ? parts : kFaddLatency + 2;
-VALUES:
-  for (int t = 0; t < valid; ++t) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlock
-    for (int part = 0; part < paced; ++part) {
+}
+
+// Every query of the team that has reached the block.
+inline void AttendQueries(const Step& step, const TeamPlace& place, int block_index,
+                          const HeadTeam& rows, const HeadBlock& block, float root,
+                          Online (&states)[kQueries]) {
+#pragma HLS INLINE off
+QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    const int position = step.rows[place.team.first + q / place.heads].position;
+    const int left = position + 1 - block_index * kBlock;
+    if (left > 0) {
+      AttendBlock(rows.query[q], block, left < kBlock ? left : kBlock, step.shape.head_stride, root,
+                  states[q]);
+    }
+  }
+}
+
+// One team and one kv head, from the first block to the last.
+inline void AttendTeam(KvReader& port, const Step& step, const TeamPlace& place, HeadTeam& rows) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
+  const float head_size = static_cast<float>(s.head_size);
+  const float root = sqrtf(head_size);
+  Online states[kQueries];
+#pragma HLS ARRAY_PARTITION variable = states->values cyclic factor = kAttentionLanes
+START_QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    states[q].maximum = kLowest;
+    states[q].total = 0.0f;
+    for (int d = 0; d < s.head_stride; ++d) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 10 max = 10
-#pragma HLS DEPENDENCE variable = state.values inter false
-      if (part < parts) {
-        for (int j = 0; j < kReduceLanes; ++j) {
+#pragma HLS UNROLL factor = kAttentionLanes
+#pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize
+      states[q].values[d] = 0.0f;
+    }
+  }
+BLOCKS:
+  for (int b = 0; b * kBlock <= place.team.last; ++b) {
+#pragma HLS DATAFLOW
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
+    HeadBlock block;
+#pragma HLS ARRAY_PARTITION variable = block cyclic factor = kReduceLanes dim = 2
+    FetchBlock(port, step, place, b, rows, block);
+    AttendQueries(step, place, b, rows, block, root, states);
+  }
+FINISH_QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    for (int d = 0; d < s.head_size; ++d) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize
+      rows.out[q][d] = states[q].values[d] / states[q].total;
+    }
+  }
+}
+
+// The team's queries of one kv head, and what this call has computed of its keys and values.
+inline void LoadTeam(const Step& step, const TeamPlace& place, const float (*qkv)[kMaxQkv],
+                     HeadTeam& rows) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
+  const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
+LOAD_QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    const int row = place.team.first + q / place.heads;
+    const int at = (head + q % place.heads) * s.head_size;
+    for (int d = 0; d < s.head_stride; d += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
+      for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
-          const int d = part * kReduceLanes + j;
-          state.values[d] = state.values[d] + weights[t] * block[kBlock + t][d];
+        rows.query[q][d + j] = d + j < s.head_size ? qkv[row][at + d + j] : 0.0f;
+      }
+    }
+  }
+LOAD_ROWS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    const int at = s.dim + place.kv_head * s.head_size;
+    if (step.rows[row].active && step.rows[row].slot == place.team.slot) {
+      for (int d = 0; d < s.head_stride; d += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
+        for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+          const bool real = d + j < s.head_size;
+          rows.key[row][d + j] = real ? qkv[row][at + d + j] : 0.0f;
+          rows.value[row][d + j] = real ? qkv[row][at + s.kv_dim + d + j] : 0.0f;
         }
       }
     }
   }
 }
 
-// This call's keys and values of one kv head over what memory has of a block.
-inline void OverlayBlock(const Step& step, int slot, int block_index, const float (*qkv)[kMaxQkv],
-                         int key_at, HeadBlock& block) {
+inline void StoreTeam(const Step& step, const TeamPlace& place, const HeadTeam& rows,
+                      float (*out)[kMaxDim]) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
-OVERLAY:
-  for (int row = 0; row < step.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    const Row& r = step.rows[row];
-    if (r.active && r.slot == slot && r.position / kBlock == block_index) {
-      for (int d = 0; d < s.head_stride; ++d) {
+  const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
+STORE_QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    const int row = place.team.first + q / place.heads;
+    const int at = (head + q % place.heads) * s.head_size;
+    for (int d = 0; d < s.head_size; d += kVectorLanes) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 max = 128
-        const bool real = d < s.head_size;
-        block[r.position % kBlock][d] = real ? qkv[row][key_at + d] : 0.0f;
-        block[kBlock + r.position % kBlock][d] = real ? qkv[row][key_at + s.kv_dim + d] : 0.0f;
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
+      for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+        if (d + j < s.head_size) out[row][at + d + j] = rows.out[q][d + j];
       }
     }
   }
 }
 
-// One row and one kv head: kHeadsAtOnce of its query heads share each block that is read.
-inline void AttendHeads(const Step& step, const KvBeat* cache, const float (*qkv)[kMaxQkv],
-                        float (*out)[kMaxDim], int layer, int row, int kv_head) {
-#pragma HLS INLINE off
-  const Shape& s = step.shape;
-  const int position = step.rows[row].position;
-  const int slot = step.rows[row].slot;
-  const int group_heads = s.n_heads / s.n_kv_heads;
-  const int beats = s.head_stride / kReduceLanes;
-  const int key_at = s.dim + kv_head * s.head_size;
-  const float head_size = static_cast<float>(s.head_size);
-  const float root = sqrtf(head_size);
-  HeadBlock block;
-#pragma HLS ARRAY_PARTITION variable = block cyclic factor = kReduceLanes dim = 2
-  float query[kHeadsAtOnce][kMaxHeadSize];
-#pragma HLS ARRAY_PARTITION variable = query cyclic factor = kReduceLanes dim = 2
-  Online state[kHeadsAtOnce];
-#pragma HLS ARRAY_PARTITION variable = state->values cyclic factor = kReduceLanes
-QUERY_HEADS:
-  for (int first = 0; first < group_heads; first += kHeadsAtOnce) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = 4
-    const int left_heads = group_heads - first;
-    const int heads = left_heads < kHeadsAtOnce ? left_heads : kHeadsAtOnce;
-    const int head_at = (kv_head * group_heads + first) * s.head_size;
-  START_HEADS:
-    for (int h = 0; h < heads; ++h) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kHeadsAtOnce
-      state[h].maximum = kLowest;
-      state[h].total = 0.0f;
-      for (int d = 0; d < s.head_stride; ++d) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 max = 128
-        query[h][d] = d < s.head_size ? qkv[row][head_at + h * s.head_size + d] : 0.0f;
-        state[h].values[d] = 0.0f;
-      }
-    }
-  BLOCKS:
-    for (int b = 0; b * kBlock <= position; ++b) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
-      ReadHeadBlock(cache, KvBlockBeat(s, slot, layer, kv_head, b), beats, block);
-      OverlayBlock(step, slot, b, qkv, key_at, block);
-      const int left = position + 1 - b * kBlock;
-    HEADS:
-      for (int h = 0; h < heads; ++h) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kHeadsAtOnce
-        AttendBlock(query[h], block, left < kBlock ? left : kBlock, s.head_stride, root, state[h]);
-      }
-    }
-  FINISH_HEADS:
-    for (int h = 0; h < heads; ++h) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kHeadsAtOnce
-      for (int d = 0; d < s.head_size; ++d) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 max = 128
-        out[row][head_at + h * s.head_size + d] = state[h].values[d] / state[h].total;
-      }
-    }
-  }
-}
-
-struct HeadTask {
+// One team, and kEngineHeads kv heads side by side: the engines touch nothing of one another.
+struct TeamTask {
   const Step& step;
-  const KvBeat* cache;
+  KvReaders& cache;
   const float (*qkv)[kMaxQkv];
   float (*out)[kMaxDim];
-  int layer;
+  int layer, heads, chunks;  // query heads of a kv head that a team takes at once, and how often
 
   void operator()(int task) const {
 #pragma HLS INLINE
-    const int row = task / step.shape.n_kv_heads;
-    const int kv_head = task % step.shape.n_kv_heads;
-    if (step.rows[row].active) AttendHeads(step, cache, qkv, out, layer, row, kv_head);
+    const int first_kv_head = task / (chunks * step.n_teams) * kEngineHeads;
+    const int first_head = task % chunks * heads;
+    const int left = step.shape.n_heads / step.shape.n_kv_heads - first_head;
+    TeamPlace places[kEngineHeads];
+    HeadTeam rows[kEngineHeads];
+#pragma HLS ARRAY_PARTITION variable = places complete
+#pragma HLS ARRAY_PARTITION variable = rows complete
+  LOAD_ENGINES:
+    for (int e = 0; e < kEngineHeads; ++e) {
+      places[e].team = step.teams[task / chunks % step.n_teams];
+      places[e].layer = layer;
+      places[e].kv_head = first_kv_head + e;
+      places[e].first_head = first_head;
+      places[e].heads = left < heads ? left : heads;
+      if (places[e].kv_head < step.shape.n_kv_heads) LoadTeam(step, places[e], qkv, rows[e]);
+    }
+  ENGINES:
+    for (int e = 0; e < kEngineHeads; ++e) {
+#pragma HLS UNROLL
+      const int port = kEngineHeads == kKvPorts ? e : places[e].kv_head % kKvPorts;
+      if (places[e].kv_head < step.shape.n_kv_heads) {
+        AttendTeam(cache[port], step, places[e], rows[e]);
+      }
+    }
+  STORE_ENGINES:
+    for (int e = 0; e < kEngineHeads; ++e) {
+      if (places[e].kv_head < step.shape.n_kv_heads) StoreTeam(step, places[e], rows[e], out);
+    }
   }
 };
 
-// out[row] = softmax(q k / sqrt(head_size)) v; then this call's keys and values go to memory.
-inline void Attend(const Step& step, int layer, KvBeat* cache, const float (*qkv)[kMaxQkv],
+// out[row] = softmax(q k / sqrt(head_size)) v
+inline void Attend(const Step& step, int layer, KvReaders& cache, const float (*qkv)[kMaxQkv],
                    float (*out)[kMaxDim]) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
-  const HeadTask heads = {step, cache, qkv, out, layer};
-  int longest = 0;
+  const int heads = TeamHeads(s);
+  const int chunks = TeamChunks(s);
+  const int groups = (s.n_kv_heads + kEngineHeads - 1) / kEngineHeads;
+  const TeamTask teams = {step, cache, qkv, out, layer, heads, chunks};
+  int positions = 0;
 LONGEST:
-  for (int row = 0; row < step.n_rows; ++row) {
+  for (int i = 0; i < step.n_teams; ++i) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    const Row& r = step.rows[row];
-    longest = r.active && r.position > longest ? r.position : longest;
+    const int mine = step.teams[i].last + 1;
+    positions = mine > positions ? mine : positions;
   }
   // A float multiplication weighs as much as some eight of the int8 ones.
-  const int64_t macs =
-      static_cast<int64_t>(16 * s.head_size) * (longest + 1) * (s.n_heads / s.n_kv_heads);
-  ParallelFor(step.n_rows * s.n_kv_heads, macs, heads);
+  ParallelFor(groups * step.n_teams * chunks,
+              static_cast<int64_t>(16 * s.head_size) * heads * positions, teams);
+}
+
+// This call's keys and values of a layer to memory.
+inline void WriteKv(const Step& step, int layer, const float (*qkv)[kMaxQkv],
+                    const QuantizedKv& rounded, KvWriters& cache) {
+#pragma HLS INLINE off
+  const Shape& s = step.shape;
 WRITE_ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    if (step.rows[row].active) {
+    const Row& r = step.rows[row];
+    if (r.active) {
     WRITE_HEADS:
       for (int h = 0; h < s.n_kv_heads; ++h) {
 #pragma HLS LOOP_TRIPCOUNT min = 6 max = 32
-        const int position = step.rows[row].position;
-        const int beats = s.head_stride / kReduceLanes;
-        const int64_t block = KvBlockBeat(s, step.rows[row].slot, layer, h, position / kBlock);
-        const int64_t key = block + (position % kBlock) * beats;
-        const float* k = qkv[row] + s.dim + h * s.head_size;
-        WriteHead(cache, key, k, s.head_size, s.head_stride);
-        WriteHead(cache, key + kBlock * beats, k + s.kv_dim, s.head_size, s.head_stride);
+        const int64_t to = KvBeatOf(s, r.slot, layer, h, r.position);
+      WRITE_RECORD:
+        for (int part = 0; part < s.kv_record_beats; ++part) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 6 max = 64
+          const int at = part - s.kv_scale_beats;
+          const bool is_key = at < s.kv_half_beats;
+          const int kv = (is_key ? 0 : s.kv_dim) + h * s.head_size;
+          const int beat_of = is_key ? at : at - s.kv_half_beats;
+          KvBeat beat;
+          for (int i = 0; i < kKvBeatBytes / 4; ++i) {
+#pragma HLS UNROLL
+            float word = 0.0f;
+            if (at < 0) {
+              if (i < 2) word = rounded.scale[row][h + i * s.n_kv_heads];
+            } else if (s.kv_int8) {
+              uint32_t bits = 0;
+              for (int k = 0; k < 4; ++k) {
+#pragma HLS UNROLL
+                const int d = beat_of * kKvBeatBytes + 4 * i + k;
+                const uint8_t q =
+                    static_cast<uint8_t>(d < s.head_size ? rounded.q[row][kv + d] : 0);
+                bits |= static_cast<uint32_t>(q) << 8 * k;
+              }
+              word = FloatOf(bits);
+            } else {
+              const int d = beat_of * (kKvBeatBytes / 4) + i;
+              if (d < s.head_size) word = qkv[row][s.dim + kv + d];
+            }
+            beat.f[i] = word;
+          }
+          cache[h % kKvPorts].Write(to + part, beat);
+        }
       }
     }
   }

@@ -1,73 +1,97 @@
-// What becomes of a matrix's sums, tile by tile: kept, added to the residual stream, gated and
-// quantised, or sampled (sample.h).
+// What becomes of a matrix's sums, a block of tiles at a time: kept, added to the residual
+// stream, gated and quantised, or sampled (sample.h). In a block, tiles and rows follow one
+// another down one pipeline.
 #pragma once
 
 #include "matvec.h"
 
 namespace kernel {
 
+typedef TileSums BlockSums[kTilesInFlight];
+
 // out[row][i] = sum
-inline void KeepTile(int tile, const TileSums& sums, int n, int rows, float (*out)[kMaxQkv]) {
+inline void KeepTiles(int first_tile, int tiles, const BlockSums& sums, int n, int rows,
+                      float (*out)[kMaxQkv]) {
 #pragma HLS INLINE
-KEEP:
-  for (int row = 0; row < rows; ++row) {
+KEEP_TILES:
+  for (int t = 0; t < tiles; ++t) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
+  KEEP:
+    for (int row = 0; row < rows; ++row) {
+#pragma HLS PIPELINE II = kTileRows / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    for (int r = 0; r < kTileRows; ++r) {
-#pragma HLS PIPELINE II = 1
-      const int i = tile * kTileRows + r;
-      if (i < n) out[row][i] = sums[row][r];
+      for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS UNROLL
+        const int i = (first_tile + t) * kTileRows + r;
+        if (i < n) out[row][i] = sums[t][row][r];
+      }
     }
   }
 }
 
 // x[row][i] += sum
-inline void AddTile(int tile, const TileSums& sums, int n, int rows, float (*x)[kMaxDim]) {
+inline void AddTiles(int first_tile, int tiles, const BlockSums& sums, int n, int rows,
+                     float (*x)[kMaxDim]) {
 #pragma HLS INLINE
-ADD:
-  for (int row = 0; row < rows; ++row) {
+ADD_TILES:
+  for (int t = 0; t < tiles; ++t) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
+  ADD:
+    for (int row = 0; row < rows; ++row) {
+#pragma HLS PIPELINE II = kTileRows / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    for (int r = 0; r < kTileRows; ++r) {
-#pragma HLS PIPELINE II = 1
-      const int i = tile * kTileRows + r;
-      if (i < n) x[row][i] = x[row][i] + sums[row][r];
+      for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS UNROLL
+        const int i = (first_tile + t) * kTileRows + r;
+        if (i < n) x[row][i] = x[row][i] + sums[t][row][r];
+      }
     }
   }
 }
 
-// Between the tiles of W1 and W3: one tile of gates, and the hidden units of an unfinished group.
+// Gated hidden units that are not quantised yet: a block of tiles' worth, or a group that two
+// blocks share.
+constexpr int kGateUnits = RoundUp(kTilesInFlight / 2 * kTileRows, kMaxGroup);
+
 struct GateState {
-  TileSums gate;
-  float group[kMaxRows][kMaxGroup];
+  float units[kMaxRows][kGateUnits];
 };
 
 // silu(w1 x) * (w3 x), quantised as soon as a group is whole: no float vector of hidden_dim.
-inline void GateTile(int tile, const TileSums& sums, int hidden_dim, int group_size, int rows,
-                     GateState& state, QuantizedRows& out) {
+inline void GateTiles(int first_tile, int tiles, const BlockSums& sums, int hidden_dim,
+                      int group_size, int rows, GateState& state, QuantizedRows& out) {
 #pragma HLS INLINE
-  const int first = tile / 2 * kTileRows;  // hidden unit
-  const int in_group = first % group_size;
-  const bool group_done = in_group + kTileRows == group_size;
-ROWS:
-  for (int row = 0; row < rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+  const int first = first_tile / 2 * kTileRows;  // hidden unit
+  const int end = first + tiles / 2 * kTileRows;
+GATE_TILES:
+  for (int t = 0; t < tiles; t += 2) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels / 2 max = kTilesInFlight / 2
   GATE:
-    for (int r = 0; r < kTileRows; ++r) {
-#pragma HLS PIPELINE II = 1
-      if (tile % 2 == 0) {
-        state.gate[row][r] = sums[row][r];
-      } else {
-        const float g = state.gate[row][r];
+    for (int row = 0; row < rows; ++row) {
+#pragma HLS PIPELINE II = kGateCycles
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS UNROLL
+        const float g = sums[t][row][r];
         const float bottom = 1.0f + Exp(-g);
         const float silu = g / bottom;
-        state.group[row][in_group + r] = silu * sums[row][r];
+        const int unit = first + t / 2 * kTileRows + r;
+        state.units[row][unit % kGateUnits] = silu * sums[t + 1][row][r];
       }
     }
-    const int start = first + kTileRows - group_size;
-    if (tile % 2 == 1 && group_done && start < hidden_dim) {
-      const int rest = hidden_dim - start;
-      const int g = start / group_size;
-      QuantizeGroup(state.group[row], rest < group_size ? rest : group_size, group_size,
-                    out.q[row] + start, out.scale[row][g], out.offset[row][g]);
+  }
+  // Groups that end in this block; they may have begun in the one before.
+QUANTIZE_HIDDEN:
+  for (int g = first / group_size; (g + 1) * group_size <= end; ++g) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kGateUnits / kMinGroup
+  QUANTIZE_ROWS:
+    for (int row = 0; row < rows; ++row) {
+#pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      const int start = g * group_size;
+      if (start < hidden_dim) {
+        QuantizeInto(state.units[row] + start % kGateUnits, hidden_dim, group_size, row, g, out);
+      }
     }
   }
 }

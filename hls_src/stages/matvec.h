@@ -40,32 +40,69 @@ struct EnginePlace {
   int word[kEngineTiles];
 };
 
+// kBytes weights times activations.
+template <int kBytes>
+LLAMA_HOST_INLINE int32_t DotBytes(const uint8_t* weights, const int8_t* x) {
+#pragma HLS INLINE
+  int32_t sum = 0;
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    sum += static_cast<int32_t>(weights[i]) * static_cast<int32_t>(x[i]);
+  }
+  return sum;
+}
+
+// The same where a byte holds two: the other half of the group is kMinGroup further on.
+template <int kBytes>
+LLAMA_HOST_INLINE int32_t DotNibbles(const uint8_t* weights, const int8_t* x) {
+#pragma HLS INLINE
+  int32_t sum = 0;
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    const uint8_t low = weights[i] & 15;
+    sum += static_cast<int32_t>(low) * static_cast<int32_t>(x[i]);
+  }
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    const uint8_t high = weights[i] >> 4;
+    sum += static_cast<int32_t>(high) * static_cast<int32_t>(x[kMinGroup + i]);
+  }
+  return sum;
+}
+
+template <int kBytes>
+LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4) {
+#pragma HLS INLINE
+  return int4 ? DotNibbles<kBytes>(weights, x) : DotBytes<kBytes>(weights, x);
+}
+
 // Reads kTileRows rows of one group of every tile, and meets them with every row of the call.
 LLAMA_HOST_INLINE void DotRows(WeightPorts& ports, const EnginePlace& at, int first_word,
-                               int group_size, const QuantizedRows& in, int group, int rows,
+                               const Format& format, const QuantizedRows& in, int group, int rows,
                                GroupDots& out) {
 #pragma HLS INLINE off
-  const bool wide = group_size == kMaxGroup;  // a word holds one row's group, else two rows'
-  alignas(kWordBytes) int8_t operand[kMaxRows][kWordBytes];
+  const bool wide = format.row_bytes == kWordBytes;  // a word holds one row's group, else two
+  alignas(kWordBytes) int8_t operand[kMaxRows][kMaxGroup];
 #pragma HLS ARRAY_PARTITION variable = operand complete dim = 0
 BROADCAST:
   for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
     for (int i = 0; i < kMinGroup; ++i) {
 #pragma HLS UNROLL
-      const int8_t* group_values = in.q[row] + group * group_size;
+      const int8_t* group_values = in.q[row] + group * format.group_size;
       operand[row][i] = group_values[i];
-      operand[row][kMinGroup + i] = wide ? group_values[kMinGroup + i] : group_values[i];
+      operand[row][kMinGroup + i] =
+          group_values[format.group_size == kMaxGroup ? kMinGroup + i : i];
     }
   }
   const int value_words = wide ? kTileRows : kTileRows / 2;
 VALUE_WORDS:
   for (int w = 0; w < value_words; ++w) {
 #pragma HLS LOOP_TRIPCOUNT min = kTileRows / 2 max = kTileRows
-    int32_t total[kEngineTiles][kMaxRows];
-    int32_t low[kEngineTiles][kMaxRows];
-#pragma HLS ARRAY_PARTITION variable = total complete dim = 0
-#pragma HLS ARRAY_PARTITION variable = low complete dim = 0
+    int32_t first[kEngineTiles][kMaxRows];   // of the word's first half
+    int32_t second[kEngineTiles][kMaxRows];  // of the rest
+#pragma HLS ARRAY_PARTITION variable = first complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = second complete dim = 0
   VALUE_BEATS:
     for (int b = 0; b < kWordBeats; ++b) {
 #pragma HLS PIPELINE II = 1
@@ -74,29 +111,25 @@ VALUE_WORDS:
         const Beat& beat = ports[at.first_channel + e].Read(at.word[e] + first_word + w, b);
         for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
-          int32_t sum = 0;
-          for (int i = 0; i < kBeatBytes; ++i) {
-#pragma HLS UNROLL
-            sum += static_cast<int32_t>(beat.b[i]) *
-                   static_cast<int32_t>(operand[row][b * kBeatBytes + i]);
+          const bool in_first = b * kBeatBytes < kMinGroup;
+          const int8_t* x = operand[row] + (wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup);
+          int32_t here = 0, there = 0;
+          if (kBeatBytes <= kMinGroup || wide) {
+            const int32_t sum = Dot<kBeatBytes>(beat.b, x, format.int4);
+            here = in_first ? sum : 0;
+            there = in_first ? 0 : sum;
+          } else {
+            here = Dot<kMinGroup>(beat.b, x, format.int4);
+            there = Dot<kMinGroup>(beat.b + kBeatBytes - kMinGroup, x, format.int4);
           }
-          // The word's first half: whole beats of it, or the first half of its only beat.
-          int32_t half = b * kBeatBytes < kMinGroup ? sum : 0;
-          if (kBeatBytes > kMinGroup && !wide) {
-            half = 0;
-            for (int i = 0; i < kMinGroup; ++i) {
-#pragma HLS UNROLL
-              half += static_cast<int32_t>(beat.b[i]) * static_cast<int32_t>(operand[row][i]);
-            }
-          }
-          total[e][row] = (b == 0 ? 0 : total[e][row]) + sum;
-          low[e][row] = (b == 0 ? 0 : low[e][row]) + half;
+          first[e][row] = (b == 0 ? 0 : first[e][row]) + here;
+          second[e][row] = (b == 0 ? 0 : second[e][row]) + there;
           if (b == kWordBeats - 1) {
             if (wide) {
-              out.dots[e][row][w] = total[e][row];
+              out.dots[e][row][w] = first[e][row] + second[e][row];
             } else {
-              out.dots[e][row][2 * w] = low[e][row];
-              out.dots[e][row][2 * w + 1] = total[e][row] - low[e][row];
+              out.dots[e][row][2 * w] = first[e][row];
+              out.dots[e][row][2 * w + 1] = second[e][row];
             }
           }
         }
@@ -119,8 +152,8 @@ SCALE_WORDS:
 }
 
 // Scales one group's dot products and adds them; groups come in ascending order.
-LLAMA_HOST_INLINE void ScaleRows(const GroupDots& in_dots, const QuantizedRows& in, int group,
-                                 int rows, TileSums* sums) {
+LLAMA_HOST_INLINE void ScaleRows(const GroupDots& in_dots, const Format& format,
+                                 const QuantizedRows& in, int group, int rows, TileSums* sums) {
 #pragma HLS INLINE off
 SCALE_ROWS:
   for (int first = 0; first < kTileRows; first += kScaleLanes) {
@@ -130,7 +163,8 @@ SCALE_ROWS:
       for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
         const float row_scale = in.scale[row][group];
-        const int32_t offset = in.offset[row][group];
+        // 128 times the sum of x, or 8 times, which is exact.
+        const int32_t offset = in.offset[row][group] >> (format.int4 ? 4 : 0);
         for (int lane = 0; lane < kScaleLanes; ++lane) {
 #pragma HLS UNROLL
           const int r = first + lane;
@@ -144,7 +178,7 @@ SCALE_ROWS:
 }
 
 // One set of tiles, from the first group to the last.
-LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, int group_size,
+LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, const Format& format,
                                  const QuantizedRows& in, int groups, int rows, TileSums* sums) {
 #pragma HLS INLINE off
 CLEAR:
@@ -158,7 +192,7 @@ CLEAR:
       }
     }
   }
-  const int group_words = kTileRows * group_size / kWordBytes + kScaleWords;
+  const int group_words = kTileRows * format.row_bytes / kWordBytes + kScaleWords;
 GROUPS:
   for (int g = 0; g < groups; ++g) {
 #pragma HLS DATAFLOW
@@ -168,8 +202,8 @@ GROUPS:
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots cyclic factor = 2 dim = 3
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 0
-    DotRows(ports, at, g * group_words, group_size, in, g, rows, group_dots);
-    ScaleRows(group_dots, in, g, rows, sums);
+    DotRows(ports, at, g * group_words, format, in, g, rows, group_dots);
+    ScaleRows(group_dots, format, in, g, rows, sums);
   }
 }
 
@@ -179,8 +213,22 @@ enum Epilogue { kKeep, kResidual, kGate, kSample };
 struct MatVecJob {
   Matrix matrix;
   int base[kChannels];  // word of wave 0
-  int group_size, rows;
+  Format format;
+  int rows;
   Epilogue epilogue;
+};
+
+struct FormatTask {
+  WeightPorts& ports;
+  const EnginePlace& at;
+  const QuantizedRows& in;
+  int groups, rows;
+  TileSums* sums;
+
+  LLAMA_HOST_INLINE void operator()(const Format& format) const {
+#pragma HLS INLINE
+    RunEngine(ports, at, format, in, groups, rows, sums);
+  }
 };
 
 struct EngineTask {
@@ -197,17 +245,11 @@ struct EngineTask {
     at.first_channel = kEngineTiles == kChannels ? 0 : tile % kChannels;
     for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-      const int words = TileWords(job.matrix.groups, job.group_size);
+      const int words = TileWords(job.matrix.groups, job.format.row_bytes);
       at.word[e] = job.base[at.first_channel + e] + tile / kChannels * words;
     }
-    TileSums* mine = sums + i * kEngineTiles;
-    const int groups = job.matrix.groups;
-    // The host makes a copy for each group size; fabric has one.
-    if (job.group_size == kMaxGroup) {
-      RunEngine(ports, at, kMaxGroup, in, groups, job.rows, mine);
-    } else {
-      RunEngine(ports, at, kMinGroup, in, groups, job.rows, mine);
-    }
+    const FormatTask engine = {ports, at, in, job.matrix.groups, job.rows, sums + i * kEngineTiles};
+    ForFormat(job.format, engine);
   }
 };
 
@@ -220,7 +262,7 @@ inline void RunEngines(WeightPorts& ports, const MatVecJob& job, int block, cons
   const int left = job.matrix.waves * kChannels - first;
   const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
   const EngineTask engine = {ports, job, in, sums, first};
-  const int64_t macs = job.matrix.groups * job.group_size * kTileRows * job.rows;
+  const int64_t macs = job.matrix.groups * job.format.group_size * kTileRows * job.rows;
   ParallelFor(tiles / kEngineTiles, macs, engine);
 }
 

@@ -15,52 +15,82 @@ struct QuantizedRows {
 // Groups this small quantise to zero, so that 127 / largest stays finite.
 constexpr float kTinyGroup = 7.8886090522101181e-31f;  // 2^-100
 
-// `n` values of one group; the rest of the group is padding. scale = max|x| / 127, and not
-// finite where a value is not.
-inline void QuantizeGroup(const float* x, int n, int group_size, int8_t* q, float& scale,
-                          int32_t& offset) {
-#pragma HLS INLINE off
-  // The bits of magnitudes order as the magnitudes do, and NaN comes out largest: it reaches the
-  // scale, and so the logits, instead of vanishing from a maximum of floats.
-  uint32_t largest_bits = 0;
-LARGEST:
-  for (int i = 0; i < n; ++i) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-    const uint32_t magnitude = BitsOf(x[i]) & 0x7fffffffu;
-    largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
-  }
+struct GroupScale {
+  float up, scale;  // 127 / largest and largest / 127
+};
+
+// Of the largest magnitude's bits. Bits of magnitudes order as the magnitudes do, and NaN comes
+// out largest: it reaches the scale, and so the logits, instead of vanishing from a maximum of
+// floats.
+inline GroupScale ScaleOf(uint32_t largest_bits) {
+#pragma HLS INLINE
   const float largest = FloatOf(largest_bits);
   const bool live = !(largest < kTinyGroup);
-  const float up = live ? 127.0f / largest : 0.0f;
+  GroupScale group;
+  group.up = live ? 127.0f / largest : 0.0f;
+  group.scale = live ? largest / 127.0f : 0.0f;
+  return group;
+}
+
+inline int32_t RoundToInt8(float x) {
+#pragma HLS INLINE
+  const float rounded = RoundToEven(x);
+  const bool number = rounded >= -128.0f && rounded <= 128.0f;  // NaN is not
+  return number ? static_cast<int32_t>(rounded) : 0;
+}
+
+// The first `n` of x, at most kMaxGroup, and zeros. scale = max|x| / 127, and not finite where
+// a value is not; returns the sum of q.
+inline int32_t QuantizeGroup(const float* x, int n, int8_t (&q)[kMaxGroup], float& scale) {
+#pragma HLS INLINE
+  uint32_t largest_bits = 0;
+  float values[kMaxGroup];
+#pragma HLS ARRAY_PARTITION variable = values complete
+LARGEST:
+  for (int i = 0; i < kMaxGroup; ++i) {
+#pragma HLS UNROLL
+    values[i] = i < n ? x[i] : 0.0f;
+    const uint32_t magnitude = BitsOf(values[i]) & 0x7fffffffu;
+    largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
+  }
+  const GroupScale group = ScaleOf(largest_bits);
   int32_t sum = 0;
 ROUND:
-  for (int i = 0; i < n; ++i) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-    const float rounded = RoundToEven(x[i] * up);
-    const bool number = rounded >= -128.0f && rounded <= 128.0f;  // NaN is not
-    const int32_t value = number ? static_cast<int32_t>(rounded) : 0;
+  for (int i = 0; i < kMaxGroup; ++i) {
+#pragma HLS UNROLL
+    const int32_t value = RoundToInt8(values[i] * group.up);
     q[i] = static_cast<int8_t>(value);
     sum += q[i];
   }
-PAD:
-  for (int i = n; i < group_size; ++i) {
-#pragma HLS LOOP_TRIPCOUNT min = 0 max = 63
-    q[i] = 0;
-  }
-  scale = live ? largest / 127.0f : 0.0f;
-  offset = 128 * sum;
+  scale = group.scale;
+  return sum;
 }
 
+// Group `g` of a row of `n` values; x is where the group begins.
+inline void QuantizeInto(const float* x, int n, int group_size, int row, int g,
+                         QuantizedRows& out) {
+#pragma HLS INLINE
+  const int start = g * group_size;
+  const int rest = n - start;
+  int8_t q[kMaxGroup];
+#pragma HLS ARRAY_PARTITION variable = q complete
+  const int32_t sum = QuantizeGroup(x, rest < group_size ? rest : group_size, q, out.scale[row][g]);
+  out.offset[row][g] = 128 * sum;
+STORE:
+  for (int i = 0; i < kMaxGroup; ++i) {
+#pragma HLS UNROLL
+    if (i < group_size) out.q[row][start + i] = q[i];
+  }
+}
+
+// Groups follow one another down one pipeline.
 inline void QuantizeRow(const float* x, int n, int group_size, int row, QuantizedRows& out) {
 #pragma HLS INLINE off
 GROUPS:
   for (int g = 0; g * group_size < n; ++g) {
+#pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 9 max = 64
-    const int rest = n - g * group_size;
-    QuantizeGroup(x + g * group_size, rest < group_size ? rest : group_size, group_size,
-                  out.q[row] + g * group_size, out.scale[row][g], out.offset[row][g]);
+    QuantizeInto(x + g * group_size, n, group_size, row, g, out);
   }
 }
 

@@ -5,27 +5,45 @@
 
 namespace kernel {
 
-// Element i goes to partial sum i % kReduceLanes, so the order never depends on the width.
+// Element i goes to partial sum i % kNormSums, so the order never depends on the lanes, and an
+// adder is asked for the same sum only after it is done.
 inline float SumOfSquares(const float* x, int n) {
 #pragma HLS INLINE off
-  float lane[kReduceLanes];
-#pragma HLS ARRAY_PARTITION variable = lane complete
+  float sums[kNormSums];
+#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kVectorLanes
 CLEAR:
-  for (int j = 0; j < kReduceLanes; ++j) {
+  for (int i = 0; i < kNormSums; i += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+    for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
-    lane[j] = 0.0f;
-  }
-SQUARES:
-  for (int i = 0; i < n; i += kReduceLanes) {
-#pragma HLS PIPELINE II = kFaddLatency
-#pragma HLS LOOP_TRIPCOUNT min = 18 max = 256
-    for (int j = 0; j < kReduceLanes; ++j) {
-#pragma HLS UNROLL
-      const float value = i + j < n ? x[i + j] : 0.0f;
-      lane[j] = lane[j] + value * value;
+      sums[i + j] = 0.0f;
     }
   }
-  return TreeSum(lane);
+  int at = 0;
+SQUARES:
+  for (int i = 0; i < n; i += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 288 / kVectorLanes max = kMaxDim / kVectorLanes
+#pragma HLS DEPENDENCE variable = sums inter false
+    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+      const float value = i + j < n ? x[i + j] : 0.0f;
+      sums[at + j] = sums[at + j] + value * value;
+    }
+    at = at + kVectorLanes == kNormSums ? 0 : at + kVectorLanes;
+  }
+TREE:
+  for (int half = kNormSums / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i += kVectorLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kNormSums / 2 / kVectorLanes
+      for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+        if (i + j < half) sums[i + j] = sums[i + j] + sums[i + j + half];
+      }
+    }
+  }
+  return sums[0];
 }
 
 // The root of dim goes on top, so no reciprocal is formed: sqrt(n) / sqrt(sum + n epsilon).
@@ -38,10 +56,13 @@ inline void NormalizeRow(const float* x, const float* weight, int n, float* y) {
   // An overflow must not end as a row of zeros.
   const float factor = total < kInfinity ? root_count / root_total : kNotANumber;
 SCALE:
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < n; i += kVectorLanes) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 288 max = 4096
-    y[i] = (x[i] * factor) * weight[i];
+#pragma HLS LOOP_TRIPCOUNT min = 288 / kVectorLanes max = kMaxDim / kVectorLanes
+    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+      if (i + j < n) y[i + j] = (x[i + j] * factor) * weight[i + j];
+    }
   }
 }
 

@@ -24,23 +24,30 @@ ANGLES:
   }
 }
 
+// Turns the pairs of `heads` heads that follow one another in x.
 inline void RotateHeads(const RopeRow& rope, int heads, int head_size, float* x) {
 #pragma HLS INLINE off
-HEADS:
-  for (int h = 0; h < heads; ++h) {
-#pragma HLS LOOP_TRIPCOUNT min = 6 max = 32
-  PAIRS:
-    for (int i = 0; i < head_size / 2; ++i) {
+  constexpr int kPairs = kVectorLanes / 2;
+  const int pairs = head_size / 2;
+  int in_head = 0;  // a pair's place in its head
+PAIRS:
+  for (int i = 0; i < heads * pairs; i += kPairs) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 24 max = 64
-      const int at = h * head_size + 2 * i;
-      const float a = x[at];
-      const float b = x[at + 1];
-      const float c = rope.cosine[i];
-      const float s = rope.sine[i];
-      const float ac = a * c, bs = b * s, as = a * s, bc = b * c;
-      x[at] = ac - bs;
-      x[at + 1] = as + bc;
+#pragma HLS LOOP_TRIPCOUNT min = 288 / kVectorLanes max = 2 * kMaxDim / kVectorLanes
+#pragma HLS DEPENDENCE variable = x inter false
+    for (int j = 0; j < kPairs; ++j) {
+#pragma HLS UNROLL
+      if (i + j < heads * pairs) {
+        const int at = 2 * (i + j);
+        const float a = x[at];
+        const float b = x[at + 1];
+        const float c = rope.cosine[in_head];
+        const float s = rope.sine[in_head];
+        const float ac = a * c, bs = b * s, as = a * s, bc = b * c;
+        x[at] = ac - bs;
+        x[at + 1] = as + bc;
+      }
+      in_head = in_head + 1 == pairs ? 0 : in_head + 1;
     }
   }
 }

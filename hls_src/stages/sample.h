@@ -20,7 +20,7 @@ struct LogSumExp {
       larger = values[i] > larger ? values[i] : larger;
     }
     for (int i = 0; i < kBlock; ++i) {
-#pragma HLS PIPELINE II = 1
+#pragma HLS UNROLL
       terms[i] = Exp(values[i] - larger);
     }
     const float shrink = Exp(maximum - larger);
@@ -70,10 +70,13 @@ INSERT:
   }
 }
 
-// One of each row, and the logits of a block that is not whole yet.
+constexpr int kTilesInBlock = kBlock / kTileRows;
+constexpr int kBlocksInFlight = kTilesInFlight / kTilesInBlock;
+
+// One of each row, and which logits of a block of tiles may be among the top ones.
 struct Sampler {
   RowSampler rows[kMaxRows];
-  float block[kMaxRows][kBlock];
+  uint32_t candidates[kBlocksInFlight][kMaxRows];  // a bit for each of kBlock
 };
 
 inline void StartSamplers(int rows, Sampler& sampler) {
@@ -85,78 +88,122 @@ START_ROWS:
   }
 }
 
-// kBlock logits of a row, the vocabulary's `first_id` and following.
-inline void SampleBlock(const Step& step, int row, int first_id, float* full, Sampler& sampler) {
-#pragma HLS INLINE off
-  RowSampler& s = sampler.rows[row];
-  const int left = step.shape.vocab_size - first_id;
-  const int valid = left < kBlock ? left : kBlock;
-  const float temperature = step.rows[row].temperature;
-  const bool warm = temperature > 0.0f;
-  const bool choose = warm && (step.rows[row].flags & kRowHostChooses) == 0;
-  const float divisor = warm ? temperature : 1.0f;
-  const uint32_t key = NoiseKey(step.rows[row].seed_low, step.rows[row].seed_high,
-                                static_cast<uint32_t>(step.rows[row].position));
+// kBlock logits of a row, the vocabulary's `first_id` and following, of which `valid` are real:
+// the sums of exponentials, and the token that noise makes the best. Returns the candidates for
+// the top logits.
+inline uint32_t TakeBlock(const float (&block)[kBlock], int first_id, int valid, const Row& row,
+                          RowSampler& s) {
+#pragma HLS INLINE
+  const bool warm = row.temperature > 0.0f;
+  const bool choose = warm && (row.flags & kRowHostChooses) == 0;
+  const float divisor = warm ? row.temperature : 1.0f;
   float logits[kBlock], tempered[kBlock];
-  float largest = kLowest;
+#pragma HLS ARRAY_PARTITION variable = logits complete
+#pragma HLS ARRAY_PARTITION variable = tempered complete
+  const float least = s.top_logit[kTopLogits - 1];
+  uint32_t candidates = 0;
 MASK:
   for (int i = 0; i < kBlock; ++i) {
-#pragma HLS PIPELINE II = 1
-    logits[i] = i < valid ? sampler.block[row][i] : kLowest;
-    tempered[i] = i < valid ? logits[i] / divisor : kLowest;
-    largest = logits[i] > largest ? logits[i] : largest;
+#pragma HLS UNROLL
+    logits[i] = i < valid ? block[i] : kLowest;
+    candidates |= static_cast<uint32_t>(i < valid && logits[i] > least) << i;
   }
   s.plain.Add(logits);
-  if (warm) s.tempered.Add(tempered);
-  if (largest > s.top_logit[kTopLogits - 1]) {
-  TOP:
-    for (int i = 0; i < valid; ++i) {
-#pragma HLS PIPELINE II = 1
-      if (logits[i] > s.top_logit[kTopLogits - 1]) InsertTop(logits[i], first_id + i, s);
+  if (warm) {
+  TEMPER:
+    for (int i = 0; i < kBlock; ++i) {
+#pragma HLS UNROLL
+      tempered[i] = i < valid ? logits[i] / divisor : kLowest;
     }
+    s.tempered.Add(tempered);
   }
   if (choose) {
+    const uint32_t key = NoiseKey(row.seed_low, row.seed_high, static_cast<uint32_t>(row.position));
     float scores[kBlock];
+#pragma HLS ARRAY_PARTITION variable = scores complete
   NOISE:
     for (int i = 0; i < kBlock; ++i) {
-#pragma HLS PIPELINE II = 1
+#pragma HLS UNROLL
       scores[i] = tempered[i] + GumbelNoise(key, static_cast<uint32_t>(first_id + i));
     }
   BEST:
-    for (int i = 0; i < valid; ++i) {
-#pragma HLS PIPELINE II = 1
-      if (scores[i] > s.best_score) {
+    for (int i = 0; i < kBlock; ++i) {
+#pragma HLS UNROLL
+      if (i < valid && scores[i] > s.best_score) {
         s.best_score = scores[i];
         s.best_logit = logits[i];
         s.best_id = first_id + i;
       }
     }
   }
-  if ((step.rows[row].flags & kRowFullLogits) != 0) {
-    const int64_t base = static_cast<int64_t>(row) * step.shape.vocab_size + first_id;
-  FULL:
-    for (int i = 0; i < valid; ++i) {
-#pragma HLS PIPELINE II = 1
-      full[base + i] = logits[i];
-    }
-  }
+  return candidates;
 }
 
 // The classifier's epilogue. Tiles come in the order of the vocabulary; `full` is in memory.
-inline void SampleTile(int tile, const TileSums& sums, const Step& step, float* full,
-                       Sampler& sampler) {
+inline void SampleTiles(int first_tile, int tiles, const BlockSums& sums, const Step& step,
+                        float* full, Sampler& sampler) {
 #pragma HLS INLINE
-  const int in_block = tile * kTileRows % kBlock;
-ROWS:
+  const int vocab_size = step.shape.vocab_size;
+  const int blocks = tiles / kTilesInBlock;
+TAKE_BLOCKS:
+  for (int b = 0; b < blocks; ++b) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight
+  TAKE:
+    for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS PIPELINE II = kSampleCycles
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      const int first_id = first_tile * kTileRows + b * kBlock;
+      const int left = vocab_size - first_id;
+      const Row& r = step.rows[row];
+      if (r.active && (r.flags & kRowSample) != 0 && left > 0) {
+        float block[kBlock];
+#pragma HLS ARRAY_PARTITION variable = block complete
+        for (int i = 0; i < kBlock; ++i) {
+#pragma HLS UNROLL
+          block[i] = sums[b * kTilesInBlock + i / kTileRows][row][i % kTileRows];
+        }
+        sampler.candidates[b][row] =
+            TakeBlock(block, first_id, left < kBlock ? left : kBlock, r, sampler.rows[row]);
+      } else {
+        sampler.candidates[b][row] = 0;
+      }
+    }
+  }
+  // Few of a vocabulary ever get here, so they come one by one.
+TOP_BLOCKS:
+  for (int b = 0; b < blocks; ++b) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight
+    for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      uint32_t candidates = sampler.candidates[b][row];
+    TOP:
+      for (int i = 0; candidates != 0; ++i) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 0 max = kBlock
+        const float logit = sums[b * kTilesInBlock + i / kTileRows][row][i % kTileRows];
+        RowSampler& s = sampler.rows[row];
+        if ((candidates & 1u) != 0 && logit > s.top_logit[kTopLogits - 1]) {
+          InsertTop(logit, first_tile * kTileRows + b * kBlock + i, s);
+        }
+        candidates >>= 1;
+      }
+    }
+  }
+FULL_ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    for (int r = 0; r < kTileRows; ++r) {
-#pragma HLS UNROLL
-      sampler.block[row][in_block + r] = sums[row][r];
-    }
-    if (in_block + kTileRows == kBlock && step.rows[row].active &&
-        (step.rows[row].flags & kRowSample) != 0) {
-      SampleBlock(step, row, tile * kTileRows - in_block, full, sampler);
+    const Row& r = step.rows[row];
+    if (r.active && (r.flags & kRowSample) != 0 && (r.flags & kRowFullLogits) != 0) {
+      const int first_id = first_tile * kTileRows;
+      const int left = vocab_size - first_id;
+      const int n = left < tiles * kTileRows ? left : tiles * kTileRows;
+      const int64_t base = static_cast<int64_t>(row) * vocab_size + first_id;
+    FULL:
+      for (int i = 0; i < n; ++i) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = kWaveRows max = kWaveRows
+        full[base + i] = sums[i / kTileRows][row][i % kTileRows];
+      }
     }
   }
 }

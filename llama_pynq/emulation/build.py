@@ -106,7 +106,7 @@ def compile_kernel(
 
 
 def write_overlays(
-    folder: Path, payloads: Sequence[Payload], channels: int, clock_mhz: int
+    folder: Path, payloads: Sequence[Payload], channels: int, kv_ports: int, clock_mhz: int
 ) -> None:
     """Write ``llama.xclbin``, ``llama.bit`` and ``llama.hwh`` into `folder`.
 
@@ -116,17 +116,17 @@ def write_overlays(
         Made if it is missing.
     payloads : sequence of Payload
         One for each instruction-set level.
-    channels : int
-        Weight channels of the compiled kernel.
+    channels, kv_ports : int
+        Weight channels and KV cache ports of the compiled kernel.
     clock_mhz : int
         What the metadata gives as the kernel's clock.
     """
     name = interface.IP_NAME
-    alveo = xclbin_design(channels, clock_mhz)
+    alveo = xclbin_design(channels, kv_ports, clock_mhz)
     bitstream = container.pack(Container(alveo, tuple(payloads)))
     write_atomically(folder / f"{name}.xclbin", xclbin.write(bitstream, alveo))
 
-    zynq = zynq_design(channels, clock_mhz)
+    zynq = zynq_design(channels, kv_ports, clock_mhz)
     metadata = hwh.write_hwh(zynq)
     digest = hashlib.sha256(metadata).hexdigest()
     bitstream = container.pack(Container(zynq, tuple(payloads), digest))
@@ -213,4 +213,6 @@ def build_emulated_overlay(
         top.write_text(top_function(header), encoding="utf-8")
         flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"', *extra_flags]
         payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags)
-    write_overlays(out, payloads, constants["kChannels"], constants.get("kClockMhz", 0))
+    write_overlays(
+        out, payloads, constants["kChannels"], constants["kKvPorts"], constants.get("kClockMhz", 0)
+    )

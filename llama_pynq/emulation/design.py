@@ -71,8 +71,9 @@ class Design:
     clock_mhz: int
 
 
-def _arguments(channels: int, bank_of: dict[str, str]) -> tuple[Argument, ...]:
-    args = interface.arguments(channels)
+def _arguments(
+    args: tuple[interface.Argument, ...], bank_of: dict[str, str]
+) -> tuple[Argument, ...]:
     return tuple(
         Argument(
             arg.name,
@@ -86,33 +87,30 @@ def _arguments(channels: int, bank_of: dict[str, str]) -> tuple[Argument, ...]:
     )
 
 
-def xclbin_design(channels: int, clock_mhz: int) -> Design:
-    """An Alveo-like design: ap_ctrl_chain, one bank for io, one for each weight channel."""
+def xclbin_design(channels: int, kv_ports: int, clock_mhz: int) -> Design:
+    """An Alveo-like design: ap_ctrl_chain, one bank for io, one for each weight channel.
+
+    The ports of the KV cache share the weights' banks in turn.
+    """
+    args = interface.arguments(channels, kv_ports)
     bank_of = {}
-    tags = ["DDR[0]"]
-    bundles: dict[str | None, str] = {}
-    for arg in interface.arguments(channels):
-        if not arg.is_pointer:
-            continue
-        tag = "DDR[0]"
-        if arg.name.startswith("weights_"):
-            tag = bundles.setdefault(arg.bundle, f"DDR[{len(tags)}]")
-            if tag not in tags:
-                tags.append(tag)
-        bank_of[arg.name] = tag
-    banks = tuple(Bank(tag, BANK_STRIDE * (i + 1)) for i, tag in enumerate(tags))
+    for arg in args:
+        if arg.is_pointer:
+            kind, _, index = arg.name.rpartition("_")
+            banked = kind in ("weights", "kv_read", "kv_write")
+            bank_of[arg.name] = f"DDR[{int(index) % channels + 1 if banked else 0}]"
+    banks = tuple(Bank(f"DDR[{i}]", BANK_STRIDE * (i + 1)) for i in range(channels + 1))
     return Design(
         "ap_ctrl_chain",
         XCLBIN_BASE_ADDRESS,
         ADDRESS_RANGE,
-        _arguments(channels, bank_of),
+        _arguments(args, bank_of),
         banks,
         clock_mhz,
     )
 
 
-def zynq_design(channels: int, clock_mhz: int) -> Design:
+def zynq_design(channels: int, kv_ports: int, clock_mhz: int) -> Design:
     """A Zynq-like design: ap_ctrl_hs, every port on the processor's one memory."""
-    return Design(
-        "ap_ctrl_hs", ZYNQ_BASE_ADDRESS, ADDRESS_RANGE, _arguments(channels, {}), (), clock_mhz
-    )
+    args = _arguments(interface.arguments(channels, kv_ports), {})
+    return Design("ap_ctrl_hs", ZYNQ_BASE_ADDRESS, ADDRESS_RANGE, args, (), clock_mhz)

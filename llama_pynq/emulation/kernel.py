@@ -17,7 +17,7 @@ _FUNCTIONS = {
 }
 
 # emulator_start copies this many words, whatever the number of arguments.
-_ARGUMENT_WORDS = 64
+_ARGUMENT_WORDS = 128
 
 # Kernels that were still running when their device was reprogrammed or dropped. Joining
 # one that hangs would hang us; freeing its memory under it would crash the process, and

@@ -10,7 +10,7 @@
 void CallTop(const uint64_t* args);
 
 namespace {
-constexpr int kCommandArgument = 7 + kernel::kChannels;
+constexpr int kCommandArgument = 6 + 2 * kernel::kKvPorts + kernel::kChannels;
 struct Emulator {
   bool hung;
 };

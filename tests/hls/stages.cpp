@@ -15,7 +15,7 @@ Workspace workspace;
 QuantizedRows quantized;
 float wide[kMaxRows][kMaxQkv];
 float narrow[kMaxRows][kMaxDim];
-TileSums tile_sums[kTilesInFlight];
+BlockSums tile_sums;
 RopeRow rope;
 
 void CopyQuantized(int rows, int groups, int group_size, int8_t* q, float* scale, int32_t* offset) {
@@ -33,8 +33,9 @@ void CopyQuantized(int rows, int groups, int group_size, int8_t* q, float* scale
 }  // namespace
 
 STAGE stage_limits(int32_t* out) {
-  const int limits[] = {kMaxRows, kTileRows, kChannels, kTopLogits, kMaxDim, kMaxQkv};
-  for (int i = 0; i < 6; ++i) out[i] = limits[i];
+  const int limits[] = {kMaxRows, kTileRows, kChannels, kTopLogits,
+                        kMaxDim,  kMaxQkv,   kKvPorts,  kKvBeatBytes};
+  for (int i = 0; i < 8; ++i) out[i] = limits[i];
 }
 
 // Keeps the calling thread's state: x * 1 and x after the guard is gone.
@@ -102,7 +103,7 @@ STAGE stage_normalize(const float* x, const float* weight, int n, float* y) {
 
 // Packed weights times quantised rows: stored in `out`, or added to it.
 STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, int group_size,
-                    const int8_t* q, const float* scale, int rows, int add, float* out) {
+                    int bits, const int8_t* q, const float* scale, int rows, int add, float* out) {
   const FlushToZero flush;
   for (int row = 0; row < rows; ++row) {
     for (int g = 0; g < groups; ++g) {
@@ -120,7 +121,6 @@ STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, in
   }
   Step step = {};
   step.shape.dim = out_rows;
-  step.shape.group_size = group_size;
   step.n_rows = rows;
   WeightPorts ports;
   for (int c = 0; c < kChannels; ++c) {
@@ -128,8 +128,10 @@ STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, in
   }
   int words = 0;
   MatVecJob job = {};
-  job.matrix = PlaceMatrix(out_rows, groups, group_size, words);
-  job.group_size = group_size;
+  job.format.group_size = group_size;
+  job.format.row_bytes = group_size * bits / 8;
+  job.format.int4 = bits == 4;
+  job.matrix = PlaceMatrix(out_rows, groups, job.format.row_bytes, words);
   job.rows = rows;
   job.epilogue = add ? kResidual : kKeep;
   MatVec(job, step, ports, nullptr, workspace);
@@ -144,15 +146,20 @@ STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, i
                  int8_t* q, float* scale, int32_t* offset) {
   const FlushToZero flush;
   const int groups = (hidden_dim + group_size - 1) / group_size;
-  for (int tile = 0; tile < 2 * RoundUp(groups * group_size, kTileRows) / kTileRows; ++tile) {
-    for (int row = 0; row < rows; ++row) {
-      for (int r = 0; r < kTileRows; ++r) {
-        const int unit = tile / 2 * kTileRows + r;
-        const float* source = tile % 2 == 0 ? gate : up;
-        tile_sums[0][row][r] = unit < hidden_dim ? source[row * hidden_dim + unit] : 1e30f;
+  const int waves = (2 * RoundUp(groups * group_size, kTileRows) + kWaveRows - 1) / kWaveRows;
+  for (int first = 0; first < waves * kChannels; first += kTilesInFlight) {
+    const int left = waves * kChannels - first;
+    const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
+    for (int t = 0; t < tiles; ++t) {
+      for (int row = 0; row < rows; ++row) {
+        for (int r = 0; r < kTileRows; ++r) {
+          const int unit = (first + t) / 2 * kTileRows + r;
+          const float* source = t % 2 == 0 ? gate : up;
+          tile_sums[t][row][r] = unit < hidden_dim ? source[row * hidden_dim + unit] : 1e30f;
+        }
       }
     }
-    GateTile(tile, tile_sums[0], hidden_dim, group_size, rows, workspace.gate, quantized);
+    GateTiles(first, tiles, tile_sums, hidden_dim, group_size, rows, workspace.gate, quantized);
   }
   CopyQuantized(rows, groups, group_size, q, scale, offset);
 }
@@ -163,9 +170,10 @@ STAGE stage_rotate(const uint64_t* turns, int position, int heads, int head_size
   RotateHeads(rope, heads, head_size, x);
 }
 
-// `qkv` and `out` are (rows, dim + 2 kv_dim) and (rows, dim); the rows are the request's.
-STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer, float* cache,
-                   const float* qkv, float* out) {
+// `qkv` and `out` are (rows, dim + 2 kv_dim) and (rows, dim); the rows are the request's, and
+// `caches` holds the address of each port's memory. Writes this call's keys and values.
+STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer,
+                   uint32_t* const* caches, const float* qkv, float* out) {
   const FlushToZero flush;
   Call* call = new Call;
   ReadCall(request, model, kCommandRun, 1, *call);
@@ -174,7 +182,16 @@ STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer, fl
   for (int row = 0; row < call->step.n_rows; ++row) {
     for (int i = 0; i < width; ++i) wide[row][i] = qkv[row * width + i];
   }
-  Attend(call->step, layer, reinterpret_cast<KvBeat*>(cache), wide, narrow);
+  KvReaders readers;
+  KvWriters writers;
+  for (int p = 0; p < kKvPorts; ++p) {
+    LoadKv(reinterpret_cast<const KvBeat*>(caches[p]), p, call->step, readers[p]);
+    PlaceKvWriter(reinterpret_cast<KvBeat*>(caches[p]), writers[p]);
+  }
+  PlanTeams(call->step);
+  if (s.kv_int8) RoundKv(call->step, wide, workspace.kv);
+  Attend(call->step, layer, readers, wide, narrow);
+  WriteKv(call->step, layer, wide, workspace.kv, writers);
   for (int row = 0; row < call->step.n_rows; ++row) {
     for (int i = 0; i < s.dim; ++i) out[row * s.dim + i] = narrow[row][i];
   }
@@ -214,14 +231,18 @@ STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* 
   const int vocab = call->step.shape.vocab_size;
   Sampler* sampler = new Sampler;
   StartSamplers(call->step.n_rows, *sampler);
-  for (int tile = 0; tile < RoundUp(vocab, kWaveRows) / kTileRows; ++tile) {
-    for (int row = 0; row < call->step.n_rows; ++row) {
-      for (int r = 0; r < kTileRows; ++r) {
-        const int id = tile * kTileRows + r;
-        tile_sums[0][row][r] = id < vocab ? logits[row * vocab + id] : 1e30f;
+  const int all = RoundUp(vocab, kWaveRows) / kTileRows;
+  for (int first = 0; first < all; first += kTilesInFlight) {
+    const int tiles = all - first < kTilesInFlight ? all - first : kTilesInFlight;
+    for (int t = 0; t < tiles; ++t) {
+      for (int row = 0; row < call->step.n_rows; ++row) {
+        for (int r = 0; r < kTileRows; ++r) {
+          const int id = (first + t) * kTileRows + r;
+          tile_sums[t][row][r] = id < vocab ? logits[row * vocab + id] : 1e30f;
+        }
       }
     }
-    SampleTile(tile, tile_sums[0], call->step, full, *sampler);
+    SampleTiles(first, tiles, tile_sums, call->step, full, *sampler);
   }
   FinishStep(*sampler, *call, results);
   WriteStatus(results, *call, call->error != kErrorNone ? kStateError : kStateDone);

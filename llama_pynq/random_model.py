@@ -1,0 +1,160 @@
+"""Models with random weights and a made-up vocabulary, to measure speed with.
+
+How fast a kernel runs depends on the shape of a model, not on what it has learnt. These
+have the shapes of karpathy's stories15M, 42M and 110M, which are not in the package.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from .checkpoint import ModelConfig, _layout
+from .errors import RequestError
+from .files import cache_folder, replacing, write_atomically
+from .tokenizer import BinTokenizer
+
+__all__ = ["SHAPES", "random_model", "tokenizer_bytes", "write_random_checkpoint"]
+
+SHAPES = {
+    "stories15M": ModelConfig(288, 768, 6, 6, 6, 32000, 256, tied=True),
+    "stories42M": ModelConfig(512, 1376, 8, 8, 8, 32000, 1024, tied=True),
+    "stories110M": ModelConfig(768, 2048, 12, 12, 12, 32000, 1024, tied=True),
+}
+"""Shapes by the name of the model that has them."""
+
+_RECIPE = 1  # part of the file names: to be raised when other bytes are written
+_SLICE_VALUES = 1 << 18
+_CONSONANTS, _VOWELS = "bdfghjklmnprstvwyz", "aeiou"
+_LETTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'\"\n"
+
+# Weight of the last norm: the logits' standard deviation. With 1 they would be so alike that
+# 0.9 of the probability is half the vocabulary's; with 6 it is a few tokens', as in a trained
+# model, and sampling costs what it costs there.
+_SHARPNESS = 6.0
+
+
+def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
+    """Checkpoint and tokenizer of a shape, made in the cache folder where they are not there.
+
+    Parameters
+    ----------
+    name : str
+        One of SHAPES.
+    seed : int
+        Of the weights, 0 or more. Same seed, same bytes, on every machine.
+
+    Returns
+    -------
+    checkpoint, tokenizer : Path
+        In llama2.c's formats: version 0 (float32), and tokenizer.bin.
+
+    Raises
+    ------
+    RequestError
+        If there is no such shape.
+    """
+    if name not in SHAPES:
+        raise RequestError(f"there is no random model {name!r}: choose one of {', '.join(SHAPES)}")
+    config = SHAPES[name]
+    shape = "-".join(str(size) for size in _sizes(config))
+    folder = cache_folder() / "random"
+    checkpoint = folder / f"{name}-{shape}-seed{seed}-v{_RECIPE}.bin"
+    tokenizer = folder / f"tokenizer-{config.vocab_size}-v{_RECIPE}.bin"
+    if not checkpoint.exists():
+        with replacing(checkpoint) as file:
+            write_random_checkpoint(file, config, seed)
+    if not tokenizer.exists():
+        write_atomically(tokenizer, tokenizer_bytes(config.vocab_size))
+    return checkpoint, tokenizer
+
+
+def write_random_checkpoint(file: BinaryIO, config: ModelConfig, seed: int = 0) -> None:
+    """Write a llama2.c checkpoint of version 0, in slices of a megabyte.
+
+    Weights are uniform with variance 1 / columns, norms are 1, the last one 6 (see the
+    source). The embedding of EOS is zero: with a tied classifier its logit is, too, and no
+    program that reads the file ends its text before it is told to.
+
+    Parameters
+    ----------
+    file : binary file
+        Empty, open for writing, seekable.
+    config : ModelConfig
+        Tied.
+    seed : int
+    """
+    assert config.tied, "the sign of vocab_size would have to tell"
+    # Raw bits and exact arithmetic: distributions may differ among NumPy's versions.
+    bits = np.random.PCG64(seed)
+    places, n_bytes = _layout(config, 0, None)
+    file.write(struct.pack("<7i", *_sizes(config)))
+    for name, place in places.items():
+        for layer in range(config._copies(name)):
+            file.seek(place.offset + layer * place.stride)
+            if len(place.shape) == 1:
+                value = _SHARPNESS if name == "rms_final_weight" else 1.0
+                file.write(np.full(place.shape, value, "<f4").tobytes())
+            else:
+                for part in _uniform(bits, math.prod(place.shape), place.shape[1]):
+                    file.write(part.tobytes())
+    embedding = places["token_embedding_table"]
+    row_bytes = 4 * config.dim
+    file.seek(embedding.offset + BinTokenizer.eos_id * row_bytes)
+    file.write(bytes(row_bytes))
+    file.seek(n_bytes - 1)  # nobody reads the rotary tables at the end: zeros
+    file.write(b"\0")
+
+
+def _sizes(config: ModelConfig) -> tuple[int, ...]:
+    c = config
+    return c.dim, c.hidden_dim, c.n_layers, c.n_heads, c.n_kv_heads, c.vocab_size, c.seq_len
+
+
+def _uniform(bits: np.random.PCG64, n: int, columns: int) -> Iterator[np.ndarray]:
+    """`n` weights of a matrix, slice by slice."""
+    largest = np.float32(math.sqrt(3 / columns) / 2**31)
+    for first in range(0, n, _SLICE_VALUES):
+        size = min(_SLICE_VALUES, n - first)
+        raw = bits.random_raw((size + 1) // 2).astype("<u8").view("<i4")[:size]
+        yield raw.astype("<f4") * largest
+
+
+def tokenizer_bytes(vocab_size: int) -> bytes:
+    """A tokenizer.bin of llama2.c's format with pronounceable tokens that mean nothing.
+
+    Parameters
+    ----------
+    vocab_size : int
+        At least 512: ``<unk>``, BOS, EOS, 256 bytes, letters, and syllables for the rest.
+
+    Returns
+    -------
+    bytes
+    """
+    pieces = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
+    pieces += [letter.encode() for letter in _LETTERS]
+    words = (vocab_size - len(pieces) + 1) // 2
+    for i in range(words):
+        word = _word(i)
+        pieces += [b" " + word, word]
+    del pieces[vocab_size:]
+    # As in Llama 2's: what comes first is merged first, and only what is text.
+    scores = [min(0.0, 259.0 - i) for i in range(vocab_size)]
+    records = [struct.pack("<fI", s, len(p)) + p for s, p in zip(scores, pieces)]
+    return struct.pack("<I", max(map(len, pieces))) + b"".join(records)
+
+
+def _word(i: int) -> bytes:
+    """The i-th word: i in the number system whose digits are syllables; no two are alike."""
+    syllables = len(_CONSONANTS) * len(_VOWELS)
+    word = ""
+    while i >= 0:
+        digit, i = i % syllables, i // syllables - 1
+        word += _CONSONANTS[digit % len(_CONSONANTS)] + _VOWELS[digit // len(_CONSONANTS)]
+    return word.encode()
