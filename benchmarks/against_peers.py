@@ -1,0 +1,381 @@
+"""The emulated device beside llama.cpp: same machine, threads, shapes and weights, in turn.
+
+    python benchmarks/against_peers.py [--shapes 15M 110M] [--threads 1 2] [--rounds 5]
+        [--peer-python PYTHON] [--llama-bench PATH] [--check] [--json FILE] [--markdown FILE]
+
+Nothing is installed: the Python named by --peer-python (default: this one) has llama-cpp-python
+and gguf. llama.cpp's own llama-bench is taken from --llama-bench or the PATH; no wheel has it.
+Without it the same is measured through llama-cpp-python: llama_decode() alone, no sampling, no
+text. Every round measures everything once, ours and theirs in turn; the medians count. Nothing
+passes or fails here: the targets stand beside what was measured.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
+from llama_pynq.bench import Endless
+from llama_pynq.contract import RequestFlag, RowFlag, make_rows
+from llama_pynq.emulation.kernel import Emulator
+from llama_pynq.llama import Generation
+from llama_pynq.random_model import SHAPES, random_model
+from llama_pynq.reference import FloatModel
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+PEER = Path(__file__).with_name("peer_llama_cpp.py")
+TOKENS, PROMPT = 256, 128
+HOST_TOKENS = 129  # the first of a text has a call of its own
+GREEDY, SAMPLED = 0.0, 0.8
+LABELS = {GREEDY: "greedy", SAMPLED: "top-p 0.9"}
+
+
+class Peer:
+    """llama.cpp in a process of its own."""
+
+    def __init__(self, python: str, llama_bench: str | None) -> None:
+        self.llama_bench = llama_bench or shutil.which("llama-bench")
+        if self.llama_bench is not None and not shutil.which(self.llama_bench):
+            sys.exit(f"--llama-bench: {self.llama_bench} is not a program that can be run")
+        try:
+            self._process = subprocess.Popen(
+                [python, str(PEER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            self.name = self.ask("versions")
+        except (OSError, RuntimeError) as error:
+            sys.exit(
+                f"{python} cannot run {PEER.name} ({error}): give --peer-python a Python that has "
+                "llama-cpp-python, gguf and numpy, all to be had with pip"
+            )
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """One request to the process, and its answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise RuntimeError(f"llama.cpp, {do}: {answer['error']}")
+        return answer["value"]
+
+    def raw(self, gguf: Path, threads: int, prompt: int) -> float:
+        """Tokens/s of a prompt, or with 0 of 256 single tokens, as llama-bench has it."""
+        if self.llama_bench is None:
+            return self.ask("decode", tokens=prompt or TOKENS, batch=prompt or 1)
+        n_gen = 0 if prompt else TOKENS
+        options = f"-p {prompt} -n {n_gen} -t {threads} -r 1 -o json".split()
+        command = [self.llama_bench, "-m", str(gguf), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        return float(json.loads(done.stdout)[0]["avg_ts"])
+
+    @property
+    def raw_name(self) -> str:
+        return "llama-bench" if self.llama_bench else "llama_decode() from Python"
+
+
+@contextmanager
+def kernel_clock() -> Iterator[SimpleNamespace]:
+    """Count the kernel's calls within the block, and the seconds from their start to their end."""
+    clock, began = SimpleNamespace(seconds=0.0, calls=0), list[float]()
+    really_start, really_wait = Emulator.start, Emulator.wait
+
+    def start(emulator: Emulator, *arguments: Any) -> None:
+        began.append(time.perf_counter())
+        really_start(emulator, *arguments)
+
+    def wait(emulator: Emulator, timeout_us: int) -> bool:
+        done = really_wait(emulator, timeout_us)
+        if done and began:
+            clock.seconds += time.perf_counter() - began.pop()
+            clock.calls += 1
+        return done
+
+    with patch.multiple(Emulator, start=start, wait=wait):
+        yield clock
+
+
+def generate(llama: Endless, temperature: float, sequences: int = 1, n: int = TOKENS) -> float:
+    """Tokens/s of `sequences` texts of `n` tokens each, on the clock of who calls."""
+    begin = time.perf_counter()
+    out = llama.generate([""] * sequences, max_new_tokens=n, temperature=temperature, seed=1)
+    seconds = time.perf_counter() - begin
+    assert isinstance(out, list) and all(len(text.tokens) == n for text in out)
+    return sequences * n / seconds
+
+
+def stream(llama: Endless, temperature: float) -> float:
+    """Tokens/s of streamed text."""
+    finished: list[Generation] = []
+    begin = time.perf_counter()
+    pieces = llama.stream(
+        "", max_new_tokens=TOKENS, temperature=temperature, seed=1, on_finish=finished.append
+    )
+    for _ in pieces:
+        pass
+    seconds = time.perf_counter() - begin
+    assert len(finished[0].tokens) == TOKENS
+    return TOKENS / seconds
+
+
+def prefill(llama: Endless) -> float:
+    """Tokens/s of reading a prompt, the first token of the answer included."""
+    # BOS, a space, and capitals, which no token of the made-up vocabulary merges.
+    text = "".join(chr(ord("A") + i * 7 % 26) for i in range(PROMPT - 2))
+    out = llama.generate(text, max_new_tokens=1, temperature=0)
+    assert isinstance(out, Generation) and len(out.prompt_tokens) == PROMPT
+    return PROMPT / out.prompt_seconds
+
+
+def host_us(llama: Endless, temperature: float, n_steps: int) -> tuple[float, float]:
+    """Microseconds a token that generate() takes outside the kernel, and tokens a call."""
+    limits = replace(llama.driver.limits, max_steps=n_steps)
+    with (
+        patch.object(LlamaDriver, "limits", limits),
+        patch.object(llama, "call_seconds", 60.0),  # so that max_steps alone decides
+        kernel_clock() as kernel,
+    ):
+        seconds = HOST_TOKENS / generate(llama, temperature, n=HOST_TOKENS)
+    return 1e6 * (seconds - kernel.seconds) / HOST_TOKENS, HOST_TOKENS / kernel.calls
+
+
+def waking_us(llama: Endless) -> float:
+    """Microseconds a call that `kernel_clock` counts and the kernel's own clock does not.
+
+    The emulated device's thread wakes, and wakes the caller at the end.
+    """
+    driver, rows, ticks = llama.driver, make_rows(1), 0
+    rows["token"], rows["flags"] = llama.tokenizer.bos_id, RowFlag.SAMPLE
+    with kernel_clock() as kernel:
+        for position in range(HOST_TOKENS):
+            rows["position"] = position
+            ticks += int(driver.run(rows, flags=RequestFlag.PROFILE).profile[0]["end"][-1])
+    return (1e6 * kernel.seconds - ticks / driver.limits.clock_mhz) / HOST_TOKENS
+
+
+def one_round(llama: Endless, peer: Peer, gguf: Path, threads: int) -> Iterator[tuple[str, float]]:
+    """Everything once, as (name, value); ours and theirs alternate."""
+    for temperature, label in LABELS.items():
+        yield f"generate, {label}", generate(llama, temperature)
+        yield f"tg256 beside {label}", peer.raw(gguf, threads, 0)
+        yield f"stream, {label}", stream(llama, temperature)
+        theirs = peer.ask("stream", tokens=TOKENS, temperature=temperature)
+        yield f"their stream, {label}", theirs
+    yield "prefill", prefill(llama)
+    yield "pp128", peer.raw(gguf, threads, PROMPT)
+    yield "one sequence", generate(llama, GREEDY)
+    yield "four sequences", generate(llama, GREEDY, 4)
+    for temperature, label in LABELS.items():
+        for n_steps in (1, 16):
+            cost, per_call = host_us(llama, temperature, n_steps)
+            yield f"host, {label}, n_steps={n_steps}", cost
+            yield f"per call, {label}, n_steps={n_steps}", per_call
+    yield "waking the kernel", waking_us(llama)
+
+
+@dataclass
+class Row:
+    """One line of the table: medians, in tokens/s unless `what` names another unit."""
+
+    shape: str
+    threads: int
+    what: str
+    ours: float
+    target: str
+    beside: str
+    theirs: float | None = None
+    ratio: float | None = None
+    ratios: tuple[float, float] | None = None  # of the rounds, the lowest and the highest
+
+    def line(self) -> str:
+        """As a row of Markdown."""
+        other = ["", "", ""]
+        if self.ratios is not None:
+            low, high = self.ratios
+            other = [f"{self.theirs:.1f}", f"{self.ratio:.2f}", f"{low:.2f}–{high:.2f}"]
+        cells = [self.shape, self.threads, self.what, f"{self.ours:.1f}", *other]
+        return " | ".join(["", *map(str, cells), self.target, self.beside, ""]).strip()
+
+
+HEAD = "| shape | threads | what | ours | theirs | ratio | of rounds | target | beside |"
+
+
+def rows(shape: str, threads: int, found: dict[str, list[float]], raw: str) -> Iterator[Row]:
+    """The table of one shape and thread count, with the targets of the project's issue 3."""
+    median = {name: statistics.median(values) for name, values in found.items()}
+    tg = {("stories110M", 1): 1.15, ("stories110M", 2): 1.3}.get((shape, threads), 1.0)
+
+    def row(what: str, theirs: str, target: float, beside: str) -> Row:
+        mine, other = median[what], median[theirs]
+        ratios = [a / b for a, b in zip(found[what], found[theirs])]
+        spread = min(ratios), max(ratios)
+        return Row(shape, threads, what, mine, f"{target:g}", beside, other, mine / other, spread)
+
+    for label in LABELS.values():
+        for how in ("generate", "stream"):
+            yield row(f"{how}, {label}", f"tg256 beside {label}", tg, f"{raw} tg256")
+        yield row(f"stream, {label}", f"their stream, {label}", 1.3, "llama-cpp-python's stream")
+    yield row("prefill", "pp128", 0.7, f"{raw} pp128")
+    yield row("four sequences", "one sequence", 1.7 if threads == 1 else 2.0, "ours, of one")
+    for name in (name for name in median if name.startswith("host, ")):
+        per_call = f"{median[name.replace('host', 'per call')]:.1f} tokens a call"
+        limit = "< 50" if name.endswith("n_steps=1") else "< 5"
+        yield Row(shape, threads, f"{name}: µs a token", median[name], limit, per_call)
+    what = "waking the kernel"
+    yield Row(shape, threads, f"{what}: µs a call", median[what], "", "not in the above")
+
+
+@contextmanager
+def ours(checkpoint: Path, tokenizer: Path, threads: int) -> Iterator[Endless]:
+    """Our model on an emulated device; no token ends its text."""
+    # A name of its own: a notebook on this machine may hold the usual device.
+    device = EmulatedDevice(threads=threads, name="emulated-against-peers")
+    with LlamaOverlay(device=device) as overlay:
+        llama = overlay.load_model(checkpoint, tokenizer)
+        yield Endless(llama.driver, llama.tokenizer, llama.packed)
+
+
+def assert_same_model(llama: Endless, peer: Peer) -> None:
+    """Both sides read the same weights: their logits differ by their rounding only."""
+    ids = [1, *range(300, 30000, 2000)]
+    mine, their = llama.logits(ids), np.array(peer.ask("logits", tokens=ids))
+    error = float(np.sqrt(np.mean((mine - their) ** 2)) / their.std())
+    assert error < 0.05, f"the two models' logits differ by {100 * error:.1f}% of their spread"
+
+
+def check(peer: Peer, folder: Path) -> None:
+    """stories260K in float32, of llama.cpp and of our reference: the same numbers and text."""
+    model, tokenizer, gguf = (
+        SHARED / "stories260K.bin",
+        SHARED / "tok512.bin",
+        folder / "check.gguf",
+    )
+    if not model.exists():
+        sys.exit(f"--check needs {model}: put the real models there, or leave --check out")
+    with load_checkpoint(model) as checkpoint:
+        reference = FloatModel(checkpoint)
+    peer.ask(
+        "convert", checkpoint=str(model), tokenizer=str(tokenizer), to=str(gguf), quantized=False
+    )
+    peer.ask("open", path=str(gguf), threads=1, context=512)
+    ids = json.loads((SHARED / "stories260K.oracle.json").read_text())["greedy_ids"][:200]
+    mine = reference.forward(ids, range(len(ids)))
+    their = np.array(peer.ask("logits", tokens=ids))
+    worst = float(np.abs(mine - their).max())
+    same = int((mine.argmax(1) == their.argmax(1)).sum())
+    print(f"check: stories260K, float32, {len(ids)} tokens: largest difference of a logit "
+          f"{worst:.4f}, same greedy token at {same}")  # fmt: skip
+    assert worst < 0.05 and same == len(ids), "the conversion to GGUF is wrong"
+
+
+def read_gb_per_s(threads: int) -> float:
+    """Memory read bandwidth: NumPy's max over 512 MiB, the best of five."""
+    parts = np.array_split(np.ones(1 << 27, np.float32), threads)
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            begin = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = min(best, time.perf_counter() - begin)
+    return sum(part.nbytes for part in parts) / best / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cores = os.cpu_count() or 1
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "cpu": names[0] if names else platform.processor(),
+        "cores": cores,
+        "load": os.getloadavg()[0],
+        "read GB/s, 1 thread": round(read_gb_per_s(1), 1),
+        f"read GB/s, {cores} threads": round(read_gb_per_s(cores), 1),
+    }
+
+
+def table(found: list[Row], about: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = [f"- {name}: {value}" for name, value in about.items()]
+    return "\n".join([*lines, "", HEAD, "|---" * 9 + "|", *(row.line() for row in found)])
+
+
+def run(shape: str, threads: int, rounds: int, peer: Peer, folder: Path) -> list[Row]:
+    """Measure one shape with one thread count."""
+    checkpoint, tokenizer = random_model(shape)
+    gguf = folder / f"{shape}.gguf"
+    if not gguf.exists():
+        peer.ask("convert", checkpoint=str(checkpoint), tokenizer=str(tokenizer), to=str(gguf))
+    peer.ask("open", path=str(gguf), threads=threads, context=2 * TOKENS)
+    with ours(checkpoint, tokenizer, threads) as llama:
+        assert_same_model(llama, peer)
+        found: dict[str, list[float]] = {}
+        for i in range(rounds + 1):
+            print(f"{shape}, {threads} threads: round {i} of {rounds}", file=sys.stderr)
+            for name, value in one_round(llama, peer, gguf, threads):
+                if i:  # round 0 wakes threads and touches memory
+                    found.setdefault(name, []).append(value)
+    return list(rows(shape, threads, found, peer.raw_name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    names = [name.removeprefix("stories") for name in SHAPES]
+    add("--shapes", nargs="+", choices=names, default=["15M", "110M"])
+    add("--threads", nargs="+", type=int, default=[1, 2])
+    add("--rounds", type=int, default=5, help="of which the medians count (%(default)s)")
+    add("--peer-python", default=sys.executable, metavar="PYTHON",
+        help="a Python with llama-cpp-python and gguf (this one)")  # fmt: skip
+    add("--llama-bench", metavar="PATH", help="default: the one in the PATH, if any")
+    add("--check", action="store_true", help="compare the two on stories260K first")
+    add("--json", type=Path, metavar="FILE", help="write the figures here too")
+    add("--markdown", type=Path, metavar="FILE", help="write the table here too")
+    args = parser.parse_args()
+    peer = Peer(args.peer_python, args.llama_bench)
+    about = {**machine(), "ours": "llama_pynq, the emulated device, int8 weights",
+             "theirs": f"{peer.name}, {peer.raw_name}; Q8_0, its defaults",
+             "rounds": args.rounds}  # fmt: skip
+    if about["load"] > 0.3:
+        print("others are using this machine: figures will be low and uneven", file=sys.stderr)
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if args.check:
+            check(peer, Path(folder))
+        for shape in args.shapes:
+            for threads in args.threads:
+                found += run(f"stories{shape}", threads, args.rounds, peer, Path(folder))
+    text = table(found, about)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text + "\n", encoding="utf-8")
+    if args.json:
+        report = {"machine": about, "rows": [asdict(row) for row in found]}
+        args.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
