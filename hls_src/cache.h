@@ -3,7 +3,8 @@
 // Kv head h belongs to port h % kKvPorts, and is the (h / kKvPorts)th there. A port's memory is
 // [slot][layer][head of the port][position], one record each:
 //   float32   key, value; each padded with zeros to whole beats
-//   int8      a beat with the two float32 scales first; then key, value as int8
+//   int8      a beat with the two float32 scales first; then key, value as int8. Byte k of a
+//             beat's word i is its value k * kKvBeatWords + i
 // A head's positions follow one another: a block of them is one burst.
 #pragma once
 

@@ -26,6 +26,8 @@ constexpr int kScaleWords = kTileRows * 4 / kWordBytes;
 constexpr int kWaveRows = kTileRows * kChannels;  // output rows of one tile on every channel
 constexpr int kTilesInFlight = kWavesInFlight * kChannels;
 
+constexpr int kKvBeatWords = kKvBeatBytes / 4;
+
 constexpr int RoundUp(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -73,7 +75,7 @@ struct alignas(kWordBytes) Word {
   uint8_t b[kWordBytes];
 };
 struct alignas(kKvBeatBytes) KvBeat {
-  float f[kKvBeatBytes / 4];  // int8 values: four to the bits of one
+  float f[kKvBeatWords];  // or the bits of four int8 values each
 };
 
 }  // namespace kernel

@@ -106,7 +106,10 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
 
 
 def choose_group_size(config: ModelConfig) -> int:
-    """64, or 32 where its padding costs more than its second scale saves."""
+    """64, or 32 where padding to groups of 64 costs more than a sixteenth of the bytes.
+
+    A group of 64 is one dot product where two of 32 are two: less to compute.
+    """
 
     def row_bytes(n: int, size: int) -> int:
         return -(-n // size) * (size + 4)
@@ -120,7 +123,7 @@ def choose_group_size(config: ModelConfig) -> int:
             config.dim, size
         )
 
-    return MAX_GROUP if total(MAX_GROUP) <= total(MIN_GROUP) else MIN_GROUP
+    return MAX_GROUP if total(MAX_GROUP) <= total(MIN_GROUP) * 17 / 16 else MIN_GROUP
 
 
 class QuantizedModel:

@@ -136,7 +136,8 @@ def test_quantize_weights_tiny_groups_become_zero():
 @pytest.mark.parametrize(
     "config, size",
     [
-        (ModelConfig(288, 768, 6, 6, 6, 32000, 256, True), 32),  # 288 = 4.5 groups of 64
+        (ModelConfig(288, 768, 6, 6, 6, 32000, 256, True), 64),  # 288 = 4.5 groups of 64
+        (ModelConfig(96, 768, 6, 6, 6, 32000, 256, True), 32),
         (ModelConfig(512, 1376, 8, 8, 8, 32000, 256, True), 64),
         (ModelConfig(768, 2048, 12, 12, 12, 32000, 256, True), 64),
         (ModelConfig(64, 172, 5, 8, 4, 512, 512, True), 64),
@@ -144,11 +145,11 @@ def test_quantize_weights_tiny_groups_become_zero():
         (ModelConfig(2000, 5504, 1, 1, 1, 64, 8, True), 64),  # little padding: 64 still wins
     ],
 )
-def test_choose_group_size_takes_the_fewer_bytes(config, size):
+def test_choose_group_size_weighs_padding_against_scales(config, size):
     assert choose_group_size(config) == size
     totals = {s: sum(channel_bytes(config, s, Target(2, 32))) for s in (32, 64)}
     other = 96 - size
-    assert totals[size] <= 1.02 * totals[other]
+    assert totals[size] <= (1.07 if size == 64 else 1.0) * totals[other]
 
 
 def test_quantized_model_of_float_weights(new_checkpoint):

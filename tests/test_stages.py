@@ -401,6 +401,7 @@ class Cache:
     def __init__(self, stages, config, slots, kv_bits=32):
         self.config, self.kv_bits = config, kv_bits
         beat, stride = stages.kv_beat_bytes, -(-config.head_size // 16) * 16
+        self.beat = beat
         self.half = -(-stride * kv_bits // 8 // beat) * beat
         self.scales = beat if kv_bits == 8 else 0
         heads = -(-config.n_kv_heads // stages.kv_ports)
@@ -424,6 +425,9 @@ class Cache:
         q, scale = reference.quantize_groups(key_and_value, size)
         record[:8] = scale.reshape(2).view(np.uint8)
         halves[:, :size] = q.view(np.uint8)
+        words = self.beat // 4  # byte k of word i of a beat is its value k * words + i
+        beats = halves.reshape(2, -1, 4, words).transpose(0, 1, 3, 2)
+        halves[:] = beats.reshape(2, -1).copy()
         return reference.round_heads(key_and_value[None])[0]
 
 

@@ -94,15 +94,18 @@ inline void UnpackBeat(const KvBeat& beat, int at, bool int8, float scale,
                        float (&row)[kMaxHeadSize]) {
 #pragma HLS INLINE
   if (int8) {
-    for (int i = 0; i < kKvBeatBytes; ++i) {
+    for (int k = 0; k < 4; ++k) {
 #pragma HLS UNROLL
-      const uint32_t byte = BitsOf(beat.f[i / 4]) >> 8 * (i % 4);
-      row[at * kKvBeatBytes + i] = static_cast<float>(static_cast<int8_t>(byte)) * scale;
+      for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+        const int8_t q = static_cast<int8_t>(BitsOf(beat.f[i]) >> 8 * k);
+        row[at * kKvBeatBytes + k * kKvBeatWords + i] = static_cast<float>(q) * scale;
+      }
     }
   } else {
-    for (int i = 0; i < kKvBeatBytes / 4; ++i) {
+    for (int i = 0; i < kKvBeatWords; ++i) {
 #pragma HLS UNROLL
-      row[at * (kKvBeatBytes / 4) + i] = beat.f[i];
+      row[at * kKvBeatWords + i] = beat.f[i];
     }
   }
 }
@@ -123,7 +126,7 @@ READ_BLOCK:
   for (int i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 192 max = 1024
-    const KvBeat& beat = port.Read(from + i);
+    const KvBeat beat = port.Read(from + i);
     const int at = part - s.kv_scale_beats;
     if (at < 0) {
       key_scale = beat.f[0];
@@ -136,6 +139,19 @@ READ_BLOCK:
     const bool last = part + 1 == s.kv_record_beats;
     part = last ? 0 : part + 1;
     position = last ? position + 1 : position;
+  }
+  // Weights of what is not there are zero, and zero times zero is.
+CLEAR_VALUES:
+  for (int t = BlockPositions(place.team, block_index); t < kBlock; ++t) {
+#pragma HLS LOOP_TRIPCOUNT min = 0 max = kBlock - 1
+    for (int d = 0; d < s.head_stride; d += kReduceLanes) {
+#pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
+#pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
+      for (int j = 0; j < kReduceLanes; ++j) {
+#pragma HLS UNROLL
+        block[kBlock + t][d + j] = 0.0f;
+      }
+    }
   }
 OVERLAY:
   for (int row = 0; row < step.n_rows; ++row) {
@@ -225,20 +241,12 @@ VALUES:
 #pragma HLS UNROLL
       for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
-        sums[k][j] = 0.0f;
-      }
-    }
-    for (int first = 0; first < kBlock; first += kValueSums) {
+        float sum = 0.0f;
+        for (int t = 0; t < kBlock; t += kValueSums) {
 #pragma HLS UNROLL
-      for (int k = 0; k < kValueSums; ++k) {
-#pragma HLS UNROLL
-        const int t = first + k;
-        if (t < valid) {
-          for (int j = 0; j < kAttentionLanes; ++j) {
-#pragma HLS UNROLL
-            sums[k][j] = sums[k][j] + weights[t] * block[kBlock + t][i + j];
-          }
+          sum = sum + weights[t + k] * block[kBlock + t + k][i + j];
         }
+        sums[k][j] = sum;
       }
     }
     for (int half = kValueSums / 2; half > 0; half /= 2) {
@@ -460,7 +468,7 @@ WRITE_ROWS:
           const int kv = (is_key ? 0 : s.kv_dim) + h * s.head_size;
           const int beat_of = is_key ? at : at - s.kv_half_beats;
           KvBeat beat;
-          for (int i = 0; i < kKvBeatBytes / 4; ++i) {
+          for (int i = 0; i < kKvBeatWords; ++i) {
 #pragma HLS UNROLL
             float word = 0.0f;
             if (at < 0) {
@@ -469,14 +477,14 @@ WRITE_ROWS:
               uint32_t bits = 0;
               for (int k = 0; k < 4; ++k) {
 #pragma HLS UNROLL
-                const int d = beat_of * kKvBeatBytes + 4 * i + k;
+                const int d = beat_of * kKvBeatBytes + k * kKvBeatWords + i;
                 const uint8_t q =
                     static_cast<uint8_t>(d < s.head_size ? rounded.q[row][kv + d] : 0);
                 bits |= static_cast<uint32_t>(q) << 8 * k;
               }
               word = FloatOf(bits);
             } else {
-              const int d = beat_of * (kKvBeatBytes / 4) + i;
+              const int d = beat_of * kKvBeatWords + i;
               if (d < s.head_size) word = qkv[row][s.dim + kv + d];
             }
             beat.f[i] = word;
