@@ -1,0 +1,981 @@
+"""How long a step takes on a board: a model of the kernel's cycles, read off its structure.
+
+Two processes run side by side: loaders that bring weights and keys and values from memory
+into FIFOs, and compute, stage after stage. A stage of compute is loops: trips times initiation
+interval plus pipeline depth, depths being chains of operators. What it takes from the FIFOs
+it may have to wait for. The constants of a board are read from its header in
+``hls_src/boards/``, so what changes there changes the prediction.
+
+Nothing here was measured on a board with this kernel: every figure is modelled.
+``tests/test_perf.py`` holds the same building blocks to what others measured on theirs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+
+from .boards import MIB, Board, Memory
+from .checkpoint import ModelConfig
+from .contract import (
+    BLOCK,
+    MAX_GROUP,
+    MIN_GROUP,
+    NORM_SUMS,
+    REDUCE_LANES,
+    VALUE_SUMS,
+    WORD_BYTES,
+    KernelLimits,
+    Stage,
+)
+from .errors import LimitError
+from .interface import board_headers
+from .packing import Target, channel_bytes, check_limits, choose_group_size
+
+SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
+"""Parts of a step that should cost next to nothing beside the streams from memory."""
+
+
+# ---- assumptions ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the model takes for granted, in cycles of the kernel's clock unless named otherwise.
+
+    Attributes
+    ----------
+    loop : int
+        To enter a loop and to leave it: one each (UG1399, pragma loop_flatten).
+    call : int
+        Start and end of a function or of a process of a dataflow region. From experience.
+    fmul : int
+        Multiplier core; 4 beside an adder of 8 (stored HLS projects).
+    fdiv_fast, fdiv_slow, fsqrt_fast, fsqrt_slow : int
+        Divider and root, above `fast_mhz` and below; 28 is the most that PG060 offers, 16
+        what HLS projects at 100 MHz show.
+    fcmp_fast, fcmp_slow : int
+        Comparison and selection of floats (stored HLS projects: 1 to 2).
+    convert : int
+        Between integer and float: 4 to 6 (PG060).
+    imul, wide_imul : int
+        Integer products of 8 and of 32 or 64 bit.
+    read, store : int
+        Block RAM with its output register; a write.
+    fast_mhz : int
+    wait_for_status_us_server, wait_for_status_us_arm : float
+        What a call of the kernel costs the host: Python, registers, polling. The server's is
+        the project's own goal (50 us); an ARM core's is taken as ten times that. Unmeasured.
+    call_ms : float
+        The driver chooses the steps of a call so that it lasts about this long at most.
+    """
+
+    loop: int = 2
+    call: int = 2
+    fmul: int = 4
+    fdiv_fast: int = 28
+    fdiv_slow: int = 16
+    fsqrt_fast: int = 28
+    fsqrt_slow: int = 16
+    fcmp_fast: int = 2
+    fcmp_slow: int = 1
+    convert: int = 5
+    imul: int = 3
+    wide_imul: int = 5
+    read: int = 2
+    store: int = 1
+    fast_mhz: int = 200
+    wait_for_status_us_server: float = 50.0
+    wait_for_status_us_arm: float = 500.0
+    call_ms: float = 100.0
+
+
+ASSUMPTIONS = Assumptions()
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """A board's config header: its constants, and the depths of the FIFOs."""
+
+    clock_mhz: int
+    channels: int
+    beat_bytes: int
+    tile_rows: int
+    scale_lanes: int
+    kv_ports: int
+    kv_beat_bytes: int
+    attention_lanes: int
+    queries: int
+    vector_lanes: int
+    gate_cycles: int
+    sample_cycles: int
+    max_rows: int
+    max_steps: int
+    max_dim: int
+    max_hidden_dim: int
+    max_head_size: int
+    top_logits: int
+    read_latency: int
+    read_burst_beats: int
+    read_outstanding: int
+    fadd_latency: int
+    weight_fifo_beats: int
+    kv_fifo_beats: int
+
+    @classmethod
+    def from_header(cls, header: Path) -> KernelConfig:
+        """Read a board's header and ``config.h`` beside its folder.
+
+        Raises
+        ------
+        ValueError
+            If a constant is in neither.
+        """
+        found: dict[str, int] = {}
+        for path in (header.parents[1] / "config.h", header):
+            text = path.read_text(encoding="utf-8")
+            found.update((n, int(v)) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text))
+        values = {}
+        for field in fields(cls):
+            constant = "".join(part.capitalize() for part in field.name.split("_"))
+            if constant not in found:
+                raise ValueError(f"{header} defines no 'constexpr int k{constant} = ...;'")
+            values[field.name] = found[constant]
+        return cls(**values)
+
+    @property
+    def word_beats(self) -> int:
+        """Beats of a weight word."""
+        return WORD_BYTES // self.beat_bytes
+
+    @property
+    def scale_words(self) -> int:
+        """Words that hold the scales of a tile's group."""
+        return self.tile_rows * 4 // WORD_BYTES
+
+    @property
+    def target(self) -> Target:
+        return Target(self.channels, self.tile_rows)
+
+
+@lru_cache
+def kernel_of(board: Board) -> KernelConfig:
+    """The board's config header, at the clock that its shell allows."""
+    kernel = KernelConfig.from_header(board_headers()[board.header])
+    return replace(kernel, clock_mhz=min(kernel.clock_mhz, board.max_clock_mhz))
+
+
+# ---- building blocks ------------------------------------------------------------------
+
+
+def loop(trips: float, interval: float, depth: float, entry: float = ASSUMPTIONS.loop) -> float:
+    """Cycles of a pipelined loop: every trip's start, the last one's depth, in and out."""
+    return (trips - 1) * interval + depth + entry if trips > 0 else entry
+
+
+def nest(outer: int, inner: float) -> float:
+    """Cycles of a loop around `inner`; HLS joins two loops only if the inner's bound is fixed.
+
+    References
+    ----------
+    UG1399, pragma loop_flatten; UG1448, message 200-960
+    """
+    return outer * inner + ASSUMPTIONS.loop
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Latencies of operators, and of the chains that the kernel's functions are."""
+
+    fadd: int
+    fmul: int
+    fdiv: int
+    fsqrt: int
+    fcmp: int
+    convert: int
+    imul: int
+    wide_imul: int
+    read: int
+    store: int
+
+    @classmethod
+    def of(cls, kernel: KernelConfig, a: Assumptions = ASSUMPTIONS) -> Operators:
+        fast = kernel.clock_mhz >= a.fast_mhz
+        return cls(
+            fadd=kernel.fadd_latency,
+            fmul=a.fmul,
+            fdiv=a.fdiv_fast if fast else a.fdiv_slow,
+            fsqrt=a.fsqrt_fast if fast else a.fsqrt_slow,
+            fcmp=a.fcmp_fast if fast else a.fcmp_slow,
+            convert=a.convert,
+            imul=a.imul,
+            wide_imul=a.wide_imul,
+            read=a.read,
+            store=a.store,
+        )
+
+    def tree(self, leaves: int) -> int:
+        """TreeSum of `leaves` floats."""
+        return math.ceil(math.log2(leaves)) * self.fadd
+
+    def add_tree(self, leaves: int) -> int:
+        """Integers, three at a time."""
+        return math.ceil(math.log(leaves, 3))
+
+    @property
+    def exp(self) -> int:
+        """``float_math.h``, Exp(): two comparisons, a rounding, nine more links, a comparison."""
+        rounding = 2 * self.fadd
+        reduction = 2 * self.fmul + rounding + 2 * self.fadd
+        polynomial = 4 * (self.fmul + self.fadd)
+        return 3 * self.fcmp + reduction + polynomial + self.fmul + self.fadd + self.convert
+
+    @property
+    def log(self) -> int:
+        """``float_math.h``, Log()."""
+        polynomial = 7 * (self.fmul + self.fadd)
+        return 2 * self.fcmp + self.fmul + self.fadd + polynomial + self.fmul + 4 * self.fadd
+
+    @property
+    def cos_sin(self) -> int:
+        """``float_math.h``, CosSin(), with the phase's 64-bit product."""
+        return self.wide_imul + self.convert + 2 * self.fmul + 3 * (self.fmul + self.fadd)
+
+    @property
+    def gumbel(self) -> int:
+        """``float_math.h``, GumbelNoise(): a hash of three products, two logarithms."""
+        return 3 * self.wide_imul + self.convert + self.fmul + 2 * self.log
+
+    @property
+    def quantize(self) -> int:
+        """``quantize.h``, QuantizeInto(): the largest of a group, a division, a rounding."""
+        largest = self.add_tree(MAX_GROUP)
+        rounding = 2 * self.fadd + self.fcmp + self.convert
+        total = self.add_tree(MAX_GROUP)
+        return self.read + largest + self.fdiv + self.fmul + rounding + total + self.store
+
+
+# ---- the shape, as the kernel sees it -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step's work: a model, how it is packed, and which rows the call has.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    group_size, weight_bits, kv_bits : int
+    rows : int
+        Sequences that decode side by side, a row each.
+    position : int
+        Of every row: it attends to position + 1 positions.
+    sample : bool
+        Whether the classifier runs.
+    """
+
+    config: ModelConfig
+    group_size: int
+    weight_bits: int
+    kv_bits: int
+    rows: int
+    position: int
+    sample: bool
+
+    @property
+    def row_bytes(self) -> int:
+        return self.group_size * self.weight_bits // 8
+
+    @property
+    def dim_groups(self) -> int:
+        return -(-self.config.dim // self.group_size)
+
+    @property
+    def hidden_groups(self) -> int:
+        return -(-self.config.hidden_dim // self.group_size)
+
+    @property
+    def head_stride(self) -> int:
+        return -(-self.config.head_size // REDUCE_LANES) * REDUCE_LANES
+
+    def record_beats(self, kernel: KernelConfig) -> int:
+        """Beats of one position of one head (``cache.h``, PlaceKv)."""
+        half = -(-self.head_stride * self.kv_bits // 8 // kernel.kv_beat_bytes)
+        return 2 * half + (1 if self.kv_bits == 8 else 0)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights and norms that a step has to read, with no padding of tiles."""
+        c = self.config
+
+        def matrix(rows: int, columns: int) -> int:
+            groups = -(-columns // self.group_size)
+            return rows * (columns * self.weight_bits // 8 + 4 * groups)
+
+        layer = (
+            matrix(2 * c.dim + 2 * c.kv_dim, c.dim)
+            + matrix(2 * c.hidden_dim, c.dim)
+            + matrix(c.dim, c.hidden_dim)
+            + 2 * 4 * c.dim
+        )
+        tail = matrix(c.vocab_size, c.dim) + 4 * c.dim if self.sample else 0
+        return c.n_layers * layer + tail
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of every row's positions, with no padding of heads."""
+        c = self.config
+        head = 2 * c.head_size * self.kv_bits // 8 + (8 if self.kv_bits == 8 else 0)
+        return self.rows * c.n_layers * c.n_kv_heads * (self.position + 1) * head
+
+
+# ---- memory ---------------------------------------------------------------------------
+
+_NO_BEATS = 1e-6
+Piece = tuple[float, tuple[float, float]]
+"""Cycles, and the beats that the weight channels and the KV ports get in each of them."""
+
+
+@dataclass
+class Streams:
+    """Loaders and their FIFOs, in beats: what has arrived, and what is left to fetch.
+
+    Each loader asks for a beat a cycle while its FIFO has room. Where they ask for more than
+    memory gives, they share in proportion. Channels run in lockstep: if some share their bank
+    of memory with a port of the KV cache, those are the ones that count.
+    """
+
+    memory: Memory
+    kernel: KernelConfig
+    kv_active: float
+    weights_left: float
+    kv_left: float
+    weights: float = 0.0
+    kv: float = 0.0
+
+    def _rates(self, weights: bool, kv: bool) -> tuple[float, float]:
+        """Beats a cycle of a channel and of a KV port, when those that are asked for want all."""
+        k, m = self.kernel, self.memory
+        clock = k.clock_mhz * 1e6
+        latency = m.latency_ns * 1e-9 * clock
+        beat = min(1.0, k.read_burst_beats * k.read_outstanding / latency)
+        asked_w, asked_kv = (k.beat_bytes * beat if weights else 0), (k.kv_beat_bytes * beat * kv)
+        total = asked_w * k.channels + asked_kv * self.kv_active
+        limit = min(m.peak_bytes_per_s * m.efficiency, m.ports * m.port_bytes * clock) / clock
+        bank_ports = m.ports / m.banks * m.port_bytes
+        bank = min(m.bank_peak_bytes_per_s * m.efficiency / clock, bank_ports)
+        # KV ports take banks of their own while there are any.
+        shared = k.channels + k.kv_ports > m.banks and k.kv_ports % m.banks != 0
+        busiest = asked_w * max(1.0, k.channels / m.banks) + asked_kv * shared
+        scale = min(1.0, limit / total if total else 1.0, bank / busiest if busiest else 1.0)
+        return (beat * scale if weights else 0.0), (beat * scale if kv else 0.0)
+
+    def run(self, cycles: float, weights: float = 0.0, kv: float = 0.0) -> tuple[float, float]:
+        """A stage that takes `cycles` and consumes beats evenly.
+
+        Returns
+        -------
+        taken, needed : float
+            Cycles until it is done, and until its last beat had come.
+        """
+        k = self.kernel
+        missing = weights - self.weights, kv - self.kv
+        wanted = (
+            min(self.weights_left, missing[0] + k.weight_fifo_beats),
+            min(self.kv_left, missing[1] + k.kv_fifo_beats),
+        )
+        pieces = self._fetch(wanted)
+        needed = max(_time_of(pieces, 0, missing[0]), _time_of(pieces, 1, missing[1]))
+        taken = max(cycles, needed)
+        got = _beats_by(pieces, 0, taken), _beats_by(pieces, 1, taken)
+        self.weights += got[0] - weights
+        self.kv += got[1] - kv
+        self.weights_left -= got[0]
+        self.kv_left -= got[1]
+        return taken, needed
+
+    def _fetch(self, wanted: tuple[float, float]) -> list[Piece]:
+        """How the loaders get what they want: together, then the one that wants more."""
+        left = [max(0.0, beats) for beats in wanted]
+        pieces = []
+        while max(left) > _NO_BEATS:
+            rates = self._rates(left[0] > _NO_BEATS, left[1] > _NO_BEATS)
+            cycles = min(beats / rate for beats, rate in zip(left, rates) if rate)
+            pieces.append((cycles, rates))
+            left = [beats - rate * cycles for beats, rate in zip(left, rates)]
+        return pieces
+
+
+def _time_of(pieces: list[Piece], stream: int, beats: float) -> float:
+    """Cycles until so many beats of a stream have come; its last ones where rounding hides it."""
+    time = 0.0
+    for cycles, rates in pieces:
+        if beats <= _NO_BEATS or not rates[stream]:
+            break
+        used = min(cycles, beats / rates[stream])
+        beats -= used * rates[stream]
+        time += used
+    return time
+
+
+def _beats_by(pieces: list[Piece], stream: int, time: float) -> float:
+    """Beats of a stream that have come by then."""
+    beats = 0.0
+    for cycles, rates in pieces:
+        beats += min(cycles, time) * rates[stream]
+        time -= min(cycles, time)
+    return beats
+
+
+# ---- stages of compute ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of compute.
+
+    Attributes
+    ----------
+    part : str
+        Whose cycles they are; for a matrix or attention, beyond what the stream takes.
+    cycles : float
+        If memory never made it wait.
+    weights, kv : float
+        Beats that it takes from each channel, or from the busiest KV port.
+    engines : float
+        Of `cycles`, what the engines need to take in the stream.
+    """
+
+    part: str
+    cycles: float
+    weights: float = 0.0
+    kv: float = 0.0
+    engines: float = 0.0
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The compute process: phases of every stage (``compute.h``, Layer() and Classify())."""
+
+    kernel: KernelConfig
+    work: Work
+    latency: float
+    """Of a read from memory, in cycles."""
+
+    @property
+    def _ops(self) -> Operators:
+        return Operators.of(self.kernel)
+
+    # ---- vectors
+
+    def norm(self) -> Iterator[Phase]:
+        """NormAndQuantize: the weights of a norm, then each row."""
+        k, c, ops = self.kernel, self.work.config, self._ops
+        words = self.work.dim_groups * self.work.group_size * 4 // WORD_BYTES
+        beats = words * k.word_beats
+        yield Phase("norm", loop(words, k.word_beats, k.word_beats + ops.read), weights=beats)
+        lanes = k.vector_lanes
+        trips = -(-c.dim // lanes)
+        tree = 0.0
+        for level in range(int(math.log2(NORM_SUMS))):
+            adds = -(-(NORM_SUMS >> level + 1) // lanes)
+            tree += loop(adds, 1, ops.read + ops.fadd + ops.store)
+        squares = (
+            loop(NORM_SUMS // lanes, 1, ops.store)
+            + loop(trips, 1, ops.read + ops.fmul + ops.fadd + ops.store)
+            + tree
+            + 2 * ASSUMPTIONS.call
+        )
+        factor = ops.fadd + ops.fsqrt + ops.fdiv + ops.fcmp
+        scale = loop(trips, 1, ops.read + 2 * ops.fmul + ops.store)
+        yield Phase("norm", nest(self.work.rows, squares + factor + scale))
+        yield from self.quantize()
+
+    def quantize(self) -> Iterator[Phase]:
+        """QuantizeRow of every row."""
+        interval = MAX_GROUP // self.kernel.vector_lanes
+        row = loop(self.work.dim_groups, interval, interval + self._ops.quantize)
+        yield Phase("quantise", nest(self.work.rows, row + ASSUMPTIONS.call))
+
+    def rope(self) -> Iterator[Phase]:
+        """RotateHeads of every row."""
+        k, c, ops = self.kernel, self.work.config, self._ops
+        pairs = (c.n_heads + c.n_kv_heads) * c.head_size // 2
+        depth = ops.read + ops.fmul + ops.fadd + ops.store
+        row = loop(-(-pairs // (k.vector_lanes // 2)), 1, depth)
+        yield Phase("rope", nest(self.work.rows, row + ASSUMPTIONS.call))
+
+    def move_hidden(self) -> Iterator[Phase]:
+        """MoveHidden of every row: scales, then values."""
+        ops, w = self._ops, self.work
+        scales = loop(w.hidden_groups, 1, ops.read + ops.store)
+        values = loop(w.hidden_groups * w.group_size // MIN_GROUP, 1, ops.read + ops.store)
+        yield Phase("swiglu", nest(w.rows, scales + values))
+
+    # ---- matrices
+
+    def group_beats(self) -> int:
+        """Beats of one group of a tile: values, then scales."""
+        k = self.kernel
+        values = k.tile_rows * self.work.row_bytes // WORD_BYTES
+        return (values + k.scale_words) * k.word_beats
+
+    def engine(self, groups: int) -> float:
+        """RunEngines on one wave: group by group, products beside the scaling of the last."""
+        k, ops, call = self.kernel, self._ops, ASSUMPTIONS.call
+        values = k.tile_rows * self.work.row_bytes // WORD_BYTES * k.word_beats
+        product = 1 + ops.imul + ops.add_tree(k.beat_bytes) + 1 + ops.store
+        dots = (
+            ops.read
+            + loop(values, 1, product)
+            + loop(k.scale_words, k.word_beats, k.word_beats + ops.store)
+            + call
+        )
+        adding = ops.read + 1 + ops.convert + 2 * ops.fmul + ops.fadd + ops.store
+        scaling = loop(k.tile_rows // k.scale_lanes, 1, adding) + call
+        clear = loop(k.tile_rows, 1, ops.store)
+        return clear + dots + (groups - 1) * max(dots, scaling) + scaling + 2 * call
+
+    def collect(self, epilogue: str) -> float:
+        """Collect on one wave; a row's tiles do not share a pipeline (see `nest`)."""
+        k, ops, rows = self.kernel, self._ops, self.work.rows
+        take = k.tile_rows // k.vector_lanes
+        if epilogue == "keep":
+            cycles = nest(k.channels, loop(rows, take, take + ops.read + ops.store))
+        elif epilogue == "residual":
+            cycles = nest(k.channels, loop(rows, take, take + ops.read + ops.fadd + ops.store))
+        elif epilogue == "swiglu":
+            cycles = self._gate()
+        else:
+            cycles = self._take_blocks()
+        return cycles + ASSUMPTIONS.call
+
+    def _gate(self) -> float:
+        k, ops, rows = self.kernel, self._ops, self.work.rows
+        silu = ops.read + ops.exp + ops.fadd + ops.fdiv + ops.fmul + ops.store
+        gate = nest(k.channels // 2, loop(rows, k.gate_cycles, k.gate_cycles + silu))
+        interval = MAX_GROUP // k.vector_lanes
+        groups = math.ceil(k.channels // 2 * k.tile_rows / self.work.group_size)
+        return gate + nest(groups, loop(rows, interval, interval + ops.quantize))
+
+    def _take_blocks(self) -> float:
+        k, ops, rows = self.kernel, self._ops, self.work.rows
+        blocks = k.channels * k.tile_rows // BLOCK
+        # The running maximum, and the best score, meet the values one after the other.
+        chain = BLOCK * ops.fcmp
+        interval = max(k.sample_cycles, chain)
+        total = chain + ops.fadd + ops.exp + ops.tree(BLOCK) + ops.fmul + ops.fadd
+        noise = ops.gumbel + ops.fadd + chain
+        depth = ops.read + k.sample_cycles + max(ops.fdiv + total, noise) + ops.store
+        take = nest(blocks, loop(rows, interval, depth))
+        top = nest(blocks, nest(rows, loop(self._top_trips(), ops.fcmp, ops.read + ops.fcmp)))
+        return take + top + nest(rows, ASSUMPTIONS.loop)
+
+    def _top_trips(self) -> float:
+        """Mean trips of TOP: K (1 + ln(blocks / K)) blocks hold a candidate, in random order."""
+        blocks = max(1, self.work.config.vocab_size // BLOCK)
+        most = self.kernel.top_logits
+        hits = most * (1 + math.log(blocks / most)) if blocks > most else blocks
+        return BLOCK * hits / blocks
+
+    def matrix(self, rows: int, groups: int, epilogue: str) -> Iterator[Phase]:
+        """MatVec: engines fill a wave while the last one is collected."""
+        k = self.kernel
+        waves = -(-rows // (k.channels * k.tile_rows))
+        engine, collect = self.engine(groups), self.collect(epilogue)
+        handshake = 2 * ASSUMPTIONS.call
+        yield Phase(
+            epilogue,
+            waves * (max(engine, collect) + handshake),
+            weights=waves * groups * self.group_beats(),
+            engines=waves * (engine + handshake),
+        )
+        yield Phase(epilogue, collect)
+
+    # ---- attention
+
+    def attention(self) -> Iterator[Phase]:
+        """RoundKv, Attend and WriteKv of a layer."""
+        k, c, w = self.kernel, self.work.config, self.work
+        if w.kv_bits == 8:
+            yield from self._round_kv()
+        per_kv_head = c.n_heads // c.n_kv_heads
+        heads = min(per_kv_head, k.queries)
+        chunks = -(-per_kv_head // k.queries)
+        for first in range(0, c.n_kv_heads, k.kv_ports):
+            engines = min(k.kv_ports, c.n_kv_heads - first)
+            for _ in range(w.rows * chunks):
+                yield from self._team(engines, heads)
+        yield from self._write_kv()
+
+    def _round_kv(self) -> Iterator[Phase]:
+        k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
+        trips = -(-c.head_size // k.vector_lanes)
+        largest = loop(trips, 1, ops.read + ops.fcmp)
+        rounding = ops.fmul + 2 * ops.fadd + 2 * ops.convert + ops.fmul
+        head = largest + ops.fdiv + loop(trips, 1, ops.read + rounding + ops.store)
+        yield Phase("quantise", nest(w.rows * 2 * c.n_kv_heads, head + ASSUMPTIONS.call))
+
+    def _team(self, engines: int, heads: int) -> Iterator[Phase]:
+        """TeamTask: queries in, the engines side by side, results out."""
+        k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
+        vector = loop(w.head_stride // k.vector_lanes, 1, ops.read + ops.store)
+        load = nest(heads, vector) + vector + w.rows + ASSUMPTIONS.call
+        yield Phase("softmax", nest(engines, load))
+
+        start = nest(heads, loop(w.head_stride // k.attention_lanes, 1, ops.store))
+        yield Phase("softmax", ops.convert + ops.fsqrt + start)
+        positions = w.position + 1
+        beats = positions * w.record_beats(k)
+        yield Phase("softmax", self._blocks(positions, heads), kv=beats, engines=beats)
+
+        finish = nest(heads, loop(c.head_size, 1, ops.read + ops.fdiv + ops.store))
+        store = nest(heads, loop(-(-c.head_size // k.vector_lanes), 1, ops.read + ops.store))
+        yield Phase("softmax", finish + nest(engines, store + ASSUMPTIONS.call))
+
+    def _blocks(self, positions: int, heads: int) -> float:
+        """AttendTeam's blocks: the next one is fetched while one is attended to."""
+        k, ops, w = self.kernel, self._ops, self.work
+        attend = nest(heads, self._attend_block())
+        overlay = loop(w.head_stride // REDUCE_LANES, REDUCE_LANES // k.attention_lanes, ops.read)
+        fetches = []
+        for first in range(0, positions, BLOCK):
+            beats = min(BLOCK, positions - first) * w.record_beats(k)
+            fetches.append(loop(beats, 1, 1 + ops.convert + ops.fmul + ops.store) + w.rows)
+        # CLEAR_VALUES: where the last block's missing positions would be.
+        fetches[-1] += nest(-positions % BLOCK, overlay) + overlay
+        stages = fetches[0] + sum(max(attend, fetch) for fetch in fetches[1:]) + attend
+        return stages + len(fetches) * 2 * ASSUMPTIONS.call
+
+    def _attend_block(self) -> float:
+        k, ops, stride = self.kernel, self._ops, self.work.head_stride
+        lanes = k.attention_lanes
+        parts = stride // lanes
+        dots = loop(parts * BLOCK, 1, ops.read + ops.fmul + ops.fadd + ops.store)
+        share = REDUCE_LANES // lanes
+        sums = loop(BLOCK, share, share + ops.read + ops.tree(REDUCE_LANES) + ops.store)
+        scores = loop(BLOCK, ops.fcmp, ops.read + ops.fdiv + ops.fcmp)
+        weights = loop(BLOCK, 1, ops.read + ops.fadd + ops.exp + ops.store)
+        total = max(ops.fadd + ops.exp, ops.tree(BLOCK)) + ops.fmul + ops.fadd
+        rounds = BLOCK // VALUE_SUMS
+        adding = ops.fmul + rounds * ops.fadd + ops.tree(VALUE_SUMS) + ops.fadd
+        values = loop(parts, BLOCK, BLOCK - BLOCK // rounds + ops.read + adding + ops.store)
+        return dots + sums + scores + weights + total + values + 2 * ASSUMPTIONS.call
+
+    def _write_kv(self) -> Iterator[Phase]:
+        ops, w = self._ops, self.work
+        record = loop(w.record_beats(self.kernel), 1, ops.read + ops.store + 1)
+        yield Phase("kv write", nest(w.rows, nest(w.config.n_kv_heads, record)))
+
+    # ---- first and last
+
+    def embed(self) -> Iterator[Phase]:
+        """Between steps, PrepareRows and Embed; the loader fetches a group's two words in turn."""
+        k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
+        between = self.latency + 10 * w.rows + 4 * ASSUMPTIONS.call
+        pairs = c.head_size // 2
+        table = loop(pairs, 2, self.latency + ops.store)
+        angles = nest(w.rows, loop(pairs, 1, ops.read + ops.cos_sin + ops.store))
+        fetch = 2 * loop(k.word_beats, 1, self.latency)
+        take = 2 * loop(k.word_beats, 1, 1)
+        values = loop(w.group_size, 1, ops.convert + ops.store)
+        scaled = loop(w.group_size, 1, ops.read + ops.fmul + ops.store)
+        group = max(fetch, take + values + scaled)
+        yield Phase("embed", between + table + angles + nest(w.rows, nest(w.dim_groups, group)))
+
+    def start_samplers(self) -> Iterator[Phase]:
+        row = loop(self.kernel.top_logits, 1, self._ops.store)
+        yield Phase("sample", nest(self.work.rows, row))
+
+    def finish(self) -> Iterator[Phase]:
+        """FinishStep; the last write is on its way to memory when the step ends."""
+        k, ops = self.kernel, self._ops
+        write = loop(k.top_logits, 2, 2 + ops.store)
+        row = ops.log + ops.fadd + write + 8
+        yield Phase("sample", nest(self.work.rows, row) + self.latency)
+
+    def stages(self) -> Iterator[tuple[Stage, int, Iterator[Phase]]]:
+        """Every stage of a step, with its layer, in order."""
+        c, w = self.work.config, self.work
+        hidden = -(-w.hidden_groups * w.group_size // self.kernel.tile_rows) * self.kernel.tile_rows
+        yield Stage.EMBED, 0, self.embed()
+        for layer in range(c.n_layers):
+            yield Stage.ATTENTION_NORM, layer, self.norm()
+            yield Stage.QKV, layer, self.matrix(c.dim + 2 * c.kv_dim, w.dim_groups, "keep")
+            yield Stage.ROPE, layer, self.rope()
+            yield Stage.ATTENTION, layer, self.attention()
+            yield Stage.ATTENTION_OUT, layer, self.quantize()
+            yield Stage.ATTENTION_OUT, layer, self.matrix(c.dim, w.dim_groups, "residual")
+            yield Stage.FFN_NORM, layer, self.norm()
+            yield Stage.GATE_UP, layer, self.matrix(2 * hidden, w.dim_groups, "swiglu")
+            yield Stage.DOWN, layer, self.move_hidden()
+            yield Stage.DOWN, layer, self.matrix(c.dim, w.hidden_groups, "residual")
+        if w.sample:
+            yield Stage.FINAL_NORM, c.n_layers, self.norm()
+            yield Stage.CLASSIFIER, c.n_layers, self.start_samplers()
+            yield Stage.CLASSIFIER, c.n_layers, self.matrix(c.vocab_size, w.dim_groups, "sample")
+        yield Stage.SAMPLE, c.n_layers, self.finish()
+
+
+# ---- predictions ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one step.
+
+    Attributes
+    ----------
+    board : Board
+    kernel : KernelConfig
+    work : Work
+    cycles : dict
+        By (stage, layer), as the kernel's own profile has them.
+    parts : dict
+        The same cycles by what they are spent on: "weights" and "kv" are the streams from
+        memory; see SMALL for what should be little.
+    free_cycles : float
+        Of the same step if SMALL took no time: what is hidden behind the streams costs nothing.
+    host_seconds : float
+        The host's share of a call, per step.
+    read_bytes : int
+        From memory, with the padding of tiles and heads.
+    modelled : bool
+        True: nothing here was measured.
+    """
+
+    board: Board
+    kernel: KernelConfig
+    work: Work
+    cycles: dict[tuple[Stage, int], float]
+    parts: dict[str, float]
+    free_cycles: float
+    host_seconds: float
+    read_bytes: int
+    modelled: bool = True
+
+    @property
+    def total_cycles(self) -> float:
+        return sum(self.cycles.values())
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, the host's share included."""
+        return self.total_cycles / (self.kernel.clock_mhz * 1e6) + self.host_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.work.rows / self.seconds
+
+    @property
+    def bytes(self) -> int:
+        """What a step has to read: every weight once, every row's keys and values."""
+        return self.work.weight_bytes + self.work.kv_bytes
+
+    @property
+    def roof_seconds(self) -> float:
+        """Time for `bytes` at the memory's peak times its efficiency."""
+        memory = self.board.memory
+        return self.bytes / (memory.peak_bytes_per_s * memory.efficiency)
+
+    @property
+    def roof_tokens_per_second(self) -> float:
+        return self.work.rows / self.roof_seconds
+
+    @property
+    def share_of_roof(self) -> float:
+        return self.roof_seconds / self.seconds
+
+    @property
+    def small_share(self) -> float:
+        """What SMALL costs, as a share of the step's cycles."""
+        return 1 - self.free_cycles / self.total_cycles
+
+    @property
+    def bound(self) -> str:
+        """What the weight stream meets first: the board's "memory" or the kernel's "channels"."""
+        k, memory = self.kernel, self.board.memory
+        channels = k.channels * k.beat_bytes * k.clock_mhz * 1e6
+        limit = memory.peak_bytes_per_s * memory.efficiency
+        return "channels" if channels < limit else "memory"
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """None where no power is published."""
+        if self.board.watts is None:
+            return None
+        return self.board.watts / self.tokens_per_second
+
+
+def predict(
+    config: ModelConfig,
+    board: Board,
+    *,
+    rows: int = 1,
+    position: int = 255,
+    weight_bits: int = 8,
+    group_size: int | None = None,
+    kv_bits: int = 32,
+    sample: bool = True,
+    kernel: KernelConfig | None = None,
+) -> Prediction:
+    """Cycles of one step of decoding, stage by stage.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    board : Board
+    rows : int
+        Sequences that decode side by side.
+    position : int
+        Of every row.
+    weight_bits : {8, 4}
+    group_size : {32, 64}, optional
+        Default: what packs tightest.
+    kv_bits : {32, 8}
+    sample : bool
+        False for a step that only prefills.
+    kernel : KernelConfig, optional
+        Default: the board's header.
+
+    Raises
+    ------
+    LimitError
+        If `rows` or `position` is more than the kernel or the model has.
+    """
+    kernel = kernel or kernel_of(board)
+    for name, value, most in (
+        ("rows", rows, kernel.max_rows),
+        ("position", position + 1, config.seq_len),
+    ):
+        if not 1 <= value <= most:
+            given = value - (name == "position")
+            raise LimitError(
+                f"{name} {given}: {board.title}'s kernel and this model take at most "
+                f"{most - (name == 'position')}"
+            )
+    group_size = group_size or _default_group(config, weight_bits)
+    work = Work(config, group_size, weight_bits, kv_bits, rows, position, sample)
+    latency = board.memory.latency_ns * 1e-9 * kernel.clock_mhz * 1e6
+    compute = Compute(kernel, work, latency)
+    cycles, parts, read = _simulate(compute, board.memory)
+    free = sum(_simulate(compute, board.memory, free=SMALL)[0].values())
+    step = sum(cycles.values()) / (kernel.clock_mhz * 1e6)
+    steps = max(1, min(kernel.max_steps, int(ASSUMPTIONS.call_ms * 1e-3 / step)))
+    a = ASSUMPTIONS
+    host_us = a.wait_for_status_us_arm if board.cortex_a else a.wait_for_status_us_server
+    return Prediction(board, kernel, work, cycles, parts, free, host_us * 1e-6 / steps, read)
+
+
+def _simulate(
+    compute: Compute, memory: Memory, free: tuple[str, ...] = ()
+) -> tuple[dict[tuple[Stage, int], float], dict[str, float], int]:
+    """Time by stage and by part, and bytes read; parts in `free` wait for streams only."""
+    kernel, work = compute.kernel, compute.work
+    stages = [(stage, layer, list(phases)) for stage, layer, phases in compute.stages()]
+    every = [phase for _, _, phases in stages for phase in phases]
+    weights, kv = sum(p.weights for p in every), sum(p.kv for p in every)
+    rounds = -(-work.config.n_kv_heads // kernel.kv_ports)
+    active = work.config.n_kv_heads / rounds
+    streams = Streams(memory, kernel, active, weights, kv)
+    cycles: dict[tuple[Stage, int], float] = {}
+    parts: dict[str, float] = {}
+    for stage, layer, phases in stages:
+        for phase in phases:
+            least = phase.engines if phase.part in free else phase.cycles
+            if stage is Stage.EMBED:
+                taken, needed = least, 0.0  # the loaders are at it themselves
+            else:
+                taken, needed = streams.run(least, phase.weights, phase.kv)
+            stream = min(taken, max(needed, phase.engines))
+            name = "weights" if phase.weights else "kv"
+            parts[name] = parts.get(name, 0.0) + stream
+            parts[phase.part] = parts.get(phase.part, 0.0) + taken - stream
+            cycles[stage, layer] = cycles.get((stage, layer), 0.0) + taken
+    sizes = channel_bytes(work.config, work.group_size, kernel.target, work.weight_bits)
+    read = sum(sizes) + round(kv * kernel.kv_beat_bytes * active)
+    return cycles, parts, read
+
+
+# ---- what a board can hold ------------------------------------------------------------
+
+
+def buffers(
+    config: ModelConfig,
+    board: Board,
+    *,
+    weight_bits: int = 8,
+    group_size: int | None = None,
+    kv_bits: int = 32,
+    slots: int = 1,
+) -> tuple[list[int], int]:
+    """Bytes of every weight channel's buffer, and of each KV port's; see `fits`."""
+    limits = KernelLimits.from_header(board_headers()[board.header])
+    group_size = group_size or _default_group(config, weight_bits)
+    sizes = channel_bytes(config, group_size, Target.of(limits), weight_bits)
+    return sizes, limits.kv_port_bytes(config, kv_bits, slots)
+
+
+def fits(
+    config: ModelConfig,
+    board: Board,
+    *,
+    weight_bits: int = 8,
+    group_size: int | None = None,
+    kv_bits: int = 32,
+    slots: int = 1,
+) -> tuple[bool, str]:
+    """Whether a model's shape and buffers fit a board, and why not.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    board : Board
+    weight_bits, group_size, kv_bits : int
+        See `predict`.
+    slots : int
+        Sequences whose keys and values are kept, each of the model's seq_len.
+
+    Returns
+    -------
+    fits : bool
+    reason : str
+        Empty where it fits.
+    """
+    try:
+        check_limits(config, KernelLimits.from_header(board_headers()[board.header]))
+    except LimitError as error:
+        return False, str(error)
+    sizes, port = buffers(
+        config,
+        board,
+        weight_bits=weight_bits,
+        group_size=group_size,
+        kv_bits=kv_bits,
+        slots=slots,
+    )
+    ports, memory = kernel_of(board).kv_ports, board.memory
+    total = sum(sizes) + ports * port
+    if total > memory.pool_bytes:
+        return False, (
+            f"weights and KV cache take {total / MIB:.0f} MiB of contiguous memory, "
+            f"{board.title} has {memory.pool_bytes / MIB:.0f} MiB"
+        )
+    # Buffers are dealt out to the banks in turn, weights first.
+    banks = [0] * memory.banks
+    for i, size in enumerate([*sizes, *[port] * ports]):
+        banks[i % memory.banks] += size
+    if max(banks) > memory.bank_bytes:
+        return False, (
+            f"one of {memory.banks} banks would hold {max(banks) / MIB:.0f} MiB of weights and "
+            f"KV cache, and has {memory.bank_bytes / MIB:.0f} MiB"
+        )
+    return True, ""
+
+
+def _default_group(config: ModelConfig, weight_bits: int) -> int:
+    return MAX_GROUP if weight_bits == 4 else choose_group_size(config)

@@ -1,0 +1,332 @@
+"""What the kernel takes of a device, by arithmetic from a board's config header.
+
+Operators are counted loop by loop: a loop with initiation interval II needs 1/II of the
+operators that one trip uses, and loops do not share theirs. Costs of an operator have their
+sources beside them. Nothing was synthesised: the figures are estimates, and routing, control
+and what HLS makes of an array differ. ``docs/boards.md`` holds the table that `table` prints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .boards import MIB, Board, Resources, boards
+from .checkpoint import ModelConfig
+from .contract import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
+from .perf import KernelConfig, buffers, kernel_of
+
+LIMITS = Resources(lut=0.70, dsp=0.80, bram36=0.80, uram=0.80)
+"""Shares of a device beyond which timing is hard to close (finn, platforms.py)."""
+
+
+def _add(*parts: Resources) -> Resources:
+    return Resources(*(sum(getattr(p, f.name) for p in parts) for f in fields(Resources)))
+
+
+def _times(n: float, part: Resources) -> Resources:
+    return Resources(*(n * getattr(part, f.name) for f in fields(Resources)))
+
+
+# ---- operators ------------------------------------------------------------------------
+
+# float32 cores as HLS chooses them by default (PG060 and HLS reports, from memory, except
+# where another source is named).
+_COST = {
+    "fadd": Resources(210, 2, 0, 0),  # full DSP usage
+    "fmul": Resources(100, 3, 0, 0),  # maximum DSP usage
+    "fdiv": Resources(780, 0, 0, 0),
+    "fsqrt": Resources(480, 0, 0, 0),
+    "fcmp": Resources(66, 0, 0, 0),
+    "convert": Resources(210, 0, 0, 0),
+    "imul8": Resources(0, 1, 0, 0),  # 8 x 8; two in a DSP only where written so (WP486)
+    "imul4": Resources(35, 0, 0, 0),  # 4 x 8
+    "imul32": Resources(40, 3, 0, 0),
+    "iadd": Resources(18, 0, 0, 0),  # of an adder tree over products
+}
+
+# m_axi adapter: a narrow one 1,000 LUT, a wide one 2,500, from memory; its read buffer is
+# outstanding x burst x width (llama2.hls, README: 30 BRAM18 for 16 x 256 x 128 bit).
+_ADAPTER_LUT_NARROW, _ADAPTER_LUT_WIDE, _WIDE_BYTES = 1_000, 2_500, 32
+# Joins the ports of the kernel to those of the memory: 1,000 to 3,000 LUT, from memory.
+_INTERCONNECT_LUT = 2_000
+# finn, platforms.py: a DDR4 controller, and the HBM subsystem. The processor's is hardened.
+_DDR4_CONTROLLER = Resources(33_256, 3, 99.5, 0)
+_HBM = Resources(10_718, 0, 4, 0)
+# State machines, address arithmetic, the control registers: by analogy with llama2.hls.
+_CONTROL_LUT = 8_000
+_LUT_PER_RAM_BIT = 1 / 32  # small dual-ported arrays in look-up tables
+_LUT_PER_CHOSEN_BIT = 1 / 2  # one of several registers by a run-time index
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Operators of one trip of a loop."""
+
+    fadd: float = 0
+    fmul: float = 0
+    fdiv: float = 0
+    fsqrt: float = 0
+    fcmp: float = 0
+    convert: float = 0
+    imul32: float = 0
+
+    def __add__(self, other: Mix) -> Mix:
+        return Mix(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Mix)))
+
+    def __mul__(self, n: float) -> Mix:
+        return Mix(*(n * getattr(self, f.name) for f in fields(Mix)))
+
+    def every(self, interval: float) -> Resources:
+        """Of a loop that starts a trip each `interval` cycles."""
+        counts = {f.name: math.ceil(getattr(self, f.name) / interval) for f in fields(Mix)}
+        return _add(*(_times(n, _COST[name]) for name, n in counts.items()))
+
+
+# Counted in float_math.h and quantize.h.
+_EXP = Mix(fadd=10, fmul=9, fcmp=3, convert=1)
+_LOG = Mix(fadd=12, fmul=14, fcmp=1, convert=1)
+_COS_SIN = Mix(fadd=7, fmul=11, convert=1, imul32=3)
+_GUMBEL = Mix(fmul=1, convert=1, imul32=3) + _LOG * 2
+_QUANTIZE = Mix(fadd=2, fmul=1, fcmp=2, convert=1) * MAX_GROUP + Mix(fdiv=2, fcmp=1)
+
+
+def _tree(leaves: int) -> Mix:
+    return Mix(fadd=leaves - 1)
+
+
+# ---- memories -------------------------------------------------------------------------
+
+
+def _block_rams(words: float, bits: float, banks: int = 1) -> float:
+    """BRAM36 of an array of `words` dealt out to banks; half of one is the least."""
+    per_bank = math.ceil(words / banks)
+    shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+    halves = min(math.ceil(per_bank / deep) * math.ceil(bits / wide) for deep, wide in shapes)
+    return banks * halves / 2
+
+
+def _small_ram(bits: float) -> Resources:
+    return Resources(bits * _LUT_PER_RAM_BIT, 0, 0, 0)
+
+
+# ---- the kernel's units ---------------------------------------------------------------
+
+
+def _engines(k: KernelConfig) -> Resources:
+    """DotRows: a product of int8 and two of int4 for every byte of a beat and row."""
+    lanes = k.channels * k.beat_bytes * k.max_rows
+    products = _add(_COST["imul8"], _times(2, _COST["imul4"]))
+    dots = 2 * 2 * k.channels * k.max_rows * k.tile_rows * 32
+    return _add(_times(lanes, _add(products, _times(2, _COST["iadd"]))), _small_ram(dots))
+
+
+def _scaling(k: KernelConfig) -> Resources:
+    lane = _add(Mix(fadd=1, fmul=2, convert=1).every(1), _times(2, _COST["iadd"]))
+    sums = k.channels * k.max_rows * k.tile_rows * 32
+    chosen = Resources(sums * _LUT_PER_CHOSEN_BIT, 0, 0, 0)
+    return _add(_times(k.channels * k.max_rows * k.scale_lanes, lane), chosen)
+
+
+def _attention_engine(k: KernelConfig) -> Resources:
+    """AttendTeam of one port, loop by loop."""
+    lanes = k.attention_lanes
+    rounds = Mix(fadd=BLOCK + VALUE_SUMS, fmul=BLOCK + 1) * lanes
+    loops = (
+        (Mix(fmul=1, convert=1) * k.kv_beat_bytes).every(1),  # READ_BLOCK, int8
+        (Mix(fadd=1, fmul=1) * lanes).every(1),  # DOT
+        _tree(REDUCE_LANES).every(REDUCE_LANES // lanes),  # DOT_SUMS
+        Mix(fdiv=1, fcmp=1).every(1),  # SCORES
+        (_EXP + Mix(fadd=1)).every(1),  # WEIGHTS
+        Mix(fadd=BLOCK // 2, fmul=1, fcmp=1, convert=1).every(1),  # TreeSum(weights), shrink
+        rounds.every(BLOCK),  # VALUES
+        Mix(fdiv=1, fsqrt=1, convert=1).every(1),  # FINISH_QUERIES, the root
+    )
+    team = 32 * k.max_head_size * (3 * k.queries + 2 * k.max_rows)
+    blocks = 2 * _block_rams(2 * BLOCK * k.max_head_size, 32, REDUCE_LANES)
+    return _add(*loops, _small_ram(team), Resources(0, 0, blocks, 0))
+
+
+def _attention(k: KernelConfig) -> Resources:
+    return _times(k.kv_ports, _attention_engine(k))
+
+
+def _vectors(k: KernelConfig) -> Resources:
+    """Norm, quantise (twice: after a norm, after attention), rope, residual, RoundKv."""
+    lanes = k.vector_lanes
+    interval = MAX_GROUP // lanes
+    return _add(
+        (Mix(fadd=2, fmul=3) * lanes).every(1),
+        Mix(fadd=1, fdiv=1, fsqrt=2, convert=1, fmul=1).every(1),
+        _times(2, _QUANTIZE.every(interval)),
+        (Mix(fadd=2, fmul=4) * (lanes // 2)).every(1),
+        _COS_SIN.every(1),
+        (Mix(fadd=1) * lanes).every(1),
+        (Mix(fadd=2, fmul=2, convert=2, fcmp=2) * lanes + Mix(fdiv=2)).every(1),
+        Mix(convert=1, fmul=1).every(1),
+    )
+
+
+def _gate(k: KernelConfig) -> Resources:
+    silu = _EXP + Mix(fadd=1, fdiv=1, fmul=1)
+    return _add(
+        (silu * k.tile_rows).every(k.gate_cycles),
+        _QUANTIZE.every(MAX_GROUP // k.vector_lanes),
+    )
+
+
+def _sampler(k: KernelConfig) -> Resources:
+    """TakeBlock; and the sorted shift registers, one set of comparisons for all rows."""
+    sums = (_EXP * (BLOCK + 1) + _tree(BLOCK) + Mix(fcmp=BLOCK, fmul=1, fadd=1)) * 2
+    noise = (_GUMBEL + Mix(fadd=1, fcmp=1, fdiv=1)) * BLOCK
+    finish = _LOG + Mix(fadd=1)
+    per_entry = 2 * _COST["fcmp"].lut + 64 * (1 + k.max_rows / 4)
+    return _add(
+        (sums + noise + Mix(fcmp=BLOCK)).every(k.sample_cycles),
+        finish.every(1 << 30),
+        Resources(k.top_logits * per_entry, 0, 0, 0),
+    )
+
+
+def _ports(k: KernelConfig) -> Resources:
+    """m_axi adapters: a channel's and a KV port's, and two narrow ones for the rest."""
+
+    def adapter(width: int) -> Resources:
+        words = k.read_outstanding * k.read_burst_beats
+        lut = _ADAPTER_LUT_WIDE if width > _WIDE_BYTES else _ADAPTER_LUT_NARROW
+        return Resources(lut, 0, _block_rams(words, 8 * width), 0)
+
+    both = _add(
+        _times(k.channels, adapter(k.beat_bytes)), _times(k.kv_ports, adapter(k.kv_beat_bytes))
+    )
+    joins = Resources(_INTERCONNECT_LUT * k.kv_ports, 0, 0, 0)
+    return _add(both, joins, Resources(2 * _ADAPTER_LUT_NARROW, 0, 4, 0))
+
+
+def _fifos(k: KernelConfig) -> Resources:
+    weights = _block_rams(k.weight_fifo_beats, 8 * k.beat_bytes)
+    kv = _block_rams(k.kv_fifo_beats, 8 * k.kv_beat_bytes)
+    return Resources(0, 0, k.channels * weights + 2 * k.kv_ports * kv, 0)
+
+
+def _arrays(k: KernelConfig) -> Resources:
+    """Workspace (``compute.h``)."""
+    rows, lanes = k.max_rows, k.vector_lanes
+    most = -(-max(k.max_dim, k.max_hidden_dim) // MAX_GROUP) * MAX_GROUP
+    groups = most // MIN_GROUP
+    quantized = _block_rams(most // MAX_GROUP, 8 * MAX_GROUP) + 2 * _block_rams(groups, 32)
+    rams = (
+        2 * _block_rams(rows * k.max_dim, 32, lanes)
+        + _block_rams(rows * 3 * k.max_dim, 32, lanes)
+        + _block_rams(most, 32, REDUCE_LANES)
+        + _block_rams(rows * 2 * k.max_dim, 8, lanes)
+        + _block_rams(rows * k.max_dim, 32)
+        + 2 * rows * quantized
+    )
+    gate = 32 * rows * -(-k.channels // 2 * k.tile_rows // MAX_GROUP) * MAX_GROUP
+    rope = 32 * rows * k.max_head_size + 64 * k.max_head_size // 2
+    return _add(Resources(0, 0, rams, 0), _small_ram(gate + rope))
+
+
+_UNITS: dict[str, Callable[[KernelConfig], Resources]] = {
+    "engines": _engines,
+    "scaling": _scaling,
+    "attention": _attention,
+    "norm, quantise, rope": _vectors,
+    "gate": _gate,
+    "sampler": _sampler,
+    "memory ports": _ports,
+    "FIFOs": _fifos,
+    "on-chip arrays": _arrays,
+    "control": lambda k: Resources(_CONTROL_LUT, 0, 0, 0),
+}
+
+
+def units(board: Board, kernel: KernelConfig | None = None) -> dict[str, Resources]:
+    """Estimate of every unit of the kernel on a board, and of its memory controllers.
+
+    Parameters
+    ----------
+    board : Board
+    kernel : KernelConfig, optional
+        Default: the board's header.
+    """
+    kernel = kernel or kernel_of(board)
+    result = {name: unit(kernel) for name, unit in _UNITS.items()}
+    if board.memory.kind.startswith("HBM"):
+        result["memory controllers"] = _HBM
+    elif not board.cortex_a:
+        result["memory controllers"] = _times(board.memory.banks, _DDR4_CONTROLLER)
+    return result
+
+
+def resources(board: Board, kernel: KernelConfig | None = None) -> Resources:
+    """Estimate of the whole kernel on a board; see `units`."""
+    return _add(*units(board, kernel).values())
+
+
+def share(used: Resources, has: Resources) -> Resources:
+    """Each of `used` as a share of what there is; 0 where there is none to use."""
+    return Resources(
+        *(
+            getattr(used, f.name) / getattr(has, f.name) if getattr(has, f.name) else 0.0
+            for f in fields(Resources)
+        )
+    )
+
+
+MODEL = ModelConfig(768, 2048, 12, 12, 12, 32000, 1024, tied=True)
+"""stories110M: whose buffers the table weighs against contiguous memory."""
+
+
+def table() -> str:
+    """Every board's estimate against what it has, in Markdown, as ``docs/boards.md`` holds it."""
+    names = [f.name for f in fields(Resources)]
+    lines = [
+        f"| board | config header | {' | '.join(n.upper() for n in names)} | contiguous, MiB |",
+        "|---|---|" + "---|" * (len(names) + 1),
+    ]
+    for board in boards().values():
+        used, has = resources(board), board.resources
+        cells = [
+            _cell(getattr(used, n), getattr(has, n), getattr(share(used, has), n)) for n in names
+        ]
+        sizes, port = buffers(MODEL, board)
+        total = sum(sizes) + kernel_of(board).kv_ports * port
+        cells.append(
+            _cell(total / MIB, board.memory.pool_bytes / MIB, total / board.memory.pool_bytes)
+        )
+        header = f"`{board.header.replace('-', '_')}.h`"
+        lines.append(f"| {board.title} | {header} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(used: float, has: float, part: float) -> str:
+    return f"{used:,.0f} of {has:,.0f} = {part:.0%}" if has else "–"
+
+
+BEGIN, END = "<!-- resources: begin -->\n", "<!-- resources: end -->\n"
+
+
+def updated(text: str) -> str:
+    """A document with the table between its two markers made anew.
+
+    Raises
+    ------
+    ValueError
+        If a marker is missing.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the lines {BEGIN.strip()!r} and {END.strip()!r} must be there")
+    return f"{head}{begin}{table()}{end}{tail}"
+
+
+if __name__ == "__main__":
+    import sys
+
+    document = Path(sys.argv[1])
+    document.write_text(updated(document.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,108 @@
+"""The table and the drawing of the boards."""
+
+import subprocess
+import sys
+
+import pytest
+
+from llama_pynq.boards import boards
+from llama_pynq.errors import LimitError, LlamaPynqError
+from llama_pynq.views import SHAPES, _label, boards_table, compare, plot_roofline
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compare(SHAPES["stories110M"])
+
+
+def test_every_board_has_a_line_and_a_reason_where_the_model_does_not_fit(rows):
+    text = boards_table(rows)
+    lines = dict(line.split(maxsplit=1) for line in text.splitlines()[1 : len(rows) + 1])
+    assert list(lines) == list(boards())
+    assert lines["kv260"].startswith("yes")
+    assert lines["pynq-z2"].split() == ["no", "135.3", "11.6"]
+    assert "pynq-z2: weights and KV cache take 183 MiB" in text
+
+
+def test_the_table_says_that_it_is_modelled_and_names_the_source_of_power(rows):
+    text = boards_table(rows)
+    assert "Modelled, not measured" in text
+    assert "J/token of kv260: 7 W (TeLLMe" in text
+    assert "J/token of u50" not in text
+    assert "not yet checked against the data sheet: zcu104" in text
+
+
+def test_a_row_holds_what_the_model_predicts(rows):
+    row = next(row for row in rows if row.board.name == "kv260")
+    cells = next(line for line in boards_table(rows).splitlines() if line.startswith("kv260"))
+    assert f"{row.one.tokens_per_second:,.1f}" in cells
+    assert f"{row.one.share_of_roof:.0%}" in cells
+    assert f"{row.batch.work.rows}: {row.batch.tokens_per_second:,.1f}" in cells
+
+
+def test_fewer_bits_make_a_model_fit():
+    small = compare(SHAPES["stories110M"], weight_bits=4, kv_bits=8)
+    assert all(not row.reason for row in small if row.board.name == "pynq-z2")
+
+
+def test_a_context_longer_than_the_models_is_refused():
+    with pytest.raises(LimitError, match="position 1024: .* at most 1023"):
+        compare(SHAPES["stories110M"], context=1025)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_roofline_is_drawn(rows, tmp_path, suffix):
+    path = tmp_path / f"roof.{suffix}"
+    plot_roofline(rows, "stories110M", path)
+    start = path.read_bytes()[:8]
+    assert start == b"\x89PNG\r\n\x1a\n" if suffix == "png" else start.startswith(b"<?xml")
+
+
+def test_the_roofline_is_marked_as_modelled_and_names_what_fits(rows, tmp_path):
+    path = tmp_path / "roof.svg"
+    plot_roofline(rows, "stories110M", path)
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- modelled, not measured" in text  # matplotlib keeps a drawn text as a comment
+    assert "<!-- u200, u250:" in text
+    assert "pynq" not in text
+
+
+def test_labels_of_roofs_that_end_together_do_not_overlap():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_yscale("log")
+    axes.plot([1, 10], [1, 1e4])
+    _label(axes, [(1e4, f"board {i}", "C0") for i in range(3)] + [(9e3, "other", "C1")], 10)
+    canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to it
+    assert len(boxes) == 4
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_an_unknown_picture_format_is_refused(rows, tmp_path):
+    with pytest.raises(LlamaPynqError, match=r"matplotlib writes no \.docx; end the name in"):
+        plot_roofline(rows, "stories110M", tmp_path / "roof.docx")
+
+
+def test_nothing_to_draw_is_refused(rows, tmp_path):
+    none = [row for row in rows if row.reason]
+    with pytest.raises(LlamaPynqError, match="no board holds this model"):
+        plot_roofline(none, "stories110M", tmp_path / "roof.png")
+
+
+def test_a_missing_matplotlib_is_named(rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LlamaPynqError, match="--plot needs matplotlib"):
+        plot_roofline(rows, "stories110M", tmp_path / "roof.png")
+
+
+def test_the_table_needs_no_matplotlib(run):
+    code = "import sys, llama_pynq.views; assert 'matplotlib' not in sys.modules"
+    result: subprocess.CompletedProcess = run("-c", code)
+    assert result.returncode == 0, result.stderr
