@@ -121,7 +121,7 @@ def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> R
     driver, config = llama.driver, llama.config
     length = min(tokens, config.seq_len)
     max_rows = driver.limits.max_rows
-    endless = Endless(driver, llama.tokenizer, llama.packed)
+    endless = Endless(driver, llama.tokenizer, llama.packed, kv_bits=driver.kv_bits)
 
     def decode(temperature: float) -> float:
         out = endless.generate("", max_new_tokens=length, temperature=temperature, seed=0)
@@ -172,7 +172,7 @@ def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> R
         version=__version__,
         device=overlay.describe(),
         model=f"dim {config.dim}, {config.n_layers} layers, vocabulary {config.vocab_size}; "
-        f"{llama.packed.note}",
+        f"{llama.packed.note}; KV cache {driver.kv_format}",
         config=asdict(config),
         tokens=length,
         repeats=repeats,

@@ -189,6 +189,7 @@ def _info(args: argparse.Namespace) -> int:
                 "file": args.model or BUNDLED / "stories.bin",
                 "tokenizer": llama.tokenizer.path,
                 "weights": weights,
+                "KV cache": f"{overlay.llama.kv_format}, {overlay.llama.slots} sequences",
                 **asdict(llama.config),
             },
         )

@@ -549,6 +549,11 @@ class LlamaDriver(DefaultIP):
         return self._kv_bits
 
     @property
+    def kv_format(self) -> str:
+        """The same in words."""
+        return "float32" if self._kv_bits == 32 else f"int{self._kv_bits}"
+
+    @property
     def slots(self) -> int:
         """Sequences that the KV cache holds."""
         return self._slots
