@@ -148,6 +148,35 @@ inline float TreeSum(const float (&values)[N]) {
   return Tree<N>::Sum(values);
 }
 
+// The largest; of NaN it may be any other.
+template <int N>
+struct TreeMax {
+  static float Of(const float (&values)[N]) {
+#pragma HLS INLINE
+    float larger[N / 2];
+#pragma HLS ARRAY_PARTITION variable = larger complete
+    for (int i = 0; i < N / 2; ++i) {
+#pragma HLS UNROLL
+      larger[i] = values[i] > values[i + N / 2] ? values[i] : values[i + N / 2];
+    }
+    return TreeMax<N / 2>::Of(larger);
+  }
+};
+
+template <>
+struct TreeMax<1> {
+  static float Of(const float (&values)[1]) {
+#pragma HLS INLINE
+    return values[0];
+  }
+};
+
+template <int N>
+inline float Largest(const float (&values)[N]) {
+#pragma HLS INLINE
+  return TreeMax<N>::Of(values);
+}
+
 // Noise for Gumbel-max sampling: a hash of (seed, position, token id), so the same draw
 // comes out whatever the order, the batch or the device.
 inline uint32_t Mix(uint32_t h) {  // MurmurHash3's 32-bit finaliser

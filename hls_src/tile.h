@@ -120,13 +120,18 @@ inline RowWords FindRow(const Matrix& m, int base, int row, int group, int row_b
   return at;
 }
 
-inline float WordFloat(const Word& word, int index) {
+inline float BytesFloat(const uint8_t* bytes, int index) {
 #pragma HLS INLINE
   const int i = 4 * index;
-  const uint32_t bits =
-      static_cast<uint32_t>(word.b[i]) | static_cast<uint32_t>(word.b[i + 1]) << 8 |
-      static_cast<uint32_t>(word.b[i + 2]) << 16 | static_cast<uint32_t>(word.b[i + 3]) << 24;
+  const uint32_t bits = static_cast<uint32_t>(bytes[i]) | static_cast<uint32_t>(bytes[i + 1]) << 8 |
+                        static_cast<uint32_t>(bytes[i + 2]) << 16 |
+                        static_cast<uint32_t>(bytes[i + 3]) << 24;
   return FloatOf(bits);
+}
+
+inline float WordFloat(const Word& word, int index) {
+#pragma HLS INLINE
+  return BytesFloat(word.b, index);
 }
 
 }  // namespace kernel

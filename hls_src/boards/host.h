@@ -11,12 +11,14 @@ constexpr int kChannels = 2;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 32;     // sums that an engine scales a cycle, for every row
+constexpr int kGroupsInFlight = 1;  // streamed in while as many are scaled
 constexpr int kWavesInFlight = 64;  // enough work between two joins of the host threads
 
 // KV cache.
 constexpr int kKvPorts = 2;
 constexpr int kKvBeatBytes = 64;
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
+constexpr int kScoreCycles = 1;      // of a score, and of its exponential
 constexpr int kQueries = 16;         // that share a block of keys and values
 
 // Small stages.

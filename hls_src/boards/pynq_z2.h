@@ -11,13 +11,15 @@ constexpr int kClockMhz = 142;
 constexpr int kChannels = 2;
 constexpr int kBeatBytes = 8;
 constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
+constexpr int kScaleLanes = 1;      // sums that an engine scales a cycle, for every row
+constexpr int kGroupsInFlight = 8;  // streamed in while as many are scaled
 constexpr int kWavesInFlight = 1;
 
 // KV cache.
 constexpr int kKvPorts = 1;
 constexpr int kKvBeatBytes = 8;
 constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
+constexpr int kScoreCycles = 8;     // of a score, and of its exponential
 constexpr int kQueries = 2;         // that share a block of keys and values
 
 // Small stages.

@@ -11,13 +11,15 @@ constexpr int kClockMhz = 300;
 constexpr int kChannels = 4;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 2;  // sums that an engine scales a cycle, for every row
+constexpr int kScaleLanes = 2;      // sums that an engine scales a cycle, for every row
+constexpr int kGroupsInFlight = 8;  // streamed in while as many are scaled
 constexpr int kWavesInFlight = 1;
 
 // KV cache.
 constexpr int kKvPorts = 4;
 constexpr int kKvBeatBytes = 64;
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
+constexpr int kScoreCycles = 2;      // of a score, and of its exponential
 constexpr int kQueries = 4;          // that share a block of keys and values
 
 // Small stages.

@@ -11,13 +11,15 @@ constexpr int kClockMhz = 300;
 constexpr int kChannels = 32;
 constexpr int kBeatBytes = 32;
 constexpr int kTileRows = 16;
-constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
+constexpr int kScaleLanes = 1;      // sums that an engine scales a cycle, for every row
+constexpr int kGroupsInFlight = 8;  // streamed in while as many are scaled
 constexpr int kWavesInFlight = 1;
 
 // KV cache.
 constexpr int kKvPorts = 16;
 constexpr int kKvBeatBytes = 32;
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
+constexpr int kScoreCycles = 4;      // of a score, and of its exponential
 constexpr int kQueries = 4;          // that share a block of keys and values
 
 // Small stages.

@@ -53,6 +53,16 @@ inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
 }
 inline void StoreKv(KvBeat*, int, const Step&, KvWriter&) {}
 
+// Nested, so that g++ sees what stays the same from beat to beat.
+template <typename Body>
+LLAMA_HOST_INLINE void ForEachBeat(int groups, int group_words, const Body& body) {
+  for (int g = 0; g < groups; ++g) {
+    for (int w = 0; w < group_words; ++w) {
+      for (int b = 0; b < kWordBeats; ++b) body(g, w, b);
+    }
+  }
+}
+
 // g++ makes a copy of the engine for each format, and knows it in the innermost loop.
 template <typename Engine>
 LLAMA_HOST_INLINE void ForFormat(const Format& format, const Engine& engine) {

@@ -49,6 +49,24 @@ inline void ForFormat(const Format& format, const Engine& engine) {
   engine(format);
 }
 
+// One loop, so that nothing drains between words or groups.
+template <typename Body>
+inline void ForEachBeat(int groups, int group_words, const Body& body) {
+#pragma HLS INLINE
+  int g = 0, w = 0, b = 0;
+BEATS:
+  for (int n = 0; n < groups * group_words * kWordBeats; ++n) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = kTileRows* kWordBeats max = 8 * (kTileRows + 2) * kWordBeats
+    body(g, w, b);
+    const bool word_done = b + 1 == kWordBeats;
+    const bool group_done = word_done && w + 1 == group_words;
+    b = word_done ? 0 : b + 1;
+    w = group_done ? 0 : (word_done ? w + 1 : w);
+    g = group_done ? g + 1 : g;
+  }
+}
+
 typedef hls::stream<Beat, kWeightFifoBeats> BeatStream;
 
 inline void SendWords(const Beat* memory, int first_word, int words, BeatStream& beats) {

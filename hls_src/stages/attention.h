@@ -69,8 +69,8 @@ ROUND_ROWS:
   }
 }
 
-// A block of one head on chip: keys, then values.
-typedef float HeadBlock[2 * kBlock][kMaxHeadSize];
+// Keys or values of a block of one head, on chip.
+typedef float HeadBlock[kBlock][kMaxHeadSize];
 
 // What an engine works on: queries of one team, and this call's keys and values of the head.
 struct HeadTeam {
@@ -87,69 +87,79 @@ struct TeamPlace {
   int first_head, heads;  // query heads of the kv head
 
   int Queries() const { return team.rows * heads; }
+
+  // Positions of a block that a query may look at; none or less: it has not come that far.
+  int Seen(const Step& step, int query, int block) const {
+    return step.rows[team.first + query / heads].position + 1 - block * kBlock;
+  }
 };
 
-// A beat of a record into the row of a block that is its key or its value.
-inline void UnpackBeat(const KvBeat& beat, int at, bool int8, float scale,
-                       float (&row)[kMaxHeadSize]) {
-#pragma HLS INLINE
-  if (int8) {
-    for (int k = 0; k < 4; ++k) {
-#pragma HLS UNROLL
-      for (int i = 0; i < kKvBeatWords; ++i) {
-#pragma HLS UNROLL
-        const int8_t q = static_cast<int8_t>(BitsOf(beat.f[i]) >> 8 * k);
-        row[at * kKvBeatBytes + k * kKvBeatWords + i] = static_cast<float>(q) * scale;
-      }
-    }
-  } else {
-    for (int i = 0; i < kKvBeatWords; ++i) {
-#pragma HLS UNROLL
-      row[at * kKvBeatWords + i] = beat.f[i];
-    }
-  }
-}
-
-// A block's positions from memory, then what this call computes over them.
+// A block's positions from memory, then what this call computes over them. A record comes in
+// pieces of kKvBeatWords values: a beat of float32, a quarter of one of int8.
 inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place, int block_index,
-                       const HeadTeam& rows, HeadBlock& block) {
+                       const float (&fresh_key)[kMaxRows][kMaxHeadSize],
+                       const float (&fresh_value)[kMaxRows][kMaxHeadSize], HeadBlock& keys,
+                       HeadBlock& values) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
-  const int first = block_index * kBlock;
-  const int64_t from = KvBeatOf(s, place.team.slot, place.layer, place.kv_head, first);
-  const int n = BlockPositions(place.team, block_index) * s.kv_record_beats;
-  int position = 0;
-  int part = 0;  // of the record: scales, where there are any, then key, then value
-  float key_scale = 1.0f;
-  float value_scale = 1.0f;
+  const int positions = BlockPositions(place.team, block_index);
+  const int quarters = s.kv_int8 ? 4 : 1;
+  const int pieces = s.kv_scale_beats + 2 * s.kv_half_beats * quarters;  // of a position
+  int64_t from = KvBeatOf(s, place.team.slot, place.layer, place.kv_head, block_index * kBlock);
+  KvBeat beat = {};
+  float key_scale = 1.0f, value_scale = 1.0f;
+  int position = 0, piece = 0, quarter = 0;
+  int at = 0;  // where in the key, or in the value, the piece goes
+  bool is_key = true;
 READ_BLOCK:
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < positions * pieces; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 192 max = 1024
-    const KvBeat beat = port.Read(from + i);
-    const int at = part - s.kv_scale_beats;
-    if (at < 0) {
+    if (quarter == 0) {
+      beat = port.Read(from);
+      ++from;
+    }
+    if (piece < s.kv_scale_beats) {
       key_scale = beat.f[0];
       value_scale = beat.f[1];
-    } else if (at < s.kv_half_beats) {
-      UnpackBeat(beat, at, s.kv_int8, key_scale, block[position]);
     } else {
-      UnpackBeat(beat, at - s.kv_half_beats, s.kv_int8, value_scale, block[kBlock + position]);
+      KvBeat part = beat;
+      if (s.kv_int8) {
+        const float scale = is_key ? key_scale : value_scale;
+        for (int j = 0; j < kKvBeatWords; ++j) {
+#pragma HLS UNROLL
+          const int8_t q = static_cast<int8_t>(BitsOf(beat.f[j]) >> 8 * quarter);
+          part.f[j] = static_cast<float>(q) * scale;
+        }
+      }
+      for (int j = 0; j < kKvBeatWords; ++j) {
+#pragma HLS UNROLL
+        if (is_key) {
+          keys[position][at + j] = part.f[j];
+        } else {
+          values[position][at + j] = part.f[j];
+        }
+      }
+      const bool beat_done = quarter + 1 == quarters;
+      const bool half_done = at + kKvBeatWords == s.kv_half_beats * quarters * kKvBeatWords;
+      quarter = beat_done ? 0 : quarter + 1;
+      at = half_done ? 0 : at + kKvBeatWords;
+      is_key = half_done ? !is_key : is_key;
     }
-    const bool last = part + 1 == s.kv_record_beats;
-    part = last ? 0 : part + 1;
+    const bool last = piece + 1 == pieces;
+    piece = last ? 0 : piece + 1;
     position = last ? position + 1 : position;
   }
   // Weights of what is not there are zero, and zero times zero is.
 CLEAR_VALUES:
-  for (int t = BlockPositions(place.team, block_index); t < kBlock; ++t) {
+  for (int t = positions; t < kBlock; ++t) {
 #pragma HLS LOOP_TRIPCOUNT min = 0 max = kBlock - 1
     for (int d = 0; d < s.head_stride; d += kReduceLanes) {
 #pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
 #pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
       for (int j = 0; j < kReduceLanes; ++j) {
 #pragma HLS UNROLL
-        block[kBlock + t][d + j] = 0.0f;
+        values[t][d + j] = 0.0f;
       }
     }
   }
@@ -163,8 +173,8 @@ OVERLAY:
 #pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
         for (int j = 0; j < kReduceLanes; ++j) {
 #pragma HLS UNROLL
-          block[r.position % kBlock][d + j] = rows.key[row][d + j];
-          block[kBlock + r.position % kBlock][d + j] = rows.value[row][d + j];
+          keys[r.position % kBlock][d + j] = fresh_key[row][d + j];
+          values[r.position % kBlock][d + j] = fresh_value[row][d + j];
         }
       }
     }
@@ -174,7 +184,7 @@ OVERLAY:
 // query . keys[t] of every position of the block. Element i goes to partial sum
 // i % kReduceLanes; both vectors are zero past their end. The positions alternate, so that an
 // adder is asked for the same sum only after kBlock others.
-inline void DotBlock(const float (&query)[kMaxHeadSize], const HeadBlock& block, int stride,
+inline void DotBlock(const float (&query)[kMaxHeadSize], const HeadBlock& keys, int stride,
                      float (&dots)[kBlock]) {
 #pragma HLS INLINE off
   float lanes[kBlock][kReduceLanes];
@@ -189,7 +199,7 @@ DOT_PARTS:
       for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
         const int lane = i % kReduceLanes + j;
-        const float product = query[i + j] * block[t][i + j];
+        const float product = query[i + j] * keys[t][i + j];
         lanes[t][lane] = i < kReduceLanes ? product : lanes[t][lane] + product;
       }
     }
@@ -201,52 +211,80 @@ DOT_SUMS:
   }
 }
 
-// Running softmax of one query: maximum, sum of exponentials, weighted values.
+typedef float BlockRows[kQueries][kBlock];
+
+inline void DotQueries(const Step& step, const TeamPlace& place, int block_index,
+                       const float (&query)[kQueries][kMaxHeadSize], const HeadBlock& keys,
+                       BlockRows& dots) {
+#pragma HLS INLINE off
+DOT_QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    if (place.Seen(step, q, block_index) > 0) {
+      DotBlock(query[q], keys, step.shape.head_stride, dots[q]);
+    }
+  }
+}
+
+// Running softmax: of the blocks so far, the largest score and the sum of exponentials.
 struct Online {
-  float maximum, total;
-  float values[kMaxHeadSize];
+  float maximum[kQueries], total[kQueries];
 };
 
-inline void AttendBlock(const float (&query)[kMaxHeadSize], const HeadBlock& block, int valid,
-                        int stride, float root, Online& state) {
+// Scores to weights, and by how much what has been summed so far shrinks.
+inline void WeighQueries(const Step& step, const TeamPlace& place, int block_index,
+                         const BlockRows& dots, float root, Online& online, BlockRows& weights,
+                         float (&shrink)[kQueries]) {
 #pragma HLS INLINE off
-  float dots[kBlock];
-  float scores[kBlock];
-  float weights[kBlock];
-#pragma HLS ARRAY_PARTITION variable = weights complete
-  DotBlock(query, block, stride, dots);
-  float maximum = state.maximum;
-SCORES:
-  for (int t = 0; t < kBlock; ++t) {
-#pragma HLS PIPELINE II = 1
-    // Beyond the query's own position lies whatever was there before.
-    scores[t] = t < valid ? dots[t] / root : kLowest;
-    maximum = scores[t] > maximum ? scores[t] : maximum;
+WEIGH_QUERIES:
+  for (int q = 0; q < place.Queries(); ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    const int seen = place.Seen(step, q, block_index);
+    if (seen > 0) {
+      float scores[kBlock], terms[kBlock];
+#pragma HLS ARRAY_PARTITION variable = scores complete
+#pragma HLS ARRAY_PARTITION variable = terms complete
+    SCORES:
+      for (int t = 0; t < kBlock; ++t) {
+#pragma HLS PIPELINE II = kScoreCycles
+        // Beyond the query's own position lies whatever was there before.
+        scores[t] = t < seen ? dots[q][t] / root : kLowest;
+      }
+      const float here = Largest(scores);
+      const float larger = here > online.maximum[q] ? here : online.maximum[q];
+    WEIGHTS:
+      for (int t = 0; t < kBlock; ++t) {
+#pragma HLS PIPELINE II = kScoreCycles
+        terms[t] = Exp(scores[t] - larger);
+        weights[q][t] = terms[t];
+      }
+      shrink[q] = Exp(online.maximum[q] - larger);
+      online.maximum[q] = larger;
+      online.total[q] = online.total[q] * shrink[q] + TreeSum(terms);
+    }
   }
-WEIGHTS:
-  for (int t = 0; t < kBlock; ++t) {
-#pragma HLS PIPELINE II = 1
-    weights[t] = Exp(scores[t] - maximum);
-  }
-  const float shrink = Exp(state.maximum - maximum);
-  state.maximum = maximum;
-  state.total = state.total * shrink + TreeSum(weights);
+}
+
+// Adds the block's weighted values.
+inline void SumBlock(const float (&weights)[kBlock], const HeadBlock& values, int stride,
+                     float shrink, float (&sum)[kMaxHeadSize]) {
+#pragma HLS INLINE off
 VALUES:
   for (int i = 0; i < stride; i += kAttentionLanes) {
 #pragma HLS PIPELINE II = kBlock
 #pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
-    float sums[kValueSums][kAttentionLanes];
-#pragma HLS ARRAY_PARTITION variable = sums complete dim = 0
+    float parts[kValueSums][kAttentionLanes];
+#pragma HLS ARRAY_PARTITION variable = parts complete dim = 0
     for (int k = 0; k < kValueSums; ++k) {
 #pragma HLS UNROLL
       for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
-        float sum = 0.0f;
+        float part = 0.0f;
         for (int t = 0; t < kBlock; t += kValueSums) {
 #pragma HLS UNROLL
-          sum = sum + weights[t + k] * block[kBlock + t + k][i + j];
+          part = part + weights[t + k] * values[t + k][i + j];
         }
-        sums[k][j] = sum;
+        parts[k][j] = part;
       }
     }
     for (int half = kValueSums / 2; half > 0; half /= 2) {
@@ -255,70 +293,86 @@ VALUES:
 #pragma HLS UNROLL
         for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
-          sums[k][j] = sums[k][j] + sums[k + half][j];
+          parts[k][j] = parts[k][j] + parts[k + half][j];
         }
       }
     }
     for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
-      state.values[i + j] = state.values[i + j] * shrink + sums[0][j];
+      sum[i + j] = sum[i + j] * shrink + parts[0][j];
     }
   }
 }
 
-// Every query of the team that has reached the block.
-inline void AttendQueries(const Step& step, const TeamPlace& place, int block_index,
-                          const HeadTeam& rows, const HeadBlock& block, float root,
-                          Online (&states)[kQueries]) {
+inline void SumQueries(const Step& step, const TeamPlace& place, int block_index,
+                       const BlockRows& weights, const float (&shrink)[kQueries],
+                       const HeadBlock& values, float (&sums)[kQueries][kMaxHeadSize]) {
 #pragma HLS INLINE off
-QUERIES:
+SUM_QUERIES:
   for (int q = 0; q < place.Queries(); ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    const int position = step.rows[place.team.first + q / place.heads].position;
-    const int left = position + 1 - block_index * kBlock;
-    if (left > 0) {
-      AttendBlock(rows.query[q], block, left < kBlock ? left : kBlock, step.shape.head_stride, root,
-                  states[q]);
+    if (place.Seen(step, q, block_index) > 0) {
+      SumBlock(weights[q], values, step.shape.head_stride, shrink[q], sums[q]);
     }
   }
 }
 
-// One team and one kv head, from the first block to the last.
+// From the first block to the last: one is fetched while those before it are multiplied, weighed
+// and summed.
+inline void AttendBlocks(KvReader& port, const Step& step, const TeamPlace& place, float root,
+                         const float (&query)[kQueries][kMaxHeadSize],
+                         const float (&fresh_key)[kMaxRows][kMaxHeadSize],
+                         const float (&fresh_value)[kMaxRows][kMaxHeadSize], Online& online,
+                         float (&sums)[kQueries][kMaxHeadSize]) {
+#pragma HLS INLINE off
+BLOCKS:
+  for (int b = 0; b * kBlock <= place.team.last; ++b) {
+#pragma HLS DATAFLOW
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
+    HeadBlock keys, values;
+#pragma HLS ARRAY_PARTITION variable = keys cyclic factor = kReduceLanes dim = 2
+#pragma HLS ARRAY_PARTITION variable = values cyclic factor = kReduceLanes dim = 2
+    BlockRows dots, weights;
+#pragma HLS ARRAY_PARTITION variable = weights complete dim = 2
+    float shrink[kQueries];
+    FetchBlock(port, step, place, b, fresh_key, fresh_value, keys, values);
+    DotQueries(step, place, b, query, keys, dots);
+    WeighQueries(step, place, b, dots, root, online, weights, shrink);
+    SumQueries(step, place, b, weights, shrink, values, sums);
+  }
+}
+
+// One team and one kv head.
 inline void AttendTeam(KvReader& port, const Step& step, const TeamPlace& place, HeadTeam& rows) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const float head_size = static_cast<float>(s.head_size);
   const float root = sqrtf(head_size);
-  Online states[kQueries];
-#pragma HLS ARRAY_PARTITION variable = states->values cyclic factor = kAttentionLanes
+  Online online;
+  float sums[kQueries][kMaxHeadSize];
+#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kAttentionLanes dim = 2
 START_QUERIES:
   for (int q = 0; q < place.Queries(); ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    states[q].maximum = kLowest;
-    states[q].total = 0.0f;
-    for (int d = 0; d < s.head_stride; ++d) {
+    online.maximum[q] = kLowest;
+    online.total[q] = 0.0f;
+    for (int d = 0; d < s.head_stride; d += kAttentionLanes) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS UNROLL factor = kAttentionLanes
-#pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize
-      states[q].values[d] = 0.0f;
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
+      for (int j = 0; j < kAttentionLanes; ++j) {
+#pragma HLS UNROLL
+        sums[q][d + j] = 0.0f;
+      }
     }
   }
-BLOCKS:
-  for (int b = 0; b * kBlock <= place.team.last; ++b) {
-#pragma HLS DATAFLOW
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
-    HeadBlock block;
-#pragma HLS ARRAY_PARTITION variable = block cyclic factor = kReduceLanes dim = 2
-    FetchBlock(port, step, place, b, rows, block);
-    AttendQueries(step, place, b, rows, block, root, states);
-  }
+  AttendBlocks(port, step, place, root, rows.query, rows.key, rows.value, online, sums);
 FINISH_QUERIES:
   for (int q = 0; q < place.Queries(); ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     for (int d = 0; d < s.head_size; ++d) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize
-      rows.out[q][d] = states[q].values[d] / states[q].total;
+      rows.out[q][d] = sums[q][d] / online.total[q];
     }
   }
 }

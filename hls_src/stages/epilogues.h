@@ -9,23 +9,34 @@ namespace kernel {
 
 typedef TileSums BlockSums[kTilesInFlight];
 
+// Which tile and row of a block an epilogue's loop has come to: one loop, so that HLS has no
+// inner one of unknown length to drain.
+struct Item {
+  int tile, row;
+
+  void Next(int rows) {
+#pragma HLS INLINE
+    const bool last = row + 1 == rows;
+    tile = last ? tile + 1 : tile;
+    row = last ? 0 : row + 1;
+  }
+};
+
 // out[row][i] = sum
 inline void KeepTiles(int first_tile, int tiles, const BlockSums& sums, int n, int rows,
                       float (*out)[kMaxQkv]) {
 #pragma HLS INLINE
-KEEP_TILES:
-  for (int t = 0; t < tiles; ++t) {
-#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
-  KEEP:
-    for (int row = 0; row < rows; ++row) {
+  Item at = {0, 0};
+KEEP:
+  for (int item = 0; item < tiles * rows; ++item) {
 #pragma HLS PIPELINE II = kTileRows / kVectorLanes
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight * kMaxRows
+    for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS UNROLL
-        const int i = (first_tile + t) * kTileRows + r;
-        if (i < n) out[row][i] = sums[t][row][r];
-      }
+      const int i = (first_tile + at.tile) * kTileRows + r;
+      if (i < n) out[at.row][i] = sums[at.tile][at.row][r];
     }
+    at.Next(rows);
   }
 }
 
@@ -33,19 +44,18 @@ KEEP_TILES:
 inline void AddTiles(int first_tile, int tiles, const BlockSums& sums, int n, int rows,
                      float (*x)[kMaxDim]) {
 #pragma HLS INLINE
-ADD_TILES:
-  for (int t = 0; t < tiles; ++t) {
-#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight
-  ADD:
-    for (int row = 0; row < rows; ++row) {
+  Item at = {0, 0};
+ADD:
+  for (int item = 0; item < tiles * rows; ++item) {
 #pragma HLS PIPELINE II = kTileRows / kVectorLanes
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight * kMaxRows
+#pragma HLS DEPENDENCE variable = x inter false
+    for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS UNROLL
-        const int i = (first_tile + t) * kTileRows + r;
-        if (i < n) x[row][i] = x[row][i] + sums[t][row][r];
-      }
+      const int i = (first_tile + at.tile) * kTileRows + r;
+      if (i < n) x[at.row][i] = x[at.row][i] + sums[at.tile][at.row][r];
     }
+    at.Next(rows);
   }
 }
 
@@ -63,36 +73,35 @@ inline void GateTiles(int first_tile, int tiles, const BlockSums& sums, int hidd
 #pragma HLS INLINE
   const int first = first_tile / 2 * kTileRows;  // hidden unit
   const int end = first + tiles / 2 * kTileRows;
-GATE_TILES:
-  for (int t = 0; t < tiles; t += 2) {
-#pragma HLS LOOP_TRIPCOUNT min = kChannels / 2 max = kTilesInFlight / 2
-  GATE:
-    for (int row = 0; row < rows; ++row) {
+  Item at = {0, 0};  // a pair of tiles
+GATE:
+  for (int item = 0; item < tiles / 2 * rows; ++item) {
 #pragma HLS PIPELINE II = kGateCycles
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      for (int r = 0; r < kTileRows; ++r) {
+#pragma HLS LOOP_TRIPCOUNT min = kChannels / 2 max = kTilesInFlight / 2 * kMaxRows
+    for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS UNROLL
-        const float g = sums[t][row][r];
-        const float bottom = 1.0f + Exp(-g);
-        const float silu = g / bottom;
-        const int unit = first + t / 2 * kTileRows + r;
-        state.units[row][unit % kGateUnits] = silu * sums[t + 1][row][r];
-      }
+      const float g = sums[2 * at.tile][at.row][r];
+      const float bottom = 1.0f + Exp(-g);
+      const float silu = g / bottom;
+      const int unit = first + at.tile * kTileRows + r;
+      state.units[at.row][unit % kGateUnits] = silu * sums[2 * at.tile + 1][at.row][r];
     }
+    at.Next(rows);
   }
   // Groups that end in this block; they may have begun in the one before.
+  const int first_group = first / group_size;
+  const int groups = end / group_size - first_group;
+  at.tile = first_group;
 QUANTIZE_HIDDEN:
-  for (int g = first / group_size; (g + 1) * group_size <= end; ++g) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kGateUnits / kMinGroup
-  QUANTIZE_ROWS:
-    for (int row = 0; row < rows; ++row) {
+  for (int item = 0; item < groups * rows; ++item) {
 #pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      const int start = g * group_size;
-      if (start < hidden_dim) {
-        QuantizeInto(state.units[row] + start % kGateUnits, hidden_dim, group_size, row, g, out);
-      }
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kGateUnits / kMinGroup * kMaxRows
+    const int start = at.tile * group_size;
+    if (start < hidden_dim) {
+      QuantizeInto(state.units[at.row] + start % kGateUnits, hidden_dim, group_size, at.row,
+                   at.tile, out);
     }
+    at.Next(rows);
   }
 }
 

@@ -28,10 +28,10 @@ READ_WORD:
   return word;
 }
 
-// What one group of the engine's tiles comes to: dot products, and the weights' scales.
+// What some groups of the engine's tiles come to: dot products, and the weights' scales.
 struct GroupDots {
-  int32_t dots[kEngineTiles][kMaxRows][kTileRows];
-  float scales[kEngineTiles][kTileRows];
+  int32_t dots[kEngineTiles][kMaxRows][kGroupsInFlight][kTileRows];
+  float scales[kEngineTiles][kGroupsInFlight][kTileRows];
 };
 
 // Where an engine's tiles lie; the fabric's streams need not be told.
@@ -76,43 +76,46 @@ LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4
   return int4 ? DotNibbles<kBytes>(weights, x) : DotBytes<kBytes>(weights, x);
 }
 
-// Reads kTileRows rows of one group of every tile, and meets them with every row of the call.
-LLAMA_HOST_INLINE void DotRows(WeightPorts& ports, const EnginePlace& at, int first_word,
-                               const Format& format, const QuantizedRows& in, int group, int rows,
-                               GroupDots& out) {
-#pragma HLS INLINE off
-  const bool wide = format.row_bytes == kWordBytes;  // a word holds one row's group, else two
-  alignas(kWordBytes) int8_t operand[kMaxRows][kMaxGroup];
-#pragma HLS ARRAY_PARTITION variable = operand complete dim = 0
-BROADCAST:
-  for (int row = 0; row < ActiveRows(rows); ++row) {
+// One beat of every tile, at word `w` of group `g` of those in flight: it meets every row of the
+// call, or is scales.
+struct DotBeat {
+  WeightPorts& ports;
+  const EnginePlace& at;
+  const Format& format;
+  const QuantizedRows& in;
+  int first_group, rows;
+  int8_t (&operand)[kMaxRows][kMaxGroup];    // the group's activations
+  int32_t (&first)[kEngineTiles][kMaxRows];  // sums of a word's first half
+  int32_t (&second)[kEngineTiles][kMaxRows];
+  GroupDots& out;
+
+  LLAMA_HOST_INLINE void operator()(int g, int w, int b) const {
+#pragma HLS INLINE
+    const bool wide = format.row_bytes == kWordBytes;  // a word holds one row's group, else two
+    const int value_words = wide ? kTileRows : kTileRows / 2;
+    const int group = first_group + g;
+    if (w == 0 && b == 0) {
+      for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
-    for (int i = 0; i < kMinGroup; ++i) {
+        for (int i = 0; i < kMinGroup; ++i) {
 #pragma HLS UNROLL
-      const int8_t* group_values = in.q[row] + group * format.group_size;
-      operand[row][i] = group_values[i];
-      operand[row][kMinGroup + i] =
-          group_values[format.group_size == kMaxGroup ? kMinGroup + i : i];
+          const int8_t* group_values = in.q[row] + group * format.group_size;
+          operand[row][i] = group_values[i];
+          operand[row][kMinGroup + i] =
+              group_values[format.group_size == kMaxGroup ? kMinGroup + i : i];
+        }
+      }
     }
-  }
-  const int value_words = wide ? kTileRows : kTileRows / 2;
-VALUE_WORDS:
-  for (int w = 0; w < value_words; ++w) {
-#pragma HLS LOOP_TRIPCOUNT min = kTileRows / 2 max = kTileRows
-    int32_t first[kEngineTiles][kMaxRows];   // of the word's first half
-    int32_t second[kEngineTiles][kMaxRows];  // of the rest
-#pragma HLS ARRAY_PARTITION variable = first complete dim = 0
-#pragma HLS ARRAY_PARTITION variable = second complete dim = 0
-  VALUE_BEATS:
-    for (int b = 0; b < kWordBeats; ++b) {
-#pragma HLS PIPELINE II = 1
-      for (int e = 0; e < kEngineTiles; ++e) {
+    for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-        const Beat& beat = ports[at.first_channel + e].Read(at.word[e] + first_word + w, b);
+      const int word = at.word[e] + group * (value_words + kScaleWords) + w;
+      const Beat& beat = ports[at.first_channel + e].Read(word, b);
+      if (w < value_words) {
         for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
+          const int from = wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup;
+          const int8_t* x = operand[row] + from;
           const bool in_first = b * kBeatBytes < kMinGroup;
-          const int8_t* x = operand[row] + (wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup);
           int32_t here = 0, there = 0;
           if (kBeatBytes <= kMinGroup || wide) {
             const int32_t sum = Dot<kBeatBytes>(beat.b, x, format.int4);
@@ -126,84 +129,92 @@ VALUE_WORDS:
           second[e][row] = (b == 0 ? 0 : second[e][row]) + there;
           if (b == kWordBeats - 1) {
             if (wide) {
-              out.dots[e][row][w] = first[e][row] + second[e][row];
+              out.dots[e][row][g][w] = first[e][row] + second[e][row];
             } else {
-              out.dots[e][row][2 * w] = first[e][row];
-              out.dots[e][row][2 * w + 1] = second[e][row];
+              out.dots[e][row][g][2 * w] = first[e][row];
+              out.dots[e][row][g][2 * w + 1] = second[e][row];
             }
           }
         }
-      }
-    }
-  }
-SCALE_WORDS:
-  for (int w = 0; w < kScaleWords; ++w) {
-#pragma HLS PIPELINE II = kWordBeats
-    for (int e = 0; e < kEngineTiles; ++e) {
+      } else {
+        for (int i = 0; i < kBeatBytes / 4; ++i) {
 #pragma HLS UNROLL
-      const int index = at.word[e] + first_word + value_words + w;
-      const Word word = ReadWord(ports[at.first_channel + e], index);
-      for (int i = 0; i < kWordBytes / 4; ++i) {
-#pragma HLS UNROLL
-        out.scales[e][w * (kWordBytes / 4) + i] = WordFloat(word, i);
-      }
-    }
-  }
-}
-
-// Scales one group's dot products and adds them; groups come in ascending order.
-LLAMA_HOST_INLINE void ScaleRows(const GroupDots& in_dots, const Format& format,
-                                 const QuantizedRows& in, int group, int rows, TileSums* sums) {
-#pragma HLS INLINE off
-SCALE_ROWS:
-  for (int first = 0; first < kTileRows; first += kScaleLanes) {
-#pragma HLS PIPELINE II = 1
-    for (int e = 0; e < kEngineTiles; ++e) {
-#pragma HLS UNROLL
-      for (int row = 0; row < ActiveRows(rows); ++row) {
-#pragma HLS UNROLL
-        const float row_scale = in.scale[row][group];
-        // 128 times the sum of x, or 8 times, which is exact.
-        const int32_t offset = in.offset[row][group] >> (format.int4 ? 4 : 0);
-        for (int lane = 0; lane < kScaleLanes; ++lane) {
-#pragma HLS UNROLL
-          const int r = first + lane;
-          const float dot = static_cast<float>(in_dots.dots[e][row][r] - offset);
-          const float scaled = (dot * in_dots.scales[e][r]) * row_scale;
-          sums[e][row][r] = sums[e][row][r] + scaled;
+          const int r = ((w - value_words) * kWordBeats + b) * (kBeatBytes / 4) + i;
+          out.scales[e][g][r] = BytesFloat(beat.b, i);
         }
       }
     }
   }
+};
+
+// Streams in `groups` groups of every tile.
+LLAMA_HOST_INLINE void DotGroups(WeightPorts& ports, const EnginePlace& at, const Format& format,
+                                 const QuantizedRows& in, int first_group, int groups, int rows,
+                                 GroupDots& out) {
+#pragma HLS INLINE off
+  alignas(kWordBytes) int8_t operand[kMaxRows][kMaxGroup];
+  int32_t first[kEngineTiles][kMaxRows];
+  int32_t second[kEngineTiles][kMaxRows];
+#pragma HLS ARRAY_PARTITION variable = operand complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = first complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = second complete dim = 0
+  const DotBeat dot = {ports, at, format, in, first_group, rows, operand, first, second, out};
+  ForEachBeat(groups, kTileRows * format.row_bytes / kWordBytes + kScaleWords, dot);
 }
 
-// One set of tiles, from the first group to the last.
-LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, const Format& format,
-                                 const QuantizedRows& in, int groups, int rows, TileSums* sums) {
+// Scales the groups' dot products and adds them; groups come in ascending order.
+LLAMA_HOST_INLINE void ScaleGroups(const GroupDots& in_dots, const Format& format,
+                                   const QuantizedRows& in, int first_group, int groups, int rows,
+                                   TileSums* sums) {
 #pragma HLS INLINE off
-CLEAR:
-  for (int r = 0; r < kTileRows; ++r) {
+  int g = 0, first = 0;
+SCALE_ROWS:
+  for (int n = 0; n < groups * (kTileRows / kScaleLanes); ++n) {
 #pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = kTileRows / kScaleLanes max = 8 * kTileRows / kScaleLanes
+#pragma HLS DEPENDENCE variable = sums inter false
     for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
       for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
-        sums[e][row][r] = 0.0f;
+        const float row_scale = in.scale[row][first_group + g];
+        // 128 times the sum of x, or 8 times, which is exact.
+        const int32_t offset = in.offset[row][first_group + g] >> (format.int4 ? 4 : 0);
+        for (int lane = 0; lane < kScaleLanes; ++lane) {
+#pragma HLS UNROLL
+          const int r = first + lane;
+          const float dot = static_cast<float>(in_dots.dots[e][row][g][r] - offset);
+          const float scaled = (dot * in_dots.scales[e][g][r]) * row_scale;
+          const float before = first_group + g == 0 ? 0.0f : sums[e][row][r];
+          sums[e][row][r] = before + scaled;
+        }
       }
     }
+    const bool group_done = first + kScaleLanes == kTileRows;
+    first = group_done ? 0 : first + kScaleLanes;
+    g = group_done ? g + 1 : g;
   }
-  const int group_words = kTileRows * format.row_bytes / kWordBytes + kScaleWords;
+}
+
+// One set of tiles, from the first group to the last: some groups are scaled while the next are
+// streamed in.
+LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, const Format& format,
+                                 const QuantizedRows& in, int groups, int rows, TileSums* sums) {
+#pragma HLS INLINE off
 GROUPS:
-  for (int g = 0; g < groups; ++g) {
+  for (int first = 0; first < groups; first += kGroupsInFlight) {
 #pragma HLS DATAFLOW
-#pragma HLS LOOP_TRIPCOUNT min = 9 max = 224
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 28
     GroupDots group_dots;
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 2
-#pragma HLS ARRAY_PARTITION variable = group_dots.dots cyclic factor = 2 dim = 3
-#pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 0
-    DotRows(ports, at, g * group_words, format, in, g, rows, group_dots);
-    ScaleRows(group_dots, format, in, g, rows, sums);
+#pragma HLS ARRAY_PARTITION variable = group_dots.dots cyclic factor = 2 dim = 4
+#pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = group_dots.scales cyclic factor = kBeatBytes / 4 dim = 3
+    const int left = groups - first;
+    const int n = left < kGroupsInFlight ? left : kGroupsInFlight;
+    DotGroups(ports, at, format, in, first, n, rows, group_dots);
+    ScaleGroups(group_dots, format, in, first, n, rows, sums);
   }
 }
 

@@ -12,13 +12,10 @@ struct LogSumExp {
 
   void Add(const float (&values)[kBlock]) {
 #pragma HLS INLINE
-    float larger = maximum;
+    const float here = Largest(values);
+    const float larger = here > maximum ? here : maximum;
     float terms[kBlock];
 #pragma HLS ARRAY_PARTITION variable = terms complete
-    for (int i = 0; i < kBlock; ++i) {
-#pragma HLS UNROLL
-      larger = values[i] > larger ? values[i] : larger;
-    }
     for (int i = 0; i < kBlock; ++i) {
 #pragma HLS UNROLL
       terms[i] = Exp(values[i] - larger);
@@ -126,13 +123,17 @@ MASK:
 #pragma HLS UNROLL
       scores[i] = tempered[i] + GumbelNoise(key, static_cast<uint32_t>(first_id + i));
     }
-  BEST:
-    for (int i = 0; i < kBlock; ++i) {
+    // One comparison with the row's best; of equals, the earlier id.
+    const float best = Largest(scores);
+    if (best > s.best_score) {
+      s.best_score = best;
+    BEST:
+      for (int i = kBlock - 1; i >= 0; --i) {
 #pragma HLS UNROLL
-      if (i < valid && scores[i] > s.best_score) {
-        s.best_score = scores[i];
-        s.best_logit = logits[i];
-        s.best_id = first_id + i;
+        if (scores[i] == best) {
+          s.best_logit = logits[i];
+          s.best_id = first_id + i;
+        }
       }
     }
   }
@@ -145,29 +146,27 @@ inline void SampleTiles(int first_tile, int tiles, const BlockSums& sums, const 
 #pragma HLS INLINE
   const int vocab_size = step.shape.vocab_size;
   const int blocks = tiles / kTilesInBlock;
-TAKE_BLOCKS:
-  for (int b = 0; b < blocks; ++b) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight
-  TAKE:
-    for (int row = 0; row < step.n_rows; ++row) {
+  Item at = {0, 0};  // a block of logits
+TAKE:
+  for (int item = 0; item < blocks * step.n_rows; ++item) {
 #pragma HLS PIPELINE II = kSampleCycles
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      const int first_id = first_tile * kTileRows + b * kBlock;
-      const int left = vocab_size - first_id;
-      const Row& r = step.rows[row];
-      if (r.active && (r.flags & kRowSample) != 0 && left > 0) {
-        float block[kBlock];
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight * kMaxRows
+    const int first_id = first_tile * kTileRows + at.tile * kBlock;
+    const int left = vocab_size - first_id;
+    const Row& r = step.rows[at.row];
+    uint32_t candidates = 0;
+    if (r.active && (r.flags & kRowSample) != 0 && left > 0) {
+      float block[kBlock];
 #pragma HLS ARRAY_PARTITION variable = block complete
-        for (int i = 0; i < kBlock; ++i) {
+      for (int i = 0; i < kBlock; ++i) {
 #pragma HLS UNROLL
-          block[i] = sums[b * kTilesInBlock + i / kTileRows][row][i % kTileRows];
-        }
-        sampler.candidates[b][row] =
-            TakeBlock(block, first_id, left < kBlock ? left : kBlock, r, sampler.rows[row]);
-      } else {
-        sampler.candidates[b][row] = 0;
+        block[i] = sums[at.tile * kTilesInBlock + i / kTileRows][at.row][i % kTileRows];
       }
+      candidates =
+          TakeBlock(block, first_id, left < kBlock ? left : kBlock, r, sampler.rows[at.row]);
     }
+    sampler.candidates[at.tile][at.row] = candidates;
+    at.Next(step.n_rows);
   }
   // Few of a vocabulary ever get here, so they come one by one.
 TOP_BLOCKS:
