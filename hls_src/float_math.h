@@ -148,6 +148,24 @@ inline float TreeSum(const float (&values)[N]) {
   return Tree<N>::Sum(values);
 }
 
+// The same sum with kLanes adders, level by level; takes the values with it.
+template <int kLanes, int N>
+inline float SumInPlace(float (&values)[N]) {
+#pragma HLS INLINE
+LEVELS:
+  for (int half = N / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i += kLanes) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = N / 2 / kLanes
+      for (int j = 0; j < kLanes; ++j) {
+#pragma HLS UNROLL
+        if (i + j < half) values[i + j] = values[i + j] + values[i + j + half];
+      }
+    }
+  }
+  return values[0];
+}
+
 // The largest; of NaN it may be any other.
 template <int N>
 struct TreeMax {

@@ -53,12 +53,12 @@ inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
 }
 inline void StoreKv(KvBeat*, int, const Step&, KvWriter&) {}
 
-// Nested, so that g++ sees what stays the same from beat to beat.
+// Nested, so that g++ sees what stays the same in the inner loops.
 template <typename Body>
-LLAMA_HOST_INLINE void ForEachBeat(int groups, int group_words, const Body& body) {
-  for (int g = 0; g < groups; ++g) {
-    for (int w = 0; w < group_words; ++w) {
-      for (int b = 0; b < kWordBeats; ++b) body(g, w, b);
+LLAMA_HOST_INLINE void ForEach(int outer, int middle, int inner, const Body& body) {
+  for (int i = 0; i < outer; ++i) {
+    for (int j = 0; j < middle; ++j) {
+      for (int k = 0; k < inner; ++k) body(i, j, k);
     }
   }
 }

@@ -49,21 +49,21 @@ inline void ForFormat(const Format& format, const Engine& engine) {
   engine(format);
 }
 
-// One loop, so that nothing drains between words or groups.
+// One loop: HLS would not flatten inner ones of unknown length, and drain them every time.
 template <typename Body>
-inline void ForEachBeat(int groups, int group_words, const Body& body) {
+inline void ForEach(int outer, int middle, int inner, const Body& body) {
 #pragma HLS INLINE
-  int g = 0, w = 0, b = 0;
-BEATS:
-  for (int n = 0; n < groups * group_words * kWordBeats; ++n) {
+  int i = 0, j = 0, k = 0;
+EACH:
+  for (int n = 0; n < outer * middle * inner; ++n) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = kTileRows* kWordBeats max = 8 * (kTileRows + 2) * kWordBeats
-    body(g, w, b);
-    const bool word_done = b + 1 == kWordBeats;
-    const bool group_done = word_done && w + 1 == group_words;
-    b = word_done ? 0 : b + 1;
-    w = group_done ? 0 : (word_done ? w + 1 : w);
-    g = group_done ? g + 1 : g;
+#pragma HLS LOOP_TRIPCOUNT min = 192 max = 1024
+    body(i, j, k);
+    const bool inner_done = k + 1 == inner;
+    const bool middle_done = inner_done && j + 1 == middle;
+    k = inner_done ? 0 : k + 1;
+    j = middle_done ? 0 : (inner_done ? j + 1 : j);
+    i = middle_done ? i + 1 : i;
   }
 }
 

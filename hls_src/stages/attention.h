@@ -94,8 +94,69 @@ struct TeamPlace {
   }
 };
 
-// A block's positions from memory, then what this call computes over them. A record comes in
-// pieces of kKvBeatWords values: a beat of float32, a quarter of one of int8.
+// A float32 beat of a record on its way into a block.
+struct FetchFloat {
+  KvReader& port;
+  const Shape& s;
+  int64_t from;
+  HeadBlock& keys;
+  HeadBlock& values;
+
+  LLAMA_HOST_INLINE void operator()(int position, int part, int) const {
+#pragma HLS INLINE
+    const KvBeat beat = port.Read(from + position * s.kv_record_beats + part);
+    const int d = (part < s.kv_half_beats ? part : part - s.kv_half_beats) * kKvBeatWords;
+    for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+      if (part < s.kv_half_beats) {
+        keys[position][d + i] = beat.f[i];
+      } else {
+        values[position][d + i] = beat.f[i];
+      }
+    }
+  }
+};
+
+// A quarter of an int8 one: no more multipliers than float32 has values a cycle.
+struct FetchInt8 {
+  KvReader& port;
+  const Shape& s;
+  int64_t from;
+  KvBeat& beat;
+  float (&scales)[2];
+  HeadBlock& keys;
+  HeadBlock& values;
+
+  LLAMA_HOST_INLINE void operator()(int position, int part, int quarter) const {
+#pragma HLS INLINE
+    if (quarter == 0) beat = port.Read(from + position * s.kv_record_beats + part);
+    const int at = part - s.kv_scale_beats;
+    if (at < 0) {
+      scales[0] = beat.f[0];
+      scales[1] = beat.f[1];
+    } else {
+      const bool is_key = at < s.kv_half_beats;
+      const int d = (is_key ? at : at - s.kv_half_beats) * kKvBeatBytes + quarter * kKvBeatWords;
+      const float scale = scales[is_key ? 0 : 1];
+      float piece[kKvBeatWords];
+      for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+        const int8_t q = static_cast<int8_t>(BitsOf(beat.f[i]) >> 8 * quarter);
+        piece[i] = static_cast<float>(q) * scale;
+      }
+      for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+        if (is_key) {
+          keys[position][d + i] = piece[i];
+        } else {
+          values[position][d + i] = piece[i];
+        }
+      }
+    }
+  }
+};
+
+// A block's positions from memory, then what this call computes over them.
 inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place, int block_index,
                        const float (&fresh_key)[kMaxRows][kMaxHeadSize],
                        const float (&fresh_value)[kMaxRows][kMaxHeadSize], HeadBlock& keys,
@@ -103,52 +164,16 @@ inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place,
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const int positions = BlockPositions(place.team, block_index);
-  const int quarters = s.kv_int8 ? 4 : 1;
-  const int pieces = s.kv_scale_beats + 2 * s.kv_half_beats * quarters;  // of a position
-  int64_t from = KvBeatOf(s, place.team.slot, place.layer, place.kv_head, block_index * kBlock);
-  KvBeat beat = {};
-  float key_scale = 1.0f, value_scale = 1.0f;
-  int position = 0, piece = 0, quarter = 0;
-  int at = 0;  // where in the key, or in the value, the piece goes
-  bool is_key = true;
-READ_BLOCK:
-  for (int i = 0; i < positions * pieces; ++i) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 192 max = 1024
-    if (quarter == 0) {
-      beat = port.Read(from);
-      ++from;
-    }
-    if (piece < s.kv_scale_beats) {
-      key_scale = beat.f[0];
-      value_scale = beat.f[1];
-    } else {
-      KvBeat part = beat;
-      if (s.kv_int8) {
-        const float scale = is_key ? key_scale : value_scale;
-        for (int j = 0; j < kKvBeatWords; ++j) {
-#pragma HLS UNROLL
-          const int8_t q = static_cast<int8_t>(BitsOf(beat.f[j]) >> 8 * quarter);
-          part.f[j] = static_cast<float>(q) * scale;
-        }
-      }
-      for (int j = 0; j < kKvBeatWords; ++j) {
-#pragma HLS UNROLL
-        if (is_key) {
-          keys[position][at + j] = part.f[j];
-        } else {
-          values[position][at + j] = part.f[j];
-        }
-      }
-      const bool beat_done = quarter + 1 == quarters;
-      const bool half_done = at + kKvBeatWords == s.kv_half_beats * quarters * kKvBeatWords;
-      quarter = beat_done ? 0 : quarter + 1;
-      at = half_done ? 0 : at + kKvBeatWords;
-      is_key = half_done ? !is_key : is_key;
-    }
-    const bool last = piece + 1 == pieces;
-    piece = last ? 0 : piece + 1;
-    position = last ? position + 1 : position;
+  const int64_t from =
+      KvBeatOf(s, place.team.slot, place.layer, place.kv_head, block_index * kBlock);
+  if (s.kv_int8) {
+    KvBeat beat = {};
+    float scales[2] = {};
+    const FetchInt8 fetch = {port, s, from, beat, scales, keys, values};
+    ForEach(positions, s.kv_record_beats, 4, fetch);
+  } else {
+    const FetchFloat fetch = {port, s, from, keys, values};
+    ForEach(positions, s.kv_record_beats, 1, fetch);
   }
   // Weights of what is not there are zero, and zero times zero is.
 CLEAR_VALUES:
@@ -260,7 +285,7 @@ WEIGH_QUERIES:
       }
       shrink[q] = Exp(online.maximum[q] - larger);
       online.maximum[q] = larger;
-      online.total[q] = online.total[q] * shrink[q] + TreeSum(terms);
+      online.total[q] = online.total[q] * shrink[q] + SumInPlace<kAttentionLanes>(terms);
     }
   }
 }

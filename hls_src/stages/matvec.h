@@ -159,7 +159,8 @@ LLAMA_HOST_INLINE void DotGroups(WeightPorts& ports, const EnginePlace& at, cons
 #pragma HLS ARRAY_PARTITION variable = first complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = second complete dim = 0
   const DotBeat dot = {ports, at, format, in, first_group, rows, operand, first, second, out};
-  ForEachBeat(groups, kTileRows * format.row_bytes / kWordBytes + kScaleWords, dot);
+  const int group_words = kTileRows * format.row_bytes / kWordBytes + kScaleWords;
+  ForEach(groups, group_words, kWordBeats, dot);
 }
 
 // Scales the groups' dot products and adds them; groups come in ascending order.

@@ -32,18 +32,7 @@ SQUARES:
     }
     at = at + kVectorLanes == kNormSums ? 0 : at + kVectorLanes;
   }
-TREE:
-  for (int half = kNormSums / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; i += kVectorLanes) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kNormSums / 2 / kVectorLanes
-      for (int j = 0; j < kVectorLanes; ++j) {
-#pragma HLS UNROLL
-        if (i + j < half) sums[i + j] = sums[i + j] + sums[i + j + half];
-      }
-    }
-  }
-  return sums[0];
+  return SumInPlace<kVectorLanes>(sums);
 }
 
 // The root of dim goes on top, so no reciprocal is formed: sqrt(n) / sqrt(sum + n epsilon).
