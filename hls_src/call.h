@@ -28,12 +28,20 @@ struct Step {
   int index;  // of the step in the call
   int layer_begin, layer_end;
   bool embed, classify, profile, activations_in, activations_out;
+  int n_stop_tokens;
+  int stop_tokens[kMaxStopTokens];
+};
+
+// What a step came to; the call takes it over before the next.
+struct Outcome {
+  int token[kMaxRows];  // -1: not sampled
+  bool stopped[kMaxRows];
+  int error, detail;
 };
 
 struct Call {
   Step step;
-  int n_steps, n_stop_tokens;
-  int stop_tokens[kMaxStopTokens];
+  int n_steps;
   uint32_t sequence;
   int error, detail;
 };
@@ -147,7 +155,7 @@ inline void ReadCall(const uint32_t* request, const uint32_t* model, uint32_t co
   step.layer_begin = WordInt(request, kRequestLayerBegin);
   step.layer_end = WordInt(request, kRequestLayerEnd);
   call.n_steps = WordInt(request, kRequestSteps);
-  call.n_stop_tokens = WordInt(request, kRequestStopTokens);
+  step.n_stop_tokens = WordInt(request, kRequestStopTokens);
   const int flags = WordInt(request, kRequestFlags);
   step.profile = (flags & kFlagProfile) != 0;
   step.activations_in = (flags & kFlagActivationsIn) != 0;
@@ -164,14 +172,14 @@ inline void ReadCall(const uint32_t* request, const uint32_t* model, uint32_t co
       (step.layer_begin > 0 && !step.activations_in)) {
     Fail(call, kErrorLayers, step.layer_begin);
   }
-  if (!Within(call.n_stop_tokens, 0, kMaxStopTokens)) {
-    Fail(call, kErrorStopTokens, call.n_stop_tokens);
+  if (!Within(step.n_stop_tokens, 0, kMaxStopTokens)) {
+    Fail(call, kErrorStopTokens, step.n_stop_tokens);
   }
   if (call.error != kErrorNone) return;
   step.layout = PlanLayout(step.shape);
 STOP_LIST:
   for (int i = 0; i < kMaxStopTokens; ++i) {
-    call.stop_tokens[i] = i < call.n_stop_tokens ? WordInt(request, kRequestStopList + i) : -1;
+    step.stop_tokens[i] = i < step.n_stop_tokens ? WordInt(request, kRequestStopList + i) : -1;
   }
 READ_ROWS:
   for (int i = 0; i < step.n_rows; ++i) {
@@ -180,6 +188,22 @@ READ_ROWS:
     if (step.rows[i].flags & kRowSample) step.classify = true;
   }
   step.classify = step.classify && step.layer_end == step.shape.n_layers;
+}
+
+// The rows move on to the next step.
+inline void TakeOver(const Outcome& outcome, Call& call) {
+MOVE_ROWS:
+  for (int row = 0; row < call.step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    Row& r = call.step.rows[row];
+    if (r.active) {
+      r.token = outcome.token[row];
+      r.position = r.position + 1;
+    }
+    r.active = r.active && !outcome.stopped[row];
+  }
+  if (outcome.error != kErrorNone) Fail(call, outcome.error, outcome.detail);
+  call.step.index = call.step.index + 1;
 }
 
 // The active rows' teams, before each step.

@@ -78,8 +78,8 @@ ROWS:
         for (int i = 0; i < s.group_size; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-          const int byte = values.b[at.offset + i % s.row_bytes];
-          const int nibble = i < s.row_bytes ? byte & 15 : byte >> 4;
+          const int byte = values.b[at.offset + (s.int4 ? i % kMinGroup : i)];
+          const int nibble = i < kMinGroup ? byte & 15 : byte >> 4;
           dequantized[i] = static_cast<float>(s.int4 ? nibble - 8 : byte - 128);
         }
         const Word scales = ReadFrom(ports, channel, at.scales);
@@ -127,8 +127,7 @@ inline MatVecJob LayerJob(const Step& step, int layer, const Matrix& m, int norm
 
 // The classifier comes first after the layers.
 inline MatVecJob TailJob(const Step& step, const Matrix& classifier) {
-  MatVecJob job = LayerJob(step, step.shape.n_layers, classifier, 1, kSample);
-  return job;
+  return LayerJob(step, step.shape.n_layers, classifier, 1, kSample);
 }
 
 // The tiles of one block of waves, in ascending order.
@@ -189,19 +188,20 @@ ROWS:
       ws.quantized.offset[row][g] = ws.hidden.offset[row][g];
     }
   VALUES:
-    for (int i = 0; i < step.shape.hidden_groups * step.shape.group_size; i += kMinGroup) {
+    for (int half = 0; half * kMinGroup < step.shape.hidden_groups * step.shape.group_size;
+         ++half) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 24 max = 352
       for (int j = 0; j < kMinGroup; ++j) {
 #pragma HLS UNROLL
-        ws.quantized.q[row][i + j] = ws.hidden.q[row][i + j];
+        ws.quantized.q[row][half][j] = ws.hidden.q[row][half][j];
       }
     }
   }
 }
 
 inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& events,
-                  KvReaders& kv_readers, KvWriters& kv_writers, Workspace& ws) {
+                  KvReaders& kv_readers, KvWriters& kv_writers, float* logits, Workspace& ws) {
 #pragma HLS INLINE
   const Shape& s = step.shape;
   const Layout& plan = step.layout;
@@ -211,7 +211,7 @@ inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& ev
   NormAndQuantize(step, ports, base, ws);
 
   Mark(events, step, kStageQkv, layer);
-  MatVec(LayerJob(step, layer, plan.qkv, 1, kKeep), step, ports, nullptr, ws);
+  MatVec(LayerJob(step, layer, plan.qkv, 1, kKeep), step, ports, logits, ws);
 
   Mark(events, step, kStageRope, layer);
 ROTATE:
@@ -231,23 +231,22 @@ QUANTIZE_ATTENTION:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     QuantizeRow(ws.normed[row], s.dim, s.group_size, row, ws.quantized);
   }
-  MatVec(LayerJob(step, layer, plan.attention_out, 1, kResidual), step, ports, nullptr, ws);
+  MatVec(LayerJob(step, layer, plan.attention_out, 1, kResidual), step, ports, logits, ws);
 
   Mark(events, step, kStageFfnNorm, layer);
   NormAndQuantize(step, ports, base + plan.norm_words + plan.gate_up.first_word, ws);
 
   Mark(events, step, kStageGateUp, layer);
-  MatVec(LayerJob(step, layer, plan.gate_up, 2, kGate), step, ports, nullptr, ws);
+  MatVec(LayerJob(step, layer, plan.gate_up, 2, kGate), step, ports, logits, ws);
 
   Mark(events, step, kStageDown, layer);
   MoveHidden(step, ws);
-  MatVec(LayerJob(step, layer, plan.down, 2, kResidual), step, ports, nullptr, ws);
+  MatVec(LayerJob(step, layer, plan.down, 2, kResidual), step, ports, logits, ws);
 }
 
-inline void Classify(Call& call, WeightPorts& ports, EventPort& events, uint32_t* results,
-                     float* logits, Workspace& ws) {
+inline void Classify(const Step& step, WeightPorts& ports, EventPort& events, uint32_t* results,
+                     float* logits, Outcome& outcome, Workspace& ws) {
 #pragma HLS INLINE
-  const Step& step = call.step;
   const Shape& s = step.shape;
   if (step.classify) {
     Mark(events, step, kStageFinalNorm, s.n_layers);
@@ -258,7 +257,7 @@ inline void Classify(Call& call, WeightPorts& ports, EventPort& events, uint32_t
     MatVec(TailJob(step, step.layout.classifier), step, ports, logits, ws);
   }
   Mark(events, step, kStageSample, s.n_layers);
-  FinishStep(ws.sampler, call, results);
+  FinishStep(ws.sampler, step, results, outcome);
 }
 
 inline void ReadActivations(const Step& step, const float* memory, Workspace& ws) {
@@ -307,12 +306,11 @@ ROWS:
 }
 
 // One step: every active row through layers [layer_begin, layer_end).
-inline void Compute(Call& call, const uint32_t* model, uint32_t* results, float* logits,
+inline void Compute(const Step& step, const uint32_t* model, uint32_t* results, float* logits,
                     float* activations, WeightPorts& ports, KvReaders& kv_readers,
-                    KvWriters& kv_writers, EventPort& events, Workspace& ws) {
+                    KvWriters& kv_writers, EventPort& events, Outcome& outcome, Workspace& ws) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances = MatVec limit = 1
-  const Step& step = call.step;
   Mark(events, step, kStageEmbed, 0);
   PrepareRows(step, model, ws);
   if (step.embed) {
@@ -323,10 +321,10 @@ inline void Compute(Call& call, const uint32_t* model, uint32_t* results, float*
 LAYERS:
   for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxLayers
-    Layer(step, layer, ports, events, kv_readers, kv_writers, ws);
+    Layer(step, layer, ports, events, kv_readers, kv_writers, logits, ws);
   }
   if (step.activations_out) WriteActivations(step, activations, ws);
-  Classify(call, ports, events, results, logits, ws);
+  Classify(step, ports, events, results, logits, outcome, ws);
   Mark(events, step, kStageEnd, step.shape.n_layers);
 }
 

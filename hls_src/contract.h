@@ -153,6 +153,7 @@ constexpr int kStageEnd = 12;
 
 // ---- kv_cache_0 ... ------------------------------------------------------------------
 // Each port's memory, [slot][layer][head of the port][position][record]: see cache.h. The
-// kernel has two pointers to it, kv_read_p and kv_write_p: what a step writes it never reads.
+// kernel has two pointers to it, kv_read_p and kv_write_p: what a step reads of the positions it
+// writes, it replaces with what is on chip.
 
 }  // namespace kernel

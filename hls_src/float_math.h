@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "config.h"
 
@@ -27,8 +28,8 @@ inline float FloatOf(uint32_t bits) {
   return value.f;
 }
 
-const float kInfinity = FloatOf(0x7f800000u);
-const float kNotANumber = FloatOf(0x7fc00000u);
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNotANumber = std::numeric_limits<float>::quiet_NaN();
 
 // 1.5 * 2^23: adding it leaves no fraction bits, so the adder itself rounds to nearest even.
 constexpr float kRoundMagic = 12582912.0f;
@@ -157,6 +158,7 @@ LEVELS:
     for (int i = 0; i < half; i += kLanes) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = N / 2 / kLanes
+#pragma HLS DEPENDENCE variable = values inter false
       for (int j = 0; j < kLanes; ++j) {
 #pragma HLS UNROLL
         if (i + j < half) values[i + j] = values[i + j] + values[i + j + half];

@@ -50,7 +50,7 @@ struct Layout {
 };
 
 inline int TileWords(int groups, int row_bytes) {
-  return groups * (kTileRows * row_bytes / kWordBytes + kScaleWords);
+  return groups * ((row_bytes == kWordBytes ? kTileRows : kTileRows / 2) + kScaleWords);
 }
 
 inline int MatrixWords(const Matrix& m, int row_bytes) {
@@ -107,14 +107,14 @@ struct RowWords {
 inline RowWords FindRow(const Matrix& m, int base, int row, int group, int row_bytes) {
   const int tile = row / kTileRows;
   const int row_in_tile = row % kTileRows;
-  const int rows_per_word = kWordBytes / row_bytes;
-  const int value_words = kTileRows / rows_per_word;
+  const bool wide = row_bytes == kWordBytes;  // a row's group to a word, else two
+  const int value_words = wide ? kTileRows : kTileRows / 2;
   const int first = base + m.first_word + (tile / kChannels) * TileWords(m.groups, row_bytes) +
                     group * (value_words + kScaleWords);
   RowWords at;
   at.channel = tile % kChannels;
-  at.values = first + row_in_tile / rows_per_word;
-  at.offset = (row_in_tile % rows_per_word) * row_bytes;
+  at.values = first + (wide ? row_in_tile : row_in_tile / 2);
+  at.offset = wide ? 0 : row_in_tile % 2 * (kWordBytes / 2);
   at.scales = first + value_words + row_in_tile * 4 / kWordBytes;
   at.scale_index = row_in_tile % (kWordBytes / 4);
   return at;

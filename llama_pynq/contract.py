@@ -30,7 +30,7 @@ WEIGHT_BITS = (8, 4)
 """What weights are packed as; int4 in groups of `MAX_GROUP` only."""
 KV_BITS = (32, 8)
 """What the KV cache holds: float32, or int8 with a scale for each head's key and value."""
-REDUCE_LANES, NORM_SUMS, VALUE_SUMS = 16, 128, 8
+REDUCE_LANES, NORM_SUMS, VALUE_SUMS = 16, 256, 8
 """Partial sums of a dot product, of a norm, and of the values of a block of attention."""
 BLOCK = 32
 """Positions of the KV cache, or logits, that one online-softmax step takes."""

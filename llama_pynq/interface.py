@@ -163,17 +163,20 @@ namespace kernel {{
 
 // Loaders run ahead of compute; the profile process counts cycles beside it.
 static void RunStep({parameters},
-                    const Step step, Call& call, Workspace& workspace) {{
+                    const Step step, Outcome& outcome, Workspace& workspace) {{
 #pragma HLS DATAFLOW
 #pragma HLS ARRAY_PARTITION variable = step.rows complete
+#pragma HLS ARRAY_PARTITION variable = step.teams complete
+#pragma HLS ARRAY_PARTITION variable = step.stop_tokens complete
+#pragma HLS STABLE variable = step
   WeightPorts ports;
   KvReaders kv_readers;
   KvWriters kv_writers;
   EventPort events;
   OpenEvents(step, profile, events);
 {loads}
-  Compute(call, model, results, logits, activations, ports, kv_readers, kv_writers, events,
-          workspace);
+  Compute(step, model, results, logits, activations, ports, kv_readers, kv_writers, events,
+          outcome, workspace);
 {stores}
   RecordEvents(step, events, profile);
 }}
@@ -186,10 +189,15 @@ LLAMA_TOP void llama({top_parameters}) {{
   Call call;
   Workspace workspace;
 #pragma HLS ARRAY_PARTITION variable = call.step.rows complete
+#pragma HLS ARRAY_PARTITION variable = call.step.teams complete
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.q complete dim = 1
-#pragma HLS ARRAY_RESHAPE variable = workspace.quantized.q cyclic factor = kMaxGroup dim = 2
+#pragma HLS ARRAY_RESHAPE variable = workspace.quantized.q complete dim = 3
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.scale complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.offset complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = workspace.hidden.q complete dim = 1
+#pragma HLS ARRAY_RESHAPE variable = workspace.hidden.q complete dim = 3
+#pragma HLS ARRAY_PARTITION variable = workspace.sampler.top_logit complete dim = 2
+#pragma HLS ARRAY_PARTITION variable = workspace.sampler.top_id complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = workspace.x cyclic factor = kVectorLanes dim = 2
 #pragma HLS ARRAY_PARTITION variable = workspace.normed cyclic factor = kVectorLanes dim = 2
 #pragma HLS ARRAY_PARTITION variable = workspace.qkv cyclic factor = kVectorLanes dim = 2
@@ -205,8 +213,9 @@ STEPS:
     aborted = AbortAsked(request, sequence);
     if (!aborted) {{
       PlanTeams(call.step);
-      RunStep({names}, call.step, call, workspace);
-      call.step.index = call.step.index + 1;
+      Outcome outcome;
+      RunStep({names}, call.step, outcome, workspace);
+      TakeOver(outcome, call);
     }}
     bool active = false;
   ANY_ROW:

@@ -59,6 +59,8 @@ def test_scalars_same_as_the_header():
         "kMinGroup": contract.MIN_GROUP,
         "kMaxGroup": contract.MAX_GROUP,
         "kReduceLanes": contract.REDUCE_LANES,
+        "kNormSums": contract.NORM_SUMS,
+        "kValueSums": contract.VALUE_SUMS,
         "kBlock": contract.BLOCK,
         "kWordBytes": contract.WORD_BYTES,
         "kMaxStopTokens": contract.MAX_STOP_TOKENS,

@@ -11,7 +11,6 @@ constexpr int kChannels = 2;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 32;     // sums that an engine scales a cycle, for every row
-constexpr int kGroupsInFlight = 1;  // streamed in while as many are scaled
 constexpr int kWavesInFlight = 64;  // enough work between two joins of the host threads
 
 // KV cache.
@@ -35,6 +34,10 @@ constexpr int kMaxHeadSize = 256;
 constexpr int kMaxLayers = 256;
 constexpr int kMaxSeqLen = 32768;
 constexpr int kTopLogits = 64;
+
+// Beats on the way from memory: loaders go on while compute is busy with something else.
+constexpr int kWeightFifoBeats = 2048;
+constexpr int kKvFifoBeats = 512;
 
 // Burst shape of a weight port, and the float adder, in cycles.
 constexpr int kReadLatency = 64;

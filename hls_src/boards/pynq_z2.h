@@ -11,24 +11,23 @@ constexpr int kClockMhz = 142;
 constexpr int kChannels = 2;
 constexpr int kBeatBytes = 8;
 constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 1;      // sums that an engine scales a cycle, for every row
-constexpr int kGroupsInFlight = 8;  // streamed in while as many are scaled
+constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
 // KV cache.
 constexpr int kKvPorts = 1;
 constexpr int kKvBeatBytes = 8;
-constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
-constexpr int kScoreCycles = 8;     // of a score, and of its exponential
+constexpr int kAttentionLanes = 2;  // products a cycle of a port's engine
+constexpr int kScoreCycles = 16;    // of a score, and of its exponential
 constexpr int kQueries = 2;         // that share a block of keys and values
 
 // Small stages.
 constexpr int kVectorLanes = 2;     // values of a vector a cycle
-constexpr int kGateCycles = 128;    // for a tile of hidden units
-constexpr int kSampleCycles = 128;  // for kBlock logits
+constexpr int kGateCycles = 256;    // for a tile of hidden units
+constexpr int kSampleCycles = 512;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 2;
+constexpr int kMaxRows = 1;
 constexpr int kMaxSteps = 16;
 constexpr int kMaxDim = 1024;
 constexpr int kMaxHiddenDim = 2816;
@@ -36,6 +35,10 @@ constexpr int kMaxHeadSize = 128;
 constexpr int kMaxLayers = 64;
 constexpr int kMaxSeqLen = 4096;
 constexpr int kTopLogits = 16;
+
+// Beats on the way from memory: loaders go on while compute is busy with something else.
+constexpr int kWeightFifoBeats = 2048;
+constexpr int kKvFifoBeats = 512;
 
 // Burst shape of a weight port, and the float adder, in cycles.
 constexpr int kReadLatency = 40;

@@ -8,11 +8,10 @@ constexpr char kBoardName[] = "u250";
 constexpr int kClockMhz = 300;
 
 // Weight memory.
-constexpr int kChannels = 4;
-constexpr int kBeatBytes = 64;
+constexpr int kChannels = 8;
+constexpr int kBeatBytes = 32;
 constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 2;      // sums that an engine scales a cycle, for every row
-constexpr int kGroupsInFlight = 8;  // streamed in while as many are scaled
+constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
 // KV cache.
@@ -28,7 +27,7 @@ constexpr int kGateCycles = 16;    // for a tile of hidden units
 constexpr int kSampleCycles = 16;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = 4;
 constexpr int kMaxSteps = 64;
 constexpr int kMaxDim = 4096;
 constexpr int kMaxHiddenDim = 11008;
@@ -37,10 +36,14 @@ constexpr int kMaxLayers = 128;
 constexpr int kMaxSeqLen = 16384;
 constexpr int kTopLogits = 64;
 
+// Beats on the way from memory: loaders go on while compute is busy with something else.
+constexpr int kWeightFifoBeats = 4096;
+constexpr int kKvFifoBeats = 512;
+
 // Burst shape of a weight port, and the float adder, in cycles.
 constexpr int kReadLatency = 64;
 constexpr int kReadBurstBeats = 64;
-constexpr int kReadOutstanding = 16;
+constexpr int kReadOutstanding = 8;
 constexpr int kFaddLatency = 8;
 
 }  // namespace kernel

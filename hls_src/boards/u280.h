@@ -8,15 +8,14 @@ constexpr char kBoardName[] = "u280";
 constexpr int kClockMhz = 300;
 
 // Weight memory.
-constexpr int kChannels = 32;
+constexpr int kChannels = 24;
 constexpr int kBeatBytes = 64;
-constexpr int kTileRows = 16;
-constexpr int kScaleLanes = 2;      // sums that an engine scales a cycle, for every row
-constexpr int kGroupsInFlight = 8;  // streamed in while as many are scaled
+constexpr int kTileRows = 32;
+constexpr int kScaleLanes = 2;  // sums that an engine scales a cycle, for every row
 constexpr int kWavesInFlight = 1;
 
 // KV cache.
-constexpr int kKvPorts = 16;
+constexpr int kKvPorts = 12;
 constexpr int kKvBeatBytes = 64;
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 2;      // of a score, and of its exponential
@@ -24,11 +23,11 @@ constexpr int kQueries = 4;          // that share a block of keys and values
 
 // Small stages.
 constexpr int kVectorLanes = 16;   // values of a vector a cycle
-constexpr int kGateCycles = 4;     // for a tile of hidden units
+constexpr int kGateCycles = 8;     // for a tile of hidden units
 constexpr int kSampleCycles = 16;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 2;
+constexpr int kMaxRows = 1;
 constexpr int kMaxSteps = 64;
 constexpr int kMaxDim = 4096;
 constexpr int kMaxHiddenDim = 11008;
@@ -37,10 +36,14 @@ constexpr int kMaxLayers = 128;
 constexpr int kMaxSeqLen = 16384;
 constexpr int kTopLogits = 64;
 
+// Beats on the way from memory: loaders go on while compute is busy with something else.
+constexpr int kWeightFifoBeats = 4096;
+constexpr int kKvFifoBeats = 512;
+
 // Burst shape of a weight port, and the float adder, in cycles.
 constexpr int kReadLatency = 64;
 constexpr int kReadBurstBeats = 64;
-constexpr int kReadOutstanding = 16;
+constexpr int kReadOutstanding = 8;
 constexpr int kFaddLatency = 8;
 
 }  // namespace kernel

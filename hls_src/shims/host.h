@@ -53,6 +53,11 @@ inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
 }
 inline void StoreKv(KvBeat*, int, const Step&, KvWriter&) {}
 
+// The sums that one task of many fills.
+template <typename T, int kAll>
+inline T (&OfTask(T (&all)[kAll], int task))
+    [kEngineTiles] { return *reinterpret_cast<T(*)[kEngineTiles]>(all + task * kEngineTiles); }
+
 // Nested, so that g++ sees what stays the same in the inner loops.
 template <typename Body>
 LLAMA_HOST_INLINE void ForEach(int outer, int middle, int inner, const Body& body) {

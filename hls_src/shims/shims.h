@@ -4,6 +4,7 @@
 //   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
 //   port.Read(word, beat)              the next of them; the numbers are its place in the channel
 //   LoadKv, StoreKv, reader.Read, writer.Write   the same for keys and values
+//   OfTask(sums, task)                 the kEngineTiles of an array that a task fills
 //   ForEach(n, m, l, body)             body(i, j, k) of three nested loops
 //   kEngineTiles                       tiles that one engine computes in lockstep
 //   kEngineHeads                       kv heads attended to side by side by one task

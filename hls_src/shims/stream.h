@@ -49,6 +49,13 @@ inline void ForFormat(const Format& format, const Engine& engine) {
   engine(format);
 }
 
+// There is one task, and it fills all the sums.
+template <typename T>
+inline T (&OfTask(T (&all)[kEngineTiles], int)) [kEngineTiles] {
+#pragma HLS INLINE
+  return all;
+}
+
 // One loop: HLS would not flatten inner ones of unknown length, and drain them every time.
 template <typename Body>
 inline void ForEach(int outer, int middle, int inner, const Body& body) {
@@ -139,7 +146,9 @@ KV_LAYERS:
   }
 }
 
-inline void PlaceKvWriter(KvBeat*, KvWriter&) {}
+inline void PlaceKvWriter(KvBeat*, KvWriter&) {
+#pragma HLS INLINE
+}
 
 // The only writer: this step's records, in the order in which compute hands them over.
 inline void StoreKv(KvBeat* memory, int port, const Step& step, KvWriter& writer) {
@@ -193,7 +202,9 @@ struct EventPort {
   }
 };
 
-inline void OpenEvents(const Step&, uint32_t*, EventPort&) {}
+inline void OpenEvents(const Step&, uint32_t*, EventPort&) {
+#pragma HLS INLINE
+}
 
 inline void RecordEvents(const Step& step, EventPort& port, uint32_t* profile) {
 #pragma HLS INLINE off

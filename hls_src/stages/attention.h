@@ -24,7 +24,7 @@ struct QuantizedKv {
 
 // Rounds one head's vector to what the cache will hold of it.
 inline void RoundHead(float* x, int head_size, int8_t* q, float& scale) {
-#pragma HLS INLINE off
+#pragma HLS INLINE
   uint32_t largest_bits = 0;
 LARGEST_IN_HEAD:
   for (int i = 0; i < head_size; i += kVectorLanes) {
@@ -80,13 +80,13 @@ struct HeadTeam {
   float out[kQueries][kMaxHeadSize];
 };
 
-// Which: queries are `heads` query heads of each row of the team, row after row.
+// Where those belong: `heads` query heads of each row of the team, row after row. Where there is
+// no such kv head, no queries and no blocks.
 struct TeamPlace {
   Team team;
   int layer, kv_head;
   int first_head, heads;  // query heads of the kv head
-
-  int Queries() const { return team.rows * heads; }
+  int queries, blocks;
 
   // Positions of a block that a query may look at; none or less: it has not come that far.
   int Seen(const Step& step, int query, int block) const {
@@ -220,7 +220,7 @@ DOT_PARTS:
   DOT:
     for (int t = 0; t < kBlock; ++t) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS DEPENDENCE variable = lanes inter false
+#pragma HLS DEPENDENCE variable = lanes inter RAW distance = kBlock true
       for (int j = 0; j < kAttentionLanes; ++j) {
 #pragma HLS UNROLL
         const int lane = i % kReduceLanes + j;
@@ -243,7 +243,7 @@ inline void DotQueries(const Step& step, const TeamPlace& place, int block_index
                        BlockRows& dots) {
 #pragma HLS INLINE off
 DOT_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     if (place.Seen(step, q, block_index) > 0) {
       DotBlock(query[q], keys, step.shape.head_stride, dots[q]);
@@ -262,7 +262,7 @@ inline void WeighQueries(const Step& step, const TeamPlace& place, int block_ind
                          float (&shrink)[kQueries]) {
 #pragma HLS INLINE off
 WEIGH_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     const int seen = place.Seen(step, q, block_index);
     if (seen > 0) {
@@ -334,7 +334,7 @@ inline void SumQueries(const Step& step, const TeamPlace& place, int block_index
                        const HeadBlock& values, float (&sums)[kQueries][kMaxHeadSize]) {
 #pragma HLS INLINE off
 SUM_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     if (place.Seen(step, q, block_index) > 0) {
       SumBlock(weights[q], values, step.shape.head_stride, shrink[q], sums[q]);
@@ -347,11 +347,11 @@ SUM_QUERIES:
 inline void AttendBlocks(KvReader& port, const Step& step, const TeamPlace& place, float root,
                          const float (&query)[kQueries][kMaxHeadSize],
                          const float (&fresh_key)[kMaxRows][kMaxHeadSize],
-                         const float (&fresh_value)[kMaxRows][kMaxHeadSize], Online& online,
-                         float (&sums)[kQueries][kMaxHeadSize]) {
+                         const float (&fresh_value)[kMaxRows][kMaxHeadSize], int blocks,
+                         Online& online, float (&sums)[kQueries][kMaxHeadSize]) {
 #pragma HLS INLINE off
 BLOCKS:
-  for (int b = 0; b * kBlock <= place.team.last; ++b) {
+  for (int b = 0; b < blocks; ++b) {
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
     HeadBlock keys, values;
@@ -360,6 +360,8 @@ BLOCKS:
     BlockRows dots, weights;
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 2
     float shrink[kQueries];
+    // Used two processes later: as deep as the way there.
+#pragma HLS STREAM variable = values type = pipo depth = 4
     FetchBlock(port, step, place, b, fresh_key, fresh_value, keys, values);
     DotQueries(step, place, b, query, keys, dots);
     WeighQueries(step, place, b, dots, root, online, weights, shrink);
@@ -377,7 +379,7 @@ inline void AttendTeam(KvReader& port, const Step& step, const TeamPlace& place,
   float sums[kQueries][kMaxHeadSize];
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kAttentionLanes dim = 2
 START_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     online.maximum[q] = kLowest;
     online.total[q] = 0.0f;
@@ -390,9 +392,10 @@ START_QUERIES:
       }
     }
   }
-  AttendBlocks(port, step, place, root, rows.query, rows.key, rows.value, online, sums);
+  AttendBlocks(port, step, place, root, rows.query, rows.key, rows.value, place.blocks, online,
+               sums);
 FINISH_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     for (int d = 0; d < s.head_size; ++d) {
 #pragma HLS PIPELINE II = 1
@@ -405,11 +408,11 @@ FINISH_QUERIES:
 // The team's queries of one kv head, and what this call has computed of its keys and values.
 inline void LoadTeam(const Step& step, const TeamPlace& place, const float (*qkv)[kMaxQkv],
                      HeadTeam& rows) {
-#pragma HLS INLINE off
+#pragma HLS INLINE
   const Shape& s = step.shape;
   const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
 LOAD_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     const int row = place.team.first + q / place.heads;
     const int at = (head + q % place.heads) * s.head_size;
@@ -443,11 +446,11 @@ LOAD_ROWS:
 
 inline void StoreTeam(const Step& step, const TeamPlace& place, const HeadTeam& rows,
                       float (*out)[kMaxDim]) {
-#pragma HLS INLINE off
+#pragma HLS INLINE
   const Shape& s = step.shape;
   const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
 STORE_QUERIES:
-  for (int q = 0; q < place.Queries(); ++q) {
+  for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     const int row = place.team.first + q / place.heads;
     const int at = (head + q % place.heads) * s.head_size;
@@ -486,19 +489,21 @@ struct TeamTask {
       places[e].kv_head = first_kv_head + e;
       places[e].first_head = first_head;
       places[e].heads = left < heads ? left : heads;
-      if (places[e].kv_head < step.shape.n_kv_heads) LoadTeam(step, places[e], qkv, rows[e]);
+      const bool there = places[e].kv_head < step.shape.n_kv_heads;
+      places[e].queries = there ? places[e].team.rows * places[e].heads : 0;
+      places[e].blocks = there ? places[e].team.last / kBlock + 1 : 0;
+      if (there) LoadTeam(step, places[e], qkv, rows[e]);
     }
   ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
 #pragma HLS UNROLL
+      // Never under a condition: calls that HLS can see are independent start together.
       const int port = kEngineHeads == kKvPorts ? e : places[e].kv_head % kKvPorts;
-      if (places[e].kv_head < step.shape.n_kv_heads) {
-        AttendTeam(cache[port], step, places[e], rows[e]);
-      }
+      AttendTeam(cache[port], step, places[e], rows[e]);
     }
   STORE_ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
-      if (places[e].kv_head < step.shape.n_kv_heads) StoreTeam(step, places[e], rows[e], out);
+      StoreTeam(step, places[e], rows[e], out);
     }
   }
 };
@@ -568,7 +573,10 @@ WRITE_ROWS:
             }
             beat.f[i] = word;
           }
-          cache[h % kKvPorts].Write(to + part, beat);
+          for (int p = 0; p < kKvPorts; ++p) {
+#pragma HLS UNROLL
+            if (p == h % kKvPorts) cache[p].Write(to + part, beat);
+          }
         }
       }
     }

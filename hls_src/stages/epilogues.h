@@ -7,8 +7,6 @@
 
 namespace kernel {
 
-typedef TileSums BlockSums[kTilesInFlight];
-
 // Which tile and row of a block an epilogue's loop has come to: one loop, so that HLS has no
 // inner one of unknown length to drain.
 struct Item {
@@ -89,17 +87,18 @@ GATE:
     at.Next(rows);
   }
   // Groups that end in this block; they may have begun in the one before.
-  const int first_group = first / group_size;
-  const int groups = end / group_size - first_group;
+  const bool wide = group_size == kMaxGroup;
+  const int first_group = wide ? first / kMaxGroup : first / kMinGroup;
+  const int groups = (wide ? end / kMaxGroup : end / kMinGroup) - first_group;
   at.tile = first_group;
 QUANTIZE_HIDDEN:
   for (int item = 0; item < groups * rows; ++item) {
 #pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kGateUnits / kMinGroup * kMaxRows
-    const int start = at.tile * group_size;
-    if (start < hidden_dim) {
-      QuantizeInto(state.units[at.row] + start % kGateUnits, hidden_dim, group_size, at.row,
-                   at.tile, out);
+    const int half = wide ? 2 * at.tile : at.tile;
+    if (half * kMinGroup < hidden_dim) {
+      QuantizeInto(state.units[at.row], half % (kGateUnits / kMinGroup), hidden_dim, group_size,
+                   at.row, at.tile, out);
     }
     at.Next(rows);
   }

@@ -13,6 +13,7 @@ namespace kernel {
 
 typedef WeightPort WeightPorts[kChannels];
 typedef float TileSums[kMaxRows][kTileRows];
+typedef TileSums BlockSums[kTilesInFlight];
 
 inline Word ReadWord(WeightPort& port, int index) {
 #pragma HLS INLINE
@@ -28,10 +29,14 @@ READ_WORD:
   return word;
 }
 
-// What some groups of the engine's tiles come to: dot products, and the weights' scales.
+// Cycles in which a group's sums are scaled and added.
+constexpr int kScaleSlots = kTileRows / kScaleLanes;
+
+// What two groups of the engine's tiles come to: dot products, and the weights' scales. One is
+// streamed in while the other is scaled and added.
 struct GroupDots {
-  int32_t dots[kEngineTiles][kMaxRows][kGroupsInFlight][kTileRows];
-  float scales[kEngineTiles][kGroupsInFlight][kTileRows];
+  int32_t dots[2][kEngineTiles][kMaxRows][kTileRows];
+  float scales[2][kEngineTiles][kTileRows];
 };
 
 // Where an engine's tiles lie; the fabric's streams need not be told.
@@ -76,146 +81,138 @@ LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4
   return int4 ? DotNibbles<kBytes>(weights, x) : DotBytes<kBytes>(weights, x);
 }
 
-// One beat of every tile, at word `w` of group `g` of those in flight: it meets every row of the
-// call, or is scales.
-struct DotBeat {
+// Scales and adds some rows of group `g`; groups come in ascending order.
+LLAMA_HOST_INLINE void ScaleLanes(const GroupDots& done, const Format& format,
+                                  const QuantizedRows& in, int g, int slot, int rows,
+                                  TileSums (&sums)[kEngineTiles]) {
+#pragma HLS INLINE
+  for (int e = 0; e < kEngineTiles; ++e) {
+#pragma HLS UNROLL
+    for (int row = 0; row < ActiveRows(rows); ++row) {
+#pragma HLS UNROLL
+      const float row_scale = in.scale[row][g];
+      // 128 times the sum of x, or 8 times, which is exact.
+      const int32_t offset = in.offset[row][g] >> (format.int4 ? 4 : 0);
+      for (int lane = 0; lane < kScaleLanes; ++lane) {
+#pragma HLS UNROLL
+        const int r = slot * kScaleLanes + lane;
+        const float dot = static_cast<float>(done.dots[g % 2][e][row][r] - offset);
+        const float scaled = (dot * done.scales[g % 2][e][r]) * row_scale;
+        sums[e][row][r] = (g == 0 ? 0.0f : sums[e][row][r]) + scaled;
+      }
+    }
+  }
+}
+
+// One beat of every tile, at word `w` of group `g`: it meets every row of the call, or is scales.
+struct EngineBeat {
   WeightPorts& ports;
   const EnginePlace& at;
   const Format& format;
   const QuantizedRows& in;
-  int first_group, rows;
+  int rows;
   int8_t (&operand)[kMaxRows][kMaxGroup];    // the group's activations
   int32_t (&first)[kEngineTiles][kMaxRows];  // sums of a word's first half
   int32_t (&second)[kEngineTiles][kMaxRows];
-  GroupDots& out;
+  GroupDots& group_dots;
+  TileSums (&sums)[kEngineTiles];
 
   LLAMA_HOST_INLINE void operator()(int g, int w, int b) const {
 #pragma HLS INLINE
     const bool wide = format.row_bytes == kWordBytes;  // a word holds one row's group, else two
     const int value_words = wide ? kTileRows : kTileRows / 2;
-    const int group = first_group + g;
-    if (w == 0 && b == 0) {
+    const int group_words = value_words + kScaleWords;
+    const int slot = w * kWordBeats + b;
+    if (g > 0 && slot < kScaleSlots) ScaleLanes(group_dots, format, in, g - 1, slot, rows, sums);
+    if (slot == 0) {
       for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
+        const bool two = format.group_size == kMaxGroup;
+        const int half = two ? 2 * g : g;
         for (int i = 0; i < kMinGroup; ++i) {
 #pragma HLS UNROLL
-          const int8_t* group_values = in.q[row] + group * format.group_size;
-          operand[row][i] = group_values[i];
-          operand[row][kMinGroup + i] =
-              group_values[format.group_size == kMaxGroup ? kMinGroup + i : i];
+          operand[row][i] = in.q[row][half][i];
+          operand[row][kMinGroup + i] = in.q[row][two ? half + 1 : half][i];
         }
       }
     }
     for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-      const int word = at.word[e] + group * (value_words + kScaleWords) + w;
-      const Beat& beat = ports[at.first_channel + e].Read(word, b);
-      if (w < value_words) {
-        for (int row = 0; row < ActiveRows(rows); ++row) {
+      if (w < group_words) {
+        const int channel = kEngineTiles == kChannels ? e : at.first_channel + e;
+        const Beat& beat = ports[channel].Read(at.word[e] + g * group_words + w, b);
+        if (w < value_words) {
+          DotRows(beat, e, g % 2, w, b, wide);
+        } else {
+          for (int i = 0; i < kBeatBytes / 4; ++i) {
 #pragma HLS UNROLL
-          const int from = wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup;
-          const int8_t* x = operand[row] + from;
-          const bool in_first = b * kBeatBytes < kMinGroup;
-          int32_t here = 0, there = 0;
-          if (kBeatBytes <= kMinGroup || wide) {
-            const int32_t sum = Dot<kBeatBytes>(beat.b, x, format.int4);
-            here = in_first ? sum : 0;
-            there = in_first ? 0 : sum;
-          } else {
-            here = Dot<kMinGroup>(beat.b, x, format.int4);
-            there = Dot<kMinGroup>(beat.b + kBeatBytes - kMinGroup, x, format.int4);
-          }
-          first[e][row] = (b == 0 ? 0 : first[e][row]) + here;
-          second[e][row] = (b == 0 ? 0 : second[e][row]) + there;
-          if (b == kWordBeats - 1) {
-            if (wide) {
-              out.dots[e][row][g][w] = first[e][row] + second[e][row];
-            } else {
-              out.dots[e][row][g][2 * w] = first[e][row];
-              out.dots[e][row][g][2 * w + 1] = second[e][row];
-            }
+            const int r = ((w - value_words) * kWordBeats + b) * (kBeatBytes / 4) + i;
+            group_dots.scales[g % 2][e][r] = BytesFloat(beat.b, i);
           }
         }
-      } else {
-        for (int i = 0; i < kBeatBytes / 4; ++i) {
+      }
+    }
+  }
+
+  LLAMA_HOST_INLINE void DotRows(const Beat& beat, int e, int parity, int w, int b,
+                                 bool wide) const {
+#pragma HLS INLINE
+    for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
-          const int r = ((w - value_words) * kWordBeats + b) * (kBeatBytes / 4) + i;
-          out.scales[e][g][r] = BytesFloat(beat.b, i);
+      const int8_t* x = operand[row] + (wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup);
+      const bool in_first = b * kBeatBytes < kMinGroup;
+      int32_t here = 0, there = 0;
+      if (kBeatBytes <= kMinGroup || wide) {
+        const int32_t sum = Dot<kBeatBytes>(beat.b, x, format.int4);
+        here = in_first ? sum : 0;
+        there = in_first ? 0 : sum;
+      } else {
+        here = Dot<kMinGroup>(beat.b, x, format.int4);
+        there = Dot<kMinGroup>(beat.b + kBeatBytes - kMinGroup, x, format.int4);
+      }
+      first[e][row] = (b == 0 ? 0 : first[e][row]) + here;
+      second[e][row] = (b == 0 ? 0 : second[e][row]) + there;
+      if (b == kWordBeats - 1) {
+        int32_t (&dots)[kTileRows] = group_dots.dots[parity][e][row];
+        if (wide) {
+          dots[w] = first[e][row] + second[e][row];
+        } else {
+          dots[2 * w] = first[e][row];
+          dots[2 * w + 1] = second[e][row];
         }
       }
     }
   }
 };
 
-// Streams in `groups` groups of every tile.
-LLAMA_HOST_INLINE void DotGroups(WeightPorts& ports, const EnginePlace& at, const Format& format,
-                                 const QuantizedRows& in, int first_group, int groups, int rows,
-                                 GroupDots& out) {
+// One set of tiles, from the first group to the last, in one loop over their beats.
+LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, const Format& format,
+                                 const QuantizedRows& in, int groups, int rows,
+                                 TileSums (&sums)[kEngineTiles]) {
 #pragma HLS INLINE off
   alignas(kWordBytes) int8_t operand[kMaxRows][kMaxGroup];
   int32_t first[kEngineTiles][kMaxRows];
   int32_t second[kEngineTiles][kMaxRows];
+  GroupDots group_dots;
 #pragma HLS ARRAY_PARTITION variable = operand complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = first complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = second complete dim = 0
-  const DotBeat dot = {ports, at, format, in, first_group, rows, operand, first, second, out};
-  const int group_words = kTileRows * format.row_bytes / kWordBytes + kScaleWords;
-  ForEach(groups, group_words, kWordBeats, dot);
-}
-
-// Scales the groups' dot products and adds them; groups come in ascending order.
-LLAMA_HOST_INLINE void ScaleGroups(const GroupDots& in_dots, const Format& format,
-                                   const QuantizedRows& in, int first_group, int groups, int rows,
-                                   TileSums* sums) {
-#pragma HLS INLINE off
-  int g = 0, first = 0;
-SCALE_ROWS:
-  for (int n = 0; n < groups * (kTileRows / kScaleLanes); ++n) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = kTileRows / kScaleLanes max = 8 * kTileRows / kScaleLanes
-#pragma HLS DEPENDENCE variable = sums inter false
-    for (int e = 0; e < kEngineTiles; ++e) {
-#pragma HLS UNROLL
-      for (int row = 0; row < ActiveRows(rows); ++row) {
-#pragma HLS UNROLL
-        const float row_scale = in.scale[row][first_group + g];
-        // 128 times the sum of x, or 8 times, which is exact.
-        const int32_t offset = in.offset[row][first_group + g] >> (format.int4 ? 4 : 0);
-        for (int lane = 0; lane < kScaleLanes; ++lane) {
-#pragma HLS UNROLL
-          const int r = first + lane;
-          const float dot = static_cast<float>(in_dots.dots[e][row][g][r] - offset);
-          const float scaled = (dot * in_dots.scales[e][g][r]) * row_scale;
-          const float before = first_group + g == 0 ? 0.0f : sums[e][row][r];
-          sums[e][row][r] = before + scaled;
-        }
-      }
-    }
-    const bool group_done = first + kScaleLanes == kTileRows;
-    first = group_done ? 0 : first + kScaleLanes;
-    g = group_done ? g + 1 : g;
-  }
-}
-
-// One set of tiles, from the first group to the last: some groups are scaled while the next are
-// streamed in.
-LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, const Format& format,
-                                 const QuantizedRows& in, int groups, int rows, TileSums* sums) {
-#pragma HLS INLINE off
-GROUPS:
-  for (int first = 0; first < groups; first += kGroupsInFlight) {
-#pragma HLS DATAFLOW
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = 28
-    GroupDots group_dots;
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 2
+#pragma HLS ARRAY_PARTITION variable = group_dots.dots complete dim = 3
 #pragma HLS ARRAY_PARTITION variable = group_dots.dots cyclic factor = 2 dim = 4
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales cyclic factor = kBeatBytes / 4 dim = 3
-    const int left = groups - first;
-    const int n = left < kGroupsInFlight ? left : kGroupsInFlight;
-    DotGroups(ports, at, format, in, first, n, rows, group_dots);
-    ScaleGroups(group_dots, format, in, first, n, rows, sums);
+#pragma HLS DEPENDENCE variable = sums inter RAW distance = kScaleSlots true
+  const EngineBeat beat = {ports, at, format, in, rows, operand, first, second, group_dots, sums};
+  const int group_words = kTileRows * format.row_bytes / kWordBytes + kScaleWords;
+  const int slot_words = (kScaleSlots + kWordBeats - 1) / kWordBeats;
+  ForEach(groups, group_words > slot_words ? group_words : slot_words, kWordBeats, beat);
+LAST_GROUP:
+  for (int slot = 0; slot < kScaleSlots; ++slot) {
+#pragma HLS PIPELINE II = 1
+    ScaleLanes(group_dots, format, in, groups - 1, slot, rows, sums);
   }
 }
 
@@ -235,7 +232,7 @@ struct FormatTask {
   const EnginePlace& at;
   const QuantizedRows& in;
   int groups, rows;
-  TileSums* sums;
+  TileSums (&sums)[kEngineTiles];
 
   LLAMA_HOST_INLINE void operator()(const Format& format) const {
 #pragma HLS INLINE
@@ -247,7 +244,7 @@ struct EngineTask {
   WeightPorts& ports;
   const MatVecJob& job;
   const QuantizedRows& in;
-  TileSums* sums;
+  BlockSums& sums;
   int first_tile;
 
   void operator()(int i) const {
@@ -260,14 +257,14 @@ struct EngineTask {
       const int words = TileWords(job.matrix.groups, job.format.row_bytes);
       at.word[e] = job.base[at.first_channel + e] + tile / kChannels * words;
     }
-    const FormatTask engine = {ports, at, in, job.matrix.groups, job.rows, sums + i * kEngineTiles};
+    const FormatTask engine = {ports, at, in, job.matrix.groups, job.rows, OfTask(sums, i)};
     ForFormat(job.format, engine);
   }
 };
 
 // The tiles of one block of waves.
 inline void RunEngines(WeightPorts& ports, const MatVecJob& job, int block, const QuantizedRows& in,
-                       TileSums (&sums)[kTilesInFlight]) {
+                       BlockSums& sums) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances = RunEngine limit = 1
   const int first = block * kTilesInFlight;

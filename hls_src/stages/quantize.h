@@ -5,9 +5,10 @@
 
 namespace kernel {
 
-// One row of activations per call row, ready to meet the weights.
+// One row of activations per call row, ready to meet the weights. Values lie in halves of the
+// larger group, so that a group's place in memory is plain to HLS: one half, or two.
 struct QuantizedRows {
-  int8_t q[kMaxRows][kMaxIn];
+  int8_t q[kMaxRows][kMaxIn / kMinGroup][kMinGroup];
   float scale[kMaxRows][kMaxInGroups];
   int32_t offset[kMaxRows][kMaxInGroups];  // 128 * sum(q): weights are stored as q + 128
 };
@@ -39,9 +40,10 @@ inline int32_t RoundToInt8(float x) {
   return number ? static_cast<int32_t>(rounded) : 0;
 }
 
-// The first `n` of x, at most kMaxGroup, and zeros. scale = max|x| / 127, and not finite where
-// a value is not; returns the sum of q.
-inline int32_t QuantizeGroup(const float* x, int n, int8_t (&q)[kMaxGroup], float& scale) {
+// The first `n` of x from half `half` on, at most kMaxGroup, and zeros. scale = max|x| / 127, and
+// not finite where a value is not; returns the sum of q.
+inline int32_t QuantizeGroup(const float* x, int half, int n, int8_t (&q)[kMaxGroup],
+                             float& scale) {
 #pragma HLS INLINE
   uint32_t largest_bits = 0;
   float values[kMaxGroup];
@@ -49,7 +51,7 @@ inline int32_t QuantizeGroup(const float* x, int n, int8_t (&q)[kMaxGroup], floa
 LARGEST:
   for (int i = 0; i < kMaxGroup; ++i) {
 #pragma HLS UNROLL
-    values[i] = i < n ? x[i] : 0.0f;
+    values[i] = i < n ? x[half * kMinGroup + i] : 0.0f;
     const uint32_t magnitude = BitsOf(values[i]) & 0x7fffffffu;
     largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
   }
@@ -66,20 +68,23 @@ ROUND:
   return sum;
 }
 
-// Group `g` of a row of `n` values; x is where the group begins.
-inline void QuantizeInto(const float* x, int n, int group_size, int row, int g,
+// Group `g` of a row of `n` values; it begins at half `half` of x.
+inline void QuantizeInto(const float* x, int half, int n, int group_size, int row, int g,
                          QuantizedRows& out) {
 #pragma HLS INLINE
-  const int start = g * group_size;
-  const int rest = n - start;
+  const bool wide = group_size == kMaxGroup;
+  const int rest = n - (wide ? g * kMaxGroup : g * kMinGroup);
   int8_t q[kMaxGroup];
 #pragma HLS ARRAY_PARTITION variable = q complete
-  const int32_t sum = QuantizeGroup(x, rest < group_size ? rest : group_size, q, out.scale[row][g]);
+  const int32_t sum =
+      QuantizeGroup(x, half, rest < group_size ? rest : group_size, q, out.scale[row][g]);
   out.offset[row][g] = 128 * sum;
+  const int to = wide ? 2 * g : g;
 STORE:
-  for (int i = 0; i < kMaxGroup; ++i) {
+  for (int i = 0; i < kMinGroup; ++i) {
 #pragma HLS UNROLL
-    if (i < group_size) out.q[row][start + i] = q[i];
+    out.q[row][to][i] = q[i];
+    if (wide) out.q[row][to + 1][i] = q[kMinGroup + i];
   }
 }
 
@@ -90,7 +95,7 @@ GROUPS:
   for (int g = 0; g * group_size < n; ++g) {
 #pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 9 max = 64
-    QuantizeInto(x + g * group_size, n, group_size, row, g, out);
+    QuantizeInto(x, group_size == kMaxGroup ? 2 * g : g, n, group_size, row, g, out);
   }
 }
 

@@ -24,7 +24,7 @@ SQUARES:
   for (int i = 0; i < n; i += kVectorLanes) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 288 / kVectorLanes max = kMaxDim / kVectorLanes
-#pragma HLS DEPENDENCE variable = sums inter false
+#pragma HLS DEPENDENCE variable = sums inter RAW distance = kNormSums / kVectorLanes true
     for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
       const float value = i + j < n ? x[i + j] : 0.0f;

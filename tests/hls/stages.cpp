@@ -21,7 +21,7 @@ RopeRow rope;
 void CopyQuantized(int rows, int groups, int group_size, int8_t* q, float* scale, int32_t* offset) {
   for (int row = 0; row < rows; ++row) {
     for (int i = 0; i < groups * group_size; ++i) {
-      q[row * groups * group_size + i] = quantized.q[row][i];
+      q[row * groups * group_size + i] = quantized.q[row][i / kMinGroup][i % kMinGroup];
     }
     for (int g = 0; g < groups; ++g) {
       scale[row * groups + g] = quantized.scale[row][g];
@@ -109,8 +109,9 @@ STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, in
     for (int g = 0; g < groups; ++g) {
       int32_t sum = 0;
       for (int i = g * group_size; i < (g + 1) * group_size; ++i) {
-        workspace.quantized.q[row][i] = q[row * groups * group_size + i];
-        sum += workspace.quantized.q[row][i];
+        const int8_t value = q[row * groups * group_size + i];
+        workspace.quantized.q[row][i / kMinGroup][i % kMinGroup] = value;
+        sum += value;
       }
       workspace.quantized.scale[row][g] = scale[row * groups + g];
       workspace.quantized.offset[row][g] = 128 * sum;
@@ -211,12 +212,12 @@ STAGE stage_log_sum_exp(const float* x, int n, float* y) {
 
 STAGE stage_insert_top(const float* logits, int n, int32_t* ids, float* top) {
   const FlushToZero flush;
-  RowSampler* sampler = new RowSampler;
-  StartSampler(*sampler);
-  for (int i = 0; i < n; ++i) InsertTop(logits[i], i, *sampler);
+  Sampler* sampler = new Sampler;
+  StartSamplers(1, *sampler);
+  for (int i = 0; i < n; ++i) InsertTop(logits[i], i, sampler->top_logit[0], sampler->top_id[0]);
   for (int i = 0; i < kTopLogits; ++i) {
-    ids[i] = sampler->top_id[i];
-    top[i] = sampler->top_logit[i];
+    ids[i] = sampler->top_id[0][i];
+    top[i] = sampler->top_logit[0][i];
   }
   delete sampler;
 }
@@ -244,7 +245,9 @@ STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* 
     }
     SampleTiles(first, tiles, tile_sums, call->step, full, *sampler);
   }
-  FinishStep(*sampler, *call, results);
+  Outcome outcome;
+  FinishStep(*sampler, call->step, results, outcome);
+  TakeOver(outcome, *call);
   WriteStatus(results, *call, call->error != kErrorNone ? kStateError : kStateDone);
   delete sampler;
   delete call;
