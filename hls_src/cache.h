@@ -18,13 +18,21 @@ inline void PlaceKv(bool int8, Shape& s) {
   s.kv_scale_beats = int8 ? 1 : 0;
   s.kv_half_beats = (bytes + kKvBeatBytes - 1) / kKvBeatBytes;
   s.kv_record_beats = s.kv_scale_beats + 2 * s.kv_half_beats;
+  s.kv_head_beats = s.seq_len * s.kv_record_beats;
+  s.kv_layer_beats = (s.n_kv_heads + kKvPorts - 1) / kKvPorts * s.kv_head_beats;
+  s.kv_slot_beats = s.n_layers * s.kv_layer_beats;
+}
+
+// Whether every beat of a port's memory has a number that fits an int.
+inline bool KvFits(const Shape& s) {
+  const int64_t layer = static_cast<int64_t>(s.n_kv_heads) * s.seq_len * s.kv_record_beats;
+  return layer * s.n_layers * s.slots < (int64_t{1} << 31);
 }
 
 // First beat of a record, in the memory of its head's port.
-inline int64_t KvBeatOf(const Shape& s, int slot, int layer, int kv_head, int position) {
-  const int heads = (s.n_kv_heads + kKvPorts - 1) / kKvPorts;
-  const int64_t head = (static_cast<int64_t>(slot) * s.n_layers + layer) * heads;
-  return ((head + kv_head / kKvPorts) * s.seq_len + position) * s.kv_record_beats;
+inline int KvBeatOf(const Shape& s, int slot, int layer, int kv_head, int position) {
+  return slot * s.kv_slot_beats + layer * s.kv_layer_beats + kv_head / kKvPorts * s.kv_head_beats +
+         position * s.kv_record_beats;
 }
 
 // Rows of one sequence that follow one another in a call: they share every block they read.

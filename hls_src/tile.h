@@ -26,7 +26,9 @@ struct Shape {
   int row_bytes;  // of one row's group of weights
   bool int4;
   bool kv_int8;
-  int kv_scale_beats, kv_half_beats, kv_record_beats;  // of a position in the KV cache
+  // Of the KV cache, in beats: parts of a position's record, and from one to the next.
+  int kv_scale_beats, kv_half_beats, kv_record_beats;
+  int kv_head_beats, kv_layer_beats, kv_slot_beats;
 };
 
 // How a group of weights is stored: 64 int8, 32 int8, or 64 int4.

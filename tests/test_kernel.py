@@ -645,6 +645,7 @@ MODEL_ERRORS = {
     "group_size 48": (3, FIELD["group_size"], {"group_size": 48}),
     "group_size 128": (3, FIELD["group_size"], {"group_size": 128}),
     "slots 0": (3, FIELD["slots"], {"slots": 0}),
+    "cache over what an int counts": (3, FIELD["slots"], {"slots": 65536, "seq_len": 32768}),
     "weight_bits 5": (3, FIELD["weight_bits"], {"weight_bits": 5}),
     "int4 in groups of 32": (3, FIELD["weight_bits"], {"weight_bits": 4, "group_size": 32}),
     "kv_bits 16": (3, FIELD["kv_bits"], {"kv_bits": 16}),

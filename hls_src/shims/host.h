@@ -29,7 +29,7 @@ struct WeightPort {
 struct KvReader {
   const KvBeat* beats;
 
-  const KvBeat& Read(int64_t index) const {
+  const KvBeat& Read(int index) const {
     __builtin_prefetch(beats + index + kBeatsAhead);
     return beats[index];
   }
@@ -38,7 +38,7 @@ struct KvReader {
 struct KvWriter {
   KvBeat* beats;
 
-  void Write(int64_t index, const KvBeat& beat) const { beats[index] = beat; }
+  void Write(int index, const KvBeat& beat) const { beats[index] = beat; }
 };
 
 // Nothing to run ahead of: memory is already where compute reads it.

@@ -28,7 +28,7 @@ struct WeightPort {
 struct KvReader {
   hls::stream<KvBeat, kKvFifoBeats> beats;
 
-  KvBeat Read(int64_t) {
+  KvBeat Read(int) {
 #pragma HLS INLINE
     return beats.read();
   }
@@ -37,7 +37,7 @@ struct KvReader {
 struct KvWriter {
   hls::stream<KvBeat, kKvFifoBeats> beats;
 
-  void Write(int64_t, const KvBeat& beat) {
+  void Write(int, const KvBeat& beat) {
 #pragma HLS INLINE
     beats.write(beat);
   }
@@ -134,7 +134,7 @@ KV_LAYERS:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
         // A team's blocks follow one another in memory.
         const Team& team = step.teams[i / chunks];
-        const int64_t from = KvBeatOf(s, team.slot, layer, head, 0);
+        const int from = KvBeatOf(s, team.slot, layer, head, 0);
       KV_BEATS:
         for (int n = 0; n < (team.last + 1) * s.kv_record_beats; ++n) {
 #pragma HLS PIPELINE II = 1
@@ -164,7 +164,7 @@ STORE_LAYERS:
       STORE_HEADS:
         for (int head = port; head < s.n_kv_heads; head += kKvPorts) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 8
-          const int64_t to = KvBeatOf(s, r.slot, layer, head, r.position);
+          const int to = KvBeatOf(s, r.slot, layer, head, r.position);
         STORE_RECORD:
           for (int n = 0; n < s.kv_record_beats; ++n) {
 #pragma HLS PIPELINE II = 1

@@ -72,15 +72,14 @@ ROUND_ROWS:
 // Keys or values of a block of one head, on chip.
 typedef float HeadBlock[kBlock][kMaxHeadSize];
 
-// What an engine works on: queries of one team, and this call's keys and values of the head.
-struct HeadTeam {
-  float query[kQueries][kMaxHeadSize];
-  float key[kMaxRows][kMaxHeadSize];
-  float value[kMaxRows][kMaxHeadSize];
-  float out[kQueries][kMaxHeadSize];
-};
+// Values of a head a cycle, whoever reads or writes them.
+constexpr int kKvLanes = kKvBeatWords > kAttentionLanes ? kKvBeatWords : kAttentionLanes;
 
-// Where those belong: `heads` query heads of each row of the team, row after row. Where there is
+// Queries of a team and what comes of them; this call's keys, or values, of one head.
+typedef float QueryRows[kQueries][kMaxHeadSize];
+typedef float FreshRows[kMaxRows][kMaxHeadSize];
+
+// Where an engine works: `heads` query heads of each row of the team, row after row. Where there is
 // no such kv head, no queries and no blocks.
 struct TeamPlace {
   Team team;
@@ -98,7 +97,7 @@ struct TeamPlace {
 struct FetchFloat {
   KvReader& port;
   const Shape& s;
-  int64_t from;
+  int from;
   HeadBlock& keys;
   HeadBlock& values;
 
@@ -121,7 +120,7 @@ struct FetchFloat {
 struct FetchInt8 {
   KvReader& port;
   const Shape& s;
-  int64_t from;
+  int from;
   KvBeat& beat;
   float (&scales)[2];
   HeadBlock& keys;
@@ -158,14 +157,12 @@ struct FetchInt8 {
 
 // A block's positions from memory, then what this call computes over them.
 inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place, int block_index,
-                       const float (&fresh_key)[kMaxRows][kMaxHeadSize],
-                       const float (&fresh_value)[kMaxRows][kMaxHeadSize], HeadBlock& keys,
+                       const FreshRows& fresh_key, const FreshRows& fresh_value, HeadBlock& keys,
                        HeadBlock& values) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const int positions = BlockPositions(place.team, block_index);
-  const int64_t from =
-      KvBeatOf(s, place.team.slot, place.layer, place.kv_head, block_index * kBlock);
+  const int from = KvBeatOf(s, place.team.slot, place.layer, place.kv_head, block_index * kBlock);
   if (s.kv_int8) {
     KvBeat beat = {};
     float scales[2] = {};
@@ -239,8 +236,7 @@ DOT_SUMS:
 typedef float BlockRows[kQueries][kBlock];
 
 inline void DotQueries(const Step& step, const TeamPlace& place, int block_index,
-                       const float (&query)[kQueries][kMaxHeadSize], const HeadBlock& keys,
-                       BlockRows& dots) {
+                       const QueryRows& query, const HeadBlock& keys, BlockRows& dots) {
 #pragma HLS INLINE off
 DOT_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
@@ -331,7 +327,7 @@ VALUES:
 
 inline void SumQueries(const Step& step, const TeamPlace& place, int block_index,
                        const BlockRows& weights, const float (&shrink)[kQueries],
-                       const HeadBlock& values, float (&sums)[kQueries][kMaxHeadSize]) {
+                       const HeadBlock& values, QueryRows& sums) {
 #pragma HLS INLINE off
 SUM_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
@@ -345,18 +341,17 @@ SUM_QUERIES:
 // From the first block to the last: one is fetched while those before it are multiplied, weighed
 // and summed.
 inline void AttendBlocks(KvReader& port, const Step& step, const TeamPlace& place, float root,
-                         const float (&query)[kQueries][kMaxHeadSize],
-                         const float (&fresh_key)[kMaxRows][kMaxHeadSize],
-                         const float (&fresh_value)[kMaxRows][kMaxHeadSize], int blocks,
-                         Online& online, float (&sums)[kQueries][kMaxHeadSize]) {
+                         const QueryRows& query, const FreshRows& fresh_key,
+                         const FreshRows& fresh_value, int blocks, Online& online,
+                         QueryRows& sums) {
 #pragma HLS INLINE off
 BLOCKS:
   for (int b = 0; b < blocks; ++b) {
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
     HeadBlock keys, values;
-#pragma HLS ARRAY_PARTITION variable = keys cyclic factor = kReduceLanes dim = 2
-#pragma HLS ARRAY_PARTITION variable = values cyclic factor = kReduceLanes dim = 2
+#pragma HLS ARRAY_PARTITION variable = keys cyclic factor = kKvLanes dim = 2
+#pragma HLS ARRAY_PARTITION variable = values cyclic factor = kKvLanes dim = 2
     BlockRows dots, weights;
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 2
     float shrink[kQueries];
@@ -370,13 +365,15 @@ BLOCKS:
 }
 
 // One team and one kv head.
-inline void AttendTeam(KvReader& port, const Step& step, const TeamPlace& place, HeadTeam& rows) {
+inline void AttendTeam(KvReader& port, const Step& step, const TeamPlace& place,
+                       const QueryRows& query, const FreshRows& key, const FreshRows& value,
+                       QueryRows& out) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const float head_size = static_cast<float>(s.head_size);
   const float root = sqrtf(head_size);
   Online online;
-  float sums[kQueries][kMaxHeadSize];
+  QueryRows sums;
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kAttentionLanes dim = 2
 START_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
@@ -392,22 +389,21 @@ START_QUERIES:
       }
     }
   }
-  AttendBlocks(port, step, place, root, rows.query, rows.key, rows.value, place.blocks, online,
-               sums);
+  AttendBlocks(port, step, place, root, query, key, value, place.blocks, online, sums);
 FINISH_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     for (int d = 0; d < s.head_size; ++d) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize
-      rows.out[q][d] = sums[q][d] / online.total[q];
+      out[q][d] = sums[q][d] / online.total[q];
     }
   }
 }
 
 // The team's queries of one kv head, and what this call has computed of its keys and values.
 inline void LoadTeam(const Step& step, const TeamPlace& place, const float (*qkv)[kMaxQkv],
-                     HeadTeam& rows) {
+                     QueryRows& query, FreshRows& key, FreshRows& value) {
 #pragma HLS INLINE
   const Shape& s = step.shape;
   const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
@@ -421,7 +417,7 @@ LOAD_QUERIES:
 #pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
       for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
-        rows.query[q][d + j] = d + j < s.head_size ? qkv[row][at + d + j] : 0.0f;
+        query[q][d + j] = d + j < s.head_size ? qkv[row][at + d + j] : 0.0f;
       }
     }
   }
@@ -436,15 +432,15 @@ LOAD_ROWS:
         for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
           const bool real = d + j < s.head_size;
-          rows.key[row][d + j] = real ? qkv[row][at + d + j] : 0.0f;
-          rows.value[row][d + j] = real ? qkv[row][at + s.kv_dim + d + j] : 0.0f;
+          key[row][d + j] = real ? qkv[row][at + d + j] : 0.0f;
+          value[row][d + j] = real ? qkv[row][at + s.kv_dim + d + j] : 0.0f;
         }
       }
     }
   }
 }
 
-inline void StoreTeam(const Step& step, const TeamPlace& place, const HeadTeam& rows,
+inline void StoreTeam(const Step& step, const TeamPlace& place, const QueryRows& from,
                       float (*out)[kMaxDim]) {
 #pragma HLS INLINE
   const Shape& s = step.shape;
@@ -459,7 +455,7 @@ STORE_QUERIES:
 #pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
       for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
-        if (d + j < s.head_size) out[row][at + d + j] = rows.out[q][d + j];
+        if (d + j < s.head_size) out[row][at + d + j] = from[q][d + j];
       }
     }
   }
@@ -479,9 +475,17 @@ struct TeamTask {
     const int first_head = task % chunks * heads;
     const int left = step.shape.n_heads / step.shape.n_kv_heads - first_head;
     TeamPlace places[kEngineHeads];
-    HeadTeam rows[kEngineHeads];
+    QueryRows query[kEngineHeads], result[kEngineHeads];
+    FreshRows key[kEngineHeads], value[kEngineHeads];
 #pragma HLS ARRAY_PARTITION variable = places complete
-#pragma HLS ARRAY_PARTITION variable = rows complete
+#pragma HLS ARRAY_PARTITION variable = query complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = query cyclic factor = kKvLanes dim = 3
+#pragma HLS ARRAY_PARTITION variable = result complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = result cyclic factor = kVectorLanes dim = 3
+#pragma HLS ARRAY_PARTITION variable = key complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = key cyclic factor = kKvLanes dim = 3
+#pragma HLS ARRAY_PARTITION variable = value complete dim = 1
+#pragma HLS ARRAY_PARTITION variable = value cyclic factor = kKvLanes dim = 3
   LOAD_ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
       places[e].team = step.teams[task / chunks % step.n_teams];
@@ -492,18 +496,18 @@ struct TeamTask {
       const bool there = places[e].kv_head < step.shape.n_kv_heads;
       places[e].queries = there ? places[e].team.rows * places[e].heads : 0;
       places[e].blocks = there ? places[e].team.last / kBlock + 1 : 0;
-      if (there) LoadTeam(step, places[e], qkv, rows[e]);
+      if (there) LoadTeam(step, places[e], qkv, query[e], key[e], value[e]);
     }
   ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
 #pragma HLS UNROLL
       // Never under a condition: calls that HLS can see are independent start together.
       const int port = kEngineHeads == kKvPorts ? e : places[e].kv_head % kKvPorts;
-      AttendTeam(cache[port], step, places[e], rows[e]);
+      AttendTeam(cache[port], step, places[e], query[e], key[e], value[e], result[e]);
     }
   STORE_ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
-      StoreTeam(step, places[e], rows[e], out);
+      StoreTeam(step, places[e], result[e], out);
     }
   }
 };
@@ -542,7 +546,7 @@ WRITE_ROWS:
     WRITE_HEADS:
       for (int h = 0; h < s.n_kv_heads; ++h) {
 #pragma HLS LOOP_TRIPCOUNT min = 6 max = 32
-        const int64_t to = KvBeatOf(s, r.slot, layer, h, r.position);
+        const int to = KvBeatOf(s, r.slot, layer, h, r.position);
       WRITE_RECORD:
         for (int part = 0; part < s.kv_record_beats; ++part) {
 #pragma HLS PIPELINE II = 1
