@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
+_PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _PLACEHOLDER_WORDS = 1024
 _MAX_PORTS = 64
@@ -110,6 +111,11 @@ class LlamaDriver(DefaultIP):
         self._chained = description.get(
             "hw_control_protocol"
         ) == "ap_ctrl_chain" or "AP_CONTINUE" in self._registers["CTRL"].get("fields", {})
+        # PYNQ reaches registers that are not mapped through an array class written in Python, which
+        # takes several times as long as the access.
+        self._direct = self.device.has_capability("REGISTER_RW") and not (
+            self.device.has_capability("MEMORY_MAPPED")
+        )
         self._sleeps = not getattr(self.device, "waits_in_reads", False)
         self._limits: KernelLimits | None = None
         self._buffers: dict[str, Any] = {}
@@ -202,6 +208,9 @@ class LlamaDriver(DefaultIP):
         self._replace("model", limits.model_words, np.uint32)
         self._request = np.asarray(self._buffers["request"]).view(np.ndarray)
         self._request[:] = 0
+        results = self._buffers["results"]
+        self._results_part = results, np.asarray(results).view(np.ndarray)
+        self._result_dtype = limits.result_dtype
 
     # ---- buffers and registers -------------------------------------------------------
 
@@ -304,17 +313,29 @@ class LlamaDriver(DefaultIP):
 
     # ---- calls -----------------------------------------------------------------------
 
+    def _read_register(self, offset: int) -> int:
+        if not self._direct:
+            return self.read(offset)
+        data = self.device.read_registers(self.mmio.base_addr + offset, 4)
+        return int.from_bytes(data, "little")
+
+    def _write_register(self, offset: int, value: int) -> None:
+        if not self._direct:
+            self.write(offset, value)
+            return
+        self.device.write_registers(self.mmio.base_addr + offset, value.to_bytes(4, "little"))
+
     def _launch(self, command: int) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF or 1
-        self.write(self._registers["sequence"]["address_offset"], self._sequence)
-        self.write(self._registers["command"]["address_offset"], command)
-        self.write(CONTROL_OFFSET, AP_START)
+        self._write_register(self._registers["sequence"]["address_offset"], self._sequence)
+        self._write_register(self._registers["command"]["address_offset"], command)
+        self._write_register(CONTROL_OFFSET, AP_START)
 
     def _finished(self) -> bool:
-        if not self.read(CONTROL_OFFSET) & AP_DONE:
+        if not self._read_register(CONTROL_OFFSET) & AP_DONE:
             return False
         if self._chained:
-            self.write(CONTROL_OFFSET, AP_CONTINUE)
+            self._write_register(CONTROL_OFFSET, AP_CONTINUE)
         return True
 
     def _wait(self, seconds: float, generation: int) -> None:
@@ -336,14 +357,14 @@ class LlamaDriver(DefaultIP):
 
     def _settle(self) -> None:
         """End a call that an exception left running: it stops after its current step."""
-        control = self.read(CONTROL_OFFSET)
+        control = self._read_register(CONTROL_OFFSET)
         if not control & (AP_IDLE | AP_DONE):
             self._request[contract.REQUEST_ABORT] = self._sequence
             self._buffers["request"][_ABORT_WORDS].sync_to_device()
             limit = min(self.timeout_s, max(_SETTLE_S, 10 * self._last_seconds))
             self._wait(limit, self._generation)
         elif self._chained:
-            self.write(CONTROL_OFFSET, AP_CONTINUE)
+            self._write_register(CONTROL_OFFSET, AP_CONTINUE)
         self._running = False
 
     @contextlib.contextmanager
@@ -354,14 +375,17 @@ class LlamaDriver(DefaultIP):
         may come between.
         """
         with self._lock:
-            if self._hung:
-                raise KernelTimeout(
-                    f"{self.device.name}: an earlier call never finished. Call reset() on the "
-                    "overlay first"
-                )
-            if self._running:
-                self._settle()
+            self._check_idle()
             yield
+
+    def _check_idle(self) -> None:
+        if self._hung:
+            raise KernelTimeout(
+                f"{self.device.name}: an earlier call never finished. Call reset() on the "
+                "overlay first"
+            )
+        if self._running:
+            self._settle()
 
     def run(
         self,
@@ -404,7 +428,8 @@ class LlamaDriver(DefaultIP):
         KernelTimeout
             If it does not finish within `timeout_s`.
         """
-        with self.exclusive():  # the checks, too: another thread may load or close
+        with self._lock:  # the checks, too: another thread may load or close
+            self._check_idle()
             if self._config is None:
                 raise RequestError("no model is loaded: call load_model() first")
             limits, n = self.limits, len(rows)
@@ -431,8 +456,7 @@ class LlamaDriver(DefaultIP):
         stop_tokens: Sequence[int],
         activations: np.ndarray | None,
     ) -> CallResult:
-        limits, n = self.limits, len(rows)
-        request = self._request
+        n, request = len(rows), self._request
         request[: contract.REQUEST_STOP_TOKENS + 1] = (
             n, n_steps, begin, end, flags, len(stop_tokens),
         )  # fmt: skip
@@ -442,12 +466,14 @@ class LlamaDriver(DefaultIP):
             request[stop : stop + len(stop_tokens)] = stop_tokens
         used = contract.REQUEST_ROW_BASE + n * contract.ROW_WORDS
         request[contract.REQUEST_ROW_BASE : used] = rows.view(np.uint32)
-        self._buffers["request"][:used].sync_to_device()
+        # All of it: slicing a PYNQ buffer takes longer than copying these few hundred bytes.
+        self._buffers["request"].sync_to_device()
         if activations is not None:
             buffer = self._buffers["activations"]
             buffer[: activations.size] = np.asarray(activations, np.float32).reshape(-1)
             buffer[: activations.size].sync_to_device()
-        if flags & RequestFlag.PROFILE:
+        profiled = flags & _PROFILE
+        if profiled:
             self._profile_buffer(n_steps)
         generation = self._generation
         start = time.perf_counter()
@@ -460,31 +486,41 @@ class LlamaDriver(DefaultIP):
                 self._settle()
             raise
         self._running = False
-        results = self._buffers["results"]
-        count = n_steps * n * limits.result_dtype.itemsize // 4
-        part = results[: contract.STATUS_WORDS + count]
-        part.sync_from_device()
+        dtype = self._result_dtype
+        row_words = n * dtype.itemsize // 4
+        words = self._read_results(contract.STATUS_WORDS + n_steps * row_words)
         elapsed = self._last_seconds = time.perf_counter() - start
-        words = np.asarray(part).view(np.ndarray)
-        self._check_status(words)
-        steps = int(words[contract.STATUS_STEPS])
-        table = words[contract.STATUS_WORDS :].view(limits.result_dtype).reshape(n_steps, n)
+        status = words[: contract.STATUS_WORDS].tolist()
+        self._check_status(status)
+        steps = status[contract.STATUS_STEPS]
+        done = words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words].copy()
         return CallResult(
-            rows=table[:steps].copy(),
-            aborted=words[contract.STATUS_STATE] == State.ABORTED,
+            rows=done.view(dtype).reshape(steps, n),
+            aborted=status[contract.STATUS_STATE] == State.ABORTED,
             elapsed_s=elapsed,
-            profile=self._read_profile(steps) if flags & RequestFlag.PROFILE else [],
+            profile=self._read_profile(steps) if profiled else [],
         )
 
-    def _check_status(self, words: np.ndarray) -> None:
-        if words[contract.STATUS_SEQUENCE] != self._sequence:
+    def _read_results(self, n: int) -> np.ndarray:
+        """The first `n` words of the results, as the device has them now."""
+        part, words = self._results_part
+        if len(words) != n:
+            part = self._buffers["results"][:n]
+            words = np.asarray(part).view(np.ndarray)
+            # Kept: most calls are of the last one's size, and slicing takes longer than copying.
+            self._results_part = part, words
+        part.sync_from_device()
+        return words
+
+    def _check_status(self, status: Sequence[int]) -> None:
+        if status[contract.STATUS_SEQUENCE] != self._sequence:
             raise KernelError(
                 f"{self.device.name}: the kernel reports call "
-                f"{words[contract.STATUS_SEQUENCE]} instead of {self._sequence}: it never wrote "
+                f"{status[contract.STATUS_SEQUENCE]} instead of {self._sequence}: it never wrote "
                 "its status. Call reset() on the overlay"
             )
-        if words[contract.STATUS_STATE] == State.ERROR:
-            code, detail = int(words[contract.STATUS_ERROR]), int(words[contract.STATUS_DETAIL])
+        if status[contract.STATUS_STATE] == State.ERROR:
+            code, detail = status[contract.STATUS_ERROR], status[contract.STATUS_DETAIL]
             text = contract.ERRORS.get(code, "unknown error {detail}").format(detail=detail)
             raise KernelError(f"{self.device.name}: the kernel refused the call: {text}")
 

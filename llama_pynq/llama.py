@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from . import packing
 from .checkpoint import ModelConfig, load_checkpoint
-from .contract import KV_BITS, RowFlag, make_rows
+from .contract import KV_BITS, ROW_DTYPE, RowFlag, make_rows
 from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
 from .packing import PackedModel, Target
 from .sampling import Sampling, choose
@@ -35,6 +36,10 @@ BUNDLED = Path(__file__).parent / "models"
 _CALL_SECONDS = 0.1
 
 _DEFAULT_SLOTS = 4
+
+# As integers: an enum's member takes its time, and these are looked at for every token.
+_SAMPLE, _HOST_CHOOSES = int(RowFlag.SAMPLE), int(RowFlag.HOST_CHOOSES)
+_ROW = struct.Struct("<iiiIQfI")  # contract.ROW_DTYPE
 
 
 # ---- results --------------------------------------------------------------------------
@@ -106,6 +111,9 @@ class _StopText:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        # Longest first: what is held back is the longest beginning of a stop string.
+        beginnings = {stop[:n] for stop in stops for n in range(1, len(stop))}
+        self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
         self._held = ""
         self.hit = False
 
@@ -113,21 +121,17 @@ class _StopText:
         """Text that is certain by now."""
         if not self._stops:
             return piece
-        self._held += piece
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        held = self._held + piece
+        found = [held.find(stop) for stop in self._stops if stop in held]
         if found:
             self.hit = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        keep = 0
-        for stop in self._stops:
-            for n in range(min(len(stop) - 1, len(self._held)), keep, -1):
-                if self._held.endswith(stop[:n]):
-                    keep = n
-                    break
-        at = len(self._held) - keep
-        text, self._held = self._held[:at], self._held[at:]
-        return text
+            self._held = ""
+            return held[: min(found)]
+        at = len(held)
+        if held.endswith(self._beginnings):
+            at -= len(next(text for text in self._beginnings if held.endswith(text)))
+        self._held = held[at:]
+        return held[:at]
 
     def flush(self) -> str:
         text, self._held = self._held, ""
@@ -144,6 +148,7 @@ class _Sequence:
     stop_text: _StopText
     n_logprobs: int | None
     budget: int  # tokens it may still produce
+    row_flags: int  # of a row that gives a token
     slot: int = -1
     position: int = 0  # of the next row
     tokens: list[int] = field(default_factory=list)
@@ -155,38 +160,41 @@ class _Sequence:
     last_token: float = 0.0
 
     @property
-    def prefilling(self) -> bool:
-        return self.position < len(self.prompt)
+    def on_host(self) -> bool:
+        """Whether the host chooses the tokens."""
+        return self.row_flags & _HOST_CHOOSES != 0
 
-    @property
-    def sampling_next(self) -> bool:
-        """Whether the next row is the last of the prompt, or a generated token."""
-        return self.position >= len(self.prompt) - 1
+    def row(self, position: int) -> bytes:
+        """The row at this position, as `contract.ROW_DTYPE` has it."""
+        prompt = self.prompt
+        token = prompt[position] if position < len(prompt) else self.tokens[-1]
+        flags = self.row_flags if position >= len(prompt) - 1 else 0
+        s = self.sampling
+        return _ROW.pack(token, position, self.slot, flags, s.seed, s.temperature, 0)
 
-    @property
-    def next_token(self) -> int:
-        if self.prefilling:
-            return self.prompt[self.position]
-        return self.tokens[-1]
+    def take(self, tokens: Sequence[int], stop_tokens: Sequence[int]) -> int:
+        """Accept sampled tokens; how many of them it took, one that ends the text included.
 
-    def take(self, token: int, logprob: TokenLogprob | None, stop_tokens: Sequence[int]) -> None:
-        """Accept a sampled token."""
+        A negative token is none: the device had stopped before.
+        """
         now = time.perf_counter()
         if not self.tokens:
             self.first_token = self.last_token = now
-        if token in stop_tokens:
-            self.finish_reason = "stop"
-            return
-        self.last_token = now
-        self.tokens.append(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        self.pieces.append(self.stop_text.push(self.decoder.push(token)))
-        self.budget -= 1
-        if self.stop_text.hit:
-            self.finish_reason = "stop"
-        elif self.budget == 0:
-            self.finish_reason = "length"
+        for taken, token in enumerate(tokens):
+            if token < 0 or self.finish_reason:
+                return taken
+            if token in stop_tokens:
+                self.finish_reason = "stop"
+                return taken + 1
+            self.last_token = now
+            self.tokens.append(token)
+            self.pieces.append(self.stop_text.push(self.decoder.push(token)))
+            self.budget -= 1
+            if self.stop_text.hit:
+                self.finish_reason = "stop"
+            elif self.budget == 0:
+                self.finish_reason = "length"
+        return len(tokens)
 
     def close_text(self) -> None:
         if not self.stop_text.hit:
@@ -208,6 +216,20 @@ class _Sequence:
             logprobs=self.logprobs if self.n_logprobs is not None else None,
             device=device,
         )
+
+
+def _logprob(
+    token: int, logit: float, out: Any, n: int, full_logits: Callable[[], np.ndarray]
+) -> TokenLogprob:
+    """What a result says of a token's probability, and of the `n` most probable ones."""
+    lse = float(out["lse"])
+    ids, logits = out["top"]["id"], out["top"]["logit"]
+    if n > len(ids):
+        logits = full_logits()
+        ids = np.argsort(-logits, kind="stable")[:n]
+        logits = logits[ids]
+    top = {int(i): float(v) - lse for i, v in zip(ids[:n], logits) if i >= 0}
+    return TokenLogprob(token, logit - lse, top)
 
 
 # ---- the model ------------------------------------------------------------------------
@@ -321,28 +343,30 @@ class Llama:
         # llama2.c's models end a story with BOS, Llama 2 itself with EOS.
         return (self.tokenizer.bos_id, self.tokenizer.eos_id)
 
-    def _rows(self, sequences: Sequence[_Sequence]) -> tuple[list[tuple[_Sequence, int]], int]:
+    def _plan(self, sequences: Sequence[_Sequence]) -> tuple[list[tuple[_Sequence, int]], int]:
         """(sequence, position) of the rows of the next call, and how many steps it may take."""
         limit = self.driver.limits.max_rows
-        ready = [s for s in sequences if s.sampling_next][:limit]
+        ready = [s for s in sequences if s.position >= len(s.prompt) - 1][:limit]
         rows = [(s, s.position) for s in ready]
-        for s in sequences:
-            if not s.sampling_next:
-                room = min(limit - len(rows), len(s.prompt) - s.position)
-                rows += [(s, s.position + i) for i in range(room)]
-        whole = len(rows) == len(ready)
-        # The first token of a text comes by itself: as early as it can, and so that the rate of
-        # the others can be told from the reading of the prompt.
-        if not whole or any(s.sampling.on_host or not s.tokens for s in ready):
-            return rows, 1
-        if any(s.n_logprobs is not None and s.n_logprobs > self.driver.limits.top_logits
-               for s in ready):  # fmt: skip
-            return rows, 1
-        per_call = 1
-        if self._step_seconds is not None:
-            per_call = int(self.call_seconds / max(self._step_seconds, 1e-6))
-        per_call = max(1, min(per_call, self.driver.limits.max_steps))
-        return rows, min(per_call, *(s.budget for s in ready))
+        if len(ready) < len(sequences):
+            for s in sequences:
+                if s.position < len(s.prompt) - 1:
+                    room = min(limit - len(rows), len(s.prompt) - s.position)
+                    rows += [(s, s.position + i) for i in range(room)]
+        return rows, self._steps(ready) if len(rows) == len(ready) else 1
+
+    def _steps(self, ready: Sequence[_Sequence]) -> int:
+        """Steps that a call of one row of each of these sequences may take."""
+        for s in ready:
+            # The first token of a text comes by itself: as early as it can, and so that the rate
+            # of the others can be told from the reading of the prompt.
+            if s.row_flags != _SAMPLE or not s.tokens:
+                return 1
+        if self._step_seconds is None:
+            return 1
+        per_call = int(self.call_seconds / max(self._step_seconds, 1e-6))
+        budget = min(s.budget for s in ready)
+        return max(1, min(per_call, budget, self.driver.limits.max_steps))
 
     def _call(self, sequences: Sequence[_Sequence], generation: int) -> None:
         """One kernel call for all of `sequences`."""
@@ -351,67 +375,48 @@ class Llama:
             self._call_exclusively(sequences)
 
     def _call_exclusively(self, sequences: Sequence[_Sequence]) -> None:
-        plan, n_steps = self._rows(sequences)
-        rows = make_rows(len(plan))
-        for row, (s, position) in zip(rows, plan):
-            last = position >= len(s.prompt) - 1
-            row["token"] = s.prompt[position] if position < len(s.prompt) else s.next_token
-            row["position"], row["slot"] = position, s.slot
-            row["seed"], row["temperature"] = s.sampling.seed, s.sampling.temperature
-            if last:
-                row["flags"] = RowFlag.SAMPLE
-                if s.sampling.on_host:
-                    row["flags"] |= RowFlag.HOST_CHOOSES | RowFlag.FULL_LOGITS
-                elif (s.n_logprobs or 0) > self.driver.limits.top_logits:
-                    row["flags"] |= RowFlag.FULL_LOGITS
+        plan, n_steps = self._plan(sequences)
+        rows = np.frombuffer(b"".join([s.row(position) for s, position in plan]), ROW_DTYPE)
         stop_tokens = self._stop_tokens()
         result = self.driver.run(rows, n_steps=n_steps, stop_tokens=stop_tokens)
         steps = len(result.rows)
-        if steps:
-            self._step_seconds = result.elapsed_s / steps
-        for step in range(steps):
-            for index, (s, position) in enumerate(plan):
-                out = result.rows[step, index]
-                if s.finish_reason or (step and int(out["token"]) < 0):
-                    continue
-                if position >= len(s.prompt) - 1:
-                    s.position = int(out["position"]) + 1
-                    self._sample(s, out, index, stop_tokens)
-                elif step == 0:
-                    s.position = position + 1
+        if not steps:
+            return
+        self._step_seconds = result.elapsed_s / steps
+        for index, (s, position) in enumerate(plan):
+            if position < len(s.prompt) - 1:
+                s.position = position + 1
+            else:
+                s.position = position + self._accept(s, result.rows[:, index], index, stop_tokens)
 
-    def _sample(self, s: _Sequence, out: Any, row: int, stop_tokens: Sequence[int]) -> None:
-        lse = float(out["lse"])
-        full: list[np.ndarray] = []
+    def _accept(
+        self, s: _Sequence, results: np.ndarray, row: int, stop_tokens: Sequence[int]
+    ) -> int:
+        """Take what (steps,) results of a row brought; how many of them were of use."""
 
         def full_logits() -> np.ndarray:
-            if not full:
-                full.append(self.driver.read_logits(row))
-            return full[0]
+            return self.driver.read_logits(row)
 
-        if s.sampling.on_host:
+        if s.on_host:
+            out = results[0]
             choice = choose(
                 out["top"]["id"],
                 out["top"]["logit"],
                 float(out["lse_temperature"]),
                 int(out["position"]),
-                [*s.prompt, *s.tokens],
+                [*s.prompt, *s.tokens] if s.sampling.repetition_penalty != 1 else (),
                 s.sampling,
                 full_logits,
             )
-            token, logit = choice.token, choice.logit
+            tokens, logits = [choice.token], [choice.logit]
         else:
-            token, logit = int(out["token"]), float(out["logit"])
-        logprob = None
+            tokens, logits = results["token"].tolist(), results["logit"].tolist()
+        before = len(s.tokens)
+        used = s.take(tokens, stop_tokens)
         if s.n_logprobs is not None:
-            ids, logits = out["top"]["id"], out["top"]["logit"]
-            if s.n_logprobs > len(ids):
-                logits = full_logits()
-                ids = np.argsort(-logits, kind="stable")[: s.n_logprobs]
-                logits = logits[ids]
-            top = {int(i): float(v) - lse for i, v in zip(ids[: s.n_logprobs], logits) if i >= 0}
-            logprob = TokenLogprob(token, logit - lse, top)
-        s.take(token, logprob, stop_tokens)
+            for token, logit, out in zip(s.tokens[before:], logits, results):
+                s.logprobs.append(_logprob(token, logit, out, s.n_logprobs, full_logits))
+        return used
 
     def _drive(self, sequences: list[_Sequence]) -> Iterator[None]:
         """Run every sequence to its end, as many at a time as there are slots."""
@@ -447,6 +452,11 @@ class Llama:
             raise RequestError(
                 f"logprobs is {logprobs!r}: it must be None or 0 to {self.config.vocab_size}"
             )
+        row_flags = RowFlag.SAMPLE
+        if sampling.on_host:
+            row_flags |= RowFlag.HOST_CHOOSES | RowFlag.FULL_LOGITS
+        elif (logprobs or 0) > self.driver.limits.top_logits:
+            row_flags |= RowFlag.FULL_LOGITS
         tokens = self.tokenizer.encode(prompt, bos=True)
         room = self.config.seq_len - len(tokens) + 1
         if room < 1:
@@ -461,6 +471,7 @@ class Llama:
             stop_text=_StopText(stops),
             n_logprobs=None if logprobs is None else int(logprobs),
             budget=min(sampling.max_new_tokens, room),
+            row_flags=int(row_flags),
         )
 
     # ---- what users call -------------------------------------------------------------

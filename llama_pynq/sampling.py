@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -117,52 +119,185 @@ class Sampling:
         )
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A chosen token, and its logit before any penalty."""
 
     token: int
     logit: float
 
 
-def _kept(scaled: np.ndarray, lse: float, vocab_size: int, s: Sampling) -> int | None:
+# ---- noise ----------------------------------------------------------------------------
+#
+# `reference.gumbel_noise` to within 1e-5: the same hash, but not the kernel's own logarithm, which
+# takes NumPy ten times as long. Where two sums come that close, the kernel's noise decides.
+
+_WORD = 0xFFFFFFFF
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35
+
+
+def _mix(h: int) -> int:
+    h ^= h >> 16
+    h = h * _MIX_1 & _WORD
+    h ^= h >> 13
+    h = h * _MIX_2 & _WORD
+    return h ^ h >> 16
+
+
+def _noise_key(seed: int, position: int) -> int:
+    key = _mix(seed & _WORD ^ _GOLDEN)
+    key = _mix(key ^ seed >> 32)
+    return _mix(key ^ position * _GOLDEN & _WORD)
+
+
+def _near_noise(key: int, tokens: Sequence[int]) -> list[float]:
+    noise = []
+    for token in tokens:
+        u = 2 * (_mix(key ^ token * _GOLDEN & _WORD) >> 9) + 1
+        noise.append(-math.log(-math.log(u * 2.0**-24)))
+    return noise
+
+
+def _near_noise_of_all(key: int, vocab_size: int) -> np.ndarray:
+    h = np.arange(vocab_size, dtype=np.uint32)
+    h *= np.uint32(_GOLDEN)
+    h ^= np.uint32(key)
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(_MIX_1)
+    h ^= h >> np.uint32(13)
+    h *= np.uint32(_MIX_2)
+    h ^= h >> np.uint32(16)
+    h >>= np.uint32(9)
+    u = h.astype(np.float32)  # 23 bits, so what follows is exact
+    u += f32(0.5)
+    u *= f32(2.0**-23)
+    for _ in range(2):
+        np.log(u, out=u)
+        np.negative(u, out=u)
+    return u
+
+
+def _least_contender(largest: float) -> float:
+    """The least sum that may be the largest once noise and rounding are the kernel's."""
+    return largest - 1e-4 - 1e-6 * abs(largest)
+
+
+def _first_of(
+    contenders: Sequence[int], ids: np.ndarray, logits: np.ndarray, position: int, s: Sampling
+) -> int:
+    """Which of the contenders, indices in order of rank, the kernel would choose."""
+    if len(contenders) == 1:
+        return contenders[0]
+    scaled = logits[contenders] / f32(s.temperature)
+    scores = scaled + gumbel_noise(s.seed, position, ids[contenders])
+    return contenders[int(scores.argmax())]
+
+
+# ---- truncation -----------------------------------------------------------------------
+
+
+def _kept(scaled: Sequence[float], lse: float, s: Sampling) -> int | None:
     """How many of the best candidates survive, or None if these are too few to tell.
 
     Parameters
     ----------
-    scaled : (n,) float32
+    scaled : (n,)
         logit / temperature of the n best tokens, descending.
     lse : float
         Log-sum-exp of logit / temperature over the whole vocabulary.
-    vocab_size : int
     s : Sampling
     """
-    n = len(scaled)
-    whole = n == vocab_size
-    limit = vocab_size
-    values = scaled.astype(np.float64)
+    limit = s.top_k or sys.maxsize
     if s.top_k:
-        limit = min(s.top_k, vocab_size)
-        if limit > n:
+        if limit > len(scaled):
             return None
-        values = values[:limit]
+        scaled = scaled[:limit]
     if s.top_p < 1:
-        normaliser = lse
-        if s.top_k:  # what top-k left is a distribution of its own
-            normaliser = values[0] + math.log(np.exp(values - values[0]).sum())
-        mass = np.cumsum(np.exp(values - normaliser))
-        count = int(np.searchsorted(mass, s.top_p)) + 1
-        if count > len(values):
-            if not (whole or s.top_k):
+        # What top-k left is a distribution of its own.
+        normaliser = _log_sum_exp(np.array(scaled)) if s.top_k else lse
+        mass = 0.0
+        for count, value in enumerate(scaled, 1):
+            mass += math.exp(value - normaliser)
+            if mass >= s.top_p:
+                limit = count
+                break
+        else:
+            if not s.top_k:
                 return None
-            count = len(values)
-        limit = min(limit, count)
     if s.min_p > 0:
-        count = int(np.count_nonzero(values >= values[0] + math.log(s.min_p)))
-        if count == n and not whole and limit > n:
+        least = scaled[0] + math.log(s.min_p)
+        count = sum(value >= least for value in scaled)
+        if count == len(scaled) and limit > count:
             return None
         limit = min(limit, count)
-    return limit if limit <= n else None
+    return limit if limit <= len(scaled) else None
+
+
+def _choose_from_all(
+    logits: np.ndarray, raw: np.ndarray, lse: float | None, position: int, s: Sampling
+) -> Choice:
+    """Pick a token, given the logits of all.
+
+    Sorting them would take longer than all else. Truncation keeps the tokens up to some rank:
+    so the winner of all is looked for and, if it is not kept, the winner of those ranked before
+    it, and so on. Each round leaves a part of the tokens, and most choices need one.
+
+    Parameters
+    ----------
+    logits : (vocab_size,) float32
+    raw : (vocab_size,) float32
+        Before any penalty.
+    lse : float or None
+        Log-sum-exp of logit / temperature; None to have it made.
+    position : int
+    s : Sampling
+    """
+    n = len(logits)
+    scaled = logits / f32(s.temperature)
+    least = float(scaled.max()) + math.log(s.min_p) if s.min_p > 0 else -math.inf
+    top_k = min(s.top_k or n, n)
+    mass = None
+    if s.top_p < 1:
+        if s.top_k:
+            lse = _log_sum_exp(np.partition(scaled, n - top_k)[n - top_k :])
+        elif lse is None:
+            lse = _log_sum_exp(scaled)
+        mass = np.exp(scaled.astype(np.float64) - lse)
+    scores = scaled + _near_noise_of_all(_noise_key(s.seed, position), n)
+    while True:
+        close = (scores >= _least_contender(float(scores.max()))).nonzero()[0]
+        close = close[np.argsort(-logits[close], kind="stable")]
+        best = _first_of(close.tolist(), np.arange(n), logits, position, s)
+        before = logits > logits[best]
+        before[:best] |= logits[:best] == logits[best]
+        if (
+            np.count_nonzero(before) < top_k
+            and (mass is None or float((mass * before).sum()) < s.top_p)
+            and float(scaled[best]) >= least
+        ):
+            return Choice(best, float(raw[best]))
+        scores[~before] = -np.inf
+
+
+def _choose_from_top(
+    top_ids: np.ndarray, top_logits: np.ndarray, lse: float, position: int, s: Sampling
+) -> Choice | None:
+    """Pick a token from the best ones; None if these are too few to tell.
+
+    Mostly a few are kept, and Python is done with them before NumPy has begun.
+    """
+    scaled = (top_logits / f32(s.temperature)).tolist()
+    count = _kept(scaled, lse, s)
+    if count is None:
+        return None
+    best = 0
+    if count > 1:
+        key = _noise_key(s.seed, position)
+        noise = _near_noise(key, top_ids[:count].tolist())
+        scores = [value + extra for value, extra in zip(scaled, noise)]
+        least = _least_contender(max(scores))
+        close = [index for index, score in enumerate(scores) if score >= least]
+        best = _first_of(close, top_ids, top_logits, position, s)
+    return Choice(int(top_ids[best]), float(top_logits[best]))
 
 
 def choose(
@@ -185,42 +320,34 @@ def choose(
     position : int
         Of the row whose logits these are.
     history : sequence of int
-        Tokens of the prompt and the text so far; what the repetition penalty looks at.
+        Tokens of the prompt and the text so far; only the repetition penalty looks at them.
     sampling : Sampling
     full_logits : callable
         Gives all (vocab_size,) logits; called only when the top logits do not suffice.
     """
     s = sampling
-    ids, logits, raw = top_ids, top_logits, top_logits
-    vocab_size = 1 << 62
     if s.repetition_penalty != 1:
         raw = full_logits()
-        logits = raw.copy()
-        seen = np.unique(np.asarray(history, np.int64))
-        penalty = f32(s.repetition_penalty)
-        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-        ids, logits, vocab_size = _ordered(logits)
-        raw = raw[ids]
-        if s.temperature > 0:
-            lse_temperature = _log_sum_exp(logits / f32(s.temperature))
+        logits = _penalised(raw, history, s.repetition_penalty)
+        if s.temperature == 0:
+            best = int(logits.argmax())
+            return Choice(best, float(raw[best]))
+        return _choose_from_all(logits, raw, None, position, s)
     if s.temperature == 0:
-        return Choice(int(ids[0]), float(raw[0]))
-    scaled = logits / f32(s.temperature)
-    count = _kept(scaled, lse_temperature, vocab_size, s)
-    if count is None:
-        ids, logits, vocab_size = _ordered(full_logits())
-        raw = logits
-        scaled = logits / f32(s.temperature)
-        count = _kept(scaled, lse_temperature, vocab_size, s)
-        assert count is not None
-    noise = gumbel_noise(s.seed, position, ids[:count])
-    best = int(np.argmax(scaled[:count] + noise))
-    return Choice(int(ids[best]), float(raw[best]))
+        return Choice(int(top_ids[0]), float(top_logits[0]))
+    choice = _choose_from_top(top_ids, top_logits, lse_temperature, position, s)
+    if choice is None:
+        logits = full_logits()
+        choice = _choose_from_all(logits, logits, lse_temperature, position, s)
+    return choice
 
 
-def _ordered(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    order = np.argsort(-logits, kind="stable")
-    return order, logits[order], len(logits)
+def _penalised(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
+    result = logits.copy()
+    seen = np.unique(np.asarray(history, np.int64))
+    of_seen, by = result[seen], f32(penalty)
+    result[seen] = np.where(of_seen > 0, of_seen / by, of_seen * by)
+    return result
 
 
 def _log_sum_exp(values: np.ndarray) -> float:

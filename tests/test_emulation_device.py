@@ -235,6 +235,25 @@ def test_pointer_to_a_freed_buffer_is_refused(setup):
         setup.start(COPY, 1)
 
 
+def test_pointers_are_looked_up_again_after_each_change(setup):
+    setup.start(COPY, 1)
+    setup.finish()
+    other = pynq.allocate((64,), "u4", target=setup.buffers["request"].memory)
+    other[:] = range(100, 164)
+    other.sync_to_device()
+    setup.point("request", other.device_address)
+    setup.start(COPY, 2)
+    setup.finish()
+    assert setup.results()[:WORDS] == list(range(101, 101 + WORDS))
+    other.freebuffer()  # and its register still points there
+    with pytest.raises(RuntimeError, match="argument 'request'"):
+        setup.start(COPY, 3)
+    setup.point("request", setup.buffers["request"].device_address)
+    setup.start(COPY, 4)
+    setup.finish()
+    assert setup.results() == [1] * WORDS + [4]
+
+
 def test_upper_words_of_pointers_matter(device):
     overlay = pynq.Overlay(str(overlay_folder() / "llama.bit"), device=device)
     setup = connect(overlay, device)

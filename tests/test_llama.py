@@ -10,6 +10,7 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.contract import ROW_DTYPE
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -18,7 +19,7 @@ from llama_pynq.errors import (
     RequestError,
     TokenizerError,
 )
-from llama_pynq.llama import BUNDLED
+from llama_pynq.llama import _ROW, BUNDLED, _StopText
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.packing import QuantizedModel
 from llama_pynq.reference import KernelModel
@@ -285,6 +286,21 @@ def test_generate_stop_string_that_only_begins_is_printed_in_the_end(overlay, bu
     out = overlay.generate(PROMPT, max_new_tokens=20, temperature=0, stop=free.text[-3:] + "@")
     assert out.text == free.text
     assert out.finish_reason == "length"
+
+
+def test_stop_text_holds_back_the_longest_beginning_of_any_stop_string():
+    stop_text = _StopText(["ab", "bcde", "cx"])
+    assert [stop_text.push(piece) for piece in ("a", "c", "z b", "c", "d", "b")] == [
+        "", "a", "cz ", "", "", "bcd",
+    ]  # fmt: skip
+    assert stop_text.push("c") == "" and not stop_text.hit
+    assert stop_text.push("x") == "b" and stop_text.hit
+    assert stop_text.flush() == ""
+
+
+def test_rows_are_packed_as_the_contract_has_them():
+    row = np.frombuffer(_ROW.pack(1, -2, 3, 4, 2**64 - 5, 0.75, 6), ROW_DTYPE)
+    assert row[0].item() == (1, -2, 3, 4, 2**64 - 5, 0.75, 6)
 
 
 def test_generate_logprobs_are_those_of_the_logits(overlay, bundled):

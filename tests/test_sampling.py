@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llama_pynq.sampling as module
 from llama_pynq.errors import RequestError
 from llama_pynq.reference import gumbel_noise, log_sum_exp
-from llama_pynq.sampling import Sampling, choose
+from llama_pynq.sampling import (
+    Sampling,
+    _near_noise,
+    _near_noise_of_all,
+    _noise_key,
+    choose,
+)
 
 TOP = 16
 
@@ -71,6 +78,33 @@ def test_choose_any_arguments_is_the_same_from_top_and_from_all(
     every, _ = pick(logits, s, len(logits))
     assert few.token == every.token == expected(logits, s)
     assert few.logit == logits[few.token]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**64 - 1])
+def test_near_noise_is_the_kernels_to_within_what_choosing_allows(seed):
+    for position in (0, 1, 77, 32767):
+        exact = gumbel_noise(seed, position, np.arange(32000))
+        key = _noise_key(seed, position)
+        assert np.abs(_near_noise_of_all(key, 32000) - exact).max() < 1e-5
+        assert np.abs(np.array(_near_noise(key, range(999))) - exact[:999]).max() < 1e-5
+
+
+def test_choose_sums_too_close_to_call_are_the_kernels(monkeypatch):
+    # With a margin this wide, every choice is left to the kernel's own noise.
+    logits = (np.random.default_rng(3).standard_normal(300) * 2).astype(np.float32)
+    s = [sampling(top_p=p, seed=seed) for p in (0.5, 0.9) for seed in range(50)]
+    few = [pick(logits, x, TOP)[0] for x in s]
+    monkeypatch.setattr(module, "_least_contender", lambda largest: largest - 5)
+    assert [pick(logits, x, TOP)[0] for x in s] == few
+    assert [choice.token for choice in few] == [expected(logits, x) for x in s]
+
+
+def test_choose_from_all_of_equal_logits_ranks_the_lower_id_first():
+    logits = np.zeros(300, np.float32)
+    for seed in range(30):
+        token = pick(logits, sampling(top_k=100, top_p=0.5, seed=seed), TOP)[0].token
+        assert token < 50
+        assert token == np.argmax(gumbel_noise(seed, 5, np.arange(50)))
 
 
 def test_choose_peaked_logits_needs_no_full_logits():

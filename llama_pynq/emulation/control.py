@@ -19,26 +19,20 @@ In ap_ctrl_chain a start that comes before AP_CONTINUE waits for it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from llama_pynq.interface import AP_CONTINUE, AP_DONE, AP_IDLE, AP_READY, AP_START
 
 AUTO_RESTART = 0x80
 
-
-@dataclass(frozen=True)
-class _State:
-    start: bool = False
-    running: bool = False
-    done: bool = False
-    ready: bool = False
+_RUNNING = 0x100  # beside the register's own bits in the state, and not visible in it
+_VISIBLE = AP_START | AP_DONE | AP_READY
 
 
 class ControlUnit:
     """The state machine behind CTRL.
 
-    Each change replaces the whole state in one assignment, so a KeyboardInterrupt leaves
-    either the old state or the new one.
+    The state is one integer. Each change replaces it in one assignment, so a KeyboardInterrupt
+    leaves either the old state or the new one.
 
     Parameters
     ----------
@@ -57,20 +51,17 @@ class ControlUnit:
         self._chained = protocol == "ap_ctrl_chain"
         self._launch = launch
         self._finished = finished
-        self._state = _State()
+        self._state = 0
+        # ap_ready is cleared by reading in both protocols, ap_done in ap_ctrl_hs only.
+        self._cleared = AP_READY if self._chained else AP_READY | AP_DONE
 
     def read(self) -> int:
         """The register's value, with the side effects of reading it."""
         self._update()
         state = self._state
-        # ap_ready is cleared by reading in both protocols, ap_done in ap_ctrl_hs only.
-        self._state = replace(state, ready=False, done=state.done and self._chained)
-        return (
-            AP_START * state.start
-            | AP_DONE * state.done
-            | AP_IDLE * (not state.start and not state.running)
-            | AP_READY * state.ready
-        )
+        self._state = state & ~self._cleared
+        idle = 0 if state & (AP_START | _RUNNING) else AP_IDLE
+        return state & _VISIBLE | idle
 
     def write(self, value: int) -> None:
         """Write the register: AP_START and, where the protocol has it, AP_CONTINUE."""
@@ -80,24 +71,24 @@ class ControlUnit:
             )
         self._update()
         if value & AP_CONTINUE and self._chained:
-            self._state = replace(self._state, done=False)
-        if value & AP_START and not self._state.start:
-            self._state = replace(self._state, start=True)
+            self._state &= ~AP_DONE
+        if value & AP_START:
+            self._state |= AP_START
         self._start_if_possible()
 
     def _update(self) -> None:
-        if self._state.running and self._finished():
-            self._state = _State(done=True, ready=True)
+        if self._state & _RUNNING and self._finished():
+            self._state = AP_DONE | AP_READY
 
     def _start_if_possible(self) -> None:
         state = self._state
-        if not state.start or state.running or (self._chained and state.done):
+        if state & (AP_START | _RUNNING) != AP_START or (self._chained and state & AP_DONE):
             return
         # Running is set first: were the launch interrupted after the kernel has started, the
         # next read would still ask the kernel.
-        self._state = replace(state, running=True)
+        self._state = state | _RUNNING
         try:
             self._launch()
         except Exception:
-            self._state = replace(state, start=False)
+            self._state = state & ~AP_START
             raise

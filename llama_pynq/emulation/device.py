@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.control import ControlUnit
 from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
-from llama_pynq.emulation.kernel import Emulator
+from llama_pynq.emulation.kernel import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
 
@@ -125,6 +126,18 @@ class _Hardware:
         self._words: dict[int, int] = {}
         self._names = _word_names(design)
         self._call: list[tuple[Argument, memory.Allocation]] = []
+        self._arguments = ArgumentWords()
+        self._mappings: list[mmap.mmap] = []
+        # The pointers are looked up again when one was written or a buffer was freed, not at each
+        # AP_START: a dozen of them would take longer than all else that a call costs here.
+        self._pointer_words = {
+            arg.offset + 4 * half for arg in design.arguments if arg.is_pointer for half in (0, 1)
+        }
+        self._scalars = [
+            (index, arg) for index, arg in enumerate(design.arguments) if not arg.is_pointer
+        ]
+        self._pointers_changed = True
+        self._frees = 0
         self._control = ControlUnit(protocol, self._launch, lambda: emulator.wait(POLL_US))
         # Runs once: on the next download, or when the device is dropped, or at exit.
         self._retire = weakref.finalize(self, emulator.retire)
@@ -143,8 +156,10 @@ class _Hardware:
             self._control.write(value)
         elif offset in self._names:  # anything else is reserved, and reads as zero
             self._words[offset] = value
+            if offset in self._pointer_words:
+                self._pointers_changed = True
 
-    def accesses(self, kind: str, offset: int, words: list[int]) -> Iterator[RegisterAccess]:
+    def accesses(self, kind: str, offset: int, words: Sequence[int]) -> Iterator[RegisterAccess]:
         """Name an access: a pointer written whole is one, not two."""
         whole = {arg.offset: arg.name for arg in self.design.arguments if arg.size_bits == 64}
         index = 0
@@ -159,19 +174,31 @@ class _Hardware:
                 yield RegisterAccess(kind, name, words[index])
                 index += 1
 
+    def _value(self, arg: Argument) -> int:
+        value = self._words.get(arg.offset, 0)
+        if arg.size_bits == 64:
+            value |= self._words.get(arg.offset + 4, 0) << 32
+        return value
+
     def _launch(self) -> None:
-        values, call = [], []
-        for arg in self.design.arguments:
-            value = self._words.get(arg.offset, 0)
-            if arg.size_bits == 64:
-                value |= self._words.get(arg.offset + 4, 0) << 32
+        if self._pointers_changed or self._memory.frees != self._frees:
+            self._look_up_pointers()
+        for index, arg in self._scalars:
+            self._arguments[index] = self._value(arg)
+        self.emulator.start(self._arguments, self._mappings)
+
+    def _look_up_pointers(self) -> None:
+        self._pointers_changed = True  # until all of them are known
+        frees, call = self._memory.frees, []
+        for index, arg in enumerate(self.design.arguments):
             if arg.is_pointer:
-                allocation = self._allocation(arg, value)
-                value = allocation.device_pointer + value - allocation.address
+                address = self._value(arg)
+                allocation = self._allocation(arg, address)
+                self._arguments[index] = allocation.device_pointer + address - allocation.address
                 call.append((arg, allocation))
-            values.append(value)
         self._call = call
-        self.emulator.start(values, [allocation.device for _, allocation in call])
+        self._mappings = [allocation.device for _, allocation in call]
+        self._frees, self._pointers_changed = frees, False
 
     def retire(self) -> None:
         """Let go of the kernel, taking from it the memory it may still write.
@@ -515,7 +542,9 @@ class EmulatedDevice(Device):
         """
         with self._lock:
             hardware, offset = self._locate(address, length)
-            words = [hardware.read(offset + i) for i in range(0, length, 4)]
+            if length == 4 and self._log is None:
+                return hardware.read(offset).to_bytes(4, "little")
+            words = [hardware.read(at) for at in range(offset, offset + length, 4)]
             if self._log is not None:
                 self._log.extend(hardware.accesses("read", offset, words))
         return b"".join(word.to_bytes(4, "little") for word in words)
@@ -532,6 +561,9 @@ class EmulatedDevice(Device):
         data = bytes(data)
         with self._lock:
             hardware, offset = self._locate(address, len(data))
+            if len(data) == 4 and self._log is None:
+                hardware.write(offset, int.from_bytes(data, "little"))
+                return
             words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
             if self._log is not None:
                 self._log.extend(hardware.accesses("write", offset, words))

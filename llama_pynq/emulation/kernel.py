@@ -18,6 +18,8 @@ _FUNCTIONS = {
 
 # emulator_start copies this many words, whatever the number of arguments.
 _ARGUMENT_WORDS = 128
+ArgumentWords = ctypes.c_uint64 * _ARGUMENT_WORDS
+"""Host addresses and scalars of a call, in the kernel's order."""
 
 # Kernels that were still running when their device was reprogrammed or dropped. Joining
 # one that hangs would hang us; freeing its memory under it would crash the process, and
@@ -59,21 +61,20 @@ class Emulator:
             raise OverlayMismatch(
                 f"the emulated kernel {library} refused to start with {threads} threads."
             )
-        self._in_use: tuple[object, ...] = ()
+        self._in_use: Sequence[object] = ()
 
-    def start(self, arguments: Sequence[int], memory: Sequence[object]) -> None:
+    def start(self, arguments: ctypes.Array[ctypes.c_uint64], memory: Sequence[object]) -> None:
         """Start a call; returns at once.
 
         Parameters
         ----------
-        arguments : sequence of int
-            Host addresses and scalars, in the kernel's order.
+        arguments : ArgumentWords
+            Copied: it may change during the call.
         memory : sequence
             What the addresses point into: kept alive until the next call.
         """
-        values = (ctypes.c_uint64 * _ARGUMENT_WORDS)(*arguments)
-        self._in_use = (values, *memory)
-        if self._library.emulator_start(self._handle, values) != 0:
+        self._in_use = memory
+        if self._library.emulator_start(self._handle, arguments) != 0:
             raise RuntimeError("the emulated kernel was started while it was running.")
 
     def wait(self, timeout_us: int) -> bool:

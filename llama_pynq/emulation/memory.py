@@ -146,6 +146,7 @@ class DeviceMemory:
         self._space = FirstFit(size_bytes)
         self._live: dict[int, Allocation] = {}  # by address
         self._addresses: list[int] = []  # ascending
+        self._frees = 0
         self._lock = threading.Lock()
         # Garbage collection may free a buffer at any moment, even while this thread holds
         # the lock: frees are queued, and done by whoever can take the lock.
@@ -160,6 +161,13 @@ class DeviceMemory:
         with self._lock:
             self._drain()
             return self._space.free_bytes
+
+    @property
+    def frees(self) -> int:
+        """Buffers given back so far: while it stays, what `find` found is live."""
+        with self._lock:
+            self._drain()
+            return self._frees
 
     def allocate(self, n_bytes: int, bank: str, base_address: int) -> Allocation:
         """A new buffer in the bank whose window starts at `base_address`."""
@@ -207,6 +215,7 @@ class DeviceMemory:
             if allocation.freed:
                 continue
             allocation.freed = True
+            self._frees += 1
             self._space.free(allocation.offset)
             del self._live[allocation.address]
             self._addresses.remove(allocation.address)
