@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -109,6 +109,7 @@ class KernelConfig:
     kv_ports: int
     kv_beat_bytes: int
     attention_lanes: int
+    score_cycles: int
     queries: int
     vector_lanes: int
     gate_cycles: int
@@ -175,6 +176,21 @@ def kernel_of(board: Board) -> KernelConfig:
 def loop(trips: float, interval: float, depth: float, entry: float = ASSUMPTIONS.loop) -> float:
     """Cycles of a pipelined loop: every trip's start, the last one's depth, in and out."""
     return (trips - 1) * interval + depth + entry if trips > 0 else entry
+
+
+def dataflow(stages: Sequence[Sequence[float]]) -> float:
+    """Cycles of a loop with DATAFLOW: its processes' times, trip by trip.
+
+    A process starts a trip when it is done with the last one and the process before it with
+    this one; every start and end of a process costs a call. What one hands to another has room
+    for as many trips as there are processes between them (``attention.h``: ``depth``).
+    """
+    free = [0.0] * len(stages[0])
+    for trip in stages:
+        ready = 0.0
+        for i, cycles in enumerate(trip):
+            ready = free[i] = max(ready, free[i]) + cycles + ASSUMPTIONS.call
+    return free[-1] + ASSUMPTIONS.loop
 
 
 def nest(outer: int, inner: float) -> float:
@@ -480,14 +496,10 @@ class Compute:
         yield Phase("norm", loop(words, k.word_beats, k.word_beats + ops.read), weights=beats)
         lanes = k.vector_lanes
         trips = -(-c.dim // lanes)
-        tree = 0.0
-        for level in range(int(math.log2(NORM_SUMS))):
-            adds = -(-(NORM_SUMS >> level + 1) // lanes)
-            tree += loop(adds, 1, ops.read + ops.fadd + ops.store)
         squares = (
             loop(NORM_SUMS // lanes, 1, ops.store)
             + loop(trips, 1, ops.read + ops.fmul + ops.fadd + ops.store)
-            + tree
+            + self._sum_in_place(NORM_SUMS, lanes)
             + 2 * ASSUMPTIONS.call
         )
         factor = ops.fadd + ops.fsqrt + ops.fdiv + ops.fcmp
@@ -525,29 +537,23 @@ class Compute:
         return (values + k.scale_words) * k.word_beats
 
     def engine(self, groups: int) -> float:
-        """RunEngines on one wave: group by group, products beside the scaling of the last."""
-        k, ops, call = self.kernel, self._ops, ASSUMPTIONS.call
-        values = k.tile_rows * self.work.row_bytes // WORD_BYTES * k.word_beats
-        product = 1 + ops.imul + ops.add_tree(k.beat_bytes) + 1 + ops.store
-        dots = (
-            ops.read
-            + loop(values, 1, product)
-            + loop(k.scale_words, k.word_beats, k.word_beats + ops.store)
-            + call
-        )
+        """RunEngine on one wave: a loop over all beats, in which the group before is scaled."""
+        k, ops = self.kernel, self._ops
+        slots = k.tile_rows // k.scale_lanes
+        product = ops.read + 1 + ops.imul + ops.add_tree(k.beat_bytes) + 2 + ops.store
         adding = ops.read + 1 + ops.convert + 2 * ops.fmul + ops.fadd + ops.store
-        scaling = loop(k.tile_rows // k.scale_lanes, 1, adding) + call
-        clear = loop(k.tile_rows, 1, ops.store)
-        return clear + dots + (groups - 1) * max(dots, scaling) + scaling + 2 * call
+        beats = max(self.group_beats(), -(-slots // k.word_beats) * k.word_beats)
+        stream = loop(groups * beats, 1, max(product, adding))
+        return stream + loop(slots, 1, adding) + 2 * ASSUMPTIONS.call
 
     def collect(self, epilogue: str) -> float:
-        """Collect on one wave; a row's tiles do not share a pipeline (see `nest`)."""
+        """Collect on one wave: rows and tiles follow one another down one pipeline."""
         k, ops, rows = self.kernel, self._ops, self.work.rows
         take = k.tile_rows // k.vector_lanes
         if epilogue == "keep":
-            cycles = nest(k.channels, loop(rows, take, take + ops.read + ops.store))
+            cycles = loop(k.channels * rows, take, take + ops.read + ops.store)
         elif epilogue == "residual":
-            cycles = nest(k.channels, loop(rows, take, take + ops.read + ops.fadd + ops.store))
+            cycles = loop(k.channels * rows, take, take + ops.read + ops.fadd + ops.store)
         elif epilogue == "swiglu":
             cycles = self._gate()
         else:
@@ -557,21 +563,21 @@ class Compute:
     def _gate(self) -> float:
         k, ops, rows = self.kernel, self._ops, self.work.rows
         silu = ops.read + ops.exp + ops.fadd + ops.fdiv + ops.fmul + ops.store
-        gate = nest(k.channels // 2, loop(rows, k.gate_cycles, k.gate_cycles + silu))
+        gate = loop(k.channels // 2 * rows, k.gate_cycles, k.gate_cycles + silu)
         interval = MAX_GROUP // k.vector_lanes
         groups = math.ceil(k.channels // 2 * k.tile_rows / self.work.group_size)
-        return gate + nest(groups, loop(rows, interval, interval + ops.quantize))
+        return gate + loop(groups * rows, interval, interval + ops.quantize)
 
     def _take_blocks(self) -> float:
         k, ops, rows = self.kernel, self._ops, self.work.rows
         blocks = k.channels * k.tile_rows // BLOCK
-        # The running maximum, and the best score, meet the values one after the other.
-        chain = BLOCK * ops.fcmp
-        interval = max(k.sample_cycles, chain)
-        total = chain + ops.fadd + ops.exp + ops.tree(BLOCK) + ops.fmul + ops.fadd
-        noise = ops.gumbel + ops.fadd + chain
+        # A row's sum of exponentials meets the next block's: a product and an addition.
+        interval = max(k.sample_cycles, ops.fmul + ops.fadd)
+        largest = int(math.log2(BLOCK)) * ops.fcmp
+        total = largest + ops.fadd + ops.exp + ops.tree(BLOCK) + ops.fmul + ops.fadd
+        noise = ops.gumbel + ops.fadd + largest
         depth = ops.read + k.sample_cycles + max(ops.fdiv + total, noise) + ops.store
-        take = nest(blocks, loop(rows, interval, depth))
+        take = loop(blocks * rows, interval, depth)
         top = nest(blocks, nest(rows, loop(self._top_trips(), ops.fcmp, ops.read + ops.fcmp)))
         return take + top + nest(rows, ASSUMPTIONS.loop)
 
@@ -630,41 +636,60 @@ class Compute:
         start = nest(heads, loop(w.head_stride // k.attention_lanes, 1, ops.store))
         yield Phase("softmax", ops.convert + ops.fsqrt + start)
         positions = w.position + 1
-        beats = positions * w.record_beats(k)
-        yield Phase("softmax", self._blocks(positions, heads), kv=beats, engines=beats)
+        beats, pieces = positions * w.record_beats(k), positions * self._pieces()
+        yield Phase("softmax", self._blocks(positions, heads), kv=beats, engines=pieces)
 
         finish = nest(heads, loop(c.head_size, 1, ops.read + ops.fdiv + ops.store))
         store = nest(heads, loop(-(-c.head_size // k.vector_lanes), 1, ops.read + ops.store))
         yield Phase("softmax", finish + nest(engines, store + ASSUMPTIONS.call))
 
     def _blocks(self, positions: int, heads: int) -> float:
-        """AttendTeam's blocks: the next one is fetched while one is attended to."""
+        """AttendBlocks: the processes of a block, each beside those of the blocks around it."""
         k, ops, w = self.kernel, self._ops, self.work
-        attend = nest(heads, self._attend_block())
-        overlay = loop(w.head_stride // REDUCE_LANES, REDUCE_LANES // k.attention_lanes, ops.read)
-        fetches = []
-        for first in range(0, positions, BLOCK):
-            beats = min(BLOCK, positions - first) * w.record_beats(k)
-            fetches.append(loop(beats, 1, 1 + ops.convert + ops.fmul + ops.store) + w.rows)
-        # CLEAR_VALUES: where the last block's missing positions would be.
-        fetches[-1] += nest(-positions % BLOCK, overlay) + overlay
-        stages = fetches[0] + sum(max(attend, fetch) for fetch in fetches[1:]) + attend
-        return stages + len(fetches) * 2 * ASSUMPTIONS.call
-
-    def _attend_block(self) -> float:
-        k, ops, stride = self.kernel, self._ops, self.work.head_stride
-        lanes = k.attention_lanes
-        parts = stride // lanes
+        lanes, share = k.attention_lanes, REDUCE_LANES // k.attention_lanes
+        parts = w.head_stride // lanes
         dots = loop(parts * BLOCK, 1, ops.read + ops.fmul + ops.fadd + ops.store)
-        share = REDUCE_LANES // lanes
-        sums = loop(BLOCK, share, share + ops.read + ops.tree(REDUCE_LANES) + ops.store)
-        scores = loop(BLOCK, ops.fcmp, ops.read + ops.fdiv + ops.fcmp)
-        weights = loop(BLOCK, 1, ops.read + ops.fadd + ops.exp + ops.store)
-        total = max(ops.fadd + ops.exp, ops.tree(BLOCK)) + ops.fmul + ops.fadd
+        dots += loop(BLOCK, share, share + ops.read + ops.tree(REDUCE_LANES) + ops.store)
         rounds = BLOCK // VALUE_SUMS
         adding = ops.fmul + rounds * ops.fadd + ops.tree(VALUE_SUMS) + ops.fadd
-        values = loop(parts, BLOCK, BLOCK - BLOCK // rounds + ops.read + adding + ops.store)
-        return dots + sums + scores + weights + total + values + 2 * ASSUMPTIONS.call
+        sums = loop(parts, BLOCK, BLOCK - BLOCK // rounds + ops.read + adding + ops.store)
+        queries = [nest(heads, t + ASSUMPTIONS.call) for t in (dots, self._weigh(), sums)]
+        blocks = [
+            (self._fetch_block(min(BLOCK, positions - first), first + BLOCK >= positions), *queries)
+            for first in range(0, positions, BLOCK)
+        ]
+        return dataflow(blocks)
+
+    def _weigh(self) -> float:
+        """WeighQueries, one query: scores, exponentials, and what has been summed so far."""
+        ops, interval = self._ops, self.kernel.score_cycles
+        scores = loop(BLOCK, interval, ops.read + ops.fdiv + ops.fcmp + ops.store)
+        largest = (int(math.log2(BLOCK)) + 1) * ops.fcmp
+        weights = loop(BLOCK, interval, ops.read + ops.fadd + ops.exp + ops.store)
+        total = self._sum_in_place(BLOCK, self.kernel.attention_lanes)
+        shrink = ops.fadd + ops.exp
+        return scores + largest + max(weights + total, shrink) + ops.fmul + ops.fadd
+
+    def _sum_in_place(self, leaves: int, lanes: int) -> float:
+        """SumInPlace: a loop for each level of the tree."""
+        depth = self._ops.read + self._ops.fadd + self._ops.store
+        halves = (leaves >> level + 1 for level in range(int(math.log2(leaves))))
+        return sum(loop(-(-half // lanes), 1, depth) for half in halves)
+
+    def _fetch_block(self, positions: int, last: bool) -> float:
+        """FetchBlock: pieces of a few values; the last block is cleared behind its positions."""
+        k, ops, w = self.kernel, self._ops, self.work
+        pieces = positions * self._pieces()
+        cycles = loop(pieces, 1, 1 + ops.convert + ops.fmul + ops.store) + w.rows
+        if last:
+            vector = loop(w.head_stride // REDUCE_LANES, REDUCE_LANES // k.attention_lanes, 1)
+            cycles += nest(BLOCK - positions, vector) + vector
+        return cycles
+
+    def _pieces(self) -> int:
+        """Of a position: a beat of float32 is one, a beat of int8 four."""
+        beats = self.work.record_beats(self.kernel)
+        return beats if self.work.kv_bits == 32 else 4 * beats
 
     def _write_kv(self) -> Iterator[Phase]:
         ops, w = self._ops, self.work

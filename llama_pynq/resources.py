@@ -1,7 +1,9 @@
 """What the kernel takes of a device, by arithmetic from a board's config header.
 
 Operators are counted loop by loop: a loop with initiation interval II needs 1/II of the
-operators that one trip uses, and loops do not share theirs. Costs of an operator have their
+operators that one trip uses, and loops do not share theirs, though no two stages of compute run
+at once: HLS shares between functions only where it is told to. Weight FIFOs and the engines'
+activations are taken to be in UltraRAM where a device has any. Costs of an operator have their
 sources beside them. Nothing was synthesised: the figures are estimates, and routing, control
 and what HLS makes of an array differ. ``docs/boards.md`` holds the table that `table` prints.
 """
@@ -108,6 +110,16 @@ def _block_rams(words: float, bits: float, banks: int = 1) -> float:
     return banks * halves / 2
 
 
+# A block's keys are used by the process after the one that fetches them: two copies. Its values
+# wait for two processes more: four.
+_HEAD_BLOCKS = 2 + 4
+
+
+def _ultra_rams(words: float, bits: float) -> float:
+    """UltraRAM blocks of 4096 x 72 bit (UG573)."""
+    return math.ceil(words / 4096) * math.ceil(bits / 72)
+
+
 def _small_ram(bits: float) -> Resources:
     return Resources(bits * _LUT_PER_RAM_BIT, 0, 0, 0)
 
@@ -116,11 +128,14 @@ def _small_ram(bits: float) -> Resources:
 
 
 def _engines(k: KernelConfig) -> Resources:
-    """DotRows: a product of int8 and two of int4 for every byte of a beat and row."""
+    """EngineBeat: a product of int8 and two of int4 for every byte of a beat and row."""
     lanes = k.channels * k.beat_bytes * k.max_rows
     products = _add(_COST["imul8"], _times(2, _COST["imul4"]))
-    dots = 2 * 2 * k.channels * k.max_rows * k.tile_rows * 32
-    return _add(_times(lanes, _add(products, _times(2, _COST["iadd"]))), _small_ram(dots))
+    # GroupDots: one group fills while the one before is scaled.
+    values = k.channels * k.tile_rows * (k.max_rows + 1)
+    return _add(
+        _times(lanes, _add(products, _times(2, _COST["iadd"]))), _small_ram(2 * 32 * values)
+    )
 
 
 def _scaling(k: KernelConfig) -> Resources:
@@ -132,21 +147,22 @@ def _scaling(k: KernelConfig) -> Resources:
 
 def _attention_engine(k: KernelConfig) -> Resources:
     """AttendTeam of one port, loop by loop."""
-    lanes = k.attention_lanes
+    lanes, words = k.attention_lanes, k.kv_beat_bytes // 4
     rounds = Mix(fadd=BLOCK + VALUE_SUMS, fmul=BLOCK + 1) * lanes
     loops = (
-        (Mix(fmul=1, convert=1) * k.kv_beat_bytes).every(1),  # READ_BLOCK, int8
+        (Mix(fmul=1, convert=1) * words).every(1),  # READ_BLOCK, int8
         (Mix(fadd=1, fmul=1) * lanes).every(1),  # DOT
         _tree(REDUCE_LANES).every(REDUCE_LANES // lanes),  # DOT_SUMS
-        Mix(fdiv=1, fcmp=1).every(1),  # SCORES
-        (_EXP + Mix(fadd=1)).every(1),  # WEIGHTS
-        Mix(fadd=BLOCK // 2, fmul=1, fcmp=1, convert=1).every(1),  # TreeSum(weights), shrink
+        Mix(fdiv=1, fcmp=1).every(k.score_cycles),  # SCORES
+        (_EXP + Mix(fadd=1)).every(k.score_cycles),  # WEIGHTS
+        # Largest(scores): a level starts at once, and levels share; SumInPlace; shrink shares.
+        Mix(fadd=lanes, fmul=1, fcmp=BLOCK // 2, convert=1).every(1),
         rounds.every(BLOCK),  # VALUES
         Mix(fdiv=1, fsqrt=1, convert=1).every(1),  # FINISH_QUERIES, the root
     )
     team = 32 * k.max_head_size * (3 * k.queries + 2 * k.max_rows)
-    blocks = 2 * _block_rams(2 * BLOCK * k.max_head_size, 32, REDUCE_LANES)
-    return _add(*loops, _small_ram(team), Resources(0, 0, blocks, 0))
+    block = _block_rams(BLOCK * k.max_head_size, 32, max(lanes, words))
+    return _add(*loops, _small_ram(team), Resources(0, 0, _HEAD_BLOCKS * block, 0))
 
 
 def _attention(k: KernelConfig) -> Resources:
@@ -159,7 +175,7 @@ def _vectors(k: KernelConfig) -> Resources:
     interval = MAX_GROUP // lanes
     return _add(
         (Mix(fadd=2, fmul=3) * lanes).every(1),
-        Mix(fadd=1, fdiv=1, fsqrt=2, convert=1, fmul=1).every(1),
+        Mix(fadd=1, fdiv=1, fsqrt=1, convert=1, fmul=1).every(1),
         _times(2, _QUANTIZE.every(interval)),
         (Mix(fadd=2, fmul=4) * (lanes // 2)).every(1),
         _COS_SIN.every(1),
@@ -182,7 +198,7 @@ def _sampler(k: KernelConfig) -> Resources:
     sums = (_EXP * (BLOCK + 1) + _tree(BLOCK) + Mix(fcmp=BLOCK, fmul=1, fadd=1)) * 2
     noise = (_GUMBEL + Mix(fadd=1, fcmp=1, fdiv=1)) * BLOCK
     finish = _LOG + Mix(fadd=1)
-    per_entry = 2 * _COST["fcmp"].lut + 64 * (1 + k.max_rows / 4)
+    per_entry = _COST["fcmp"].lut + 64 * (1 + k.max_rows / 4)
     return _add(
         (sums + noise + Mix(fcmp=BLOCK)).every(k.sample_cycles),
         finish.every(1 << 30),
@@ -205,29 +221,34 @@ def _ports(k: KernelConfig) -> Resources:
     return _add(both, joins, Resources(2 * _ADAPTER_LUT_NARROW, 0, 4, 0))
 
 
-def _fifos(k: KernelConfig) -> Resources:
-    weights = _block_rams(k.weight_fifo_beats, 8 * k.beat_bytes)
-    kv = _block_rams(k.kv_fifo_beats, 8 * k.kv_beat_bytes)
-    return Resources(0, 0, k.channels * weights + 2 * k.kv_ports * kv, 0)
+def _fifos(k: KernelConfig, uram: bool) -> Resources:
+    """Weights wait in UltraRAM where there is any; keys and values go both ways."""
+    width = 8 * k.beat_bytes
+    kv = 2 * k.kv_ports * _block_rams(k.kv_fifo_beats, 8 * k.kv_beat_bytes)
+    if uram:
+        return Resources(0, 0, kv, k.channels * _ultra_rams(k.weight_fifo_beats, width))
+    return Resources(0, 0, kv + k.channels * _block_rams(k.weight_fifo_beats, width), 0)
 
 
-def _arrays(k: KernelConfig) -> Resources:
-    """Workspace (``compute.h``)."""
+def _arrays(k: KernelConfig, uram: bool) -> Resources:
+    """Workspace (``compute.h``); the two QuantizedRows in UltraRAM where there is any."""
     rows, lanes = k.max_rows, k.vector_lanes
     most = -(-max(k.max_dim, k.max_hidden_dim) // MAX_GROUP) * MAX_GROUP
     groups = most // MIN_GROUP
-    quantized = _block_rams(most // MAX_GROUP, 8 * MAX_GROUP) + 2 * _block_rams(groups, 32)
+    wide = (most // MAX_GROUP, 8 * MAX_GROUP)
+    quantized = 2 * rows * (2 * _block_rams(groups, 32) + (0 if uram else _block_rams(*wide)))
     rams = (
         2 * _block_rams(rows * k.max_dim, 32, lanes)
         + _block_rams(rows * 3 * k.max_dim, 32, lanes)
         + _block_rams(most, 32, REDUCE_LANES)
         + _block_rams(rows * 2 * k.max_dim, 8, lanes)
         + _block_rams(rows * k.max_dim, 32)
-        + 2 * rows * quantized
+        + quantized
     )
     gate = 32 * rows * -(-k.channels // 2 * k.tile_rows // MAX_GROUP) * MAX_GROUP
     rope = 32 * rows * k.max_head_size + 64 * k.max_head_size // 2
-    return _add(Resources(0, 0, rams, 0), _small_ram(gate + rope))
+    ultra = 2 * rows * _ultra_rams(*wide) if uram else 0
+    return _add(Resources(0, 0, rams, ultra), _small_ram(gate + rope))
 
 
 _UNITS: dict[str, Callable[[KernelConfig], Resources]] = {
@@ -238,8 +259,6 @@ _UNITS: dict[str, Callable[[KernelConfig], Resources]] = {
     "gate": _gate,
     "sampler": _sampler,
     "memory ports": _ports,
-    "FIFOs": _fifos,
-    "on-chip arrays": _arrays,
     "control": lambda k: Resources(_CONTROL_LUT, 0, 0, 0),
 }
 
@@ -255,6 +274,9 @@ def units(board: Board, kernel: KernelConfig | None = None) -> dict[str, Resourc
     """
     kernel = kernel or kernel_of(board)
     result = {name: unit(kernel) for name, unit in _UNITS.items()}
+    uram = board.resources.uram > 0
+    result["FIFOs"] = _fifos(kernel, uram)
+    result["on-chip arrays"] = _arrays(kernel, uram)
     if board.memory.kind.startswith("HBM"):
         result["memory controllers"] = _HBM
     elif not board.cortex_a:

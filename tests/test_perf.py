@@ -23,6 +23,7 @@ from llama_pynq.perf import (
     Streams,
     Work,
     buffers,
+    dataflow,
     fits,
     kernel_of,
     loop,
@@ -72,6 +73,12 @@ def test_loop_is_starts_and_one_depth():
 
 def test_nest_pays_the_inner_loops_depth_every_time():
     assert nest(4, 10.0) == pytest.approx(42)
+
+
+def test_a_dataflow_loop_goes_at_the_pace_of_its_slowest_process():
+    trips = [(5.0, 20.0, 7.0)] * 10
+    assert dataflow(trips) == pytest.approx(5 + 10 * 20 + 7 + 12 * 2 + 2)
+    assert dataflow(trips[:1]) == pytest.approx(5 + 20 + 7 + 3 * 2 + 2)
 
 
 def test_streams_deliver_at_the_memorys_rate_and_no_beat_twice():
@@ -309,7 +316,12 @@ def test_more_sequences_take_more_room():
 # ---- goals ----------------------------------------------------------------------------
 
 
-MISSED = pytest.mark.xfail(strict=True, reason="the model's answer today: docs/boards.md")
+PADDED = pytest.mark.xfail(
+    strict=True, reason="dim 288 is 4.5 groups of 64: padding alone takes 10% of the bytes"
+)
+SERIAL = pytest.mark.xfail(
+    strict=True, reason="HBM outruns what is serial: sampling takes 15% of a token, attention 26%"
+)
 
 
 @pytest.mark.parametrize(
@@ -317,11 +329,12 @@ MISSED = pytest.mark.xfail(strict=True, reason="the model's answer today: docs/b
     [
         ("stories110M", 64, "kv260"),
         ("stories110M", 64, "zcu104"),
-        pytest.param("stories110M", 64, "u250", marks=MISSED),
-        pytest.param("stories110M", 64, "u50", marks=MISSED),
-        # Its dim, 288, is 9 groups of 32: 64 would pad it.
+        ("stories110M", 64, "u250"),
+        pytest.param("stories110M", 64, "u50", marks=SERIAL),
         ("stories15M", 32, "pynq-z2"),
-        pytest.param("stories15M", 32, "kv260", marks=MISSED),
+        ("stories15M", 32, "kv260"),
+        pytest.param("stories15M", 64, "pynq-z2", marks=PADDED),
+        pytest.param("stories15M", 64, "kv260", marks=PADDED),
     ],
 )
 def test_decode_reaches_85_percent_of_the_roof(name, group_size, board):
@@ -329,15 +342,7 @@ def test_decode_reaches_85_percent_of_the_roof(name, group_size, board):
     assert prediction.share_of_roof >= 0.85, prediction.parts
 
 
-@pytest.mark.parametrize(
-    "board",
-    [
-        "pynq-z2",
-        "kv260",
-        "zcu104",
-        *(pytest.param(name, marks=MISSED) for name in ("u250", "u50", "u280")),
-    ],
-)
+@pytest.mark.parametrize("board", ["pynq-z2", "kv260", "zcu104", "u250", "u50", "u280"])
 def test_small_stages_cost_under_10_percent_of_a_token(board):
     prediction = predict(STORIES110M, BOARDS[board], position=255)
     assert prediction.small_share < 0.10, prediction.parts

@@ -27,7 +27,7 @@ constexpr int kGateCycles = 256;    // for a tile of hidden units
 constexpr int kSampleCycles = 512;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 1;
+constexpr int kMaxRows = 2;
 constexpr int kMaxSteps = 16;
 constexpr int kMaxDim = 1024;
 constexpr int kMaxHiddenDim = 2816;

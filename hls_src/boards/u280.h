@@ -18,8 +18,8 @@ constexpr int kWavesInFlight = 1;
 constexpr int kKvPorts = 12;
 constexpr int kKvBeatBytes = 64;
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
-constexpr int kScoreCycles = 2;      // of a score, and of its exponential
-constexpr int kQueries = 4;          // that share a block of keys and values
+constexpr int kScoreCycles = 1;      // of a score, and of its exponential
+constexpr int kQueries = 2;          // that share a block of keys and values
 
 // Small stages.
 constexpr int kVectorLanes = 16;   // values of a vector a cycle
@@ -27,7 +27,7 @@ constexpr int kGateCycles = 8;     // for a tile of hidden units
 constexpr int kSampleCycles = 16;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 1;
+constexpr int kMaxRows = 2;
 constexpr int kMaxSteps = 64;
 constexpr int kMaxDim = 4096;
 constexpr int kMaxHiddenDim = 11008;

@@ -23,7 +23,7 @@ constexpr int kQueries = 2;         // that share a block of keys and values
 
 // Small stages.
 constexpr int kVectorLanes = 4;    // values of a vector a cycle
-constexpr int kGateCycles = 64;    // for a tile of hidden units
+constexpr int kGateCycles = 128;   // for a tile of hidden units
 constexpr int kSampleCycles = 64;  // for kBlock logits
 
 // Limits of the model and of one call.
