@@ -128,11 +128,11 @@ def board_constants(header: Path) -> dict[str, int]:
     Raises
     ------
     ValueError
-        If the header lacks kChannels or kKvPorts.
+        If the header lacks kChannels, kKvPorts or kUltraRam.
     """
     found = re.findall(r"constexpr int (k\w+) = (\d+);", header.read_text(encoding="utf-8"))
     constants = {name: int(value) for name, value in found}
-    for name in ("kChannels", "kKvPorts"):
+    for name in ("kChannels", "kKvPorts", "kUltraRam"):
         if name not in constants:
             raise ValueError(f"{header} defines no 'constexpr int {name} = ...;'")
     return constants
@@ -148,6 +148,9 @@ def board_headers() -> dict[str, Path]:
                 names[found.group(1)] = header
     return names
 
+
+_URAM = "#pragma HLS BIND_STORAGE variable = {} type = ram_2p impl = uram\n"
+_URAM_FIFO = "#pragma HLS BIND_STORAGE variable = ports type = fifo impl = uram\n"
 
 _TOP = """\
 // Generated from {board} by llama_pynq/interface.py: do not edit.
@@ -170,7 +173,7 @@ static void RunStep({parameters},
 #pragma HLS ARRAY_PARTITION variable = step.stop_tokens complete
 #pragma HLS STABLE variable = step
   WeightPorts ports;
-  KvReaders kv_readers;
+{fifo_storage}  KvReaders kv_readers;
   KvWriters kv_writers;
   EventPort events;
   OpenEvents(step, profile, events);
@@ -203,7 +206,7 @@ LLAMA_TOP void llama({top_parameters}) {{
 #pragma HLS ARRAY_PARTITION variable = workspace.qkv cyclic factor = kVectorLanes dim = 2
 #pragma HLS ARRAY_PARTITION variable = workspace.norm_weight cyclic factor = kReduceLanes
 #pragma HLS ARRAY_PARTITION variable = workspace.gate.units cyclic factor = kVectorLanes dim = 2
-  ReadCall(request, model, command, sequence, call);
+{storage}  ReadCall(request, model, command, sequence, call);
   if (command == kCommandDescribe) WriteDescription(results);
   bool running = call.error == kErrorNone && call.n_steps > 0;
   bool aborted = false;
@@ -282,6 +285,7 @@ def top_function(header: Path) -> str:
     for p in range(kv_ports):
         loads.append(f"  LoadKv(kv_read_{p}, {p}, step, kv_readers[{p}]);")
         loads.append(f"  PlaceKvWriter(kv_write_{p}, kv_writers[{p}]);")
+    large = ("workspace.quantized.q", "workspace.hidden.q")
     unpacked = ",\n      ".join(
         f"reinterpret_cast<{a.ctype}>(args[{i}])"
         if a.is_pointer
@@ -293,6 +297,8 @@ def top_function(header: Path) -> str:
         parameters=", ".join(declare(a, "") for a in pointers if a.name != "request"),
         top_parameters=", ".join(declare(a, "kernel::") for a in args),
         loads="\n".join(loads),
+        storage="".join(_URAM.format(what) for what in large if constants["kUltraRam"]),
+        fifo_storage=_URAM_FIFO if constants["kUltraRam"] else "",
         stores="\n".join(
             f"  StoreKv(kv_write_{p}, {p}, step, kv_writers[{p}]);" for p in range(kv_ports)
         ),

@@ -23,7 +23,7 @@ def hls_src(tmp_path: Path) -> Path:
     (folder / "boards").mkdir(parents=True)
     (folder / "host").mkdir()
     (folder / "boards" / "host.h").write_text(
-        "constexpr int kChannels = 2;\nconstexpr int kKvPorts = 1;\n"
+        "constexpr int kChannels = 2;\nconstexpr int kKvPorts = 1;\nconstexpr int kUltraRam = 0;\n"
         "constexpr int kClockMhz = 321;\n"
     )
     (folder / "host" / "emulator.cpp").write_text('#include "part.h"\nint Host() { return kPart; }')
@@ -61,7 +61,7 @@ def test_build_of_the_same_source_gives_the_same_bytes(hls_src, tmp_path):
 def test_board_header_reaches_the_compiler(hls_src, tmp_path):
     build.build_emulated_overlay(hls_src, tmp_path / "out", top_function=top_function)
     (hls_src / "boards" / "big.h").write_text(
-        "constexpr int kChannels = 4;\nconstexpr int kKvPorts = 1;\n"
+        "constexpr int kChannels = 4;\nconstexpr int kKvPorts = 1;\nconstexpr int kUltraRam = 0;\n"
     )
     with pytest.raises(BuildError, match="static assertion failed"):
         build.build_emulated_overlay(

@@ -21,6 +21,8 @@ constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 8;     // of a score, and of its exponential
 constexpr int kQueries = 2;         // that share a block of keys and values
 
+constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
+
 // Small stages.
 constexpr int kVectorLanes = 4;    // values of a vector a cycle
 constexpr int kGateCycles = 128;   // for a tile of hidden units

@@ -21,6 +21,8 @@ constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 2;      // of a score, and of its exponential
 constexpr int kQueries = 4;          // that share a block of keys and values
 
+constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
+
 // Small stages.
 constexpr int kVectorLanes = 16;   // values of a vector a cycle
 constexpr int kGateCycles = 16;    // for a tile of hidden units

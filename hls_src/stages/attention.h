@@ -247,6 +247,9 @@ DOT_QUERIES:
   }
 }
 
+// Adders for a block's exponentials.
+constexpr int kWeightLanes = kAttentionLanes < 4 ? kAttentionLanes : 4;
+
 // Running softmax: of the blocks so far, the largest score and the sum of exponentials.
 struct Online {
   float maximum[kQueries], total[kQueries];
@@ -281,7 +284,7 @@ WEIGH_QUERIES:
       }
       shrink[q] = Exp(online.maximum[q] - larger);
       online.maximum[q] = larger;
-      online.total[q] = online.total[q] * shrink[q] + SumInPlace<kAttentionLanes>(terms);
+      online.total[q] = online.total[q] * shrink[q] + SumInPlace<kWeightLanes>(terms);
     }
   }
 }

@@ -45,40 +45,25 @@ struct EnginePlace {
   int word[kEngineTiles];
 };
 
-// kBytes weights times activations.
-template <int kBytes>
-LLAMA_HOST_INLINE int32_t DotBytes(const uint8_t* weights, const int8_t* x) {
-#pragma HLS INLINE
-  int32_t sum = 0;
-  for (int i = 0; i < kBytes; ++i) {
-#pragma HLS UNROLL
-    sum += static_cast<int32_t>(weights[i]) * static_cast<int32_t>(x[i]);
-  }
-  return sum;
-}
-
-// The same where a byte holds two: the other half of the group is kMinGroup further on.
-template <int kBytes>
-LLAMA_HOST_INLINE int32_t DotNibbles(const uint8_t* weights, const int8_t* x) {
-#pragma HLS INLINE
-  int32_t sum = 0;
-  for (int i = 0; i < kBytes; ++i) {
-#pragma HLS UNROLL
-    const uint8_t low = weights[i] & 15;
-    sum += static_cast<int32_t>(low) * static_cast<int32_t>(x[i]);
-  }
-  for (int i = 0; i < kBytes; ++i) {
-#pragma HLS UNROLL
-    const uint8_t high = weights[i] >> 4;
-    sum += static_cast<int32_t>(high) * static_cast<int32_t>(x[kMinGroup + i]);
-  }
-  return sum;
-}
-
+// kBytes of weights times activations. Where a byte holds two, the low ones use the same
+// multipliers, and the high ones meet the other half of the group.
 template <int kBytes>
 LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4) {
 #pragma HLS INLINE
-  return int4 ? DotNibbles<kBytes>(weights, x) : DotBytes<kBytes>(weights, x);
+  int32_t sum = 0;
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    const uint8_t low = int4 ? weights[i] & 15 : weights[i];
+    sum += static_cast<int32_t>(low) * static_cast<int32_t>(x[i]);
+  }
+  if (int4) {
+    for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+      const uint8_t high = weights[i] >> 4;
+      sum += static_cast<int32_t>(high) * static_cast<int32_t>(x[kMinGroup + i]);
+    }
+  }
+  return sum;
 }
 
 // Scales and adds some rows of group `g`; groups come in ascending order.

@@ -35,9 +35,10 @@ inline GroupScale ScaleOf(uint32_t largest_bits) {
 
 inline int32_t RoundToInt8(float x) {
 #pragma HLS INLINE
-  const float rounded = RoundToEven(x);
-  const bool number = rounded >= -128.0f && rounded <= 128.0f;  // NaN is not
-  return number ? static_cast<int32_t>(rounded) : 0;
+  // What RoundToEven adds leaves the integer in the low bits.
+  const float shifted = x + kRoundMagic;
+  const int32_t value = static_cast<int32_t>(BitsOf(shifted) - BitsOf(kRoundMagic));
+  return value >= -128 && value <= 128 ? value : 0;  // NaN is far outside
 }
 
 // The first `n` of x from half `half` on, at most kMaxGroup, and zeros. scale = max|x| / 127, and

@@ -17,7 +17,7 @@ inline void MakeRopeRow(const uint64_t* turns, int pairs, int position, RopeRow&
 #pragma HLS INLINE off
 ANGLES:
   for (int i = 0; i < pairs; ++i) {
-#pragma HLS PIPELINE II = 1
+#pragma HLS PIPELINE II = 8
 #pragma HLS LOOP_TRIPCOUNT min = 24 max = 64
     const uint64_t phase = turns[i] * static_cast<uint64_t>(position);
     CosSin(static_cast<uint32_t>(phase >> 32), rope.cosine[i], rope.sine[i]);

@@ -172,27 +172,42 @@ TAKE:
   }
 }
 
-// Few of a vocabulary ever get here, so they come one by one.
+inline int LowestBit(uint32_t bits) {
+#pragma HLS INLINE
+  int lowest = 0;
+LOWEST:
+  for (int i = 31; i >= 0; --i) {
+#pragma HLS UNROLL
+    if ((bits >> i & 1u) != 0) lowest = i;
+  }
+  return lowest;
+}
+
+// Few of a vocabulary ever get here, so they come one by one: in a cycle, the next candidate, or
+// the next block's.
 inline void InsertCandidates(int first_tile, int blocks, const BlockSums& sums, const Step& step,
                              Sampler& sampler) {
 #pragma HLS INLINE
-TOP_BLOCKS:
-  for (int b = 0; b < blocks; ++b) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight
-    for (int row = 0; row < step.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      uint32_t candidates = sampler.candidates[b][row];
-    TOP:
-      for (int i = 0; candidates != 0; ++i) {
+  Item at = {0, 0}, next = {0, 0};  // a block of logits
+  int left = blocks * step.n_rows;
+  uint32_t candidates = 0;
+TOP:
+  while (left > 0 || candidates != 0) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 0 max = kBlock
-        const float logit = sums[b * kTilesInBlock + i / kTileRows][row][i % kTileRows];
-        if ((candidates & 1u) != 0 && logit > sampler.top_logit[row][kTopLogits - 1]) {
-          InsertTop(logit, first_tile * kTileRows + b * kBlock + i, sampler.top_logit[row],
-                    sampler.top_id[row]);
-        }
-        candidates >>= 1;
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight * kMaxRows * 2
+    if (candidates == 0) {
+      at = next;
+      candidates = sampler.candidates[at.tile][at.row];
+      next.Next(step.n_rows);
+      --left;
+    } else {
+      const int i = LowestBit(candidates);
+      const float logit = sums[at.tile * kTilesInBlock + i / kTileRows][at.row][i % kTileRows];
+      if (logit > sampler.top_logit[at.row][kTopLogits - 1]) {
+        InsertTop(logit, first_tile * kTileRows + at.tile * kBlock + i, sampler.top_logit[at.row],
+                  sampler.top_id[at.row]);
       }
+      candidates &= candidates - 1;
     }
   }
 }
