@@ -40,6 +40,9 @@ SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""
 
 
+ROPE_CYCLES = 8
+"""Of a pair's angle in MakeRopeRow: once a step, so its operators are shared."""
+
 # ---- assumptions ----------------------------------------------------------------------
 
 
@@ -270,7 +273,7 @@ class Operators:
     def quantize(self) -> int:
         """``quantize.h``, QuantizeInto(): the largest of a group, a division, a rounding."""
         largest = self.add_tree(MAX_GROUP)
-        rounding = 2 * self.fadd + self.fcmp + self.convert
+        rounding = self.fadd + 1
         total = self.add_tree(MAX_GROUP)
         return self.read + largest + self.fdiv + self.fmul + rounding + total + self.store
 
@@ -578,15 +581,18 @@ class Compute:
         noise = ops.gumbel + ops.fadd + largest
         depth = ops.read + k.sample_cycles + max(ops.fdiv + total, noise) + ops.store
         take = loop(blocks * rows, interval, depth)
-        top = nest(blocks, nest(rows, loop(self._top_trips(), ops.fcmp, ops.read + ops.fcmp)))
+        # TOP: a trip for every block, and one for each of its candidates.
+        trips = rows * blocks * (1 + self._candidates())
+        top = loop(trips, ops.fcmp, ops.read + ops.fcmp)
         return take + top + nest(rows, ASSUMPTIONS.loop)
 
-    def _top_trips(self) -> float:
-        """Mean trips of TOP: K (1 + ln(blocks / K)) blocks hold a candidate, in random order."""
-        blocks = max(1, self.work.config.vocab_size // BLOCK)
-        most = self.kernel.top_logits
-        hits = most * (1 + math.log(blocks / most)) if blocks > most else blocks
-        return BLOCK * hits / blocks
+    def _candidates(self) -> float:
+        """Mean candidates of a block: of logits in random order, K (1 + ln(n / K)) are ever among
+        the K largest so far. The first blocks bring more, which a wave's slack absorbs.
+        """
+        vocab_size, most = self.work.config.vocab_size, self.kernel.top_logits
+        ever = most * (1 + math.log(vocab_size / most)) if vocab_size > most else vocab_size
+        return ever / max(1, vocab_size // BLOCK)
 
     def matrix(self, rows: int, groups: int, epilogue: str) -> Iterator[Phase]:
         """MatVec: engines fill a wave while the last one is collected."""
@@ -666,7 +672,7 @@ class Compute:
         scores = loop(BLOCK, interval, ops.read + ops.fdiv + ops.fcmp + ops.store)
         largest = (int(math.log2(BLOCK)) + 1) * ops.fcmp
         weights = loop(BLOCK, interval, ops.read + ops.fadd + ops.exp + ops.store)
-        total = self._sum_in_place(BLOCK, self.kernel.attention_lanes)
+        total = self._sum_in_place(BLOCK, min(4, self.kernel.attention_lanes))
         shrink = ops.fadd + ops.exp
         return scores + largest + max(weights + total, shrink) + ops.fmul + ops.fadd
 
@@ -704,7 +710,7 @@ class Compute:
         between = self.latency + 10 * w.rows + 4 * ASSUMPTIONS.call
         pairs = c.head_size // 2
         table = loop(pairs, 2, self.latency + ops.store)
-        angles = nest(w.rows, loop(pairs, 1, ops.read + ops.cos_sin + ops.store))
+        angles = nest(w.rows, loop(pairs, ROPE_CYCLES, ops.read + ops.cos_sin + ops.store))
         fetch = 2 * loop(k.word_beats, 1, self.latency)
         take = 2 * loop(k.word_beats, 1, 1)
         values = loop(w.group_size, 1, ops.convert + ops.store)

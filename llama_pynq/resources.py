@@ -18,7 +18,7 @@ from pathlib import Path
 from .boards import MIB, Board, Resources, boards
 from .checkpoint import ModelConfig
 from .contract import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
-from .perf import KernelConfig, buffers, kernel_of
+from .perf import ROPE_CYCLES, KernelConfig, buffers, kernel_of
 
 LIMITS = Resources(lut=0.70, dsp=0.80, bram36=0.80, uram=0.80)
 """Shares of a device beyond which timing is hard to close (finn, platforms.py)."""
@@ -92,7 +92,7 @@ _EXP = Mix(fadd=10, fmul=9, fcmp=3, convert=1)
 _LOG = Mix(fadd=12, fmul=14, fcmp=1, convert=1)
 _COS_SIN = Mix(fadd=7, fmul=11, convert=1, imul32=3)
 _GUMBEL = Mix(fmul=1, convert=1, imul32=3) + _LOG * 2
-_QUANTIZE = Mix(fadd=2, fmul=1, fcmp=2, convert=1) * MAX_GROUP + Mix(fdiv=2, fcmp=1)
+_QUANTIZE = Mix(fadd=1, fmul=1, fcmp=1) * MAX_GROUP + Mix(fdiv=2, fcmp=1)
 
 
 def _tree(leaves: int) -> Mix:
@@ -128,9 +128,9 @@ def _small_ram(bits: float) -> Resources:
 
 
 def _engines(k: KernelConfig) -> Resources:
-    """EngineBeat: a product of int8 and two of int4 for every byte of a beat and row."""
+    """EngineBeat: a product of 8 bits, and one of 4 bits more, for every byte of a beat and row."""
     lanes = k.channels * k.beat_bytes * k.max_rows
-    products = _add(_COST["imul8"], _times(2, _COST["imul4"]))
+    products = _add(_COST["imul8"], _COST["imul4"])
     # GroupDots: one group fills while the one before is scaled.
     values = k.channels * k.tile_rows * (k.max_rows + 1)
     return _add(
@@ -156,7 +156,7 @@ def _attention_engine(k: KernelConfig) -> Resources:
         Mix(fdiv=1, fcmp=1).every(k.score_cycles),  # SCORES
         (_EXP + Mix(fadd=1)).every(k.score_cycles),  # WEIGHTS
         # Largest(scores): a level starts at once, and levels share; SumInPlace; shrink shares.
-        Mix(fadd=lanes, fmul=1, fcmp=BLOCK // 2, convert=1).every(1),
+        Mix(fadd=min(4, lanes), fmul=1, fcmp=BLOCK // 2, convert=1).every(1),
         rounds.every(BLOCK),  # VALUES
         Mix(fdiv=1, fsqrt=1, convert=1).every(1),  # FINISH_QUERIES, the root
     )
@@ -178,9 +178,9 @@ def _vectors(k: KernelConfig) -> Resources:
         Mix(fadd=1, fdiv=1, fsqrt=1, convert=1, fmul=1).every(1),
         _times(2, _QUANTIZE.every(interval)),
         (Mix(fadd=2, fmul=4) * (lanes // 2)).every(1),
-        _COS_SIN.every(1),
+        _COS_SIN.every(ROPE_CYCLES),
         (Mix(fadd=1) * lanes).every(1),
-        (Mix(fadd=2, fmul=2, convert=2, fcmp=2) * lanes + Mix(fdiv=2)).every(1),
+        (Mix(fadd=1, fmul=2, convert=1, fcmp=1) * lanes + Mix(fdiv=2)).every(1),
         Mix(convert=1, fmul=1).every(1),
     )
 
