@@ -168,7 +168,7 @@ BLOCKS:
     BlockSums sums;
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 2
-#pragma HLS ARRAY_PARTITION variable = sums complete dim = 3
+#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kSumBanks dim = 3
     RunEngines(ports, job, block, ws.quantized, sums);
     Collect(job, block, step, sums, logits, ws.x, ws.qkv, ws.gate, ws.hidden, ws.sampler);
   }

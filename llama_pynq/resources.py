@@ -60,7 +60,6 @@ _HBM = Resources(10_718, 0, 4, 0)
 # State machines, address arithmetic, the control registers: by analogy with llama2.hls.
 _CONTROL_LUT = 8_000
 _LUT_PER_RAM_BIT = 1 / 32  # small dual-ported arrays in look-up tables
-_LUT_PER_CHOSEN_BIT = 1 / 2  # one of several registers by a run-time index
 
 
 @dataclass(frozen=True)
@@ -140,9 +139,9 @@ def _engines(k: KernelConfig) -> Resources:
 
 def _scaling(k: KernelConfig) -> Resources:
     lane = _add(Mix(fadd=1, fmul=2, convert=1).every(1), _times(2, _COST["iadd"]))
-    sums = k.channels * k.max_rows * k.tile_rows * 32
-    chosen = Resources(sums * _LUT_PER_CHOSEN_BIT, 0, 0, 0)
-    return _add(_times(k.channels * k.max_rows * k.scale_lanes, lane), chosen)
+    # One set of a wave's sums is added to while the one before is collected.
+    sums = _small_ram(2 * k.channels * k.max_rows * k.tile_rows * 32)
+    return _add(_times(k.channels * k.max_rows * k.scale_lanes, lane), sums)
 
 
 def _attention_engine(k: KernelConfig) -> Resources:
