@@ -26,8 +26,6 @@ constexpr int kScaleWords = kTileRows * 4 / kWordBytes;
 constexpr int kWaveRows = kTileRows * kChannels;  // output rows of one tile on every channel
 constexpr int kTilesInFlight = kWavesInFlight * kChannels;
 
-// Banks of a tile's sums: what is added a cycle, or taken from there.
-constexpr int kSumBanks = kVectorLanes > kScaleLanes ? kVectorLanes : kScaleLanes;
 constexpr int kKvBeatWords = kKvBeatBytes / 4;
 
 constexpr int RoundUp(int n, int multiple) {

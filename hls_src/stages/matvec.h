@@ -12,6 +12,9 @@
 namespace kernel {
 
 typedef WeightPort WeightPorts[kChannels];
+// Banks of a tile's sums: what is added a cycle, or taken from there.
+constexpr int kSumBanks = kVectorLanes > kScaleLanes ? kVectorLanes : kScaleLanes;
+
 typedef float TileSums[kMaxRows][kTileRows];
 typedef TileSums BlockSums[kTilesInFlight];
 
