@@ -12,21 +12,20 @@
 
 namespace kernel {
 
-inline void PlaceKv(bool int8, Shape& s) {
+// The cache's layout; false if a port's last beat would have a number beyond an int.
+inline bool PlaceKv(bool int8, Shape& s) {
   const int bytes = s.head_stride * (int8 ? 1 : 4);
   s.kv_int8 = int8;
   s.kv_scale_beats = int8 ? 1 : 0;
   s.kv_half_beats = (bytes + kKvBeatBytes - 1) / kKvBeatBytes;
   s.kv_record_beats = s.kv_scale_beats + 2 * s.kv_half_beats;
-  s.kv_head_beats = s.seq_len * s.kv_record_beats;
-  s.kv_layer_beats = (s.n_kv_heads + kKvPorts - 1) / kKvPorts * s.kv_head_beats;
+  const int heads = (s.n_kv_heads + kKvPorts - 1) / kKvPorts;
+  const int64_t layer = static_cast<int64_t>(heads) * s.seq_len * s.kv_record_beats;
+  const bool fits = layer * s.n_layers * s.slots < (int64_t{1} << 31);
+  s.kv_head_beats = fits ? s.seq_len * s.kv_record_beats : 0;
+  s.kv_layer_beats = heads * s.kv_head_beats;
   s.kv_slot_beats = s.n_layers * s.kv_layer_beats;
-}
-
-// Whether every beat of a port's memory has a number that fits an int.
-inline bool KvFits(const Shape& s) {
-  const int64_t layer = static_cast<int64_t>(s.n_kv_heads) * s.seq_len * s.kv_record_beats;
-  return layer * s.n_layers * s.slots < (int64_t{1} << 31);
+  return fits;
 }
 
 // First beat of a record, in the memory of its head's port.

@@ -100,8 +100,7 @@ inline void ReadShape(const uint32_t* model, Call& call) {
     s.head_size = s.dim / s.n_heads;
     s.kv_dim = s.head_size * s.n_kv_heads;
     s.head_stride = RoundUp(s.head_size, kReduceLanes);
-    PlaceKv(kv_bits == 8, s);
-    if (!KvFits(s)) Fail(call, kErrorModelShape, kModelSlots);
+    if (!PlaceKv(kv_bits == 8, s)) Fail(call, kErrorModelShape, kModelSlots);
     s.dim_groups = RoundUp(s.dim, s.group_size) / s.group_size;
     s.hidden_groups = RoundUp(s.hidden_dim, s.group_size) / s.group_size;
     if (s.head_size * s.n_heads != s.dim || s.head_size % 2 != 0 || s.head_size > kMaxHeadSize) {

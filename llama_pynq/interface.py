@@ -76,7 +76,8 @@ def arguments(channels: int, kv_ports: int) -> tuple[Argument, ...]:
         The board's weight channels, and ports of its KV cache.
     """
     io = "gmem_io"
-    # Both of a port point at one memory: the kernel never reads what the same step writes.
+    # Both of a port point at one memory: what the kernel reads of the positions that the same step
+    # writes, it replaces with what is on chip.
     cache = tuple(
         Argument(f"kv_{access}_{p}", ctype, f"gmem_kv{p}", "kCosimKvBeats")
         for p in range(kv_ports)

@@ -72,7 +72,8 @@ class Assumptions:
     fast_mhz : int
     wait_for_status_us_server, wait_for_status_us_arm : float
         What a call of the kernel costs the host: Python, registers, polling. The server's is
-        the project's own goal (50 us); an ARM core's is taken as ten times that. Unmeasured.
+        the project's goal; a shared, slow one took 300 to 500 (docs/peers.md). An ARM core's
+        is taken as ten times the goal: unmeasured.
     call_ms : float
         The driver chooses the steps of a call so that it lasts about this long at most.
     """
@@ -628,7 +629,7 @@ class Compute:
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
         trips = -(-c.head_size // k.vector_lanes)
         largest = loop(trips, 1, ops.read + ops.fcmp)
-        rounding = ops.fmul + 2 * ops.fadd + 2 * ops.convert + ops.fmul
+        rounding = ops.fmul + ops.fadd + 1 + ops.convert + ops.fmul
         head = largest + ops.fdiv + loop(trips, 1, ops.read + rounding + ops.store)
         yield Phase("quantise", nest(w.rows * 2 * c.n_kv_heads, head + ASSUMPTIONS.call))
 
@@ -719,8 +720,7 @@ class Compute:
         yield Phase("embed", between + table + angles + nest(w.rows, nest(w.dim_groups, group)))
 
     def start_samplers(self) -> Iterator[Phase]:
-        row = loop(self.kernel.top_logits, 1, self._ops.store)
-        yield Phase("sample", nest(self.work.rows, row))
+        yield Phase("sample", loop(self.work.rows, 1, self._ops.store))
 
     def finish(self) -> Iterator[Phase]:
         """FinishStep; the last write is on its way to memory when the step ends."""
