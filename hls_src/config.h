@@ -62,7 +62,8 @@ static_assert(kBlock % kValueSums == 0, "a block's values are whole rounds of pa
 static_assert(kMaxRows >= 1 && kMaxRows <= 32, "rows are unrolled");
 static_assert(kMaxGroup == 2 * kMinGroup, "a word holds one group or two");
 static_assert(kTileRows % kScaleLanes == 0, "whole steps of scaling");
-static_assert(kReadBurstBeats * kBeatBytes <= 4096, "AXI bursts end at 4 KiB");
+static_assert(kReadBurstBeats * kBeatBytes <= 4096 && kReadBurstBeats * kKvBeatBytes <= 4096,
+              "AXI bursts end at 4 KiB");
 static_assert(sizeof(kBoardName) <= 17, "the name is described in 16 bytes");
 static_assert(kTopLogits >= 1, "greedy sampling reads the first of the top logits");
 

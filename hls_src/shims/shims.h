@@ -1,5 +1,5 @@
-// The three things that differ between fabric and host, and nothing else: how weight beats
-// arrive, how engines run side by side, and the clock that stamps events.
+// What differs between fabric and host, and nothing else: how beats arrive and leave, how engines
+// run side by side and loops are nested, and the clock that stamps events. No arithmetic.
 //
 //   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
 //   port.Read(word, beat)              the next of them; the numbers are its place in the channel
