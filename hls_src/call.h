@@ -14,7 +14,9 @@ struct Row {
   int token, position, slot, flags;
   uint32_t seed_low, seed_high;
   float temperature;
-  bool active;  // false once the row has stopped, or when it only prefilled
+  int top_k;
+  float top_p, min_p;  // 1 and 0 are off
+  bool active;         // false once the row has stopped, or when it only prefilled
 };
 
 // What every process of one step needs to know; copied to each.
@@ -34,7 +36,7 @@ struct Step {
 
 // What a step came to; the call takes it over before the next.
 struct Outcome {
-  int token[kMaxRows];  // -1: not sampled
+  int token[kMaxRows];
   bool stopped[kMaxRows];
   int error, detail;
 };
@@ -121,6 +123,9 @@ inline void ReadRow(const uint32_t* request, int index, Call& call) {
   row.seed_low = request[base + kRowSeedLow];
   row.seed_high = request[base + kRowSeedHigh];
   row.temperature = FloatOf(request[base + kRowTemperature]);
+  row.top_k = WordInt(request, base + kRowTopK);
+  row.top_p = FloatOf(request[base + kRowTopP]);
+  row.min_p = FloatOf(request[base + kRowMinP]);
   row.active = true;
   if (!Within(row.token, 0, s.vocab_size - 1)) Fail(call, kErrorToken, index);
   if (!Within(row.position, 0, s.seq_len - 1)) Fail(call, kErrorPosition, index);
@@ -128,6 +133,10 @@ inline void ReadRow(const uint32_t* request, int index, Call& call) {
   // Written so that NaN fails.
   const bool warm = row.temperature >= kMinTemperature && row.temperature <= kMaxTemperature;
   if (!warm && row.temperature != 0.0f) Fail(call, kErrorTemperature, index);
+  const bool mass = row.top_p >= 0.0f && row.top_p <= 1.0f;
+  const bool share = row.min_p >= 0.0f && row.min_p < 1.0f;
+  if (row.top_k < 0 || !mass || !share) Fail(call, kErrorTruncation, index);
+  if (row.top_p == 0.0f) row.top_p = 1.0f;
 EARLIER_ROWS:
   for (int i = 0; i < kMaxRows; ++i) {
     const Row& other = call.step.rows[i];

@@ -11,7 +11,7 @@
 namespace kernel {
 
 constexpr uint32_t kMagic = 0x4C4C4D41;  // "LLMA"
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 // Scalar argument `command`.
 constexpr int kCommandDescribe = 0;  // write the self-description, touch nothing else
@@ -28,7 +28,7 @@ constexpr int kRequestAbort = 16;  // a line of its own; aborts the call whose s
 constexpr int kRequestStopList = 32;
 constexpr int kMaxStopTokens = 16;
 constexpr int kRequestRowBase = 48;
-constexpr int kRowWords = 8;
+constexpr int kRowWords = 10;
 constexpr int kRequestWords = kRequestRowBase + kRowWords * kMaxRows;
 
 // Request flags.
@@ -44,6 +44,10 @@ constexpr int kRowFlags = 3;
 constexpr int kRowSeedLow = 4;
 constexpr int kRowSeedHigh = 5;
 constexpr int kRowTemperature = 6;  // float32 bits; 0 is greedy, else 1e-4 to 1e6
+// Truncation, where the temperature is not 0; 0 is off. A top_p of 1 is off, too.
+constexpr int kRowTopK = 7;  // the most probable tokens
+constexpr int kRowTopP = 8;  // float32 bits: the fewest of them that have this much of the mass
+constexpr int kRowMinP = 9;  // float32 bits, below 1: those this probable beside the best
 
 // Row flags.
 constexpr int kRowSample = 1;       // run the classifier, return a token and the top logits
@@ -97,6 +101,7 @@ constexpr int kErrorDuplicateRow = 10;
 constexpr int kErrorTemperature = 11;
 constexpr int kErrorStopTokens = 12;
 constexpr int kErrorNotFinite = 13;
+constexpr int kErrorTruncation = 14;
 
 // Self-description, after the status words.
 constexpr int kDescribeChannels = 16;
@@ -119,13 +124,17 @@ constexpr int kDescribeBoard = 32;  // 16 bytes, zero-padded
 constexpr int kDescribeWords = 36;
 
 // One result per step and row, at kStatusWords + (step * n_rows + row) * kResultWords.
-constexpr int kResultToken = 0;  // -1 where the row did not sample in this step: only the
-                                 // position is valid beside it
+constexpr int kResultToken = 0;
 constexpr int kResultPosition = 1;
 constexpr int kResultLse = 2;             // float32: log sum exp(logit)
 constexpr int kResultLseTemperature = 3;  // float32: log sum exp(logit / temperature)
 constexpr int kResultLogit = 4;           // float32: the token's own
+constexpr int kResultKept = 5;            // tokens that truncation left to choose from
 constexpr int kResultTop = 8;             // kTopLogits pairs (token id, float32 logit), best first
+// Instead of a token. None: the row did not sample in this step, and only its position is valid.
+// Undecided: truncation keeps more than the top logits; the row ends, and the host picks.
+constexpr int kTokenNone = -1;
+constexpr int kTokenUndecided = -2;
 constexpr int kResultWords = kResultTop + 2 * kTopLogits;
 constexpr int kResultsWords = kStatusWords + kMaxSteps * kMaxRows * kResultWords;
 

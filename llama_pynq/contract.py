@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .checkpoint import ModelConfig
 
 MAGIC = 0x4C4C4D41
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 COMMAND_DESCRIBE = 0
 COMMAND_RUN = 1
@@ -53,15 +53,17 @@ ROW_DTYPE = np.dtype(
         ("flags", "<u4"),
         ("seed", "<u8"),
         ("temperature", "<f4"),
-        ("reserved", "<u4"),
+        ("top_k", "<i4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
     ]
 )
-"""One row of a call; 32 bytes."""
+"""One row of a call; 40 bytes."""
 ROW_WORDS = ROW_DTYPE.itemsize // 4
 
 
 def make_rows(n: int) -> np.ndarray:
-    """(n,) rows of a call, zeroed: token, position, slot, flags, seed, temperature."""
+    """(n,) rows of a call, zeroed: `ROW_DTYPE`. Zero is greedy, and truncates nothing."""
     return np.zeros(n, ROW_DTYPE)
 
 
@@ -168,8 +170,13 @@ ERRORS = {
     11: "row {detail}: temperature neither 0 nor 1e-4 to 1e6",
     12: "{detail} stop tokens: more than the kernel's list holds",
     13: "row {detail}: the logits are not finite; the weights overflow float32",
+    14: "row {detail}: top_k below 0, top_p outside 0 to 1, or min_p outside 0 to below 1",
 }
 """Text of each error code; `detail` is the status word of that name."""
+
+
+TOKEN_NONE, TOKEN_UNDECIDED = -1, -2
+"""Instead of a token: none was sampled; truncation keeps more than the top logits."""
 
 
 def result_dtype(top_logits: int) -> np.dtype:
@@ -187,7 +194,8 @@ def result_dtype(top_logits: int) -> np.dtype:
             ("lse", "<f4"),
             ("lse_temperature", "<f4"),
             ("logit", "<f4"),
-            ("reserved", "<u4", (3,)),
+            ("kept", "<i4"),
+            ("reserved", "<u4", (2,)),
             ("top", [("id", "<i4"), ("logit", "<f4")], (top_logits,)),
         ]
     )

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import packing
 from .checkpoint import ModelConfig, load_checkpoint
-from .contract import KV_BITS, ROW_DTYPE, RowFlag, make_rows
+from .contract import KV_BITS, ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
 from .packing import PackedModel, Target
 from .sampling import Sampling, choose
@@ -38,8 +38,9 @@ _CALL_SECONDS = 0.1
 _DEFAULT_SLOTS = 4
 
 # As integers: an enum's member takes its time, and these are looked at for every token.
-_SAMPLE, _HOST_CHOOSES = int(RowFlag.SAMPLE), int(RowFlag.HOST_CHOOSES)
-_ROW = struct.Struct("<iiiIQfI")  # contract.ROW_DTYPE
+_FULL_LOGITS = int(RowFlag.FULL_LOGITS)
+# contract.ROW_DTYPE, in two parts: what changes from row to row, and what does not.
+_ROW, _ROW_SAMPLING = struct.Struct("<iiiI"), struct.Struct("<Qfiff")
 
 
 # ---- results --------------------------------------------------------------------------
@@ -149,6 +150,7 @@ class _Sequence:
     n_logprobs: int | None
     budget: int  # tokens it may still produce
     row_flags: int  # of a row that gives a token
+    one_step: bool  # the host looks at every token's logits
     slot: int = -1
     position: int = 0  # of the next row
     tokens: list[int] = field(default_factory=list)
@@ -158,19 +160,18 @@ class _Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    row_sampling: bytes = b""
 
-    @property
-    def on_host(self) -> bool:
-        """Whether the host chooses the tokens."""
-        return self.row_flags & _HOST_CHOOSES != 0
+    def __post_init__(self) -> None:
+        s, t = self.sampling, self.sampling.truncation
+        self.row_sampling = _ROW_SAMPLING.pack(s.seed, s.temperature, t.top_k, t.top_p, t.min_p)
 
     def row(self, position: int) -> bytes:
         """The row at this position, as `contract.ROW_DTYPE` has it."""
         prompt = self.prompt
         token = prompt[position] if position < len(prompt) else self.tokens[-1]
         flags = self.row_flags if position >= len(prompt) - 1 else 0
-        s = self.sampling
-        return _ROW.pack(token, position, self.slot, flags, s.seed, s.temperature, 0)
+        return _ROW.pack(token, position, self.slot, flags) + self.row_sampling
 
     def take(self, tokens: Sequence[int], stop_tokens: Sequence[int]) -> int:
         """Accept sampled tokens; how many of them it took, one that ends the text included.
@@ -360,7 +361,7 @@ class Llama:
         for s in ready:
             # The first token of a text comes by itself: as early as it can, and so that the rate
             # of the others can be told from the reading of the prompt.
-            if s.row_flags != _SAMPLE or not s.tokens:
+            if s.one_step or not s.tokens:
                 return 1
         if self._step_seconds is None:
             return 1
@@ -397,20 +398,22 @@ class Llama:
         def full_logits() -> np.ndarray:
             return self.driver.read_logits(row)
 
-        if s.on_host:
-            out = results[0]
-            choice = choose(
-                out["top"]["id"],
-                out["top"]["logit"],
+        tokens, logits = results["token"].tolist(), results["logit"].tolist()
+        choosing = 0 if s.sampling.on_host else None
+        if TOKEN_UNDECIDED in tokens:
+            if s.row_flags & _FULL_LOGITS:
+                choosing = tokens.index(TOKEN_UNDECIDED)
+            else:
+                s.row_flags |= _FULL_LOGITS  # from here on; this step is done again
+        if choosing is not None:
+            out = results[choosing]
+            tokens[choosing], logits[choosing] = choose(
+                full_logits(),
                 float(out["lse_temperature"]),
                 int(out["position"]),
-                [*s.prompt, *s.tokens] if s.sampling.repetition_penalty != 1 else (),
+                [*s.prompt, *s.tokens],
                 s.sampling,
-                full_logits,
             )
-            tokens, logits = [choice.token], [choice.logit]
-        else:
-            tokens, logits = results["token"].tolist(), results["logit"].tolist()
         before = len(s.tokens)
         used = s.take(tokens, stop_tokens)
         if s.n_logprobs is not None:
@@ -453,9 +456,10 @@ class Llama:
                 f"logprobs is {logprobs!r}: it must be None or 0 to {self.config.vocab_size}"
             )
         row_flags = RowFlag.SAMPLE
+        beyond_top = (logprobs or 0) > self.driver.limits.top_logits
         if sampling.on_host:
-            row_flags |= RowFlag.HOST_CHOOSES | RowFlag.FULL_LOGITS
-        elif (logprobs or 0) > self.driver.limits.top_logits:
+            row_flags |= RowFlag.HOST_CHOOSES
+        if sampling.on_host or beyond_top:
             row_flags |= RowFlag.FULL_LOGITS
         tokens = self.tokenizer.encode(prompt, bos=True)
         room = self.config.seq_len - len(tokens) + 1
@@ -472,6 +476,7 @@ class Llama:
             n_logprobs=None if logprobs is None else int(logprobs),
             budget=min(sampling.max_new_tokens, room),
             row_flags=int(row_flags),
+            one_step=sampling.on_host or beyond_top,
         )
 
     # ---- what users call -------------------------------------------------------------

@@ -726,8 +726,17 @@ class Compute:
         """FinishStep; the last write is on its way to memory when the step ends."""
         k, ops = self.kernel, self._ops
         write = loop(k.top_logits, 2, 2 + ops.store)
-        row = ops.log + ops.fadd + write + 8
+        row = ops.log + ops.fadd + self._choose_from_top() + write + 8
         yield Phase("sample", nest(self.work.rows, row) + self.latency)
+
+    def _choose_from_top(self) -> float:
+        """ChooseFromTop, as if it kept every token: what sampling takes at most."""
+        k, ops = self.kernel, self._ops
+        # A sum of weights is back before it is added to again.
+        interval = max(k.sample_cycles // 4, ops.fadd + ops.read + ops.store)
+        weigh = loop(k.top_logits, interval, ops.read + ops.fdiv + ops.fadd + ops.exp + ops.fadd)
+        choose = loop(k.top_logits, interval, ops.read + ops.gumbel + ops.fadd + 2 * ops.fcmp)
+        return weigh + ops.fmul + choose + ASSUMPTIONS.call
 
     def stages(self) -> Iterator[tuple[Stage, int, Iterator[Phase]]]:
         """Every stage of a step, with its layer, in order."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .checkpoint import ModelConfig
-from .contract import BLOCK, NORM_SUMS, REDUCE_LANES, VALUE_SUMS
+from .contract import BLOCK, NORM_SUMS, REDUCE_LANES, TOKEN_UNDECIDED, VALUE_SUMS
 
 f32 = np.float32
 _TINY = np.finfo(np.float32).tiny
@@ -417,10 +417,71 @@ def log_sum_exp(logits: np.ndarray) -> np.float32:
 
 
 @dataclass(frozen=True)
+class Truncation:
+    """What top-k, top-p and min-p keep; 0, 1 and 0 keep all."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __bool__(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+def choose_from_top(
+    ids: np.ndarray,
+    logits: np.ndarray,
+    lse_temperature: float | np.float32,
+    vocab_size: int,
+    temperature: float,
+    truncation: Truncation,
+    seed: int,
+    position: int,
+) -> tuple[int, int] | None:
+    """The token that noise makes the best of those that truncation keeps.
+
+    Parameters
+    ----------
+    ids, logits : (n,)
+        The n largest of `vocab_size`, descending; of equals the lower id first.
+    lse_temperature : float
+        Log-sum-exp of logit / temperature over the whole vocabulary.
+    vocab_size : int
+    temperature : float
+    truncation : Truncation
+    seed, position : int
+        Of the noise.
+
+    Returns
+    -------
+    (int, int) or None
+        Index of the token, and how many were kept; None if n are too few to tell.
+    """
+    limited, nucleus = 0 < truncation.top_k < vocab_size, truncation.top_p < 1
+    limit = truncation.top_k if limited else vocab_size
+    if limited and nucleus and limit > len(logits):
+        return None  # what top-k leaves is a distribution of its own, whose total is not known
+    tempered = div(logits[:limit], f32(temperature))
+    weights = exp(sub(tempered, tempered[0]))
+    mass = np.cumsum(weights, dtype=np.float32)
+    total = mass[-1] if limited else exp(sub(f32(lse_temperature), tempered[0]))
+    # One further than there are: whether the next would be kept.
+    ends = np.append(weights < f32(truncation.min_p), limit <= len(logits))
+    if nucleus:
+        ends[1:] |= mass >= mul(f32(truncation.top_p), total)
+    if not ends.any():
+        return None
+    kept = int(ends.argmax())
+    scores = add(tempered[:kept], gumbel_noise(seed, position, ids[:kept]))
+    return int(scores.argmax()), kept
+
+
+@dataclass(frozen=True)
 class Sample:
     """What the kernel returns for a row: see `hls_src/contract.h`, kResult..."""
 
     token: int
+    kept: int
     lse: np.float32
     lse_temperature: np.float32
     top_ids: np.ndarray
@@ -428,16 +489,30 @@ class Sample:
 
 
 def sample(
-    logits: np.ndarray, temperature: float, seed: int, position: int, top_logits: int
+    logits: np.ndarray,
+    temperature: float,
+    seed: int,
+    position: int,
+    top_logits: int,
+    truncation: Truncation = Truncation(),  # noqa: B008
 ) -> Sample:
     """Greedy (temperature 0) or Gumbel-max sampling of (vocab_size,) float32 logits."""
+    n = len(logits)
     order = np.argsort(-logits, kind="stable")[:top_logits]
+    top = logits[order]
     lse = log_sum_exp(logits)
     if temperature == 0:
-        return Sample(int(order[0]), lse, lse, order, logits[order])
+        return Sample(int(order[0]), 1, lse, lse, order, top)
     tempered = div(logits, f32(temperature))
-    scores = add(tempered, gumbel_noise(seed, position, np.arange(len(logits))))
-    return Sample(int(np.argmax(scores)), lse, log_sum_exp(tempered), order, logits[order])
+    lse_temperature = log_sum_exp(tempered)
+    if not truncation:
+        scores = add(tempered, gumbel_noise(seed, position, np.arange(n)))
+        return Sample(int(np.argmax(scores)), n, lse, lse_temperature, order, top)
+    choice = choose_from_top(
+        order, top, lse_temperature, n, temperature, truncation, seed, position
+    )
+    token, kept = (int(order[choice[0]]), choice[1]) if choice else (TOKEN_UNDECIDED, 0)
+    return Sample(token, kept, lse, lse_temperature, order, top)
 
 
 # ---- models ---------------------------------------------------------------------------

@@ -197,10 +197,12 @@ def _sampler(k: KernelConfig) -> Resources:
     sums = (_EXP * (BLOCK + 1) + _tree(BLOCK) + Mix(fcmp=BLOCK, fmul=1, fadd=1)) * 2
     noise = (_GUMBEL + Mix(fadd=1, fcmp=1, fdiv=1)) * BLOCK
     finish = _LOG + Mix(fadd=1)
+    truncate = _EXP + _GUMBEL + Mix(fdiv=1, fadd=3, fcmp=3)
     per_entry = _COST["fcmp"].lut + 64 * (1 + k.max_rows / 4)
     return _add(
         (sums + noise + Mix(fcmp=BLOCK)).every(k.sample_cycles),
         finish.every(1 << 30),
+        truncate.every(max(k.sample_cycles // 4, k.fadd_latency + 4)),
         Resources(k.top_logits * per_entry, 0, 0, 0),
     )
 

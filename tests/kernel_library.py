@@ -235,7 +235,8 @@ def model_words(config: ModelConfig, group_size: int, slots: int, words: int,
 
 def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=None, *,
                   sample=None, full=True, host_chooses=False, temperature=0.0, seed=0, steps=1,
-                  flags=0, stop=(), abort=0) -> np.ndarray:  # fmt: skip
+                  top_k=0, top_p=1.0, min_p=0.0, flags=0, stop=(),
+                  abort=0) -> np.ndarray:  # fmt: skip
     """A request, (words,) uint32; what is said of rows is one value or one a row."""
     n = len(tokens)
     rows = np.zeros(n, contract.ROW_DTYPE)
@@ -248,6 +249,7 @@ def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=
         | np.asarray(host_chooses) * contract.RowFlag.HOST_CHOOSES
     )
     rows["temperature"], rows["seed"] = temperature, seed
+    rows["top_k"], rows["top_p"], rows["min_p"] = top_k, top_p, min_p
     request = np.zeros(words, np.uint32)
     request[: contract.REQUEST_STOP_TOKENS + 1] = [n, steps, *layers, flags, len(stop)]
     request[contract.REQUEST_STOP_LIST : contract.REQUEST_STOP_LIST + len(stop)] = stop

@@ -46,7 +46,7 @@ def own(prefix, *but):
 
 def test_header_constants_were_found():
     assert HEADER["kMagic"] == 0x4C4C4D41
-    assert HEADER["kRequestWords"] == 48 + 8 * 16
+    assert HEADER["kRequestWords"] == 48 + 10 * 16
     assert len(HEADER) > 100
 
 
@@ -64,6 +64,8 @@ def test_scalars_same_as_the_header():
         "kBlock": contract.BLOCK,
         "kWordBytes": contract.WORD_BYTES,
         "kMaxStopTokens": contract.MAX_STOP_TOKENS,
+        "kTokenNone": contract.TOKEN_NONE,
+        "kTokenUndecided": contract.TOKEN_UNDECIDED,
     }
     assert {name: HEADER[name] for name in expected} == expected
 
@@ -80,14 +82,15 @@ def test_rows_same_as_the_header():
     assert {name: words.pop(name) for name in flags} == flags
     fields = {
         "TOKEN": "token", "POSITION": "position", "SLOT": "slot", "FLAGS": "flags",
-        "SEED_LOW": "seed", "TEMPERATURE": "temperature",
+        "SEED_LOW": "seed", "TEMPERATURE": "temperature", "TOP_K": "top_k", "TOP_P": "top_p",
+        "MIN_P": "min_p",
     }  # fmt: skip
     assert words.pop("SEED_HIGH") == words["SEED_LOW"] + 1, "one little-endian 64-bit seed"
     assert words == {
         name: contract.ROW_DTYPE.fields[field][1] // 4 for name, field in fields.items()
     }
     assert HEADER["kRowWords"] == contract.ROW_WORDS
-    assert contract.ROW_DTYPE.itemsize == 32
+    assert contract.ROW_DTYPE.itemsize == 40
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_every_constant_of_the_header_is_held_in_step():
     names = re.findall(r"constexpr \w+ (k\w+)", text)
     families = (
         "kRequest|kRow|kFlag|kState|kStage|kModel|kStatus|kDescribe|kError|kResult|kCommand"
-        "|kMagic$|kAbiVersion$|kMaxStopTokens$|kProfile|kMaxStepEvents$"
+        "|kMagic$|kAbiVersion$|kToken|kMaxStopTokens$|kProfile|kMaxStepEvents$"
     )
     assert [name for name in names if not re.match(families, name)] == []
 

@@ -9,7 +9,7 @@ import numpy as np
 import pynq
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, interface
+from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, contract, interface
 from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.emulation.build import build_emulated_overlay
 from llama_pynq.errors import (
@@ -256,8 +256,13 @@ def modified_overlay(tmp_path, name, old, new):
 
 
 def test_overlay_of_another_abi_is_refused(tmp_path):
-    path = modified_overlay(tmp_path, "contract.h", "kAbiVersion = 2;", "kAbiVersion = 3;")
-    with pytest.raises(OverlayMismatch, match="speaks version 3 .* this driver version 2"):
+    ours = contract.ABI_VERSION
+    path = modified_overlay(
+        tmp_path, "contract.h", f"kAbiVersion = {ours};", f"kAbiVersion = {ours + 1};"
+    )
+    with pytest.raises(
+        OverlayMismatch, match=f"speaks version {ours + 1} .* this driver version {ours}"
+    ):
         LlamaOverlay(path, device=EmulatedDevice())
     with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):  # the lock was given back
         pass

@@ -1,6 +1,7 @@
 """The whole kernel, called through its buffers, against `KernelModel` bit for bit."""
 
 import hashlib
+from dataclasses import asdict
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from kernel_library import (
 from llama_pynq import contract
 from llama_pynq.checkpoint import ModelConfig
 from llama_pynq.contract import RequestFlag, RowFlag, Stage, State
-from llama_pynq.reference import KernelModel, sample
+from llama_pynq.reference import KernelModel, Truncation, sample
 
 f32 = np.float32
 
@@ -70,7 +71,7 @@ def assert_result(found, logits, temperature, seed, position):
     """One row's result words against the reference's sampling of `logits`."""
     expected = sample(logits, temperature, seed, position, len(found["top"]))
     n = len(expected.top_ids)
-    assert found["token"] == expected.token
+    assert (found["token"], found["kept"]) == (expected.token, expected.kept)
     assert found["position"] == position
     assert_same_bits(found["lse"], expected.lse, "lse")
     assert_same_bits(found["lse_temperature"], expected.lse_temperature, "lse_temperature")
@@ -211,13 +212,13 @@ def expected_tokens():
     """24 tokens after PROMPT, by temperature, from the reference alone."""
 
     @lru_cache
-    def tokens(temperature, seed=99):
+    def tokens(temperature, seed=99, truncation=Truncation()):  # noqa: B008
         reference = KernelModel(MODEL)
         reference.forward(PROMPT[:-1], range(len(PROMPT) - 1))
         out = [PROMPT[-1]]
         for position in range(len(PROMPT) - 1, len(PROMPT) + 23):
             logits = reference.forward(out[-1:], [position])[0]
-            out.append(sample(logits, temperature, seed, position, 1).token)
+            out.append(sample(logits, temperature, seed, position, 203, truncation).token)
         return out[1:]
 
     return tokens
@@ -229,6 +230,30 @@ def test_tokens_same_for_any_n_steps(expected_tokens, n_steps, temperature):
     options = {"temperature": temperature, "seed": 99}
     found = generate(new_session(), PROMPT, 24, n_steps, **options)
     assert found == expected_tokens(temperature)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("truncation", [Truncation(top_k=9), Truncation(0, 0.2, 0.01)])
+def test_tokens_truncated_same_for_any_n_steps_and_board(expected_tokens, board, truncation):
+    options = {"temperature": 0.7, "seed": 99, **asdict(truncation)}
+    session = new_session(board=board)
+    found = generate(session, PROMPT, 24, min(8, session.limits.max_steps), **options)
+    assert found == expected_tokens(0.7, 99, truncation)
+
+
+def test_row_whose_truncation_is_undecided_ends_and_leaves_its_logits():
+    session = new_session()
+    prefill(session, PROMPT[:-1])
+    at = len(PROMPT) - 1
+    status, results, logits = session.run(
+        [PROMPT[-1], 4], [at, 0], [0, 1], steps=3, temperature=[1.0, 0.0], top_k=[100, 0]
+    )
+    assert status[contract.STATUS_STEPS] == 3
+    assert results["token"][:, 0].tolist() == [contract.TOKEN_UNDECIDED] + [contract.TOKEN_NONE] * 2
+    assert results["kept"][0, 0] == 0 and (results["token"][:, 1] >= 0).all()
+    reference = KernelModel(MODEL)
+    reference.forward(PROMPT[:-1], range(at))
+    assert_same_bits(logits[0], reference.forward(PROMPT[-1:], [at])[0], "logits")
 
 
 def test_tokens_differ_with_the_seed_and_its_high_half(expected_tokens):
@@ -577,6 +602,13 @@ REQUEST_ERRORS = {
     "temperature NaN": (11, 0, {row_word(0, "temperature"): float_bits(np.nan)}),
     "temperature infinite": (11, 1, {row_word(1, "temperature"): float_bits(np.inf)}),
     "temperature too high": (11, 1, {row_word(1, "temperature"): float_bits(1.1e6)}),
+    "top_k negative": (14, 0, {row_word(0, "top_k"): -1}),
+    "top_p above 1": (14, 1, {row_word(1, "top_p"): float_bits(1.001)}),
+    "top_p negative": (14, 0, {row_word(0, "top_p"): float_bits(-0.1)}),
+    "top_p NaN": (14, 1, {row_word(1, "top_p"): float_bits(np.nan)}),
+    "min_p 1": (14, 1, {row_word(1, "min_p"): float_bits(1.0)}),
+    "min_p negative": (14, 0, {row_word(0, "min_p"): float_bits(-0.1)}),
+    "min_p NaN": (14, 1, {row_word(1, "min_p"): float_bits(np.nan)}),
     "stop list too long": (12, 17, {contract.REQUEST_STOP_TOKENS: 17}),
     "stop list negative": (12, -3, {contract.REQUEST_STOP_TOKENS: -3}),
 }  # fmt: skip
@@ -624,8 +656,8 @@ def test_error_unknown_command(session, good_call):
 
 FIELD = {name: i for i, name in enumerate(contract.MODEL_FIELDS)}
 MODEL_ERRORS = {
-    "magic": (2, 2, {"magic": 0}),
-    "abi": (2, 3, {"abi": 3}),
+    "magic": (2, contract.ABI_VERSION, {"magic": 0}),
+    "abi": (2, 99, {"abi": 99}),
     "dim 0": (3, FIELD["dim"], {"dim": 0}),
     "dim over": (3, FIELD["dim"], {"dim": 4098, "n_heads": 1, "n_kv_heads": 1}),
     "hidden_dim 0": (3, FIELD["hidden_dim"], {"hidden_dim": 0}),

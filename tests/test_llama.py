@@ -10,7 +10,7 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint import load_checkpoint
-from llama_pynq.contract import ROW_DTYPE
+from llama_pynq.contract import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -19,7 +19,7 @@ from llama_pynq.errors import (
     RequestError,
     TokenizerError,
 )
-from llama_pynq.llama import _ROW, BUNDLED, _StopText
+from llama_pynq.llama import _ROW, _ROW_SAMPLING, BUNDLED, _StopText
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.packing import QuantizedModel
 from llama_pynq.reference import KernelModel
@@ -67,6 +67,7 @@ WAYS = {
     "top_p": dict(temperature=0.8, top_p=0.9),
     "top_k": dict(temperature=1.2, top_p=1.0, top_k=200),
     "min_p": dict(temperature=1.0, top_p=1.0, min_p=0.02),
+    "hot": dict(temperature=2.0, top_p=0.95),  # often more tokens than the device sorts
     "repetition_penalty": dict(temperature=0.8, top_p=1.0, repetition_penalty=1.3),
 }
 LENGTH = 48
@@ -155,6 +156,37 @@ def test_generate_many_steps_a_call_gives_the_same_tokens(overlay, expected, bun
     bundled.call_seconds = 1e9
     assert tokens_of(overlay, way) == expected[way]
     assert tokens_of(overlay, way) == expected[way]  # now the speed of a step is known
+
+
+def test_generate_truncated_takes_many_tokens_a_call(overlay, bundled, monkeypatch):
+    calls = []
+
+    def run(rows, n_steps=1, **kwargs):
+        calls.append(n_steps)
+        return type(bundled.driver).run(bundled.driver, rows, n_steps=n_steps, **kwargs)
+
+    monkeypatch.setattr(bundled.driver, "run", run)
+    bundled.call_seconds = 1e9
+    out = overlay.generate("", max_new_tokens=18, temperature=0.8, top_p=0.9, top_k=40, seed=4)
+    assert calls == [1, 17] and len(out.tokens) == 18
+
+
+def test_generate_undecided_step_is_done_again_once_with_all_logits(overlay, bundled, monkeypatch):
+    runs = []
+
+    def run(rows, **kwargs):
+        result = type(bundled.driver).run(bundled.driver, rows, **kwargs)
+        runs.append(
+            (int(rows["position"][-1]), int(rows["flags"][-1]), result.rows["token"][-1, 0])
+        )
+        return result
+
+    monkeypatch.setattr(bundled.driver, "run", run)
+    bundled.call_seconds = 0.0
+    overlay.generate("", max_new_tokens=6, temperature=1.0, top_k=200, top_p=0.9, seed=4)
+    all_logits = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
+    first = (0, int(RowFlag.SAMPLE), TOKEN_UNDECIDED)
+    assert runs == [first] + [(p, int(all_logits), TOKEN_UNDECIDED) for p in range(6)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -299,8 +331,8 @@ def test_stop_text_holds_back_the_longest_beginning_of_any_stop_string():
 
 
 def test_rows_are_packed_as_the_contract_has_them():
-    row = np.frombuffer(_ROW.pack(1, -2, 3, 4, 2**64 - 5, 0.75, 6), ROW_DTYPE)
-    assert row[0].item() == (1, -2, 3, 4, 2**64 - 5, 0.75, 6)
+    row = _ROW.pack(1, -2, 3, 4) + _ROW_SAMPLING.pack(2**64 - 5, 0.75, 6, 0.5, 0.25)
+    assert np.frombuffer(row, ROW_DTYPE)[0].item() == (1, -2, 3, 4, 2**64 - 5, 0.75, 6, 0.5, 0.25)
 
 
 def test_generate_logprobs_are_those_of_the_logits(overlay, bundled):

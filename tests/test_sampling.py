@@ -1,4 +1,4 @@
-"""Choosing a token on the host: same result from the top logits as from all of them."""
+"""Sampling arguments; and choosing a token on the host as the kernel would, from all logits."""
 
 import math
 
@@ -7,18 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import llama_pynq.sampling as module
 from llama_pynq.errors import RequestError
-from llama_pynq.reference import gumbel_noise, log_sum_exp
-from llama_pynq.sampling import (
-    Sampling,
-    _near_noise,
-    _near_noise_of_all,
-    _noise_key,
-    choose,
-)
-
-TOP = 16
+from llama_pynq.reference import gumbel_noise, log_sum_exp, sample
+from llama_pynq.sampling import Sampling, _largest, choose
 
 
 def sampling(**kwargs) -> Sampling:
@@ -27,19 +18,9 @@ def sampling(**kwargs) -> Sampling:
     return Sampling.checked(**(defaults | kwargs))
 
 
-def pick(logits: np.ndarray, s: Sampling, n_top: int, history=()):
-    """Choose from the `n_top` best logits; the number of times all logits were asked for."""
-    order = np.argsort(-logits, kind="stable")[:n_top]
-    asked = []
-
-    def full_logits():
-        asked.append(1)
-        return logits
-
+def pick(logits: np.ndarray, s: Sampling, history=()):
     t = np.float32(s.temperature or 1)
-    choice = choose(order, logits[order],
-                    float(log_sum_exp(logits / t)), 5, history, s, full_logits)  # fmt: skip
-    return choice, len(asked)
+    return choose(logits, float(log_sum_exp(logits / t)), 5, history, s)
 
 
 def expected(logits: np.ndarray, s: Sampling) -> int:
@@ -64,86 +45,69 @@ def expected(logits: np.ndarray, s: Sampling) -> int:
     spread=st.floats(0.1, 8),
     seed=st.integers(0, 2**64 - 1),
     temperature=st.floats(0.1, 3),
-    top_k=st.sampled_from([0, 1, 5, 16, 17, 300, 1000]),
-    top_p=st.sampled_from([0.05, 0.5, 0.9, 0.99, 1.0]),
+    top_k=st.sampled_from([0, 1, 5, 16, 17, 300, 10**12]),
+    top_p=st.sampled_from([1e-60, 0.05, 0.5, 0.9, 0.99, 1.0]),
     min_p=st.sampled_from([0.0, 0.02, 0.3]),
 )
-def test_choose_any_arguments_is_the_same_from_top_and_from_all(
+def test_choose_any_arguments_is_the_kernels_arithmetic_and_the_definition(
     spread, seed, temperature, top_k, top_p, min_p
 ):
     rng = np.random.default_rng(seed % 1000)
     logits = (rng.standard_normal(300) * spread).astype(np.float32)
     s = sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-    few, _ = pick(logits, s, TOP)
-    every, _ = pick(logits, s, len(logits))
-    assert few.token == every.token == expected(logits, s)
-    assert few.logit == logits[few.token]
+    choice = pick(logits, s)
+    kernels = sample(logits, s.temperature, seed, 5, 300, s.truncation)
+    assert choice.token == kernels.token == expected(logits, s)
+    assert choice.logit == logits[choice.token]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**64 - 1])
-def test_near_noise_is_the_kernels_to_within_what_choosing_allows(seed):
-    for position in (0, 1, 77, 32767):
-        exact = gumbel_noise(seed, position, np.arange(32000))
-        key = _noise_key(seed, position)
-        assert np.abs(_near_noise_of_all(key, 32000) - exact).max() < 1e-5
-        assert np.abs(np.array(_near_noise(key, range(999))) - exact[:999]).max() < 1e-5
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (0, 0.1), (1500, 0.9), (40_000, 0.5)])
+def test_choose_more_than_are_sorted_at_first_is_the_same_choice(top_k, top_p):
+    logits = np.random.default_rng(7).standard_normal(3000).astype(np.float32)
+    for seed in range(5):
+        s = sampling(temperature=2.0, top_k=top_k, top_p=top_p, seed=seed)
+        assert pick(logits, s).token == sample(logits, 2.0, seed, 5, 3000, s.truncation).token
 
 
-def test_choose_sums_too_close_to_call_are_the_kernels(monkeypatch):
-    # With a margin this wide, every choice is left to the kernel's own noise.
-    logits = (np.random.default_rng(3).standard_normal(300) * 2).astype(np.float32)
-    s = [sampling(top_p=p, seed=seed) for p in (0.5, 0.9) for seed in range(50)]
-    few = [pick(logits, x, TOP)[0] for x in s]
-    monkeypatch.setattr(module, "_least_contender", lambda largest: largest - 5)
-    assert [pick(logits, x, TOP)[0] for x in s] == few
-    assert [choice.token for choice in few] == [expected(logits, x) for x in s]
-
-
-def test_choose_from_all_of_equal_logits_ranks_the_lower_id_first():
-    logits = np.zeros(300, np.float32)
-    for seed in range(30):
-        token = pick(logits, sampling(top_k=100, top_p=0.5, seed=seed), TOP)[0].token
-        assert token < 50
-        assert token == np.argmax(gumbel_noise(seed, 5, np.arange(50)))
-
-
-def test_choose_peaked_logits_needs_no_full_logits():
-    logits = np.linspace(0, -60, 300).astype(np.float32)
-    assert pick(logits, sampling(top_p=0.9), TOP)[1] == 0
-
-
-def test_choose_flat_logits_asks_for_full_logits_once():
-    logits = np.zeros(300, np.float32)
-    assert pick(logits, sampling(top_p=0.9), TOP)[1] == 1
+@settings(derandomize=True, deadline=None)
+@given(seed=st.integers(0, 99), n=st.integers(1, 60), values=st.integers(1, 60))
+def test_largest_of_equals_ranks_the_lower_id_first(seed, n, values):
+    logits = np.random.default_rng(seed).integers(0, values, 60).astype(np.float32)
+    assert _largest(logits, n).tolist() == np.argsort(-logits, kind="stable")[:n].tolist()
 
 
 def test_choose_top_k_one_is_greedy():
     logits = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     for seed in range(20):
-        assert pick(logits, sampling(top_k=1, seed=seed), TOP)[0].token == logits.argmax()
+        assert pick(logits, sampling(top_k=1, seed=seed)).token == logits.argmax()
 
 
 def test_choose_frequencies_follow_the_softmax():
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     s = [sampling(temperature=1.0, top_k=4, seed=seed) for seed in range(1500)]
-    counts = np.bincount([pick(logits, x, 4)[0].token for x in s], minlength=4) / 1500
+    counts = np.bincount([pick(logits, x).token for x in s], minlength=4) / 1500
     np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.04)
 
 
 def test_choose_repetition_penalty_moves_the_greedy_choice():
     logits = np.array([2.0, 1.9, -1.0], np.float32)
     s = sampling(temperature=0, repetition_penalty=1.2)
-    choice, _ = pick(logits, s, 3, history=[0, 0, 2])
-    assert choice.token == 1
-    again, _ = pick(logits, s, 3, history=[])
-    assert again.token == 0
+    assert pick(logits, s, history=[0, 0, 2]).token == 1
+    assert pick(logits, s, history=[]).token == 0
 
 
 def test_choose_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     logits = np.array([-1.0, -1.1], np.float32)
-    choice, _ = pick(logits, sampling(temperature=0, repetition_penalty=2.0), 2, history=[0])
+    choice = pick(logits, sampling(temperature=0, repetition_penalty=2.0), history=[0])
     assert choice.token == 1
     assert choice.logit == np.float32(-1.1)
+
+
+def test_choose_repetition_penalty_truncates_what_it_left():
+    logits = np.array([5.0, 4.9, 0.0, 0.0], np.float32)
+    for seed in range(20):
+        s = sampling(temperature=1.0, top_p=0.6, repetition_penalty=100.0, seed=seed)
+        assert pick(logits, s, history=[0]).token == 1
 
 
 @pytest.mark.parametrize(
@@ -175,9 +139,5 @@ def test_sampling_without_seed_draws_one():
 
 
 def test_on_host_only_where_the_device_cannot():
-    assert not sampling(temperature=0, top_p=0.5, top_k=3).on_host
-    assert not sampling(temperature=1.0).on_host
-    assert sampling(top_p=0.5).on_host
-    assert sampling(top_k=3).on_host
-    assert sampling(min_p=0.1).on_host
+    assert not sampling(top_p=0.5, top_k=3, min_p=0.1).on_host
     assert sampling(temperature=0, repetition_penalty=1.1).on_host

@@ -64,6 +64,10 @@ def mapped(stages, stage, x):
 # ---- float_math.h -----------------------------------------------------------------------
 
 
+def request_size(stages):
+    return contract.REQUEST_ROW_BASE + contract.ROW_WORDS * stages.max_rows
+
+
 def test_flush_to_zero_only_inside_the_kernel(stages):
     x = np.array([1e-40], f32)
     during, after = np.ones(1, f32), np.ones(1, f32)
@@ -433,7 +437,7 @@ class Cache:
 
 def attend(stages, config, slots, layer, cache, qkv, positions, row_slots):
     rows = len(positions)
-    request = request_words(48 + 8 * stages.max_rows, (0, config.n_layers), [0] * rows,
+    request = request_words(request_size(stages), (0, config.n_layers), [0] * rows,
                             positions, row_slots)  # fmt: skip
     model = model_words(config, 32, slots, contract.MODEL_ROPE_TABLE + 256, 8, cache.kv_bits)
     out = np.empty((rows, config.dim), f32)
@@ -548,7 +552,12 @@ def sampled(stages, logits, **options):
     """Status, results (rows,), and the full logits of one step."""
     rows, vocab = logits.shape
     config = ModelConfig(8, 8, 1, 1, 1, vocab, 64, True)
-    request = request_words(48 + 8 * stages.max_rows, (0, 1), [0] * rows, **options)
+    request = request_words(
+        request_size(stages),
+        (0, 1),
+        [0] * rows,
+        **options,
+    )
     model = model_words(config, 32, 4, contract.MODEL_ROPE_TABLE + 256)
     full = np.full((rows, vocab), np.nan, f32)
     dtype = contract.result_dtype(stages.top_logits)
@@ -576,12 +585,71 @@ def test_sample_any_vocabulary(stages, seed, vocab, temperature, spread):
         found = results[row]
         n = len(expected.top_ids)
         assert found["token"] == expected.token and found["position"] == positions[row]
+        assert found["kept"] == expected.kept
         assert_same_bits(found["lse"], expected.lse)
         assert_same_bits(found["lse_temperature"], expected.lse_temperature)
         assert_same_bits(found["logit"], logits[row, expected.token])
         np.testing.assert_array_equal(found["top"]["id"][:n], expected.top_ids)
         assert_same_bits(np.ascontiguousarray(found["top"]["logit"][:n]), expected.top_logits)
         assert (found["top"]["id"][n:] == -1).all()
+
+
+# ---- truncate.h -------------------------------------------------------------------------
+
+
+@same_every_run
+@given(seed=seeds, vocab=st.integers(1, 200), temperature=st.sampled_from([1e-3, 0.8, 1, 30]),
+       spread=st.sampled_from([0.0, 0.5, 2, 5, 60]),
+       top_k=st.sampled_from([0, 1, 5, 63, 64, 65, 150]),
+       top_p=st.sampled_from([0, 1e-30, 0.5, 0.9, 0.999, 1]),
+       min_p=st.sampled_from([0, 0.02, 0.5]))  # fmt: skip
+def test_sample_truncated_is_the_references(
+    stages, seed, vocab, temperature, spread, top_k, top_p, min_p
+):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, spread, (1, vocab)).astype(f32)
+    row_seed = int(rng.integers(0, 2**64, dtype=np.uint64))
+    _, results, _ = sampled(stages, logits, positions=[7], temperature=temperature, seed=row_seed,
+                            top_k=top_k, top_p=top_p, min_p=min_p)  # fmt: skip
+    found, top = results[0], stages.top_logits
+    truncation = reference.Truncation(top_k, top_p or 1, min_p)
+    expected = reference.sample(logits[0], temperature, row_seed, 7, top, truncation)
+    assert (found["token"], found["kept"]) == (expected.token, expected.kept)
+    every = reference.sample(logits[0], temperature, row_seed, 7, vocab, truncation)
+    assert every.kept > 0
+    if expected.kept:
+        assert (found["token"], found["kept"]) == (every.token, every.kept)
+        assert_same_bits(found["logit"], logits[0, every.token])
+        kept_p = np.sort(np.exp(logits[0] / f32(temperature) - expected.lse_temperature))[::-1]
+        if top_p and not top_k and not min_p and top_p < 0.999:
+            mass = np.cumsum(kept_p)
+            count = found["kept"]
+            assert mass[count - 1] >= top_p - 1e-4
+            assert count == 1 or mass[count - 2] < top_p + 1e-4
+        if min_p:
+            assert kept_p[found["kept"] - 1] >= min_p * kept_p[0] * (1 - 1e-5)
+        if top_k:
+            assert found["kept"] <= top_k
+    else:
+        assert found["token"] == contract.TOKEN_UNDECIDED
+        assert top_k > top or every.kept > top
+
+
+def test_sample_truncated_without_temperature_is_greedy(stages):
+    logits = np.random.default_rng(3).normal(0, 1, (1, 200)).astype(f32)
+    _, results, _ = sampled(stages, logits, positions=[9], top_k=3, top_p=0.5, min_p=0.1)
+    assert results[0]["token"] == np.argmax(logits)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.6}])
+def test_sample_truncated_draws_every_token_that_is_kept(stages, options):
+    logits = np.zeros((1, 90), f32)
+    logits[0, [17, 40, 77]] = 5.0, 4.9, 4.8
+    drawn = set()
+    for seed in range(40):
+        _, results, _ = sampled(stages, logits, positions=[9], temperature=1, seed=seed, **options)
+        drawn.add(int(results[0]["token"]))
+    assert drawn == {17, 40, 77}
 
 
 def test_sample_greedy_of_equal_logits_takes_the_first(stages):

@@ -3,6 +3,7 @@
 
 #include "call.h"
 #include "epilogues.h"
+#include "truncate.h"
 
 namespace kernel {
 
@@ -256,23 +257,33 @@ WRITE_RESULTS:
     const Row& r = step.rows[row];
     const int base = kStatusWords + (step.index * step.n_rows + row) * kResultWords;
     const bool sampled = step.classify && r.active && (r.flags & kRowSample) != 0;
-    int token = -1;
+    int token = kTokenNone;
     if (sampled) {
       const LogSumExp plain = {sampler.plain_maximum[row], sampler.plain_total[row]};
       const LogSumExp tempered = {sampler.tempered_maximum[row], sampler.tempered_total[row]};
       const float lse = plain.Value();
+      const float lse_tempered = r.temperature > 0.0f ? tempered.Value() : lse;
       const bool chosen = r.temperature > 0.0f && (r.flags & kRowHostChooses) == 0;
       token = chosen ? sampler.best_id[row] : sampler.top_id[row][0];
+      float logit = chosen ? sampler.best_logit[row] : sampler.top_logit[row][0];
+      int kept = chosen ? step.shape.vocab_size : 1;
       // Written so that NaN fails; Log would make a number of a total that is none.
       const bool finite = plain.total > 0.0f && lse > kLowest && lse < 3e38f;
       if ((token < 0 || !finite) && error == kErrorNone) {
         error = kErrorNotFinite;
         detail = row;
       }
+      if (Truncates(r) && error == kErrorNone) {
+        const TopChoice choice = ChooseFromTop(r, step.shape.vocab_size, lse_tempered,
+                                               sampler.top_logit[row], sampler.top_id[row]);
+        token = choice.kept > 0 ? sampler.top_id[row][choice.index] : kTokenUndecided;
+        logit = sampler.top_logit[row][choice.index];
+        kept = choice.kept;
+      }
       results[base + kResultLse] = BitsOf(lse);
-      results[base + kResultLogit] =
-          BitsOf(chosen ? sampler.best_logit[row] : sampler.top_logit[row][0]);
-      results[base + kResultLseTemperature] = BitsOf(r.temperature > 0.0f ? tempered.Value() : lse);
+      results[base + kResultLseTemperature] = BitsOf(lse_tempered);
+      results[base + kResultLogit] = BitsOf(logit);
+      results[base + kResultKept] = static_cast<uint32_t>(kept);
     WRITE_TOP:
       for (int i = 0; i < kTopLogits; ++i) {
 #pragma HLS PIPELINE II = 2
