@@ -78,7 +78,8 @@ ROWS:
         for (int i = 0; i < s.group_size; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-          const int byte = values.b[at.offset + (s.int4 ? i % kMinGroup : i)];
+          // Of half a group, what follows is beyond dim.
+          const int byte = values.b[(at.offset + (s.int4 ? i % kMinGroup : i)) % kWordBytes];
           const int nibble = i < kMinGroup ? byte & 15 : byte >> 4;
           dequantized[i] = static_cast<float>(s.int4 ? nibble - 8 : byte - 128);
         }
@@ -166,9 +167,9 @@ BLOCKS:
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 2 max = 500
     BlockSums sums;
-#pragma HLS ARRAY_PARTITION variable = sums complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = sums complete dim = 2
-#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kSumBanks dim = 3
+#pragma HLS ARRAY_PARTITION variable = sums complete dim = 3
+#pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kSumBanks dim = 4
     RunEngines(ports, job, block, ws.quantized, sums);
     Collect(job, block, step, sums, logits, ws.x, ws.qkv, ws.gate, ws.hidden, ws.sampler);
   }

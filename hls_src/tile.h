@@ -3,8 +3,9 @@
 // A tile is kTileRows output rows. It is stored group by group: the rows' values of one group,
 // one row after the other; then kTileRows float32 scales; then the same rows' next group. int8 is
 // stored as q + 128; int4 as q + 8, in groups of 64, two to a byte: the group's first half in
-// the low nibbles. Tile i of a matrix lies in channel i % kChannels, so the channels are
-// read side by side: one tile of each is a wave.
+// the low nibbles. A last group of int8 whose second half is padding is stored without it, two
+// rows to a word, as a group of 32 is. Tile i of a matrix lies in channel i % kChannels, so the
+// channels are read side by side: one tile of each is a wave.
 //
 // Each channel holds, in this order:
 //   per layer   [channel 0: attention norm]  Q,K,V  Wo  [channel 0: ffn norm]  W1|W3  W2
@@ -38,9 +39,23 @@ struct Format {
   bool int4;
 };
 
+// Where an engine is in its tiles: the beat of a word of a group, `count` groups having gone before
+// in whatever wave; `half`: the group is stored without its second half.
+struct BeatAt {
+  int wave, group, count, word, beat;
+  bool half;
+};
+
+// How far an engine goes: words of a group, and of a last one that is stored as half.
+struct GroupLoop {
+  int groups, words, tail_words;
+  bool half_tail;
+};
+
 struct Matrix {
   int rows;        // output rows in use
   int groups;      // input groups
+  bool half_tail;  // the last of them is stored without its second half
   int waves;       // tiles per channel
   int first_word;  // of wave 0, from the start of its layer or of the tail, in channels > 0
 };
@@ -51,18 +66,26 @@ struct Layout {
   int layer_words;  // one layer, without its norms
 };
 
-inline int TileWords(int groups, int row_bytes) {
-  return groups * ((row_bytes == kWordBytes ? kTileRows : kTileRows / 2) + kScaleWords);
+// Of one group of a tile; `two_rows`: a word holds a group of two of them.
+inline int GroupWords(bool two_rows) {
+  return (two_rows ? kTileRows / 2 : kTileRows) + kScaleWords;
+}
+
+inline int TileWords(const Matrix& m, int row_bytes) {
+  const int words = m.groups * GroupWords(row_bytes != kWordBytes);
+  return m.half_tail ? words - kTileRows / 2 : words;
 }
 
 inline int MatrixWords(const Matrix& m, int row_bytes) {
-  return m.waves * TileWords(m.groups, row_bytes);
+  return m.waves * TileWords(m, row_bytes);
 }
 
-inline Matrix PlaceMatrix(int rows, int groups, int row_bytes, int& next_word) {
+// A matrix of `columns` inputs.
+inline Matrix PlaceMatrix(int rows, int columns, int group_size, int row_bytes, int& next_word) {
   Matrix m;
   m.rows = rows;
-  m.groups = groups;
+  m.groups = RoundUp(columns, group_size) / group_size;
+  m.half_tail = row_bytes == kWordBytes && (columns - 1) % kMaxGroup < kMinGroup;
   m.waves = (rows + kWaveRows - 1) / kWaveRows;
   m.first_word = next_word;
   next_word += MatrixWords(m, row_bytes);
@@ -71,20 +94,20 @@ inline Matrix PlaceMatrix(int rows, int groups, int row_bytes, int& next_word) {
 
 inline Layout PlanLayout(const Shape& s) {
   Layout plan;
-  const int bytes = s.row_bytes;
+  const int bytes = s.row_bytes, size = s.group_size;
   // Whole groups of hidden units leave a pair of W1 and W3 tiles.
   const int hidden_units = RoundUp(s.hidden_groups * s.group_size, kTileRows);
   plan.norm_words = s.dim_groups * s.group_size * 4 / kWordBytes;
   int word = 0;
-  plan.qkv = PlaceMatrix(s.dim + 2 * s.kv_dim, s.dim_groups, bytes, word);
-  plan.attention_out = PlaceMatrix(s.dim, s.dim_groups, bytes, word);
-  plan.gate_up = PlaceMatrix(2 * hidden_units, s.dim_groups, bytes, word);
-  plan.down = PlaceMatrix(s.dim, s.hidden_groups, bytes, word);
+  plan.qkv = PlaceMatrix(s.dim + 2 * s.kv_dim, s.dim, size, bytes, word);
+  plan.attention_out = PlaceMatrix(s.dim, s.dim, size, bytes, word);
+  plan.gate_up = PlaceMatrix(2 * hidden_units, s.dim, size, bytes, word);
+  plan.down = PlaceMatrix(s.dim, s.hidden_dim, size, bytes, word);
   plan.layer_words = word;
   word = 0;
-  plan.classifier = PlaceMatrix(s.vocab_size, s.dim_groups, bytes, word);
+  plan.classifier = PlaceMatrix(s.vocab_size, s.dim, size, bytes, word);
   plan.embedding = plan.classifier;
-  if (!s.tied) plan.embedding = PlaceMatrix(s.vocab_size, s.dim_groups, bytes, word);
+  if (!s.tied) plan.embedding = PlaceMatrix(s.vocab_size, s.dim, size, bytes, word);
   return plan;
 }
 
@@ -109,15 +132,15 @@ struct RowWords {
 inline RowWords FindRow(const Matrix& m, int base, int row, int group, int row_bytes) {
   const int tile = row / kTileRows;
   const int row_in_tile = row % kTileRows;
-  const bool wide = row_bytes == kWordBytes;  // a row's group to a word, else two
-  const int value_words = wide ? kTileRows : kTileRows / 2;
-  const int first = base + m.first_word + (tile / kChannels) * TileWords(m.groups, row_bytes) +
-                    group * (value_words + kScaleWords);
+  const bool narrow = row_bytes != kWordBytes;
+  const bool two_rows = narrow || (m.half_tail && group + 1 == m.groups);
+  const int first = base + m.first_word + (tile / kChannels) * TileWords(m, row_bytes) +
+                    group * GroupWords(narrow);
   RowWords at;
   at.channel = tile % kChannels;
-  at.values = first + (wide ? row_in_tile : row_in_tile / 2);
-  at.offset = wide ? 0 : row_in_tile % 2 * (kWordBytes / 2);
-  at.scales = first + value_words + row_in_tile * 4 / kWordBytes;
+  at.values = first + (two_rows ? row_in_tile / 2 : row_in_tile);
+  at.offset = two_rows ? row_in_tile % 2 * (kWordBytes / 2) : 0;
+  at.scales = first + (two_rows ? kTileRows / 2 : kTileRows) + row_in_tile * 4 / kWordBytes;
   at.scale_index = row_in_tile % (kWordBytes / 4);
   return at;
 }

@@ -25,7 +25,7 @@ from .errors import CheckpointError, LimitError
 from .files import cache_folder, replacing
 from .reference import QuantizedMatrix
 
-PACK_VERSION = 3
+PACK_VERSION = 4
 """Counts changes of the packed layout; part of the cache key."""
 
 _SLICE_BYTES = 8 << 20
@@ -105,27 +105,6 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
     return QuantizedMatrix(q.reshape(out, -1), scale, bits)
 
 
-def choose_group_size(config: ModelConfig) -> int:
-    """64, or 32 where padding to groups of 64 costs more than a sixteenth of the bytes.
-
-    A group of 64 is one dot product where two of 32 are two: less to compute.
-    """
-
-    def row_bytes(n: int, size: int) -> int:
-        return -(-n // size) * (size + 4)
-
-    def total(size: int) -> int:
-        per_layer = (config.dim * 2 + 2 * config.kv_dim + 2 * config.hidden_dim) * row_bytes(
-            config.dim, size
-        ) + config.dim * row_bytes(config.hidden_dim, size)
-        tables = 1 if config.tied else 2
-        return config.n_layers * per_layer + tables * config.vocab_size * row_bytes(
-            config.dim, size
-        )
-
-    return MAX_GROUP if total(MAX_GROUP) <= total(MIN_GROUP) * 17 / 16 else MIN_GROUP
-
-
 class QuantizedModel:
     """A checkpoint as groups the kernel can read, one tensor at a time.
 
@@ -133,7 +112,7 @@ class QuantizedModel:
     ----------
     checkpoint : Checkpoint
     group_size : {32, 64}, optional
-        Default: the checkpoint's own where the kernel can use it, else `choose_group_size`.
+        Default: the checkpoint's own where the kernel can use it, else 64, as llama2.c's.
     bits : {8, 4}
         4: half the bytes a token reads, in groups of 64.
 
@@ -171,7 +150,7 @@ class QuantizedModel:
                 if stored % size == 0:
                     group_size = size
                     break
-        self.group_size = group_size or choose_group_size(self.config)
+        self.group_size = group_size or MAX_GROUP
         self.exact = bits == 8 and stored is not None and stored % self.group_size == 0
         if stored is None or bits == 4:
             kind = "float32" if stored is None else f"int8 (groups of {stored})"
@@ -223,13 +202,27 @@ class Target:
         return cls(limits.channels, limits.tile_rows)
 
 
-def pack_matrix(matrix: QuantizedMatrix, target: Target) -> np.ndarray:
+def row_bytes(columns: int, group_size: int, bits: int) -> int:
+    """Bytes of one output row of a packed matrix, scales included."""
+    groups = -(-columns // group_size)
+    half = MIN_GROUP if has_half_group(columns, group_size, bits) else 0
+    return groups * (group_size * bits // 8 + 4) - half
+
+
+def has_half_group(columns: int, group_size: int, bits: int) -> bool:
+    """Whether the last group of a row is stored without its second half, which is padding."""
+    return bits == 8 and group_size == MAX_GROUP and 1 <= columns % MAX_GROUP <= MIN_GROUP
+
+
+def pack_matrix(matrix: QuantizedMatrix, target: Target, columns: int) -> np.ndarray:
     """Tiles of one matrix, per channel.
 
     Parameters
     ----------
     matrix : QuantizedMatrix
     target : Target
+    columns : int
+        Inputs that are no padding.
 
     Returns
     -------
@@ -255,6 +248,14 @@ def pack_matrix(matrix: QuantizedMatrix, target: Target) -> np.ndarray:
     out = np.empty((*q.shape[:3], target.tile_rows * (size + 4)), np.uint8)
     out[..., : target.tile_rows * size] = q.reshape(*q.shape[:3], -1)
     out[..., target.tile_rows * size :] = np.ascontiguousarray(scale).view(np.uint8)
+    if has_half_group(columns, matrix.group_size, matrix.bits):
+        # The last group's values move up, over each row's second half.
+        last, room = out[:, :, -1], target.tile_rows * size
+        halves = q[:, :, -1, :, :MIN_GROUP].reshape(*q.shape[:2], -1)
+        last[..., room // 2 : room] = halves
+        kept = np.ones(out.shape[2:], bool)
+        kept[-1, : room // 2] = False
+        out = out[:, :, kept]
     return out.reshape(target.channels, -1)
 
 
@@ -293,8 +294,8 @@ def _blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.nda
         padded[: config.dim] = model.vector(name, layer)
         return "norm", padded.view(np.uint8)
 
-    def tiles(matrix: QuantizedMatrix) -> tuple[str, np.ndarray]:
-        return "tiles", pack_matrix(matrix, target)
+    def tiles(matrix: QuantizedMatrix, columns: int = config.dim) -> tuple[str, np.ndarray]:
+        return "tiles", pack_matrix(matrix, target, columns)
 
     for layer in range(config.n_layers):
         yield norm("rms_att_weight", layer)
@@ -303,7 +304,7 @@ def _blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.nda
         yield norm("rms_ffn_weight", layer)
         w1, w3 = model.matrix("w1", layer), model.matrix("w3", layer)
         yield tiles(_alternate(w1, w3, units, target.tile_rows))
-        yield tiles(model.matrix("w2", layer))
+        yield tiles(model.matrix("w2", layer), config.hidden_dim)
     yield norm("rms_final_weight")
     yield tiles(model.matrix("wcls"))
     if not config.tied:
@@ -326,17 +327,17 @@ def channel_bytes(config: ModelConfig, group_size: int, target: Target, bits: in
     units = -(-hidden_groups * group_size // target.tile_rows) * target.tile_rows
     wave = target.channels * target.tile_rows
 
-    def tiles(rows: int, groups: int) -> int:
-        return -(-rows // wave) * groups * target.tile_rows * (group_size * bits // 8 + 4)
+    def tiles(rows: int, columns: int) -> int:
+        return -(-rows // wave) * target.tile_rows * row_bytes(columns, group_size, bits)
 
     per_layer = (
-        tiles(config.dim + 2 * config.kv_dim, dim_groups)
-        + tiles(config.dim, dim_groups)
-        + tiles(2 * units, dim_groups)
-        + tiles(config.dim, hidden_groups)
+        tiles(config.dim + 2 * config.kv_dim, config.dim)
+        + tiles(config.dim, config.dim)
+        + tiles(2 * units, config.dim)
+        + tiles(config.dim, config.hidden_dim)
     )
     tables = 1 if config.tied else 2
-    common = config.n_layers * per_layer + tables * tiles(config.vocab_size, dim_groups)
+    common = config.n_layers * per_layer + tables * tiles(config.vocab_size, config.dim)
     norms = (2 * config.n_layers + 1) * dim_groups * group_size * 4
     return [common + (norms if c == 0 else 0) for c in range(target.channels)]
 

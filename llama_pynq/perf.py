@@ -34,7 +34,7 @@ from .contract import (
 )
 from .errors import LimitError
 from .interface import board_headers
-from .packing import Target, channel_bytes, check_limits, choose_group_size
+from .packing import Target, channel_bytes, check_limits, has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""
@@ -110,6 +110,7 @@ class KernelConfig:
     beat_bytes: int
     tile_rows: int
     scale_lanes: int
+    waves_in_flight: int
     kv_ports: int
     kv_beat_bytes: int
     attention_lanes: int
@@ -534,47 +535,51 @@ class Compute:
 
     # ---- matrices
 
-    def group_beats(self) -> int:
-        """Beats of one group of a tile: values, then scales."""
-        k = self.kernel
-        values = k.tile_rows * self.work.row_bytes // WORD_BYTES
-        return (values + k.scale_words) * k.word_beats
+    def group_beats(self, columns: int) -> list[int]:
+        """Beats of every group of a tile: values, then scales; the last may be stored as half."""
+        k, w = self.kernel, self.work
+        values = k.tile_rows * w.row_bytes // WORD_BYTES
+        beats = [(values + k.scale_words) * k.word_beats] * -(-columns // w.group_size)
+        if has_half_group(columns, w.group_size, w.weight_bits):
+            beats[-1] -= values // 2 * k.word_beats
+        return beats
 
-    def engine(self, groups: int) -> float:
-        """RunEngine on one wave: a loop over all beats, in which the group before is scaled."""
+    def engine(self, columns: int, waves: int) -> float:
+        """RunEngine: a loop over all beats, in which the group before is scaled."""
         k, ops = self.kernel, self._ops
         slots = k.tile_rows // k.scale_lanes
         product = ops.read + 1 + ops.imul + ops.add_tree(k.beat_bytes) + 2 + ops.store
         adding = ops.read + 1 + ops.convert + 2 * ops.fmul + ops.fadd + ops.store
-        beats = max(self.group_beats(), -(-slots // k.word_beats) * k.word_beats)
-        stream = loop(groups * beats, 1, max(product, adding))
+        least = -(-slots // k.word_beats) * k.word_beats
+        wave = sum(max(beats, least) for beats in self.group_beats(columns))
+        stream = loop(waves * wave, 1, max(product, adding))
         return stream + loop(slots, 1, adding) + 2 * ASSUMPTIONS.call
 
-    def collect(self, epilogue: str) -> float:
-        """Collect on one wave: rows and tiles follow one another down one pipeline."""
-        k, ops, rows = self.kernel, self._ops, self.work.rows
+    def collect(self, epilogue: str, waves: int) -> float:
+        """Collect: rows and tiles follow one another down one pipeline."""
+        k, ops = self.kernel, self._ops
+        tiles = waves * k.channels * self.work.rows
         take = k.tile_rows // k.vector_lanes
         if epilogue == "keep":
-            cycles = loop(k.channels * rows, take, take + ops.read + ops.store)
-        elif epilogue == "residual":
-            cycles = loop(k.channels * rows, take, take + ops.read + ops.fadd + ops.store)
-        elif epilogue == "swiglu":
-            cycles = self._gate()
-        else:
-            cycles = self._take_blocks()
-        return cycles + ASSUMPTIONS.call
+            return loop(tiles, take, take + ops.read + ops.store)
+        if epilogue == "residual":
+            return loop(tiles, take, take + ops.read + ops.fadd + ops.store)
+        if epilogue == "swiglu":
+            return self._gate(waves)
+        return self._take_blocks(waves)
 
-    def _gate(self) -> float:
+    def _gate(self, waves: int) -> float:
         k, ops, rows = self.kernel, self._ops, self.work.rows
         silu = ops.read + ops.exp + ops.fadd + ops.fdiv + ops.fmul + ops.store
-        gate = loop(k.channels // 2 * rows, k.gate_cycles, k.gate_cycles + silu)
+        pairs = waves * k.channels // 2
+        gate = loop(pairs * rows, k.gate_cycles, k.gate_cycles + silu)
         interval = MAX_GROUP // k.vector_lanes
-        groups = math.ceil(k.channels // 2 * k.tile_rows / self.work.group_size)
+        groups = math.ceil(pairs * k.tile_rows / self.work.group_size)
         return gate + loop(groups * rows, interval, interval + ops.quantize)
 
-    def _take_blocks(self) -> float:
+    def _take_blocks(self, waves: int) -> float:
         k, ops, rows = self.kernel, self._ops, self.work.rows
-        blocks = k.channels * k.tile_rows // BLOCK
+        blocks = waves * k.channels * k.tile_rows // BLOCK
         # A row's sum of exponentials meets the next block's: a product and an addition.
         interval = max(k.sample_cycles, ops.fmul + ops.fadd)
         largest = int(math.log2(BLOCK)) * ops.fcmp
@@ -595,19 +600,22 @@ class Compute:
         ever = most * (1 + math.log(vocab_size / most)) if vocab_size > most else vocab_size
         return ever / max(1, vocab_size // BLOCK)
 
-    def matrix(self, rows: int, groups: int, epilogue: str) -> Iterator[Phase]:
-        """MatVec: engines fill a wave while the last one is collected."""
+    def matrix(self, rows: int, columns: int, epilogue: str) -> Iterator[Phase]:
+        """MatVec: engines fill a block of waves while the last one is collected."""
         k = self.kernel
         waves = -(-rows // (k.channels * k.tile_rows))
-        engine, collect = self.engine(groups), self.collect(epilogue)
-        handshake = 2 * ASSUMPTIONS.call
+        blocks = [
+            min(k.waves_in_flight, waves - first) for first in range(0, waves, k.waves_in_flight)
+        ]
+        engines = [self.engine(columns, n) for n in blocks]
+        collects = [self.collect(epilogue, n) for n in blocks]
         yield Phase(
             epilogue,
-            waves * (max(engine, collect) + handshake),
-            weights=waves * groups * self.group_beats(),
-            engines=waves * (engine + handshake),
+            dataflow(list(zip(engines, collects))) - collects[-1],
+            weights=waves * sum(self.group_beats(columns)),
+            engines=sum(engines) + ASSUMPTIONS.call * len(blocks),
         )
-        yield Phase(epilogue, collect)
+        yield Phase(epilogue, collects[-1])
 
     # ---- attention
 
@@ -745,19 +753,19 @@ class Compute:
         yield Stage.EMBED, 0, self.embed()
         for layer in range(c.n_layers):
             yield Stage.ATTENTION_NORM, layer, self.norm()
-            yield Stage.QKV, layer, self.matrix(c.dim + 2 * c.kv_dim, w.dim_groups, "keep")
+            yield Stage.QKV, layer, self.matrix(c.dim + 2 * c.kv_dim, c.dim, "keep")
             yield Stage.ROPE, layer, self.rope()
             yield Stage.ATTENTION, layer, self.attention()
             yield Stage.ATTENTION_OUT, layer, self.quantize()
-            yield Stage.ATTENTION_OUT, layer, self.matrix(c.dim, w.dim_groups, "residual")
+            yield Stage.ATTENTION_OUT, layer, self.matrix(c.dim, c.dim, "residual")
             yield Stage.FFN_NORM, layer, self.norm()
-            yield Stage.GATE_UP, layer, self.matrix(2 * hidden, w.dim_groups, "swiglu")
+            yield Stage.GATE_UP, layer, self.matrix(2 * hidden, c.dim, "swiglu")
             yield Stage.DOWN, layer, self.move_hidden()
-            yield Stage.DOWN, layer, self.matrix(c.dim, w.hidden_groups, "residual")
+            yield Stage.DOWN, layer, self.matrix(c.dim, c.hidden_dim, "residual")
         if w.sample:
             yield Stage.FINAL_NORM, c.n_layers, self.norm()
             yield Stage.CLASSIFIER, c.n_layers, self.start_samplers()
-            yield Stage.CLASSIFIER, c.n_layers, self.matrix(c.vocab_size, w.dim_groups, "sample")
+            yield Stage.CLASSIFIER, c.n_layers, self.matrix(c.vocab_size, c.dim, "sample")
         yield Stage.SAMPLE, c.n_layers, self.finish()
 
 
@@ -875,7 +883,7 @@ def predict(
         Of every row.
     weight_bits : {8, 4}
     group_size : {32, 64}, optional
-        Default: what packs tightest.
+        Default: 64.
     kv_bits : {32, 8}
     sample : bool
         False for a step that only prefills.
@@ -898,7 +906,7 @@ def predict(
                 f"{name} {given}: {board.title}'s kernel and this model take at most "
                 f"{most - (name == 'position')}"
             )
-    group_size = group_size or _default_group(config, weight_bits)
+    group_size = group_size or MAX_GROUP
     work = Work(config, group_size, weight_bits, kv_bits, rows, position, sample)
     latency = board.memory.latency_ns * 1e-9 * kernel.clock_mhz * 1e6
     compute = Compute(kernel, work, latency)
@@ -955,7 +963,7 @@ def buffers(
 ) -> tuple[list[int], int]:
     """Bytes of every weight channel's buffer, and of each KV port's; see `fits`."""
     limits = KernelLimits.from_header(board_headers()[board.header])
-    group_size = group_size or _default_group(config, weight_bits)
+    group_size = group_size or MAX_GROUP
     sizes = channel_bytes(config, group_size, Target.of(limits), weight_bits)
     return sizes, limits.kv_port_bytes(config, kv_bits, slots)
 
@@ -1015,7 +1023,3 @@ def fits(
             f"KV cache, and has {memory.bank_bytes / MIB:.0f} MiB"
         )
     return True, ""
-
-
-def _default_group(config: ModelConfig, weight_bits: int) -> int:
-    return MAX_GROUP if weight_bits == 4 else choose_group_size(config)

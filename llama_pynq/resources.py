@@ -139,8 +139,9 @@ def _engines(k: KernelConfig) -> Resources:
 
 def _scaling(k: KernelConfig) -> Resources:
     lane = _add(Mix(fadd=1, fmul=2, convert=1).every(1), _times(2, _COST["iadd"]))
-    # One set of a wave's sums is added to while the one before is collected.
-    sums = _small_ram(2 * k.channels * k.max_rows * k.tile_rows * 32)
+    # One block's sums are added to while those of the one before are collected.
+    waves = 2 * k.waves_in_flight
+    sums = _small_ram(waves * k.channels * k.max_rows * k.tile_rows * 32)
     return _add(_times(k.channels * k.max_rows * k.scale_lanes, lane), sums)
 
 
@@ -246,7 +247,8 @@ def _arrays(k: KernelConfig, uram: bool) -> Resources:
         + _block_rams(rows * k.max_dim, 32)
         + quantized
     )
-    gate = 32 * rows * -(-k.channels // 2 * k.tile_rows // MAX_GROUP) * MAX_GROUP
+    tiles = k.waves_in_flight * k.channels // 2
+    gate = 32 * rows * -(-tiles * k.tile_rows // MAX_GROUP) * MAX_GROUP
     rope = 32 * rows * k.max_head_size + 64 * k.max_head_size // 2
     ultra = 2 * rows * _ultra_rams(*wide) if uram else 0
     return _add(Resources(0, 0, rams, ultra), _small_ram(gate + rope))

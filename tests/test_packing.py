@@ -16,12 +16,12 @@ from llama_pynq.packing import (
     Target,
     channel_bytes,
     check_limits,
-    choose_group_size,
     is_packed,
     open_packed,
     pack_cached,
     pack_channels,
     quantize_weights,
+    row_bytes,
     write_packed,
 )
 
@@ -134,22 +134,23 @@ def test_quantize_weights_tiny_groups_become_zero():
 
 
 @pytest.mark.parametrize(
-    "config, size",
+    ("columns", "size", "bits", "expected"),
     [
-        (ModelConfig(288, 768, 6, 6, 6, 32000, 256, True), 64),  # 288 = 4.5 groups of 64
-        (ModelConfig(96, 768, 6, 6, 6, 32000, 256, True), 32),
-        (ModelConfig(512, 1376, 8, 8, 8, 32000, 256, True), 64),
-        (ModelConfig(768, 2048, 12, 12, 12, 32000, 256, True), 64),
-        (ModelConfig(64, 172, 5, 8, 4, 512, 512, True), 64),
-        (ModelConfig(32, 32, 1, 1, 1, 64, 8, True), 32),
-        (ModelConfig(2000, 5504, 1, 1, 1, 64, 8, True), 64),  # little padding: 64 still wins
+        (288, 64, 8, 4 * 68 + 36),
+        (288, 32, 8, 9 * 36),
+        (288, 64, 4, 5 * 36),
+        (768, 64, 8, 12 * 68),
+        (33, 64, 8, 68),
+        (1, 64, 8, 36),
     ],
 )
-def test_choose_group_size_weighs_padding_against_scales(config, size):
-    assert choose_group_size(config) == size
-    totals = {s: sum(channel_bytes(config, s, Target(2, 32))) for s in (32, 64)}
-    other = 96 - size
-    assert totals[size] <= (1.07 if size == 64 else 1.0) * totals[other]
+def test_row_bytes_store_half_of_a_last_group_that_is_half_padding(columns, size, bits, expected):
+    assert row_bytes(columns, size, bits) == expected
+
+
+@given(columns=st.integers(1, 1000))
+def test_groups_of_64_never_take_more_bytes_than_groups_of_32(columns):
+    assert row_bytes(columns, 64, 8) <= row_bytes(columns, 32, 8)
 
 
 def test_quantized_model_of_float_weights(new_checkpoint):
@@ -194,7 +195,7 @@ def test_quantized_model_splits_larger_groups_exactly(new_checkpoint, stored, as
 def test_quantized_model_requantises_smaller_groups_and_says_so(new_checkpoint, stored, asked):
     checkpoint = new_checkpoint(CONFIG, 2, stored)
     model = QuantizedModel(checkpoint, asked)
-    size = asked or choose_group_size(CONFIG)
+    size = asked or 64
     assert not model.exact and model.group_size == size
     assert model.note == (
         f"int8 weights requantised from groups of {stored} to groups of {size}: "
@@ -257,7 +258,7 @@ class Reader:
         self.units = -(-hidden_groups * size // target.tile_rows) * target.tile_rows
         norm = groups * size * 4
         at = [0] * target.channels
-        self.places = {}
+        self.places, self.dropped = {}, {}
 
         def norm_vector(name):
             self.places[name] = at[0]
@@ -266,8 +267,13 @@ class Reader:
         def matrix(name, rows, n_groups):
             self.places[name] = (list(at), n_groups)
             waves = -(-rows // (target.tile_rows * target.channels))
+            half = size == 64 and bits == 8 and (c.hidden_dim if name[0] == "w2" else c.dim) % 64
+            dropped = 32 if 1 <= half <= 32 else 0
+            self.dropped[name] = dropped
             for channel in range(target.channels):
-                at[channel] += waves * n_groups * target.tile_rows * (self.row_bytes + 4)
+                at[channel] += (
+                    waves * target.tile_rows * (n_groups * (self.row_bytes + 4) - dropped)
+                )
 
         for layer in range(c.n_layers):
             norm_vector(("rms_att_weight", layer))
@@ -283,19 +289,22 @@ class Reader:
         self.end = at
 
     def row(self, name, row):
-        """(q, scale) of one output row, (groups * size,) and (groups,)."""
+        """(q, scale) of one output row, (groups * size,) or less and (groups,)."""
         bases, groups = self.places[name]
         rows = self.target.tile_rows
         tile, within = divmod(row, rows)
         wave, channel = divmod(tile, self.target.channels)
         q, scale = [], []
+        dropped = self.dropped[name]
         for g in range(groups):
             at = bases[channel] + (wave * groups + g) * rows * (self.row_bytes + 4)
-            values = self.channels[channel][at + within * self.row_bytes :][: self.row_bytes]
+            at -= wave * rows * dropped
+            size = self.row_bytes - (dropped if g == groups - 1 else 0)
+            values = self.channels[channel][at + within * size :][:size]
             if self.bits == 4:
                 values = np.concatenate([values & 15, values >> 4])
             q.append(values.astype(np.int16) - 2 ** (self.bits - 1))
-            at += rows * self.row_bytes + 4 * within
+            at += rows * size + 4 * within
             scale.append(self.channels[channel][at : at + 4].view("<f4"))
         return np.concatenate(q), np.concatenate(scale)
 
@@ -318,7 +327,8 @@ def test_pack_channels_puts_every_row_where_tile_h_says(target, size, bits, tied
     def check(place, first, matrix):
         for row in range(len(matrix.q)):
             q, scale = reader.row(place, first + row)
-            np.testing.assert_array_equal(q, matrix.q[row], f"{place} {row}")
+            np.testing.assert_array_equal(q, matrix.q[row, : len(q)], f"{place} {row}")
+            assert len(q) == matrix.q.shape[1] - reader.dropped[place]
             np.testing.assert_array_equal(scale, matrix.scale[row], f"{place} {row}")
 
     for layer in range(2):
@@ -333,7 +343,7 @@ def test_pack_channels_puts_every_row_where_tile_h_says(target, size, bits, tied
             for odd, matrix in ((0, gate), (1, up)):
                 row = (2 * tile + odd) * target.tile_rows + within
                 q, scale = reader.row(("gate_up", layer), row)
-                np.testing.assert_array_equal(q, matrix.q[unit])
+                np.testing.assert_array_equal(q, matrix.q[unit, : len(q)])
                 np.testing.assert_array_equal(scale, matrix.scale[unit])
         for name in ("rms_att_weight", "rms_ffn_weight"):
             np.testing.assert_array_equal(

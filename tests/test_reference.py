@@ -9,7 +9,7 @@ from kernel_library import RandomModel
 
 from llama_pynq import reference
 from llama_pynq.checkpoint import ModelConfig, load_checkpoint
-from llama_pynq.packing import QuantizedModel, choose_group_size
+from llama_pynq.packing import QuantizedModel
 from llama_pynq.reference import FloatModel, KernelModel, QuantizedMatrix, rope_turns
 
 f32 = np.float32
@@ -52,7 +52,7 @@ def float_logits(checkpoint, oracle):
 @pytest.fixture(scope="module")
 def kernel_logits(checkpoint, oracle):
     model = QuantizedModel(checkpoint)
-    assert model.group_size == choose_group_size(checkpoint.config)
+    assert model.group_size == 64
     return teacher_forced(KernelModel(model), oracle["greedy_ids"][:200])
 
 

@@ -293,23 +293,25 @@ def test_rotate_subnormal_products_are_zero(stages):
 # ---- matvec.h, epilogues.h --------------------------------------------------------------
 
 
-def mat_vec(stages, weight, q, scale, out, add=False):
-    channels = pack_matrix(weight, Target(stages.channels, stages.tile_rows))
+def mat_vec(stages, weight, q, scale, out, add=False, columns=None):
+    columns = columns or weight.q.shape[1]
+    channels = pack_matrix(weight, Target(stages.channels, stages.tile_rows), columns)
     aligned = []
     for part in channels:
         aligned.append(kernel_library.aligned(part.nbytes))
         aligned[-1][:] = part
     pointers = np.array([a.ctypes.data for a in aligned], np.uint64)
     rows, groups = scale.shape
-    stages.call("mat_vec", pointers, weight.q.shape[0], groups, weight.group_size, weight.bits, q,
+    stages.call("mat_vec", pointers, weight.q.shape[0], columns, weight.group_size, weight.bits, q,
                 scale, rows, int(add), out)  # fmt: skip
     return out
 
 
 @same_every_run
 @given(seed=seeds, rows=st.integers(1, 16), out=st.integers(1, 200), groups=st.integers(1, 5),
-       form=st.sampled_from([(32, 8), (64, 8), (64, 4)]), add=st.booleans())  # fmt: skip
-def test_mat_vec_any_shape(stages, seed, rows, out, groups, form, add):
+       form=st.sampled_from([(32, 8), (64, 8), (64, 4)]), add=st.booleans(),
+       padding=st.integers(0, 31))  # fmt: skip
+def test_mat_vec_any_shape(stages, seed, rows, out, groups, form, add, padding):
     rng = np.random.default_rng(seed)
     rows = min(rows, stages.max_rows)
     group_size, bits = form
@@ -320,10 +322,12 @@ def test_mat_vec_any_shape(stages, seed, rows, out, groups, form, add):
         wide_floats(rng, out * groups, -20, 3).reshape(out, groups),
         bits,
     )
+    columns = n - 2 * padding * group_size // 64
     q = rng.integers(-127, 128, (rows, n)).astype(np.int8)
+    q[:, columns:] = 0
     scale = np.abs(wide_floats(rng, rows * groups, -20, 3)).reshape(rows, groups)
     residual = wide_floats(rng, rows * out, -5, 5).reshape(rows, out)
-    actual = mat_vec(stages, weight, q, scale, residual.copy(), add)
+    actual = mat_vec(stages, weight, q, scale, residual.copy(), add, columns)
     product = reference.matvec(weight, q, scale)
     assert_same_bits(actual, reference.add(residual, product) if add else product)
     terms = np.einsum(

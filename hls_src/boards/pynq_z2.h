@@ -11,8 +11,8 @@ constexpr int kClockMhz = 142;
 constexpr int kChannels = 2;
 constexpr int kBeatBytes = 8;
 constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
-constexpr int kWavesInFlight = 1;
+constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kWavesInFlight = 1;  // that engines go through before they are collected
 
 // KV cache.
 constexpr int kKvPorts = 1;

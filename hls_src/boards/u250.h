@@ -11,8 +11,8 @@ constexpr int kClockMhz = 300;
 constexpr int kChannels = 8;
 constexpr int kBeatBytes = 32;
 constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 1;  // sums that an engine scales a cycle, for every row
-constexpr int kWavesInFlight = 1;
+constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kWavesInFlight = 3;  // that engines go through before they are collected
 
 // KV cache.
 constexpr int kKvPorts = 4;

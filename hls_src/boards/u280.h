@@ -10,9 +10,9 @@ constexpr int kClockMhz = 300;
 // Weight memory.
 constexpr int kChannels = 24;
 constexpr int kBeatBytes = 64;
-constexpr int kTileRows = 32;
-constexpr int kScaleLanes = 2;  // sums that an engine scales a cycle, for every row
-constexpr int kWavesInFlight = 1;
+constexpr int kTileRows = 16;
+constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kWavesInFlight = 8;  // that engines go through before they are collected
 
 // KV cache.
 constexpr int kKvPorts = 12;
@@ -25,8 +25,8 @@ constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
 
 // Small stages.
 constexpr int kVectorLanes = 16;   // values of a vector a cycle
-constexpr int kGateCycles = 8;     // for a tile of hidden units
-constexpr int kSampleCycles = 16;  // for kBlock logits
+constexpr int kGateCycles = 4;     // for a tile of hidden units
+constexpr int kSampleCycles = 12;  // for kBlock logits
 
 // Limits of the model and of one call.
 constexpr int kMaxRows = 2;

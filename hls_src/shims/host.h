@@ -11,6 +11,7 @@ namespace kernel {
 
 #define LLAMA_HOST_INLINE inline __attribute__((always_inline))
 constexpr int kEngineTiles = 1;
+constexpr int kEngineWaves = 1;
 constexpr int kEngineHeads = 1;
 // The host's loader: memory is asked for a beat this long before it is used. Processors leave
 // alone some 20 to 40% of their memory's speed without.
@@ -54,9 +55,25 @@ inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
 inline void StoreKv(KvBeat*, int, const Step&, KvWriter&) {}
 
 // The sums that one task of many fills.
-template <typename T, int kAll>
-inline T (&OfTask(T (&all)[kAll], int task))
-    [kEngineTiles] { return *reinterpret_cast<T(*)[kEngineTiles]>(all + task * kEngineTiles); }
+template <typename T>
+inline T (&OfTask(T (&all)[kWavesInFlight][kChannels], int task))
+    [kEngineWaves][kEngineTiles] { return *reinterpret_cast<T(*)[1][1]>(all[0] + task); }
+
+// A task is one tile. g++ makes a loop of its own of the half group, if there is one.
+template <typename Body>
+LLAMA_HOST_INLINE void ForBeats(int, const GroupLoop& loop, const Body& body) {
+  const int whole = loop.half_tail ? loop.groups - 1 : loop.groups;
+  for (int g = 0; g < whole; ++g) {
+    for (int w = 0; w < loop.words; ++w) {
+      for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, g, g, w, b, false});
+    }
+  }
+  if (loop.half_tail) {
+    for (int w = 0; w < loop.tail_words; ++w) {
+      for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, whole, whole, w, b, true});
+    }
+  }
+}
 
 // Nested, so that g++ sees what stays the same in the inner loops.
 template <typename Body>

@@ -4,9 +4,11 @@
 //   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
 //   port.Read(word, beat)              the next of them; the numbers are its place in the channel
 //   LoadKv, StoreKv, reader.Read, writer.Write   the same for keys and values
-//   OfTask(sums, task)                 the kEngineTiles of an array that a task fills
+//   OfTask(sums, task)                 the part of an array that a task fills
 //   ForEach(n, m, l, body)             body(i, j, k) of three nested loops
+//   ForBeats(waves, loop, body)        body(at) of every beat of an engine's tiles
 //   kEngineTiles                       tiles that one engine computes in lockstep
+//   kEngineWaves                       and how often at most before they are collected
 //   kEngineHeads                       kv heads attended to side by side by one task
 //   ForFormat(format, engine)          engine(format), for g++ with a constant
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out

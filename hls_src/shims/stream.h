@@ -10,10 +10,9 @@
 
 namespace kernel {
 
-static_assert(kWavesInFlight == 1, "fabric has one set of sums in flight, and one being taken");
-
 #define LLAMA_HOST_INLINE inline
 constexpr int kEngineTiles = kChannels;
+constexpr int kEngineWaves = kWavesInFlight;
 constexpr int kEngineHeads = kKvPorts;
 
 struct WeightPort {
@@ -51,9 +50,33 @@ inline void ForFormat(const Format& format, const Engine& engine) {
 
 // There is one task, and it fills all the sums.
 template <typename T>
-inline T (&OfTask(T (&all)[kEngineTiles], int)) [kEngineTiles] {
+inline T (&OfTask(T (&all)[kEngineWaves][kEngineTiles], int)) [kEngineWaves][kEngineTiles] {
 #pragma HLS INLINE
   return all;
+}
+
+// One loop from the first wave's first beat to the last one's last: no pipeline is drained between.
+template <typename Body>
+inline void ForBeats(int waves, const GroupLoop& loop, const Body& body) {
+#pragma HLS INLINE
+  BeatAt at = {0, 0, 0, 0, 0, false};
+  const int words = loop.groups * loop.words - (loop.half_tail ? loop.words - loop.tail_words : 0);
+BEATS:
+  for (int n = 0; n < waves * words * kWordBeats; ++n) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 192 max = 8192
+    const bool last_group = at.group + 1 == loop.groups;
+    at.half = last_group && loop.half_tail;
+    body(at);
+    const bool beats_done = at.beat + 1 == kWordBeats;
+    const bool words_done = beats_done && at.word + 1 == (at.half ? loop.tail_words : loop.words);
+    const bool groups_done = words_done && last_group;
+    at.beat = beats_done ? 0 : at.beat + 1;
+    at.word = words_done ? 0 : (beats_done ? at.word + 1 : at.word);
+    at.group = groups_done ? 0 : (words_done ? at.group + 1 : at.group);
+    at.wave = groups_done ? at.wave + 1 : at.wave;
+    at.count = words_done ? at.count + 1 : at.count;
+  }
 }
 
 // One loop: HLS would not flatten inner ones of unknown length, and drain them every time.

@@ -7,16 +7,20 @@
 
 namespace kernel {
 
-// Which tile and row of a block an epilogue's loop has come to: one loop, so that HLS has no
-// inner one of unknown length to drain.
+// Which piece of a wave, and which row, an epilogue's loop has come to; a piece is a tile, or a
+// few. One loop, so that HLS has no inner one of unknown length to drain.
 struct Item {
-  int tile, row;
+  int wave, piece, row;
+  int index;  // of the piece in the block
 
-  void Next(int rows) {
+  void Next(int rows, int pieces) {
 #pragma HLS INLINE
-    const bool last = row + 1 == rows;
-    tile = last ? tile + 1 : tile;
-    row = last ? 0 : row + 1;
+    const bool row_done = row + 1 == rows;
+    const bool wave_done = row_done && piece + 1 == pieces;
+    row = row_done ? 0 : row + 1;
+    piece = wave_done ? 0 : (row_done ? piece + 1 : piece);
+    wave = wave_done ? wave + 1 : wave;
+    index = row_done ? index + 1 : index;
   }
 };
 
@@ -24,17 +28,17 @@ struct Item {
 inline void KeepTiles(int first_tile, int tiles, const BlockSums& sums, int n, int rows,
                       float (*out)[kMaxQkv]) {
 #pragma HLS INLINE
-  Item at = {0, 0};
+  Item at = {0, 0, 0, 0};
 KEEP:
   for (int item = 0; item < tiles * rows; ++item) {
 #pragma HLS PIPELINE II = kTileRows / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = kChannels max = kTilesInFlight * kMaxRows
     for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS UNROLL
-      const int i = (first_tile + at.tile) * kTileRows + r;
-      if (i < n) out[at.row][i] = sums[at.tile][at.row][r];
+      const int i = (first_tile + at.index) * kTileRows + r;
+      if (i < n) out[at.row][i] = sums[at.wave][at.piece][at.row][r];
     }
-    at.Next(rows);
+    at.Next(rows, kChannels);
   }
 }
 
@@ -42,7 +46,7 @@ KEEP:
 inline void AddTiles(int first_tile, int tiles, const BlockSums& sums, int n, int rows,
                      float (*x)[kMaxDim]) {
 #pragma HLS INLINE
-  Item at = {0, 0};
+  Item at = {0, 0, 0, 0};
 ADD:
   for (int item = 0; item < tiles * rows; ++item) {
 #pragma HLS PIPELINE II = kTileRows / kVectorLanes
@@ -50,10 +54,10 @@ ADD:
 #pragma HLS DEPENDENCE variable = x inter false
     for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS UNROLL
-      const int i = (first_tile + at.tile) * kTileRows + r;
-      if (i < n) x[at.row][i] = x[at.row][i] + sums[at.tile][at.row][r];
+      const int i = (first_tile + at.index) * kTileRows + r;
+      if (i < n) x[at.row][i] = x[at.row][i] + sums[at.wave][at.piece][at.row][r];
     }
-    at.Next(rows);
+    at.Next(rows, kChannels);
   }
 }
 
@@ -71,36 +75,38 @@ inline void GateTiles(int first_tile, int tiles, const BlockSums& sums, int hidd
 #pragma HLS INLINE
   const int first = first_tile / 2 * kTileRows;  // hidden unit
   const int end = first + tiles / 2 * kTileRows;
-  Item at = {0, 0};  // a pair of tiles
+  Item at = {0, 0, 0, 0};  // a pair of tiles
 GATE:
   for (int item = 0; item < tiles / 2 * rows; ++item) {
 #pragma HLS PIPELINE II = kGateCycles
 #pragma HLS LOOP_TRIPCOUNT min = kChannels / 2 max = kTilesInFlight / 2 * kMaxRows
     for (int r = 0; r < kTileRows; ++r) {
 #pragma HLS UNROLL
-      const float g = sums[2 * at.tile][at.row][r];
+      const float g = sums[at.wave][2 * at.piece][at.row][r];
       const float bottom = 1.0f + Exp(-g);
       const float silu = g / bottom;
-      const int unit = first + at.tile * kTileRows + r;
-      state.units[at.row][unit % kGateUnits] = silu * sums[2 * at.tile + 1][at.row][r];
+      const int unit = first + at.index * kTileRows + r;
+      state.units[at.row][unit % kGateUnits] = silu * sums[at.wave][2 * at.piece + 1][at.row][r];
     }
-    at.Next(rows);
+    at.Next(rows, kChannels / 2);
   }
   // Groups that end in this block; they may have begun in the one before.
   const bool wide = group_size == kMaxGroup;
   const int first_group = wide ? first / kMaxGroup : first / kMinGroup;
   const int groups = (wide ? end / kMaxGroup : end / kMinGroup) - first_group;
-  at.tile = first_group;
+  int group = first_group, row = 0;
 QUANTIZE_HIDDEN:
   for (int item = 0; item < groups * rows; ++item) {
 #pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kGateUnits / kMinGroup * kMaxRows
-    const int half = wide ? 2 * at.tile : at.tile;
+    const int half = wide ? 2 * group : group;
     if (half * kMinGroup < hidden_dim) {
-      QuantizeInto(state.units[at.row], half % (kGateUnits / kMinGroup), hidden_dim, group_size,
-                   at.row, at.tile, out);
+      QuantizeInto(state.units[row], half % (kGateUnits / kMinGroup), hidden_dim, group_size, row,
+                   group, out);
     }
-    at.Next(rows);
+    const bool row_done = row + 1 == rows;
+    row = row_done ? 0 : row + 1;
+    group = row_done ? group + 1 : group;
   }
 }
 

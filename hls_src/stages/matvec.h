@@ -16,7 +16,7 @@ typedef WeightPort WeightPorts[kChannels];
 constexpr int kSumBanks = kVectorLanes > kScaleLanes ? kVectorLanes : kScaleLanes;
 
 typedef float TileSums[kMaxRows][kTileRows];
-typedef TileSums BlockSums[kTilesInFlight];
+typedef TileSums BlockSums[kWavesInFlight][kChannels];
 
 inline Word ReadWord(WeightPort& port, int index) {
 #pragma HLS INLINE
@@ -70,7 +70,7 @@ LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4
 }
 
 // Scales and adds some rows of group `g`; groups come in ascending order.
-LLAMA_HOST_INLINE void ScaleLanes(const GroupDots& done, const Format& format,
+LLAMA_HOST_INLINE void ScaleLanes(const GroupDots& done, int parity, const Format& format,
                                   const QuantizedRows& in, int g, int slot, int rows,
                                   TileSums (&sums)[kEngineTiles]) {
 #pragma HLS INLINE
@@ -84,39 +84,45 @@ LLAMA_HOST_INLINE void ScaleLanes(const GroupDots& done, const Format& format,
       for (int lane = 0; lane < kScaleLanes; ++lane) {
 #pragma HLS UNROLL
         const int r = slot * kScaleLanes + lane;
-        const float dot = static_cast<float>(done.dots[g % 2][e][row][r] - offset);
-        const float scaled = (dot * done.scales[g % 2][e][r]) * row_scale;
+        const float dot = static_cast<float>(done.dots[parity][e][row][r] - offset);
+        const float scaled = (dot * done.scales[parity][e][r]) * row_scale;
         sums[e][row][r] = (g == 0 ? 0.0f : sums[e][row][r]) + scaled;
       }
     }
   }
 }
 
-// One beat of every tile, at word `w` of group `g`: it meets every row of the call, or is scales.
+// One beat of every tile: it meets every row of the call, or is scales.
 struct EngineBeat {
   WeightPorts& ports;
-  const EnginePlace& at;
+  const EnginePlace& place;
   const Format& format;
   const QuantizedRows& in;
-  int rows;
+  int groups, rows;
   int8_t (&operand)[kMaxRows][kMaxGroup];    // the group's activations
   int32_t (&first)[kEngineTiles][kMaxRows];  // sums of a word's first half
   int32_t (&second)[kEngineTiles][kMaxRows];
   GroupDots& group_dots;
-  TileSums (&sums)[kEngineTiles];
+  TileSums (&sums)[kEngineWaves][kEngineTiles];
 
-  LLAMA_HOST_INLINE void operator()(int g, int w, int b) const {
+  LLAMA_HOST_INLINE void operator()(const BeatAt& at) const {
 #pragma HLS INLINE
-    const bool wide = format.row_bytes == kWordBytes;  // a word holds one row's group, else two
-    const int value_words = wide ? kTileRows : kTileRows / 2;
-    const int group_words = value_words + kScaleWords;
-    const int slot = w * kWordBeats + b;
-    if (g > 0 && slot < kScaleSlots) ScaleLanes(group_dots, format, in, g - 1, slot, rows, sums);
+    const bool narrow = format.row_bytes != kWordBytes;
+    const bool two_rows = narrow || at.half;
+    const int value_words = two_rows ? kTileRows / 2 : kTileRows;
+    const int slot = at.word * kWordBeats + at.beat;
+    const int parity = at.count % 2;
+    if (at.count > 0 && slot < kScaleSlots) {
+      const bool same_wave = kEngineWaves == 1 || at.group > 0;
+      const int g = same_wave ? at.group - 1 : groups - 1;
+      const int wave = same_wave ? at.wave : at.wave - 1;
+      ScaleLanes(group_dots, 1 - parity, format, in, g, slot, rows, sums[wave]);
+    }
     if (slot == 0) {
       for (int row = 0; row < ActiveRows(rows); ++row) {
 #pragma HLS UNROLL
         const bool two = format.group_size == kMaxGroup;
-        const int half = two ? 2 * g : g;
+        const int half = two ? 2 * at.group : at.group;
         for (int i = 0; i < kMinGroup; ++i) {
 #pragma HLS UNROLL
           operand[row][i] = in.q[row][half][i];
@@ -126,16 +132,17 @@ struct EngineBeat {
     }
     for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-      if (w < group_words) {
-        const int channel = kEngineTiles == kChannels ? e : at.first_channel + e;
-        const Beat& beat = ports[channel].Read(at.word[e] + g * group_words + w, b);
-        if (w < value_words) {
-          DotRows(beat, e, g % 2, w, b, wide);
+      if (at.word < value_words + kScaleWords) {
+        const int channel = kEngineTiles == kChannels ? e : place.first_channel + e;
+        const int word = place.word[e] + at.group * GroupWords(narrow) + at.word;
+        const Beat& beat = ports[channel].Read(word, at.beat);
+        if (at.word < value_words) {
+          DotRows(beat, e, parity, at.word, at.beat, !two_rows);
         } else {
           for (int i = 0; i < kBeatBytes / 4; ++i) {
 #pragma HLS UNROLL
-            const int r = ((w - value_words) * kWordBeats + b) * (kBeatBytes / 4) + i;
-            group_dots.scales[g % 2][e][r] = BytesFloat(beat.b, i);
+            const int r = ((at.word - value_words) * kWordBeats + at.beat) * (kBeatBytes / 4) + i;
+            group_dots.scales[parity][e][r] = BytesFloat(beat.b, i);
           }
         }
       }
@@ -173,10 +180,11 @@ struct EngineBeat {
   }
 };
 
-// One set of tiles, from the first group to the last, in one loop over their beats.
-LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, const Format& format,
-                                 const QuantizedRows& in, int groups, int rows,
-                                 TileSums (&sums)[kEngineTiles]) {
+// A tile of every engine, wave after wave, each from the first group to the last, in one loop over
+// their beats.
+LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& place, const Format& format,
+                                 const QuantizedRows& in, const Matrix& matrix, int waves, int rows,
+                                 TileSums (&sums)[kEngineWaves][kEngineTiles]) {
 #pragma HLS INLINE off
   alignas(kWordBytes) int8_t operand[kMaxRows][kMaxGroup];
   int32_t first[kEngineTiles][kMaxRows];
@@ -193,14 +201,21 @@ LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& at, cons
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales cyclic factor = kBeatBytes / 4 dim = 3
 #pragma HLS DEPENDENCE variable = sums inter RAW distance = kScaleSlots true
-  const EngineBeat beat = {ports, at, format, in, rows, operand, first, second, group_dots, sums};
-  const int group_words = kTileRows * format.row_bytes / kWordBytes + kScaleWords;
-  const int slot_words = (kScaleSlots + kWordBeats - 1) / kWordBeats;
-  ForEach(groups, group_words > slot_words ? group_words : slot_words, kWordBeats, beat);
+  const EngineBeat beat = {ports,   place, format, in,         matrix.groups, rows,
+                           operand, first, second, group_dots, sums};
+  constexpr int kSlotWords = (kScaleSlots + kWordBeats - 1) / kWordBeats;
+  const int words = GroupWords(format.row_bytes != kWordBytes), tail_words = GroupWords(true);
+  GroupLoop loop;
+  loop.groups = matrix.groups;
+  loop.half_tail = matrix.half_tail;
+  loop.words = words > kSlotWords ? words : kSlotWords;
+  loop.tail_words = tail_words > kSlotWords ? tail_words : kSlotWords;
+  ForBeats(waves, loop, beat);
 LAST_GROUP:
   for (int slot = 0; slot < kScaleSlots; ++slot) {
 #pragma HLS PIPELINE II = 1
-    ScaleLanes(group_dots, format, in, groups - 1, slot, rows, sums);
+    ScaleLanes(group_dots, (waves * matrix.groups - 1) % 2, format, in, matrix.groups - 1, slot,
+               rows, sums[waves - 1]);
   }
 }
 
@@ -217,14 +232,15 @@ struct MatVecJob {
 
 struct FormatTask {
   WeightPorts& ports;
-  const EnginePlace& at;
+  const EnginePlace& place;
   const QuantizedRows& in;
-  int groups, rows;
-  TileSums (&sums)[kEngineTiles];
+  const Matrix& matrix;
+  int waves, rows;
+  TileSums (&sums)[kEngineWaves][kEngineTiles];
 
   LLAMA_HOST_INLINE void operator()(const Format& format) const {
 #pragma HLS INLINE
-    RunEngine(ports, at, format, in, groups, rows, sums);
+    RunEngine(ports, place, format, in, matrix, waves, rows, sums);
   }
 };
 
@@ -233,19 +249,19 @@ struct EngineTask {
   const MatVecJob& job;
   const QuantizedRows& in;
   BlockSums& sums;
-  int first_tile;
+  int first_tile, waves;
 
   void operator()(int i) const {
 #pragma HLS INLINE
     const int tile = first_tile + i * kEngineTiles;
-    EnginePlace at;
-    at.first_channel = kEngineTiles == kChannels ? 0 : tile % kChannels;
+    EnginePlace place;
+    place.first_channel = kEngineTiles == kChannels ? 0 : tile % kChannels;
     for (int e = 0; e < kEngineTiles; ++e) {
 #pragma HLS UNROLL
-      const int words = TileWords(job.matrix.groups, job.format.row_bytes);
-      at.word[e] = job.base[at.first_channel + e] + tile / kChannels * words;
+      const int words = TileWords(job.matrix, job.format.row_bytes);
+      place.word[e] = job.base[place.first_channel + e] + tile / kChannels * words;
     }
-    const FormatTask engine = {ports, at, in, job.matrix.groups, job.rows, OfTask(sums, i)};
+    const FormatTask engine = {ports, place, in, job.matrix, waves, job.rows, OfTask(sums, i)};
     ForFormat(job.format, engine);
   }
 };
@@ -258,9 +274,10 @@ inline void RunEngines(WeightPorts& ports, const MatVecJob& job, int block, cons
   const int first = block * kTilesInFlight;
   const int left = job.matrix.waves * kChannels - first;
   const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
-  const EngineTask engine = {ports, job, in, sums, first};
+  const int waves = tiles / kChannels < kEngineWaves ? tiles / kChannels : kEngineWaves;
+  const EngineTask engine = {ports, job, in, sums, first, waves};
   const int64_t macs = job.matrix.groups * job.format.group_size * kTileRows * job.rows;
-  ParallelFor(tiles / kEngineTiles, macs, engine);
+  ParallelFor(tiles / (waves * kEngineTiles), macs, engine);
 }
 
 }  // namespace kernel

@@ -30,7 +30,8 @@ struct LogSumExp {
 
 constexpr float kNoLogit = -3e38f;
 constexpr int kTilesInBlock = kBlock / kTileRows;
-constexpr int kBlocksInFlight = kTilesInFlight / kTilesInBlock;
+constexpr int kBlocksInWave = kChannels / kTilesInBlock;
+constexpr int kBlocksInFlight = kWavesInFlight * kBlocksInWave;
 
 // What is known of each row's logits so far.
 struct Sampler {
@@ -151,12 +152,12 @@ inline bool Samples(const Row& r) {
 inline void TakeBlocks(int first_tile, int blocks, const BlockSums& sums, const Step& step,
                        Sampler& sampler) {
 #pragma HLS INLINE
-  Item at = {0, 0};  // a block of logits
+  Item at = {0, 0, 0, 0};  // a block of logits
 TAKE:
   for (int item = 0; item < blocks * step.n_rows; ++item) {
 #pragma HLS PIPELINE II = kSampleCycles
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight * kMaxRows
-    const int first_id = first_tile * kTileRows + at.tile * kBlock;
+    const int first_id = first_tile * kTileRows + at.index * kBlock;
     const int left = step.shape.vocab_size - first_id;
     uint32_t candidates = 0;
     if (Samples(step.rows[at.row]) && left > 0) {
@@ -164,12 +165,13 @@ TAKE:
 #pragma HLS ARRAY_PARTITION variable = block complete
       for (int i = 0; i < kBlock; ++i) {
 #pragma HLS UNROLL
-        block[i] = sums[at.tile * kTilesInBlock + i / kTileRows][at.row][i % kTileRows];
+        const int tile = at.piece * kTilesInBlock + i / kTileRows;
+        block[i] = sums[at.wave][tile][at.row][i % kTileRows];
       }
       candidates = TakeBlock(block, first_id, left < kBlock ? left : kBlock, step, at.row, sampler);
     }
-    sampler.candidates[at.tile][at.row] = candidates;
-    at.Next(step.n_rows);
+    sampler.candidates[at.index][at.row] = candidates;
+    at.Next(step.n_rows, kBlocksInWave);
   }
 }
 
@@ -189,7 +191,7 @@ LOWEST:
 inline void InsertCandidates(int first_tile, int blocks, const BlockSums& sums, const Step& step,
                              Sampler& sampler) {
 #pragma HLS INLINE
-  Item at = {0, 0}, next = {0, 0};  // a block of logits
+  Item at = {0, 0, 0, 0}, next = at;  // a block of logits
   int left = blocks * step.n_rows;
   uint32_t candidates = 0;
 TOP:
@@ -198,14 +200,15 @@ TOP:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight * kMaxRows * 2
     if (candidates == 0) {
       at = next;
-      candidates = sampler.candidates[at.tile][at.row];
-      next.Next(step.n_rows);
+      candidates = sampler.candidates[at.index][at.row];
+      next.Next(step.n_rows, kBlocksInWave);
       --left;
     } else {
       const int i = LowestBit(candidates);
-      const float logit = sums[at.tile * kTilesInBlock + i / kTileRows][at.row][i % kTileRows];
+      const int tile = at.piece * kTilesInBlock + i / kTileRows;
+      const float logit = sums[at.wave][tile][at.row][i % kTileRows];
       if (logit > sampler.top_logit[at.row][kTopLogits - 1]) {
-        InsertTop(logit, first_tile * kTileRows + at.tile * kBlock + i, sampler.top_logit[at.row],
+        InsertTop(logit, first_tile * kTileRows + at.index * kBlock + i, sampler.top_logit[at.row],
                   sampler.top_id[at.row]);
       }
       candidates &= candidates - 1;
@@ -229,7 +232,8 @@ FULL_ROWS:
       for (int i = 0; i < n; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = kWaveRows max = kWaveRows
-        full[base + i] = sums[i / kTileRows][row][i % kTileRows];
+        const int tile = i / kTileRows;
+        full[base + i] = sums[tile / kChannels][tile % kChannels][row][i % kTileRows];
       }
     }
   }

@@ -102,9 +102,10 @@ STAGE stage_normalize(const float* x, const float* weight, int n, float* y) {
 }
 
 // Packed weights times quantised rows: stored in `out`, or added to it.
-STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, int group_size,
+STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int columns, int group_size,
                     int bits, const int8_t* q, const float* scale, int rows, int add, float* out) {
   const FlushToZero flush;
+  const int groups = (columns + group_size - 1) / group_size;
   for (int row = 0; row < rows; ++row) {
     for (int g = 0; g < groups; ++g) {
       int32_t sum = 0;
@@ -132,7 +133,7 @@ STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int groups, in
   job.format.group_size = group_size;
   job.format.row_bytes = group_size * bits / 8;
   job.format.int4 = bits == 4;
-  job.matrix = PlaceMatrix(out_rows, groups, job.format.row_bytes, words);
+  job.matrix = PlaceMatrix(out_rows, columns, group_size, job.format.row_bytes, words);
   job.rows = rows;
   job.epilogue = add ? kResidual : kKeep;
   MatVec(job, step, ports, nullptr, workspace);
@@ -156,7 +157,8 @@ STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, i
         for (int r = 0; r < kTileRows; ++r) {
           const int unit = (first + t) / 2 * kTileRows + r;
           const float* source = t % 2 == 0 ? gate : up;
-          tile_sums[t][row][r] = unit < hidden_dim ? source[row * hidden_dim + unit] : 1e30f;
+          tile_sums[t / kChannels][t % kChannels][row][r] =
+              unit < hidden_dim ? source[row * hidden_dim + unit] : 1e30f;
         }
       }
     }
@@ -239,7 +241,8 @@ STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* 
       for (int row = 0; row < call->step.n_rows; ++row) {
         for (int r = 0; r < kTileRows; ++r) {
           const int id = (first + t) * kTileRows + r;
-          tile_sums[t][row][r] = id < vocab ? logits[row * vocab + id] : 1e30f;
+          tile_sums[t / kChannels][t % kChannels][row][r] =
+              id < vocab ? logits[row * vocab + id] : 1e30f;
         }
       }
     }
