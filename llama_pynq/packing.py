@@ -256,7 +256,7 @@ def pack_matrix(matrix: QuantizedMatrix, target: Target, columns: int) -> np.nda
         kept = np.ones(out.shape[2:], bool)
         kept[-1, : room // 2] = False
         out = out[:, :, kept]
-    return out.reshape(target.channels, -1)
+    return np.ascontiguousarray(out.reshape(target.channels, -1))
 
 
 def _stack(*parts: QuantizedMatrix) -> QuantizedMatrix:

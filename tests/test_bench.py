@@ -80,14 +80,14 @@ def test_measure_does_not_stop_where_a_text_ends(overlay, calls, monkeypatch):
 def test_measure_reads_the_prompt_in_full_slices(overlay, calls):
     bench.measure(overlay, overlay.llama.model, 40, 1)
     prefill = [(rows, flags) for rows, _, flags in calls if rows > 1]
-    assert prefill == [(16, 0), (16, 0), (8, RowFlag.SAMPLE)]
+    assert prefill == [(32, 0), (8, RowFlag.SAMPLE)]
 
 
 def test_measure_is_cut_to_the_context(overlay, calls):
     report = bench.measure(overlay, overlay.llama.model, 10**6, 1)
     assert report.tokens == overlay.llama.model.config.seq_len
     assert "the first 512 tokens" in report.figures[0].source
-    assert values(report)["prefill"] == pytest.approx(512 / (512 / 16 * STEP_S))
+    assert values(report)["prefill"] == pytest.approx(512 / (512 / 32 * STEP_S))
 
 
 def test_model_generates_as_before_after_measure(overlay):

@@ -46,7 +46,7 @@ def own(prefix, *but):
 
 def test_header_constants_were_found():
     assert HEADER["kMagic"] == 0x4C4C4D41
-    assert HEADER["kRequestWords"] == 48 + 10 * 16
+    assert HEADER["kRequestWords"] == 48 + 10 * 32
     assert len(HEADER) > 100
 
 

@@ -109,8 +109,8 @@ def test_run_over_the_limits_is_refused_before_the_kernel(overlay):
     driver = overlay.llama
     with pytest.raises(LimitError, match="0 rows"):
         driver.run(make_rows(0))
-    with pytest.raises(LimitError, match="17 rows: this kernel takes 1 to 16"):
-        driver.run(make_rows(17))
+    with pytest.raises(LimitError, match="33 rows: this kernel takes 1 to 32"):
+        driver.run(make_rows(33))
     with pytest.raises(LimitError, match="n_steps 0"):
         driver.run(sampled(), n_steps=0)
     with pytest.raises(LimitError, match="stop tokens"):

@@ -395,7 +395,7 @@ def test_board_gives_the_golden_hash(build):
 @pytest.mark.parametrize("build", BUILDS, ids=build_name)
 def test_board_runs_all_rows_and_steps_it_claims(build):
     session = new_session(RandomModel(ModelConfig(32, 32, 1, 2, 1, 40, 100, True), 32), *build,
-                          slots=16)  # fmt: skip
+                          slots=32)  # fmt: skip
     rows, steps = session.limits.max_rows, session.limits.max_steps
     status, results, _ = session.run(range(rows), [0] * rows, range(rows), steps=steps)
     assert status[contract.STATUS_STEPS] == steps
@@ -579,7 +579,7 @@ def float_bits(x):
 REQUEST_ERRORS = {
     "no rows": (4, 0, {contract.REQUEST_ROWS: 0}),
     "negative rows": (4, -1, {contract.REQUEST_ROWS: -1}),
-    "too many rows": (4, 17, {contract.REQUEST_ROWS: 17}),
+    "too many rows": (4, 33, {contract.REQUEST_ROWS: 33}),
     "no steps": (5, 0, {contract.REQUEST_STEPS: 0}),
     "too many steps": (5, 65, {contract.REQUEST_STEPS: 65}),
     "steps over some layers": (5, 2, {contract.REQUEST_STEPS: 2, contract.REQUEST_LAYER_END: 1}),

@@ -28,6 +28,7 @@ from llama_pynq.packing import (
 f32 = np.float32
 CONFIG = ModelConfig(64, 128, 2, 4, 2, 100, 32, True)
 UNTIED = ModelConfig(64, 172, 2, 4, 2, 101, 32, False)
+HALF = ModelConfig(96, 160, 2, 4, 2, 70, 16, True)  # whose last groups are stored as half
 TARGETS = [Target(2, 32), Target(4, 32), Target(32, 16)]
 
 
@@ -383,7 +384,7 @@ def test_check_limits_names_every_limit_and_the_board():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("config", [CONFIG, UNTIED])
+@pytest.mark.parametrize("config", [CONFIG, UNTIED, HALF])
 def test_packed_file_holds_what_pack_channels_makes(new_checkpoint, tmp_path, config, target):
     model = QuantizedModel(new_checkpoint(config))
     path = tmp_path / "folder" / "model.safetensors"

@@ -308,7 +308,7 @@ def mat_vec(stages, weight, q, scale, out, add=False, columns=None):
 
 
 @same_every_run
-@given(seed=seeds, rows=st.integers(1, 16), out=st.integers(1, 200), groups=st.integers(1, 5),
+@given(seed=seeds, rows=st.integers(1, 32), out=st.integers(1, 200), groups=st.integers(1, 5),
        form=st.sampled_from([(32, 8), (64, 8), (64, 4)]), add=st.booleans(),
        padding=st.integers(0, 31))  # fmt: skip
 def test_mat_vec_any_shape(stages, seed, rows, out, groups, form, add, padding):

@@ -28,7 +28,7 @@ constexpr int kGateCycles = 32;    // for a tile of hidden units
 constexpr int kSampleCycles = 32;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 16;
+constexpr int kMaxRows = 32;
 constexpr int kMaxSteps = 64;
 constexpr int kMaxDim = 4096;
 constexpr int kMaxHiddenDim = 14336;
