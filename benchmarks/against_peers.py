@@ -11,6 +11,7 @@ passes or fails here: the targets stand beside what was measured.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -33,8 +34,17 @@ import numpy as np
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
 from llama_pynq.bench import Endless
-from llama_pynq.contract import RequestFlag, RowFlag, make_rows
+from llama_pynq.contract import (
+    REQUEST_STEPS,
+    STATUS_SEQUENCE,
+    STATUS_STEPS,
+    STATUS_WORDS,
+    RequestFlag,
+    RowFlag,
+    make_rows,
+)
 from llama_pynq.emulation.kernel import Emulator
+from llama_pynq.interface import arguments
 from llama_pynq.llama import Generation
 from llama_pynq.random_model import SHAPES, random_model
 from llama_pynq.reference import FloatModel
@@ -160,6 +170,32 @@ def host_us(llama: Endless, temperature: float, n_steps: int) -> tuple[float, fl
     return 1e6 * (seconds - kernel.seconds) / HOST_TOKENS, HOST_TOKENS / kernel.calls
 
 
+def host_alone_us(llama: Endless, temperature: float, n_steps: int) -> float:
+    """The same beside a kernel that answers at once, with the results of its last real call.
+
+    What is left is Python's and the driver's own work: no thread wakes, and no kernel has been
+    through the caches.
+    """
+    limits = replace(llama.driver.limits, max_steps=n_steps)
+    names = [a.name for a in arguments(limits.channels, limits.kv_ports)]
+    places = [names.index(name) for name in ("request", "results", "sequence")]
+
+    def start(emulator: Emulator, words: Any, memory: Any) -> None:
+        request, results, sequence = (words[place] for place in places)
+        status = (ctypes.c_uint32 * STATUS_WORDS).from_address(results)
+        status[STATUS_STEPS] = ctypes.c_uint32.from_address(request + 4 * REQUEST_STEPS).value
+        status[STATUS_SEQUENCE] = sequence
+
+    with (
+        patch.object(LlamaDriver, "limits", limits),
+        patch.object(llama, "call_seconds", 60.0),
+    ):
+        generate(llama, temperature, n=2 * n_steps + 1)
+        with patch.multiple(Emulator, start=start, wait=lambda *_: True):
+            rates = [generate(llama, temperature, n=HOST_TOKENS) for _ in range(9)]
+    return 1e6 / statistics.median(rates)
+
+
 def waking_us(llama: Endless) -> float:
     """Microseconds a call that `kernel_clock` counts and the kernel's own clock does not.
 
@@ -191,6 +227,8 @@ def one_round(llama: Endless, peer: Peer, gguf: Path, threads: int) -> Iterator[
             cost, per_call = host_us(llama, temperature, n_steps)
             yield f"host, {label}, n_steps={n_steps}", cost
             yield f"per call, {label}, n_steps={n_steps}", per_call
+            alone = host_alone_us(llama, temperature, n_steps)
+            yield f"host alone, {label}, n_steps={n_steps}", alone
     yield "waking the kernel", waking_us(llama)
 
 
@@ -242,6 +280,9 @@ def rows(shape: str, threads: int, found: dict[str, list[float]], raw: str) -> I
         per_call = f"{median[name.replace('host', 'per call')]:.1f} tokens a call"
         limit = "< 50" if name.endswith("n_steps=1") else "< 5"
         yield Row(shape, threads, f"{name}: µs a token", median[name], limit, per_call)
+        alone = name.replace("host", "host alone")
+        beside = "a kernel that answers at once"
+        yield Row(shape, threads, f"{alone}: µs a token", median[alone], limit, beside)
     what = "waking the kernel"
     yield Row(shape, threads, f"{what}: µs a call", median[what], "", "not in the above")
 
