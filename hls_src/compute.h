@@ -24,6 +24,7 @@ struct Workspace {
   Sampler sampler;
   RopeRow rope[kMaxRows];
   uint64_t rope_turns[kMaxHeadSize / 2];
+  float root;  // of head_size
 };
 
 inline void Mark(EventPort& events, const Step& step, int stage, int layer) {
@@ -74,37 +75,45 @@ ROWS:
         const RowWords at =
             FindRow(step.layout.embedding, tail, step.rows[row].token, g, s.row_bytes);
         const Word values = ReadFrom(ports, channel, at.values);
-        float dequantized[kMaxGroup];
-        for (int i = 0; i < s.group_size; ++i) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-          // Of half a group, what follows is beyond dim.
-          const int byte = values.b[(at.offset + (s.int4 ? i % kMinGroup : i)) % kWordBytes];
-          const int nibble = i < kMinGroup ? byte & 15 : byte >> 4;
-          dequantized[i] = static_cast<float>(s.int4 ? nibble - 8 : byte - 128);
-        }
         const Word scales = ReadFrom(ports, channel, at.scales);
         const float scale = WordFloat(scales, at.scale_index);
-        for (int i = 0; i < s.group_size; ++i) {
+      DEQUANTIZE:
+        for (int i = 0; i < s.group_size; i += kVectorLanes) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 32 max = 64
-          const int d = g * s.group_size + i;
-          if (d < s.dim) ws.x[row][d] = dequantized[i] * scale;
+#pragma HLS LOOP_TRIPCOUNT min = 32 / kVectorLanes max = 64 / kVectorLanes
+          for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+            // Of half a group, what follows is beyond dim.
+            const int at_byte = at.offset + (s.int4 ? i % kMinGroup : i) + j;
+            const int byte = values.b[at_byte % kWordBytes];
+            const int nibble = i < kMinGroup ? byte & 15 : byte >> 4;
+            const int d = g * s.group_size + i + j;
+            const float value = static_cast<float>(s.int4 ? nibble - 8 : byte - 128);
+            if (d < s.dim) ws.x[row][d] = value * scale;
+          }
         }
       }
     }
   }
 }
 
-inline void NormAndQuantize(const Step& step, WeightPorts& ports, int norm_word, Workspace& ws) {
+inline void NormalizeRows(const Step& step, WeightPorts& ports, int norm_word, Workspace& ws) {
 #pragma HLS INLINE off
-  const Shape& s = step.shape;
   ReadNorm(ports, norm_word, step.layout.norm_words, ws.norm_weight);
 ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    NormalizeRow(ws.x[row], ws.norm_weight, s.dim, ws.normed[row]);
-    QuantizeRow(ws.normed[row], s.dim, s.group_size, row, ws.quantized);
+    NormalizeRow(ws.x[row], ws.norm_weight, step.shape.dim, ws.normed[row]);
+  }
+}
+
+// What was normalised, or attended to, becomes what the engines read.
+inline void QuantizeRows(const Step& step, Workspace& ws) {
+#pragma HLS INLINE off
+ROWS:
+  for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+    QuantizeRow(ws.normed[row], step.shape.dim, step.shape.group_size, row, ws.quantized);
   }
 }
 
@@ -209,7 +218,8 @@ inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& ev
   const int base = LayerBase(plan, 0, layer);
 
   Mark(events, step, kStageAttentionNorm, layer);
-  NormAndQuantize(step, ports, base, ws);
+  NormalizeRows(step, ports, base, ws);
+  QuantizeRows(step, ws);
 
   Mark(events, step, kStageQkv, layer);
   MatVec(LayerJob(step, layer, plan.qkv, 1, kKeep), step, ports, logits, ws);
@@ -223,19 +233,16 @@ ROTATE:
 
   Mark(events, step, kStageAttention, layer);
   if (s.kv_int8) RoundKv(step, ws.qkv, ws.kv);
-  Attend(step, layer, kv_readers, ws.qkv, ws.normed);
+  Attend(step, layer, kv_readers, ws.qkv, ws.kv, ws.root, ws.normed);
   WriteKv(step, layer, ws.qkv, ws.kv, kv_writers);
 
   Mark(events, step, kStageAttentionOut, layer);
-QUANTIZE_ATTENTION:
-  for (int row = 0; row < step.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    QuantizeRow(ws.normed[row], s.dim, s.group_size, row, ws.quantized);
-  }
+  QuantizeRows(step, ws);
   MatVec(LayerJob(step, layer, plan.attention_out, 1, kResidual), step, ports, logits, ws);
 
   Mark(events, step, kStageFfnNorm, layer);
-  NormAndQuantize(step, ports, base + plan.norm_words + plan.gate_up.first_word, ws);
+  NormalizeRows(step, ports, base + plan.norm_words + plan.gate_up.first_word, ws);
+  QuantizeRows(step, ws);
 
   Mark(events, step, kStageGateUp, layer);
   MatVec(LayerJob(step, layer, plan.gate_up, 2, kGate), step, ports, logits, ws);
@@ -251,7 +258,8 @@ inline void Classify(const Step& step, WeightPorts& ports, EventPort& events, ui
   const Shape& s = step.shape;
   if (step.classify) {
     Mark(events, step, kStageFinalNorm, s.n_layers);
-    NormAndQuantize(step, ports, TailBase(step.layout, s, 0) - step.layout.norm_words, ws);
+    NormalizeRows(step, ports, TailBase(step.layout, s, 0) - step.layout.norm_words, ws);
+    QuantizeRows(step, ws);
 
     Mark(events, step, kStageClassifier, s.n_layers);
     StartSamplers(step.n_rows, ws.sampler);
@@ -291,6 +299,8 @@ ROWS:
 inline void PrepareRows(const Step& step, const uint32_t* model, Workspace& ws) {
 #pragma HLS INLINE off
   const int pairs = step.shape.head_size / 2;
+  const float head_size = static_cast<float>(step.shape.head_size);
+  ws.root = sqrtf(head_size);
 ROPE_TABLE:
   for (int i = 0; i < pairs; ++i) {
 #pragma HLS PIPELINE II = 2
@@ -312,6 +322,8 @@ inline void Compute(const Step& step, const uint32_t* model, uint32_t* results, 
                     KvWriters& kv_writers, EventPort& events, Outcome& outcome, Workspace& ws) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances = MatVec limit = 1
+#pragma HLS ALLOCATION function instances = NormalizeRows limit = 1
+#pragma HLS ALLOCATION function instances = QuantizeRows limit = 1
   Mark(events, step, kStageEmbed, 0);
   PrepareRows(step, model, ws);
   if (step.embed) {

@@ -27,6 +27,7 @@ constexpr int kWaveRows = kTileRows * kChannels;  // output rows of one tile on 
 constexpr int kTilesInFlight = kWavesInFlight * kChannels;
 
 constexpr int kKvBeatWords = kKvBeatBytes / 4;
+constexpr int kKvWriteBeats = 32;  // on their way to memory: a record or two
 
 constexpr int RoundUp(int n, int multiple) {
   return (n + multiple - 1) / multiple * multiple;

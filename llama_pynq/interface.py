@@ -139,6 +139,11 @@ def board_constants(header: Path) -> dict[str, int]:
     return constants
 
 
+def kv_in_uram(constants: dict[str, int]) -> bool:
+    """Whether keys and values wait in UltraRAM: where a FIFO is deeper than a block RAM."""
+    return bool(constants["kUltraRam"]) and constants.get("kKvFifoBeats", 0) > _BLOCK_RAM_DEPTH
+
+
 def board_headers() -> dict[str, Path]:
     """Config headers of the kernel's source that is installed, by board name."""
     names = {}
@@ -151,7 +156,8 @@ def board_headers() -> dict[str, Path]:
 
 
 _URAM = "#pragma HLS BIND_STORAGE variable = {} type = ram_2p impl = uram\n"
-_URAM_FIFO = "#pragma HLS BIND_STORAGE variable = ports type = fifo impl = uram\n"
+_URAM_FIFO = "#pragma HLS BIND_STORAGE variable = {} type = fifo impl = uram\n"
+_BLOCK_RAM_DEPTH = 512  # at its widest (UG573)
 
 _TOP = """\
 // Generated from {board} by llama_pynq/interface.py: do not edit.
@@ -175,7 +181,7 @@ static void RunStep({parameters},
 #pragma HLS STABLE variable = step
   WeightPorts ports;
 {fifo_storage}  KvReaders kv_readers;
-  KvWriters kv_writers;
+{kv_storage}  KvWriters kv_writers;
   EventPort events;
   OpenEvents(step, profile, events);
 {loads}
@@ -299,7 +305,8 @@ def top_function(header: Path) -> str:
         top_parameters=", ".join(declare(a, "kernel::") for a in args),
         loads="\n".join(loads),
         storage="".join(_URAM.format(what) for what in large if constants["kUltraRam"]),
-        fifo_storage=_URAM_FIFO if constants["kUltraRam"] else "",
+        fifo_storage=_URAM_FIFO.format("ports") if constants["kUltraRam"] else "",
+        kv_storage=_URAM_FIFO.format("kv_readers") if kv_in_uram(constants) else "",
         stores="\n".join(
             f"  StoreKv(kv_write_{p}, {p}, step, kv_writers[{p}]);" for p in range(kv_ports)
         ),

@@ -131,6 +131,7 @@ class KernelConfig:
     fadd_latency: int
     weight_fifo_beats: int
     kv_fifo_beats: int
+    kv_write_beats: int
 
     @classmethod
     def from_header(cls, header: Path) -> KernelConfig:
@@ -502,8 +503,7 @@ class Compute:
         lanes = k.vector_lanes
         trips = -(-c.dim // lanes)
         squares = (
-            loop(NORM_SUMS // lanes, 1, ops.store)
-            + loop(trips, 1, ops.read + ops.fmul + ops.fadd + ops.store)
+            loop(max(trips, NORM_SUMS // lanes), 1, ops.read + ops.fmul + ops.fadd + ops.store)
             + self._sum_in_place(NORM_SUMS, lanes)
             + 2 * ASSUMPTIONS.call
         )
@@ -635,55 +635,61 @@ class Compute:
 
     def _round_kv(self) -> Iterator[Phase]:
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
-        trips = -(-c.head_size // k.vector_lanes)
+        trips = -(-c.head_size // max(1, k.vector_lanes // 4))
         largest = loop(trips, 1, ops.read + ops.fcmp)
-        rounding = ops.fmul + ops.fadd + 1 + ops.convert + ops.fmul
+        rounding = ops.fmul + ops.fadd + 1 + ops.convert
         head = largest + ops.fdiv + loop(trips, 1, ops.read + rounding + ops.store)
         yield Phase("quantise", nest(w.rows * 2 * c.n_kv_heads, head + ASSUMPTIONS.call))
 
     def _team(self, engines: int, heads: int) -> Iterator[Phase]:
         """TeamTask: queries in, the engines side by side, results out."""
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
-        vector = loop(w.head_stride // k.vector_lanes, 1, ops.read + ops.store)
-        load = nest(heads, vector) + vector + w.rows + ASSUMPTIONS.call
-        yield Phase("softmax", nest(engines, load))
+        # Parts of every engine's vector, whether it has a head or not.
+        vectors = loop(-(-w.head_stride // k.vector_lanes) * k.kv_ports, 1, ops.read + ops.store)
+        yield Phase("softmax", nest(heads, vectors) + w.rows + vectors + ASSUMPTIONS.call)
 
         start = nest(heads, loop(w.head_stride // k.attention_lanes, 1, ops.store))
-        yield Phase("softmax", ops.convert + ops.fsqrt + start)
+        yield Phase("softmax", start)
         positions = w.position + 1
         beats, pieces = positions * w.record_beats(k), positions * self._pieces()
         yield Phase("softmax", self._blocks(positions, heads), kv=beats, engines=pieces)
 
         finish = nest(heads, loop(c.head_size, 1, ops.read + ops.fdiv + ops.store))
-        store = nest(heads, loop(-(-c.head_size // k.vector_lanes), 1, ops.read + ops.store))
-        yield Phase("softmax", finish + nest(engines, store + ASSUMPTIONS.call))
+        yield Phase("softmax", finish + nest(heads, vectors) + ASSUMPTIONS.call)
 
     def _blocks(self, positions: int, heads: int) -> float:
         """AttendBlocks: the processes of a block, each beside those of the blocks around it."""
         k, ops, w = self.kernel, self._ops, self.work
-        lanes, share = k.attention_lanes, REDUCE_LANES // k.attention_lanes
+        lanes = k.attention_lanes
         parts = w.head_stride // lanes
         dots = loop(parts * BLOCK, 1, ops.read + ops.fmul + ops.fadd + ops.store)
-        dots += loop(BLOCK, share, share + ops.read + ops.tree(REDUCE_LANES) + ops.store)
         rounds = BLOCK // VALUE_SUMS
         adding = ops.fmul + rounds * ops.fadd + ops.tree(VALUE_SUMS) + ops.fadd
         sums = loop(parts, BLOCK, BLOCK - BLOCK // rounds + ops.read + adding + ops.store)
-        queries = [nest(heads, t + ASSUMPTIONS.call) for t in (dots, self._weigh(), sums)]
+        processes = (dots, self._score(), self._weigh(), sums)
+        queries = [nest(heads, cycles + ASSUMPTIONS.call) for cycles in processes]
         blocks = [
             (self._fetch_block(min(BLOCK, positions - first), first + BLOCK >= positions), *queries)
             for first in range(0, positions, BLOCK)
         ]
         return dataflow(blocks)
 
+    def _score(self) -> float:
+        """ScoreQueries, one query: the dot products' last sums, scores, and the largest."""
+        k, ops = self.kernel, self._ops
+        interval = max(k.score_cycles, REDUCE_LANES // k.attention_lanes)
+        dot = ops.read + ops.tree(REDUCE_LANES) + ops.fmul
+        scores = loop(BLOCK, interval, interval + dot + ops.fdiv + ops.fcmp + ops.store)
+        return scores + (int(math.log2(BLOCK)) + 1) * ops.fcmp
+
     def _weigh(self) -> float:
-        """WeighQueries, one query: scores, exponentials, and what has been summed so far."""
-        ops, interval = self._ops, self.kernel.score_cycles
-        scores = loop(BLOCK, interval, ops.read + ops.fdiv + ops.fcmp + ops.store)
-        largest = (int(math.log2(BLOCK)) + 1) * ops.fcmp
-        weights = loop(BLOCK, interval, ops.read + ops.fadd + ops.exp + ops.store)
-        total = self._sum_in_place(BLOCK, min(4, self.kernel.attention_lanes))
+        """WeighQueries, one query: exponentials, and what has been summed so far."""
+        k, ops = self.kernel, self._ops
+        depth = ops.read + ops.fadd + ops.exp + ops.fmul + ops.store
+        weights = loop(BLOCK, k.score_cycles, depth)
+        total = self._sum_in_place(BLOCK, min(4, k.attention_lanes))
         shrink = ops.fadd + ops.exp
-        return scores + largest + max(weights + total, shrink) + ops.fmul + ops.fadd
+        return max(weights + total, shrink) + ops.fmul + ops.fadd
 
     def _sum_in_place(self, leaves: int, lanes: int) -> float:
         """SumInPlace: a loop for each level of the tree."""
@@ -695,7 +701,7 @@ class Compute:
         """FetchBlock: pieces of a few values; the last block is cleared behind its positions."""
         k, ops, w = self.kernel, self._ops, self.work
         pieces = positions * self._pieces()
-        cycles = loop(pieces, 1, 1 + ops.convert + ops.fmul + ops.store) + w.rows
+        cycles = loop(pieces, 1, 1 + ops.convert + ops.store) + w.rows
         if last:
             vector = loop(w.head_stride // REDUCE_LANES, REDUCE_LANES // k.attention_lanes, 1)
             cycles += nest(BLOCK - positions, vector) + vector
@@ -708,24 +714,24 @@ class Compute:
 
     def _write_kv(self) -> Iterator[Phase]:
         ops, w = self._ops, self.work
-        record = loop(w.record_beats(self.kernel), 1, ops.read + ops.store + 1)
-        yield Phase("kv write", nest(w.rows, nest(w.config.n_kv_heads, record)))
+        records = loop(
+            w.record_beats(self.kernel) * w.config.n_kv_heads, 1, ops.read + ops.store + 1
+        )
+        yield Phase("kv write", nest(w.rows, records))
 
     # ---- first and last
 
     def embed(self) -> Iterator[Phase]:
-        """Between steps, PrepareRows and Embed; the loader fetches a group's two words in turn."""
+        """Between steps, PrepareRows and Embed, group after group of a row."""
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
         between = self.latency + 10 * w.rows + 4 * ASSUMPTIONS.call
         pairs = c.head_size // 2
-        table = loop(pairs, 2, self.latency + ops.store)
+        table = ops.convert + ops.fsqrt + loop(pairs, 2, self.latency + ops.store)
         angles = nest(w.rows, loop(pairs, ROPE_CYCLES, ops.read + ops.cos_sin + ops.store))
-        fetch = 2 * loop(k.word_beats, 1, self.latency)
         take = 2 * loop(k.word_beats, 1, 1)
-        values = loop(w.group_size, 1, ops.convert + ops.store)
-        scaled = loop(w.group_size, 1, ops.read + ops.fmul + ops.store)
-        group = max(fetch, take + values + scaled)
-        yield Phase("embed", between + table + angles + nest(w.rows, nest(w.dim_groups, group)))
+        values = loop(w.group_size // k.vector_lanes, 1, ops.convert + ops.fmul + ops.store)
+        row = self.latency + nest(w.dim_groups, take + values)
+        yield Phase("embed", between + table + angles + nest(w.rows, row))
 
     def start_samplers(self) -> Iterator[Phase]:
         yield Phase("sample", loop(self.work.rows, 1, self._ops.store))

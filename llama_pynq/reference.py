@@ -353,13 +353,18 @@ def rotate(x: np.ndarray, positions: np.ndarray, turns: np.ndarray) -> np.ndarra
     return out
 
 
-def attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def attend(
+    query: np.ndarray, keys: np.ndarray, values: np.ndarray, scales: np.ndarray | None = None
+) -> np.ndarray:
     """One row's attention, block by block, with an online softmax.
 
     Parameters
     ----------
     query : (n_heads, head_size) float32
     keys, values : (positions, n_kv_heads, head_size) float32
+        Of an int8 cache the integers.
+    scales : (2, positions, n_kv_heads) float32, optional
+        What keys and values are multiplied by; default 1.
 
     Returns
     -------
@@ -369,6 +374,8 @@ def attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarra
     positions, n_kv_heads, _ = keys.shape
     shared = n_heads // n_kv_heads
     root = np.sqrt(f32(head_size))
+    if scales is None:
+        scales = np.ones((2, positions, n_kv_heads), np.float32)
     maximum = np.full(n_heads, _LOWEST)
     total = np.zeros(n_heads, np.float32)
     out = np.zeros((n_heads, head_size), np.float32)
@@ -376,25 +383,28 @@ def attend(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarra
         # (block, n_heads, head_size)
         k = np.repeat(keys[first : first + BLOCK], shared, axis=1)
         v = np.repeat(values[first : first + BLOCK], shared, axis=1)
+        key_scale, value_scale = np.repeat(scales[:, first : first + BLOCK], shared, axis=2)
         scores = np.full((n_heads, BLOCK), _LOWEST)
-        scores[:, : len(k)] = div(lane_sum(mul(query[None], k), REDUCE_LANES), root).T
+        dots = mul(lane_sum(mul(query[None], k), REDUCE_LANES), key_scale)
+        scores[:, : len(k)] = div(dots, root).T
         larger = np.maximum(maximum, scores.max(axis=1))
         weights = exp(sub(scores, larger[:, None]))
         shrink = exp(sub(maximum, larger))
         total = add(mul(total, shrink), tree_sum(weights))
         sums = np.zeros((n_heads, head_size, VALUE_SUMS), np.float32)
+        scaled = mul(weights[:, : len(k)], value_scale.T)
         for t in range(len(k)):
             part = sums[..., t % VALUE_SUMS]
-            sums[..., t % VALUE_SUMS] = add(part, mul(weights[:, t : t + 1], v[t]))
+            sums[..., t % VALUE_SUMS] = add(part, mul(scaled[:, t : t + 1], v[t]))
         out = add(mul(out, shrink[:, None]), tree_sum(sums))
         maximum = larger
     return div(out, total[:, None])
 
 
-def round_heads(x: np.ndarray) -> np.ndarray:
-    """What an int8 KV cache gives back of (rows, heads, head_size): a scale for each head."""
+def round_heads(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What an int8 KV cache holds of (rows, heads, head_size): integers, (rows, heads) scales."""
     q, scale = quantize_groups(x.reshape(-1, x.shape[-1]), x.shape[-1])
-    return mul(q.astype(np.float32), scale).reshape(x.shape)
+    return q.astype(np.float32).reshape(x.shape), scale.reshape(x.shape[:-1])
 
 
 def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -527,21 +537,27 @@ class _Weights(Protocol):
 
 
 class _Cache:
-    """Keys and values per layer and slot, grown as positions come."""
+    """Keys and values per layer and slot, and their scales."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        self._slots: dict[tuple[int, int], np.ndarray] = {}
+        self._slots: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
-    def write(self, layer: int, slot: int, position: int, k: np.ndarray, v: np.ndarray) -> None:
+    def write(
+        self, layer: int, slot: int, position: int, kv: np.ndarray, scales: np.ndarray | None = None
+    ) -> None:
+        """(2, n_kv_heads, head_size) keys and values; (2, n_kv_heads) scales, default 1."""
         c = self._config
-        shape = (2, c.seq_len, c.n_kv_heads, c.head_size)
-        cache = self._slots.setdefault((layer, slot), np.zeros(shape, np.float32))
-        cache[0, position], cache[1, position] = k, v
+        shape = (2, c.seq_len, c.n_kv_heads)
+        new = np.zeros((*shape, c.head_size), np.float32), np.ones(shape, np.float32)
+        cache, cached_scales = self._slots.setdefault((layer, slot), new)
+        cache[:, position] = kv
+        cached_scales[:, position] = 1 if scales is None else scales
 
-    def read(self, layer: int, slot: int, positions: int) -> tuple[np.ndarray, np.ndarray]:
-        cache = self._slots[layer, slot]
-        return cache[0, :positions], cache[1, :positions]
+    def read(self, layer: int, slot: int, positions: int) -> tuple[np.ndarray, ...]:
+        """Keys, values and scales as `attend` takes them."""
+        cache, scales = self._slots[layer, slot]
+        return cache[0, :positions], cache[1, :positions], scales[:, :positions]
 
 
 class FloatModel:
@@ -600,10 +616,10 @@ class FloatModel:
             q, k = rotated(h @ w["wq"].T), rotated(h @ w["wk"].T)
             v = (h @ w["wv"].T).reshape(len(tokens), c.n_kv_heads, c.head_size)
             for row, (slot, position) in enumerate(zip(slots, positions)):
-                self._cache.write(layer, slot, position, k[row], v[row])
+                self._cache.write(layer, slot, position, np.stack([k[row], v[row]]))
             attention = np.empty_like(q)
             for row, (slot, position) in enumerate(zip(slots, positions)):
-                keys, values = self._cache.read(layer, slot, position + 1)
+                keys, values, _ = self._cache.read(layer, slot, position + 1)
                 shared = c.n_heads // c.n_kv_heads
                 keys, values = (np.repeat(a, shared, axis=1) for a in (keys, values))
                 scores = np.einsum("hd,thd->ht", q[row], keys) / np.sqrt(f32(c.head_size))
@@ -669,10 +685,11 @@ class KernelModel:
             for name in ("wq", "wk", "wv")
         )
         q, k = (rotate(part, np.asarray(positions), self._turns) for part in (q, k))
-        if self._kv_bits == 8:
-            k, v = round_heads(k), round_heads(v)
         for row in range(rows):
-            self._cache.write(index, slots[row], positions[row], k[row], v[row])
+            kv, scales = np.stack([k[row], v[row]]), None
+            if self._kv_bits == 8:
+                kv, scales = round_heads(kv)
+            self._cache.write(index, slots[row], positions[row], kv, scales)
         attention = np.stack(
             [
                 attend(q[row], *self._cache.read(index, slots[row], positions[row] + 1))

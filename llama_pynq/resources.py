@@ -18,6 +18,7 @@ from pathlib import Path
 from .boards import MIB, Board, Resources, boards
 from .checkpoint import ModelConfig
 from .contract import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
+from .interface import kv_in_uram
 from .perf import ROPE_CYCLES, KernelConfig, buffers, kernel_of
 
 LIMITS = Resources(lut=0.70, dsp=0.80, bram36=0.80, uram=0.80)
@@ -110,8 +111,8 @@ def _block_rams(words: float, bits: float, banks: int = 1) -> float:
 
 
 # A block's keys are used by the process after the one that fetches them: two copies. Its values
-# wait for two processes more: four.
-_HEAD_BLOCKS = 2 + 4
+# wait for three processes more: five.
+_HEAD_BLOCKS = 2 + 5
 
 
 def _ultra_rams(words: float, bits: float) -> float:
@@ -150,19 +151,21 @@ def _attention_engine(k: KernelConfig) -> Resources:
     lanes, words = k.attention_lanes, k.kv_beat_bytes // 4
     rounds = Mix(fadd=BLOCK + VALUE_SUMS, fmul=BLOCK + 1) * lanes
     loops = (
-        (Mix(fmul=1, convert=1) * words).every(1),  # READ_BLOCK, int8
+        (Mix(convert=1) * words).every(1),  # FetchInt8
         (Mix(fadd=1, fmul=1) * lanes).every(1),  # DOT
-        _tree(REDUCE_LANES).every(REDUCE_LANES // lanes),  # DOT_SUMS
-        Mix(fdiv=1, fcmp=1).every(k.score_cycles),  # SCORES
-        (_EXP + Mix(fadd=1)).every(k.score_cycles),  # WEIGHTS
+        (_tree(REDUCE_LANES) + Mix(fmul=1, fdiv=1, fcmp=1)).every(
+            max(k.score_cycles, REDUCE_LANES // lanes)
+        ),  # SCORES
+        (_EXP + Mix(fadd=1, fmul=1)).every(k.score_cycles),  # WEIGHTS
         # Largest(scores): a level starts at once, and levels share; SumInPlace; shrink shares.
         Mix(fadd=min(4, lanes), fmul=1, fcmp=BLOCK // 2, convert=1).every(1),
         rounds.every(BLOCK),  # VALUES
-        Mix(fdiv=1, fsqrt=1, convert=1).every(1),  # FINISH_QUERIES, the root
+        Mix(fdiv=1).every(1),  # FINISH_QUERIES
     )
     team = 32 * k.max_head_size * (3 * k.queries + 2 * k.max_rows)
+    between = 2 * 32 * k.queries * BLOCK * (REDUCE_LANES + 1)  # partial sums and scores
     block = _block_rams(BLOCK * k.max_head_size, 32, max(lanes, words))
-    return _add(*loops, _small_ram(team), Resources(0, 0, _HEAD_BLOCKS * block, 0))
+    return _add(*loops, _small_ram(team + between), Resources(0, 0, _HEAD_BLOCKS * block, 0))
 
 
 def _attention(k: KernelConfig) -> Resources:
@@ -170,18 +173,19 @@ def _attention(k: KernelConfig) -> Resources:
 
 
 def _vectors(k: KernelConfig) -> Resources:
-    """Norm, quantise (twice: after a norm, after attention), rope, residual, RoundKv."""
+    """Norm, quantise, rope, residual, RoundKv, Embed."""
     lanes = k.vector_lanes
     interval = MAX_GROUP // lanes
     return _add(
         (Mix(fadd=2, fmul=3) * lanes).every(1),
         Mix(fadd=1, fdiv=1, fsqrt=1, convert=1, fmul=1).every(1),
-        _times(2, _QUANTIZE.every(interval)),
+        _QUANTIZE.every(interval),
         (Mix(fadd=2, fmul=4) * (lanes // 2)).every(1),
         _COS_SIN.every(ROPE_CYCLES),
         (Mix(fadd=1) * lanes).every(1),
-        (Mix(fadd=1, fmul=2, convert=1, fcmp=1) * lanes + Mix(fdiv=2)).every(1),
-        Mix(convert=1, fmul=1).every(1),
+        (Mix(fadd=1, fmul=1, convert=1, fcmp=1) * max(1, lanes // 4) + Mix(fdiv=2)).every(1),
+        (Mix(convert=1, fmul=1) * lanes).every(1),
+        Mix(convert=1, fsqrt=1).every(1),
     )
 
 
@@ -199,7 +203,8 @@ def _sampler(k: KernelConfig) -> Resources:
     noise = (_GUMBEL + Mix(fadd=1, fcmp=1, fdiv=1)) * BLOCK
     finish = _LOG + Mix(fadd=1)
     truncate = _EXP + _GUMBEL + Mix(fdiv=1, fadd=3, fcmp=3)
-    per_entry = _COST["fcmp"].lut + 64 * (1 + k.max_rows / 4)
+    # A negation and a comparison of integers, and what holds and moves a logit and its id.
+    per_entry = 32 + 16 + 64 * (1 + k.max_rows / 4)
     return _add(
         (sums + noise + Mix(fcmp=BLOCK)).every(k.sample_cycles),
         finish.every(1 << 30),
@@ -224,12 +229,20 @@ def _ports(k: KernelConfig) -> Resources:
 
 
 def _fifos(k: KernelConfig, uram: bool) -> Resources:
-    """Weights wait in UltraRAM where there is any; keys and values go both ways."""
-    width = 8 * k.beat_bytes
-    kv = 2 * k.kv_ports * _block_rams(k.kv_fifo_beats, 8 * k.kv_beat_bytes)
-    if uram:
-        return Resources(0, 0, kv, k.channels * _ultra_rams(k.weight_fifo_beats, width))
-    return Resources(0, 0, kv + k.channels * _block_rams(k.weight_fifo_beats, width), 0)
+    """Weights wait in UltraRAM where there is any, and so do keys and values in deep FIFOs."""
+    width, kv_width = 8 * k.beat_bytes, 8 * k.kv_beat_bytes
+    constants = {"kUltraRam": int(uram), "kKvFifoBeats": k.kv_fifo_beats}
+
+    def fifo(beats: int, bits: int, ultra: bool) -> Resources:
+        if ultra:
+            return Resources(0, 0, 0, _ultra_rams(beats, bits))
+        return Resources(0, 0, _block_rams(beats, bits), 0)
+
+    return _add(
+        _times(k.channels, fifo(k.weight_fifo_beats, width, uram)),
+        _times(k.kv_ports, fifo(k.kv_fifo_beats, kv_width, kv_in_uram(constants))),
+        _small_ram(2 * k.kv_ports * k.kv_write_beats * kv_width),  # on their way to memory
+    )
 
 
 def _arrays(k: KernelConfig, uram: bool) -> Resources:

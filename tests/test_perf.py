@@ -316,18 +316,13 @@ def test_more_sequences_take_more_room():
 # ---- goals ----------------------------------------------------------------------------
 
 
-SERIAL = pytest.mark.xfail(
-    strict=True, reason="HBM outruns what is serial: attention, sampling, the engines' ends"
-)
-
-
 @pytest.mark.parametrize(
     ("name", "group_size", "board"),
     [
         ("stories110M", 64, "kv260"),
         ("stories110M", 64, "zcu104"),
         ("stories110M", 64, "u250"),
-        pytest.param("stories110M", 64, "u50", marks=SERIAL),
+        ("stories110M", 64, "u50"),
         ("stories15M", 32, "pynq-z2"),
         ("stories15M", 32, "kv260"),
         ("stories15M", 64, "pynq-z2"),

@@ -50,10 +50,10 @@ def test_units_sum_to_the_whole():
         ("attention_lanes", "attention", "dsp"),
         ("vector_lanes", "norm, quantise, rope", "dsp"),
         ("weight_fifo_beats", "FIFOs", "uram"),
-        ("kv_fifo_beats", "FIFOs", "bram36"),
+        ("kv_fifo_beats", "FIFOs", "uram"),
         ("max_dim", "on-chip arrays", "bram36"),
         ("top_logits", "sampler", "lut"),
-        ("kv_beat_bytes", "attention", "dsp"),
+        ("kv_beat_bytes", "attention", "lut"),
         ("beat_bytes", "memory ports", "bram36"),
     ],
 )

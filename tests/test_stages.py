@@ -422,21 +422,21 @@ class Cache:
         self.addresses = np.array([p.ctypes.data for p in self.ports], np.uint64)
 
     def put(self, slot, layer, head, position, key_and_value):
-        """(2, head_size) float32 into its record; returns what the record stands for."""
+        """(2, head_size) float32 into its record; returns what it holds: values, and scales."""
         record = self.ports[head % len(self.ports)][slot, layer, head // len(self.ports), position]
         record[:] = 0
         size = self.config.head_size
         halves = record[self.scales :].reshape(2, self.half)
         if self.kv_bits == 32:
             halves.view(f32)[:, :size] = key_and_value
-            return key_and_value
+            return key_and_value, 1.0
         q, scale = reference.quantize_groups(key_and_value, size)
         record[:8] = scale.reshape(2).view(np.uint8)
         halves[:, :size] = q.view(np.uint8)
         words = self.beat // 4  # byte k of word i of a beat is its value k * words + i
         beats = halves.reshape(2, -1, 4, words).transpose(0, 1, 3, 2)
         halves[:] = beats.reshape(2, -1).copy()
-        return reference.round_heads(key_and_value[None])[0]
+        return reference.round_heads(key_and_value)
 
 
 def attend(stages, config, slots, layer, cache, qkv, positions, row_slots):
@@ -470,12 +470,13 @@ def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, lon
         mine = np.arange(longest - rows + 1, longest)
         positions[1:] = rng.permutation(mine)
     keys = rng.normal(0, 2, (slots, 100, 2, kv_heads, 2 * pairs)).astype(f32)
+    scales = np.ones((slots, 100, 2, kv_heads), f32)
     for slot in (1, 2):
         in_call = set(positions[row_slots == slot].tolist())
         for position in range(int(positions[row_slots == slot].max(initial=-1)) + 1):
             if position not in in_call:
                 for head in range(kv_heads):
-                    keys[slot, position, :, head] = cache.put(
+                    keys[slot, position, :, head], scales[slot, position, :, head] = cache.put(
                         slot, layer, head, position, keys[slot, position, :, head]
                     )
     actual = attend(stages, config, slots, layer, cache, qkv, positions, row_slots)
@@ -483,7 +484,8 @@ def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, lon
     own = qkv[:, config.dim :].reshape(rows, 2, kv_heads, 2 * pairs)
     for row in range(rows):
         for head in range(kv_heads):
-            keys[row_slots[row], positions[row], :, head] = cache.put(
+            place = row_slots[row], positions[row], slice(None), head
+            keys[place], scales[place] = cache.put(
                 row_slots[row], layer, head, positions[row], own[row, :, head]
             )
     # This call's keys and values are in memory, and nothing else has changed.
@@ -492,7 +494,9 @@ def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, lon
     for row in range(rows):
         past = keys[row_slots[row], : positions[row] + 1]
         query = qkv[row, : config.dim].reshape(-1, 2 * pairs)
-        expected = reference.attend(query, past[:, 0], past[:, 1])
+        of_past = scales[row_slots[row], : positions[row] + 1]
+        expected = reference.attend(query, past[:, 0], past[:, 1], of_past.swapaxes(0, 1))
+        past = past * of_past[..., None]
         assert_same_bits(actual[row], expected.reshape(-1), f"row {row}")
         scores = np.einsum("hd,thd->ht", query.astype(np.float64),
                            np.repeat(past[:, 0], shared, axis=1)) / np.sqrt(2 * pairs)  # fmt: skip

@@ -36,7 +36,7 @@ constexpr int kMaxHiddenDim = 5632;
 constexpr int kMaxHeadSize = 64;
 constexpr int kMaxLayers = 64;
 constexpr int kMaxSeqLen = 8192;
-constexpr int kTopLogits = 64;
+constexpr int kTopLogits = 32;
 
 // Beats on the way from memory: loaders go on while compute is busy with something else.
 constexpr int kWeightFifoBeats = 4096;

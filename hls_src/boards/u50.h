@@ -40,7 +40,7 @@ constexpr int kTopLogits = 64;
 
 // Beats on the way from memory: loaders go on while compute is busy with something else.
 constexpr int kWeightFifoBeats = 4096;
-constexpr int kKvFifoBeats = 512;
+constexpr int kKvFifoBeats = 2048;
 
 // Burst shape of a weight port, and the float adder, in cycles.
 constexpr int kReadLatency = 64;

@@ -34,7 +34,7 @@ struct KvReader {
 };
 
 struct KvWriter {
-  hls::stream<KvBeat, kKvFifoBeats> beats;
+  hls::stream<KvBeat, kKvWriteBeats> beats;
 
   void Write(int, const KvBeat& beat) {
 #pragma HLS INLINE
@@ -118,15 +118,17 @@ inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& 
   if (step.embed) {
   SEND_EMBEDDINGS:
     for (int row = 0; row < kMaxRows; ++row) {
-      if (row < step.n_rows && step.rows[row].active) {
+      const int token = step.rows[row].token;
+      if (row < step.n_rows && step.rows[row].active && token / kTileRows % kChannels == channel) {
       SEND_GROUPS:
-        for (int g = 0; g < plan.embedding.groups; ++g) {
-#pragma HLS LOOP_TRIPCOUNT min = 9 max = 64
-          const RowWords at = FindRow(plan.embedding, tail, step.rows[row].token, g, s.row_bytes);
-          if (at.channel == channel) {
-            SendWords(memory, at.values, 1, port.beats);
-            SendWords(memory, at.scales, 1, port.beats);
-          }
+        // Of each group two words, the values and the scales; requests follow one another.
+        for (int n = 0; n < plan.embedding.groups * 2 * kWordBeats; ++n) {
+#pragma HLS PIPELINE II = 1
+#pragma HLS LOOP_TRIPCOUNT min = 18 max = 512
+          const int g = n / (2 * kWordBeats);
+          const RowWords at = FindRow(plan.embedding, tail, token, g, s.row_bytes);
+          const int word = n / kWordBeats % 2 == 0 ? at.values : at.scales;
+          port.beats.write(memory[word * kWordBeats + n % kWordBeats]);
         }
       }
     }

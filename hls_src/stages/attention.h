@@ -22,15 +22,18 @@ struct QuantizedKv {
   float scale[kMaxRows][2 * kMaxDim / 2];  // a head has two values at least
 };
 
-// Rounds one head's vector to what the cache will hold of it.
+// An int8 cache is an option: it has fewer lanes than what every token goes through.
+constexpr int kRoundLanes = kVectorLanes > 4 ? kVectorLanes / 4 : 1;
+
+// Rounds one head's vector to what the cache will hold of it: integers, and their scale.
 inline void RoundHead(float* x, int head_size, int8_t* q, float& scale) {
 #pragma HLS INLINE
   uint32_t largest_bits = 0;
 LARGEST_IN_HEAD:
-  for (int i = 0; i < head_size; i += kVectorLanes) {
+  for (int i = 0; i < head_size; i += kRoundLanes) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
-    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kRoundLanes max = kMaxHeadSize / kRoundLanes
+    for (int j = 0; j < kRoundLanes; ++j) {
 #pragma HLS UNROLL
       const uint32_t magnitude = i + j < head_size ? BitsOf(x[i + j]) & 0x7fffffffu : 0u;
       largest_bits = magnitude > largest_bits ? magnitude : largest_bits;
@@ -38,15 +41,15 @@ LARGEST_IN_HEAD:
   }
   const GroupScale group = ScaleOf(largest_bits);
 ROUND_HEAD:
-  for (int i = 0; i < head_size; i += kVectorLanes) {
+  for (int i = 0; i < head_size; i += kRoundLanes) {
 #pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
-    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS LOOP_TRIPCOUNT min = 48 / kRoundLanes max = kMaxHeadSize / kRoundLanes
+    for (int j = 0; j < kRoundLanes; ++j) {
 #pragma HLS UNROLL
       if (i + j < head_size) {
         const int32_t value = RoundToInt8(x[i + j] * group.up);
         q[i + j] = static_cast<int8_t>(value);
-        x[i + j] = static_cast<float>(value) * group.scale;
+        x[i + j] = static_cast<float>(value);
       }
     }
   }
@@ -75,16 +78,21 @@ typedef float HeadBlock[kBlock][kMaxHeadSize];
 // Values of a head a cycle, whoever reads or writes them.
 constexpr int kKvLanes = kKvBeatWords > kAttentionLanes ? kKvBeatWords : kAttentionLanes;
 
+// What an int8 key or value of each position is multiplied by, once for all of its elements; of
+// float32 it is 1.
+typedef float BlockScales[kBlock];
+
 // Queries of a team and what comes of them; this call's keys, or values, of one head.
 typedef float QueryRows[kQueries][kMaxHeadSize];
 typedef float FreshRows[kMaxRows][kMaxHeadSize];
+typedef float FreshScales[kMaxRows][2];
 
 // Where an engine works: `heads` query heads of each row of the team, row after row. Where there is
 // no such kv head, no queries and no blocks.
 struct TeamPlace {
   Team team;
   int layer, kv_head;
-  int first_head, heads;  // query heads of the kv head
+  int heads;  // query heads of the kv head
   int queries, blocks;
 
   // Positions of a block that a query may look at; none or less: it has not come that far.
@@ -93,62 +101,67 @@ struct TeamPlace {
   }
 };
 
-// A float32 beat of a record on its way into a block.
-struct FetchFloat {
+// A block's positions from memory, on their way into its arrays.
+struct BlockPlace {
   KvReader& port;
   const Shape& s;
-  int from;
+  int from;  // beat of the first position
   HeadBlock& keys;
   HeadBlock& values;
+  BlockScales& key_scale;
+  BlockScales& value_scale;
+};
+
+// A float32 beat of a record.
+struct FetchFloat {
+  const BlockPlace& to;
 
   LLAMA_HOST_INLINE void operator()(int position, int part, int) const {
 #pragma HLS INLINE
-    const KvBeat beat = port.Read(from + position * s.kv_record_beats + part);
-    const int d = (part < s.kv_half_beats ? part : part - s.kv_half_beats) * kKvBeatWords;
+    const KvBeat beat = to.port.Read(to.from + position * to.s.kv_record_beats + part);
+    const bool is_key = part < to.s.kv_half_beats;
+    const int d = (is_key ? part : part - to.s.kv_half_beats) * kKvBeatWords;
+    if (part == 0) {
+      to.key_scale[position] = 1.0f;
+      to.value_scale[position] = 1.0f;
+    }
     for (int i = 0; i < kKvBeatWords; ++i) {
 #pragma HLS UNROLL
-      if (part < s.kv_half_beats) {
-        keys[position][d + i] = beat.f[i];
+      if (is_key) {
+        to.keys[position][d + i] = beat.f[i];
       } else {
-        values[position][d + i] = beat.f[i];
+        to.values[position][d + i] = beat.f[i];
       }
     }
   }
 };
 
-// A quarter of an int8 one: no more multipliers than float32 has values a cycle.
+// A quarter of an int8 one: no more values a cycle than float32 has.
 struct FetchInt8 {
-  KvReader& port;
-  const Shape& s;
-  int from;
+  const BlockPlace& to;
   KvBeat& beat;
-  float (&scales)[2];
-  HeadBlock& keys;
-  HeadBlock& values;
 
   LLAMA_HOST_INLINE void operator()(int position, int part, int quarter) const {
 #pragma HLS INLINE
-    if (quarter == 0) beat = port.Read(from + position * s.kv_record_beats + part);
-    const int at = part - s.kv_scale_beats;
+    if (quarter == 0) beat = to.port.Read(to.from + position * to.s.kv_record_beats + part);
+    const int at = part - to.s.kv_scale_beats;
     if (at < 0) {
-      scales[0] = beat.f[0];
-      scales[1] = beat.f[1];
+      to.key_scale[position] = beat.f[0];
+      to.value_scale[position] = beat.f[1];
     } else {
-      const bool is_key = at < s.kv_half_beats;
-      const int d = (is_key ? at : at - s.kv_half_beats) * kKvBeatBytes + quarter * kKvBeatWords;
-      const float scale = scales[is_key ? 0 : 1];
+      const bool is_key = at < to.s.kv_half_beats;
+      const int d = (is_key ? at : at - to.s.kv_half_beats) * kKvBeatBytes + quarter * kKvBeatWords;
       float piece[kKvBeatWords];
       for (int i = 0; i < kKvBeatWords; ++i) {
 #pragma HLS UNROLL
-        const int8_t q = static_cast<int8_t>(BitsOf(beat.f[i]) >> 8 * quarter);
-        piece[i] = static_cast<float>(q) * scale;
+        piece[i] = static_cast<float>(static_cast<int8_t>(BitsOf(beat.f[i]) >> 8 * quarter));
       }
       for (int i = 0; i < kKvBeatWords; ++i) {
 #pragma HLS UNROLL
         if (is_key) {
-          keys[position][d + i] = piece[i];
+          to.keys[position][d + i] = piece[i];
         } else {
-          values[position][d + i] = piece[i];
+          to.values[position][d + i] = piece[i];
         }
       }
     }
@@ -157,25 +170,27 @@ struct FetchInt8 {
 
 // A block's positions from memory, then what this call computes over them.
 inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place, int block_index,
-                       const FreshRows& fresh_key, const FreshRows& fresh_value, HeadBlock& keys,
-                       HeadBlock& values) {
+                       const FreshRows& fresh_key, const FreshRows& fresh_value,
+                       const FreshScales& fresh_scale, HeadBlock& keys, HeadBlock& values,
+                       BlockScales& key_scale, BlockScales& value_scale) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const int positions = BlockPositions(place.team, block_index);
   const int from = KvBeatOf(s, place.team.slot, place.layer, place.kv_head, block_index * kBlock);
+  const BlockPlace to = {port, s, from, keys, values, key_scale, value_scale};
   if (s.kv_int8) {
     KvBeat beat = {};
-    float scales[2] = {};
-    const FetchInt8 fetch = {port, s, from, beat, scales, keys, values};
+    const FetchInt8 fetch = {to, beat};
     ForEach(positions, s.kv_record_beats, 4, fetch);
   } else {
-    const FetchFloat fetch = {port, s, from, keys, values};
+    const FetchFloat fetch = {to};
     ForEach(positions, s.kv_record_beats, 1, fetch);
   }
   // Weights of what is not there are zero, and zero times zero is.
 CLEAR_VALUES:
   for (int t = positions; t < kBlock; ++t) {
 #pragma HLS LOOP_TRIPCOUNT min = 0 max = kBlock - 1
+    value_scale[t] = 0.0f;
     for (int d = 0; d < s.head_stride; d += kReduceLanes) {
 #pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
 #pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
@@ -190,27 +205,30 @@ OVERLAY:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     const Row& r = step.rows[row];
     if (r.active && r.slot == place.team.slot && r.position / kBlock == block_index) {
+      const int t = r.position % kBlock;
+      key_scale[t] = fresh_scale[row][0];
+      value_scale[t] = fresh_scale[row][1];
       for (int d = 0; d < s.head_stride; d += kReduceLanes) {
 #pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
 #pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
         for (int j = 0; j < kReduceLanes; ++j) {
 #pragma HLS UNROLL
-          keys[r.position % kBlock][d + j] = fresh_key[row][d + j];
-          values[r.position % kBlock][d + j] = fresh_value[row][d + j];
+          keys[t][d + j] = fresh_key[row][d + j];
+          values[t][d + j] = fresh_value[row][d + j];
         }
       }
     }
   }
 }
 
-// query . keys[t] of every position of the block. Element i goes to partial sum
+// The partial sums of query . keys[t] of every position of the block. Element i goes to partial sum
 // i % kReduceLanes; both vectors are zero past their end. The positions alternate, so that an
 // adder is asked for the same sum only after kBlock others.
+typedef float BlockLanes[kBlock][kReduceLanes];
+
 inline void DotBlock(const float (&query)[kMaxHeadSize], const HeadBlock& keys, int stride,
-                     float (&dots)[kBlock]) {
+                     BlockLanes& lanes) {
 #pragma HLS INLINE off
-  float lanes[kBlock][kReduceLanes];
-#pragma HLS ARRAY_PARTITION variable = lanes cyclic factor = kAttentionLanes dim = 2
 DOT_PARTS:
   for (int i = 0; i < stride; i += kAttentionLanes) {
 #pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
@@ -226,23 +244,52 @@ DOT_PARTS:
       }
     }
   }
-DOT_SUMS:
-  for (int t = 0; t < kBlock; ++t) {
-#pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
-    dots[t] = TreeSum(lanes[t]);
-  }
 }
 
+typedef BlockLanes LaneRows[kQueries];
 typedef float BlockRows[kQueries][kBlock];
+typedef float PerQuery[kQueries];
 
 inline void DotQueries(const Step& step, const TeamPlace& place, int block_index,
-                       const QueryRows& query, const HeadBlock& keys, BlockRows& dots) {
+                       const QueryRows& query, const HeadBlock& keys, LaneRows& lanes) {
 #pragma HLS INLINE off
 DOT_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     if (place.Seen(step, q, block_index) > 0) {
-      DotBlock(query[q], keys, step.shape.head_stride, dots[q]);
+      DotBlock(query[q], keys, step.shape.head_stride, lanes[q]);
+    }
+  }
+}
+
+// A partial sum is read kAttentionLanes at a time.
+constexpr int kLaneReads = kReduceLanes / kAttentionLanes;
+constexpr int kSumCycles = kScoreCycles > kLaneReads ? kScoreCycles : kLaneReads;
+
+// Scores, and the largest of the blocks so far, before this one and with it.
+inline void ScoreQueries(const Step& step, const TeamPlace& place, int block_index,
+                         const LaneRows& lanes, const BlockScales& key_scale, float root,
+                         PerQuery& maximum, BlockRows& scores, PerQuery& before, PerQuery& larger) {
+#pragma HLS INLINE off
+SCORE_QUERIES:
+  for (int q = 0; q < place.queries; ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+    const int seen = place.Seen(step, q, block_index);
+    if (seen > 0) {
+      float here[kBlock];
+#pragma HLS ARRAY_PARTITION variable = here complete
+    SCORES:
+      for (int t = 0; t < kBlock; ++t) {
+#pragma HLS PIPELINE II = kSumCycles
+        const float dot = TreeSum(lanes[q][t]) * key_scale[t];
+        // Beyond the query's own position lies whatever was there before.
+        here[t] = t < seen ? dot / root : kLowest;
+        scores[q][t] = here[t];
+      }
+      const float most = Largest(here);
+      before[q] = maximum[q];
+      larger[q] = most > maximum[q] ? most : maximum[q];
+      maximum[q] = larger[q];
     }
   }
 }
@@ -250,41 +297,27 @@ DOT_QUERIES:
 // Adders for a block's exponentials.
 constexpr int kWeightLanes = kAttentionLanes < 4 ? kAttentionLanes : 4;
 
-// Running softmax: of the blocks so far, the largest score and the sum of exponentials.
-struct Online {
-  float maximum[kQueries], total[kQueries];
-};
-
-// Scores to weights, and by how much what has been summed so far shrinks.
+// Scores to weights, their sum over the blocks so far, and by how much what has been summed
+// shrinks.
 inline void WeighQueries(const Step& step, const TeamPlace& place, int block_index,
-                         const BlockRows& dots, float root, Online& online, BlockRows& weights,
-                         float (&shrink)[kQueries]) {
+                         const BlockRows& scores, const PerQuery& before, const PerQuery& larger,
+                         const BlockScales& value_scale, PerQuery& total, BlockRows& weights,
+                         PerQuery& shrink) {
 #pragma HLS INLINE off
 WEIGH_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    const int seen = place.Seen(step, q, block_index);
-    if (seen > 0) {
-      float scores[kBlock], terms[kBlock];
-#pragma HLS ARRAY_PARTITION variable = scores complete
+    if (place.Seen(step, q, block_index) > 0) {
+      float terms[kBlock];
 #pragma HLS ARRAY_PARTITION variable = terms complete
-    SCORES:
-      for (int t = 0; t < kBlock; ++t) {
-#pragma HLS PIPELINE II = kScoreCycles
-        // Beyond the query's own position lies whatever was there before.
-        scores[t] = t < seen ? dots[q][t] / root : kLowest;
-      }
-      const float here = Largest(scores);
-      const float larger = here > online.maximum[q] ? here : online.maximum[q];
     WEIGHTS:
       for (int t = 0; t < kBlock; ++t) {
 #pragma HLS PIPELINE II = kScoreCycles
-        terms[t] = Exp(scores[t] - larger);
-        weights[q][t] = terms[t];
+        terms[t] = Exp(scores[q][t] - larger[q]);
+        weights[q][t] = terms[t] * value_scale[t];
       }
-      shrink[q] = Exp(online.maximum[q] - larger);
-      online.maximum[q] = larger;
-      online.total[q] = online.total[q] * shrink[q] + SumInPlace<kWeightLanes>(terms);
+      shrink[q] = Exp(before[q] - larger[q]);
+      total[q] = total[q] * shrink[q] + SumInPlace<kWeightLanes>(terms);
     }
   }
 }
@@ -329,8 +362,8 @@ VALUES:
 }
 
 inline void SumQueries(const Step& step, const TeamPlace& place, int block_index,
-                       const BlockRows& weights, const float (&shrink)[kQueries],
-                       const HeadBlock& values, QueryRows& sums) {
+                       const BlockRows& weights, const PerQuery& shrink, const HeadBlock& values,
+                       QueryRows& sums) {
 #pragma HLS INLINE off
 SUM_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
@@ -341,12 +374,12 @@ SUM_QUERIES:
   }
 }
 
-// From the first block to the last: one is fetched while those before it are multiplied, weighed
-// and summed.
+// From the first block to the last: one is fetched while those before it are multiplied, scored,
+// weighed and summed.
 inline void AttendBlocks(KvReader& port, const Step& step, const TeamPlace& place, float root,
                          const QueryRows& query, const FreshRows& fresh_key,
-                         const FreshRows& fresh_value, int blocks, Online& online,
-                         QueryRows& sums) {
+                         const FreshRows& fresh_value, const FreshScales& fresh_scale, int blocks,
+                         PerQuery& maximum, PerQuery& total, QueryRows& sums) {
 #pragma HLS INLINE off
 BLOCKS:
   for (int b = 0; b < blocks; ++b) {
@@ -355,14 +388,21 @@ BLOCKS:
     HeadBlock keys, values;
 #pragma HLS ARRAY_PARTITION variable = keys cyclic factor = kKvLanes dim = 2
 #pragma HLS ARRAY_PARTITION variable = values cyclic factor = kKvLanes dim = 2
-    BlockRows dots, weights;
+    BlockScales key_scale, value_scale;
+    LaneRows lanes;
+#pragma HLS ARRAY_PARTITION variable = lanes cyclic factor = kAttentionLanes dim = 3
+    BlockRows scores, weights;
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 2
-    float shrink[kQueries];
-    // Used two processes later: as deep as the way there.
-#pragma HLS STREAM variable = values type = pipo depth = 4
-    FetchBlock(port, step, place, b, fresh_key, fresh_value, keys, values);
-    DotQueries(step, place, b, query, keys, dots);
-    WeighQueries(step, place, b, dots, root, online, weights, shrink);
+    PerQuery before, larger, shrink;
+    // Used some processes later: as deep as the way there.
+#pragma HLS STREAM variable = key_scale type = pipo depth = 3
+#pragma HLS STREAM variable = value_scale type = pipo depth = 4
+#pragma HLS STREAM variable = values type = pipo depth = 5
+    FetchBlock(port, step, place, b, fresh_key, fresh_value, fresh_scale, keys, values, key_scale,
+               value_scale);
+    DotQueries(step, place, b, query, keys, lanes);
+    ScoreQueries(step, place, b, lanes, key_scale, root, maximum, scores, before, larger);
+    WeighQueries(step, place, b, scores, before, larger, value_scale, total, weights, shrink);
     SumQueries(step, place, b, weights, shrink, values, sums);
   }
 }
@@ -370,19 +410,17 @@ BLOCKS:
 // One team and one kv head.
 inline void AttendTeam(KvReader& port, const Step& step, const TeamPlace& place,
                        const QueryRows& query, const FreshRows& key, const FreshRows& value,
-                       QueryRows& out) {
+                       const FreshScales& scale, float root, QueryRows& out) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
-  const float head_size = static_cast<float>(s.head_size);
-  const float root = sqrtf(head_size);
-  Online online;
+  PerQuery maximum, total;
   QueryRows sums;
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kAttentionLanes dim = 2
 START_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    online.maximum[q] = kLowest;
-    online.total[q] = 0.0f;
+    maximum[q] = kLowest;
+    total[q] = 0.0f;
     for (int d = 0; d < s.head_stride; d += kAttentionLanes) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
@@ -392,94 +430,110 @@ START_QUERIES:
       }
     }
   }
-  AttendBlocks(port, step, place, root, query, key, value, place.blocks, online, sums);
+  AttendBlocks(port, step, place, root, query, key, value, scale, place.blocks, maximum, total,
+               sums);
 FINISH_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     for (int d = 0; d < s.head_size; ++d) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize
-      out[q][d] = sums[q][d] / online.total[q];
+      out[q][d] = sums[q][d] / total[q];
     }
   }
 }
 
-// The team's queries of one kv head, and what this call has computed of its keys and values.
-inline void LoadTeam(const Step& step, const TeamPlace& place, const float (*qkv)[kMaxQkv],
-                     QueryRows& query, FreshRows& key, FreshRows& value) {
-#pragma HLS INLINE
-  const Shape& s = step.shape;
-  const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
-LOAD_QUERIES:
-  for (int q = 0; q < place.queries; ++q) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    const int row = place.team.first + q / place.heads;
-    const int at = (head + q % place.heads) * s.head_size;
-    for (int d = 0; d < s.head_stride; d += kVectorLanes) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
-      for (int j = 0; j < kVectorLanes; ++j) {
-#pragma HLS UNROLL
-        query[q][d + j] = d + j < s.head_size ? qkv[row][at + d + j] : 0.0f;
-      }
-    }
-  }
-LOAD_ROWS:
-  for (int row = 0; row < step.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    const int at = s.dim + place.kv_head * s.head_size;
-    if (step.rows[row].active && step.rows[row].slot == place.team.slot) {
-      for (int d = 0; d < s.head_stride; d += kVectorLanes) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
-        for (int j = 0; j < kVectorLanes; ++j) {
-#pragma HLS UNROLL
-          const bool real = d + j < s.head_size;
-          key[row][d + j] = real ? qkv[row][at + d + j] : 0.0f;
-          value[row][d + j] = real ? qkv[row][at + s.kv_dim + d + j] : 0.0f;
-        }
-      }
-    }
-  }
-}
+// kVectorLanes of a query of every engine, of what this call has computed of a key and a value, or
+// of a result: engine after engine down one pipeline.
+struct LoadQuery {
+  const Shape& s;
+  const TeamPlace (&places)[kEngineHeads];
+  const float (&qkv)[kMaxQkv];
+  int shared, head, q;  // query heads of a kv head, and which of them; which of the team's queries
+  QueryRows (&query)[kEngineHeads];
 
-inline void StoreTeam(const Step& step, const TeamPlace& place, const QueryRows& from,
-                      float (*out)[kMaxDim]) {
+  LLAMA_HOST_INLINE void operator()(int e, int part, int) const {
 #pragma HLS INLINE
-  const Shape& s = step.shape;
-  const int head = place.kv_head * (s.n_heads / s.n_kv_heads) + place.first_head;
-STORE_QUERIES:
-  for (int q = 0; q < place.queries; ++q) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    const int row = place.team.first + q / place.heads;
-    const int at = (head + q % place.heads) * s.head_size;
-    for (int d = 0; d < s.head_size; d += kVectorLanes) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 48 / kVectorLanes max = kMaxHeadSize / kVectorLanes
-      for (int j = 0; j < kVectorLanes; ++j) {
+    const int from = (places[e].kv_head * shared + head) * s.head_size;
+    for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
-        if (d + j < s.head_size) out[row][at + d + j] = from[q][d + j];
-      }
+      const int d = part * kVectorLanes + j;
+      query[e][q][d] = places[e].queries > 0 && d < s.head_size ? qkv[from + d] : 0.0f;
     }
   }
-}
+};
+
+struct LoadFresh {
+  const Shape& s;
+  const TeamPlace (&places)[kEngineHeads];
+  const float (&qkv)[kMaxQkv];
+  const QuantizedKv& rounded;
+  int row;
+  FreshRows (&key)[kEngineHeads];
+  FreshRows (&value)[kEngineHeads];
+  FreshScales (&scale)[kEngineHeads];
+
+  LLAMA_HOST_INLINE void operator()(int e, int part, int) const {
+#pragma HLS INLINE
+    const int head = places[e].kv_head;
+    const int from = s.dim + head * s.head_size;
+    const bool there = places[e].queries > 0;
+    if (part == 0) {
+      const bool scaled = there && s.kv_int8;
+      scale[e][row][0] = scaled ? rounded.scale[row][head] : 1.0f;
+      scale[e][row][1] = scaled ? rounded.scale[row][head + s.n_kv_heads] : 1.0f;
+    }
+    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+      const int d = part * kVectorLanes + j;
+      const bool real = there && d < s.head_size;
+      key[e][row][d] = real ? qkv[from + d] : 0.0f;
+      value[e][row][d] = real ? qkv[from + s.kv_dim + d] : 0.0f;
+    }
+  }
+};
+
+struct StoreQuery {
+  const Shape& s;
+  const TeamPlace (&places)[kEngineHeads];
+  const QueryRows (&from)[kEngineHeads];
+  int shared, head, q;
+  float (&out)[kMaxDim];
+
+  LLAMA_HOST_INLINE void operator()(int e, int part, int) const {
+#pragma HLS INLINE
+    const int to = (places[e].kv_head * shared + head) * s.head_size;
+    for (int j = 0; j < kVectorLanes; ++j) {
+#pragma HLS UNROLL
+      const int d = part * kVectorLanes + j;
+      if (places[e].queries > 0 && d < s.head_size) out[to + d] = from[e][q][d];
+    }
+  }
+};
 
 // One team, and kEngineHeads kv heads side by side: the engines touch nothing of one another.
 struct TeamTask {
   const Step& step;
   KvReaders& cache;
   const float (*qkv)[kMaxQkv];
+  const QuantizedKv& rounded;
   float (*out)[kMaxDim];
+  float root;                // of head_size
   int layer, heads, chunks;  // query heads of a kv head that a team takes at once, and how often
 
   void operator()(int task) const {
 #pragma HLS INLINE
+    const Shape& s = step.shape;
     const int first_kv_head = task / (chunks * step.n_teams) * kEngineHeads;
     const int first_head = task % chunks * heads;
-    const int left = step.shape.n_heads / step.shape.n_kv_heads - first_head;
+    const int shared = s.n_heads / s.n_kv_heads;
+    const int left = shared - first_head;
+    const int here = left < heads ? left : heads;
+    const Team team = step.teams[task / chunks % step.n_teams];
     TeamPlace places[kEngineHeads];
     QueryRows query[kEngineHeads], result[kEngineHeads];
     FreshRows key[kEngineHeads], value[kEngineHeads];
+    FreshScales scale[kEngineHeads];
 #pragma HLS ARRAY_PARTITION variable = places complete
 #pragma HLS ARRAY_PARTITION variable = query complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = query cyclic factor = kKvLanes dim = 3
@@ -489,41 +543,61 @@ struct TeamTask {
 #pragma HLS ARRAY_PARTITION variable = key cyclic factor = kKvLanes dim = 3
 #pragma HLS ARRAY_PARTITION variable = value complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = value cyclic factor = kKvLanes dim = 3
-  LOAD_ENGINES:
+#pragma HLS ARRAY_PARTITION variable = scale complete dim = 1
+  PLACE_ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
-      places[e].team = step.teams[task / chunks % step.n_teams];
+#pragma HLS UNROLL
+      places[e].team = team;
       places[e].layer = layer;
       places[e].kv_head = first_kv_head + e;
-      places[e].first_head = first_head;
-      places[e].heads = left < heads ? left : heads;
-      const bool there = places[e].kv_head < step.shape.n_kv_heads;
-      places[e].queries = there ? places[e].team.rows * places[e].heads : 0;
-      places[e].blocks = there ? places[e].team.last / kBlock + 1 : 0;
-      if (there) LoadTeam(step, places[e], qkv, query[e], key[e], value[e]);
+      places[e].heads = here;
+      const bool there = places[e].kv_head < s.n_kv_heads;
+      places[e].queries = there ? team.rows * here : 0;
+      places[e].blocks = there ? team.last / kBlock + 1 : 0;
+    }
+    const int parts = (s.head_stride + kVectorLanes - 1) / kVectorLanes;
+  LOAD_QUERIES:
+    for (int q = 0; q < team.rows * here; ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+      const LoadQuery load = {s, places, qkv[team.first + q / here], shared, first_head + q % here,
+                              q, query};
+      ForEach(kEngineHeads, parts, 1, load);
+    }
+  LOAD_ROWS:
+    for (int row = 0; row < step.n_rows; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      if (step.rows[row].active && step.rows[row].slot == team.slot) {
+        const LoadFresh load = {s, places, qkv[row], rounded, row, key, value, scale};
+        ForEach(kEngineHeads, parts, 1, load);
+      }
     }
   ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
 #pragma HLS UNROLL
       // Never under a condition: calls that HLS can see are independent start together.
       const int port = kEngineHeads == kKvPorts ? e : places[e].kv_head % kKvPorts;
-      AttendTeam(cache[port], step, places[e], query[e], key[e], value[e], result[e]);
+      AttendTeam(cache[port], step, places[e], query[e], key[e], value[e], scale[e], root,
+                 result[e]);
     }
-  STORE_ENGINES:
-    for (int e = 0; e < kEngineHeads; ++e) {
-      StoreTeam(step, places[e], result[e], out);
+  STORE_QUERIES:
+    for (int q = 0; q < team.rows * here; ++q) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+      const StoreQuery store = {
+          s, places, result, shared, first_head + q % here, q, out[team.first + q / here]};
+      ForEach(kEngineHeads, parts, 1, store);
     }
   }
 };
 
 // out[row] = softmax(q k / sqrt(head_size)) v
 inline void Attend(const Step& step, int layer, KvReaders& cache, const float (*qkv)[kMaxQkv],
-                   float (*out)[kMaxDim]) {
+                   const QuantizedKv& rounded, float root, float (*out)[kMaxDim]) {
 #pragma HLS INLINE off
   const Shape& s = step.shape;
   const int heads = TeamHeads(s);
   const int chunks = TeamChunks(s);
   const int groups = (s.n_kv_heads + kEngineHeads - 1) / kEngineHeads;
-  const TeamTask teams = {step, cache, qkv, out, layer, heads, chunks};
+  const TeamTask teams = {step, cache, qkv, rounded, out, root, layer, heads, chunks};
   int positions = 0;
 LONGEST:
   for (int i = 0; i < step.n_teams; ++i) {
@@ -536,56 +610,61 @@ LONGEST:
               static_cast<int64_t>(16 * s.head_size) * heads * positions, teams);
 }
 
+// A beat of a record on its way to memory.
+struct WriteRecord {
+  const Step& step;
+  int layer, row;
+  const float (&qkv)[kMaxQkv];
+  const QuantizedKv& rounded;
+  KvWriters& cache;
+
+  LLAMA_HOST_INLINE void operator()(int head, int part, int) const {
+#pragma HLS INLINE
+    const Shape& s = step.shape;
+    const int at = part - s.kv_scale_beats;
+    const bool is_key = at < s.kv_half_beats;
+    const int kv = (is_key ? 0 : s.kv_dim) + head * s.head_size;
+    const int beat_of = is_key ? at : at - s.kv_half_beats;
+    KvBeat beat;
+    for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+      float word = 0.0f;
+      if (at < 0) {
+        if (i < 2) word = rounded.scale[row][head + i * s.n_kv_heads];
+      } else if (s.kv_int8) {
+        uint32_t bits = 0;
+        for (int k = 0; k < 4; ++k) {
+#pragma HLS UNROLL
+          const int d = beat_of * kKvBeatBytes + k * kKvBeatWords + i;
+          const uint8_t q = static_cast<uint8_t>(d < s.head_size ? rounded.q[row][kv + d] : 0);
+          bits |= static_cast<uint32_t>(q) << 8 * k;
+        }
+        word = FloatOf(bits);
+      } else {
+        const int d = beat_of * kKvBeatWords + i;
+        if (d < s.head_size) word = qkv[s.dim + kv + d];
+      }
+      beat.f[i] = word;
+    }
+    const Row& r = step.rows[row];
+    const int to = KvBeatOf(s, r.slot, layer, head, r.position) + part;
+    for (int p = 0; p < kKvPorts; ++p) {
+#pragma HLS UNROLL
+      if (p == head % kKvPorts) cache[p].Write(to, beat);
+    }
+  }
+};
+
 // This call's keys and values of a layer to memory.
 inline void WriteKv(const Step& step, int layer, const float (*qkv)[kMaxQkv],
                     const QuantizedKv& rounded, KvWriters& cache) {
 #pragma HLS INLINE off
-  const Shape& s = step.shape;
 WRITE_ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    const Row& r = step.rows[row];
-    if (r.active) {
-    WRITE_HEADS:
-      for (int h = 0; h < s.n_kv_heads; ++h) {
-#pragma HLS LOOP_TRIPCOUNT min = 6 max = 32
-        const int to = KvBeatOf(s, r.slot, layer, h, r.position);
-      WRITE_RECORD:
-        for (int part = 0; part < s.kv_record_beats; ++part) {
-#pragma HLS PIPELINE II = 1
-#pragma HLS LOOP_TRIPCOUNT min = 6 max = 64
-          const int at = part - s.kv_scale_beats;
-          const bool is_key = at < s.kv_half_beats;
-          const int kv = (is_key ? 0 : s.kv_dim) + h * s.head_size;
-          const int beat_of = is_key ? at : at - s.kv_half_beats;
-          KvBeat beat;
-          for (int i = 0; i < kKvBeatWords; ++i) {
-#pragma HLS UNROLL
-            float word = 0.0f;
-            if (at < 0) {
-              if (i < 2) word = rounded.scale[row][h + i * s.n_kv_heads];
-            } else if (s.kv_int8) {
-              uint32_t bits = 0;
-              for (int k = 0; k < 4; ++k) {
-#pragma HLS UNROLL
-                const int d = beat_of * kKvBeatBytes + k * kKvBeatWords + i;
-                const uint8_t q =
-                    static_cast<uint8_t>(d < s.head_size ? rounded.q[row][kv + d] : 0);
-                bits |= static_cast<uint32_t>(q) << 8 * k;
-              }
-              word = FloatOf(bits);
-            } else {
-              const int d = beat_of * kKvBeatWords + i;
-              if (d < s.head_size) word = qkv[row][s.dim + kv + d];
-            }
-            beat.f[i] = word;
-          }
-          for (int p = 0; p < kKvPorts; ++p) {
-#pragma HLS UNROLL
-            if (p == h % kKvPorts) cache[p].Write(to + part, beat);
-          }
-        }
-      }
+    if (step.rows[row].active) {
+      const WriteRecord write = {step, layer, row, qkv[row], rounded, cache};
+      ForEach(step.shape.n_kv_heads, step.shape.kv_record_beats, 1, write);
     }
   }
 }

@@ -11,24 +11,18 @@ inline float SumOfSquares(const float* x, int n) {
 #pragma HLS INLINE off
   float sums[kNormSums];
 #pragma HLS ARRAY_PARTITION variable = sums cyclic factor = kVectorLanes
-CLEAR:
-  for (int i = 0; i < kNormSums; i += kVectorLanes) {
-#pragma HLS PIPELINE II = 1
-    for (int j = 0; j < kVectorLanes; ++j) {
-#pragma HLS UNROLL
-      sums[i + j] = 0.0f;
-    }
-  }
+  const int end = n > kNormSums ? n : kNormSums;
   int at = 0;
 SQUARES:
-  for (int i = 0; i < n; i += kVectorLanes) {
+  for (int i = 0; i < end; i += kVectorLanes) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 288 / kVectorLanes max = kMaxDim / kVectorLanes
 #pragma HLS DEPENDENCE variable = sums inter RAW distance = kNormSums / kVectorLanes true
     for (int j = 0; j < kVectorLanes; ++j) {
 #pragma HLS UNROLL
       const float value = i + j < n ? x[i + j] : 0.0f;
-      sums[at + j] = sums[at + j] + value * value;
+      const float square = value * value;
+      sums[at + j] = i < kNormSums ? square : sums[at + j] + square;
     }
     at = at + kVectorLanes == kNormSums ? 0 : at + kVectorLanes;
   }

@@ -67,16 +67,27 @@ START_ROWS:
   }
 }
 
+// Integers in the order of floats; zeros are one. Comparing them takes a fourth of what comparing
+// floats does, and there is a comparison for each of the top logits.
+inline int32_t OrderOf(float x) {
+#pragma HLS INLINE
+  const uint32_t bits = BitsOf(x);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const int32_t order = static_cast<int32_t>(magnitude);
+  return magnitude == bits ? order : -order;
+}
+
 // A shift register that keeps itself sorted; of equals, the earlier id stays ahead.
 inline void InsertTop(float logit, int id, float (&top_logit)[kTopLogits],
                       int (&top_id)[kTopLogits]) {
 #pragma HLS INLINE
+  const int32_t order = OrderOf(logit);
 INSERT:
   for (int i = kTopLogits - 1; i >= 0; --i) {
 #pragma HLS UNROLL
     const int left = i > 0 ? i - 1 : 0;
-    const bool above_left = i > 0 && logit > top_logit[left];
-    const bool above_here = logit > top_logit[i];
+    const bool above_left = i > 0 && order > OrderOf(top_logit[left]);
+    const bool above_here = order > OrderOf(top_logit[i]);
     top_logit[i] = above_left ? top_logit[left] : (above_here ? logit : top_logit[i]);
     top_id[i] = above_left ? top_id[left] : (above_here ? id : top_id[i]);
   }

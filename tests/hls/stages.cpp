@@ -193,7 +193,8 @@ STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer,
   }
   PlanTeams(call->step);
   if (s.kv_int8) RoundKv(call->step, wide, workspace.kv);
-  Attend(call->step, layer, readers, wide, narrow);
+  const float head_size = static_cast<float>(s.head_size);
+  Attend(call->step, layer, readers, wide, workspace.kv, sqrtf(head_size), narrow);
   WriteKv(call->step, layer, wide, workspace.kv, writers);
   for (int row = 0; row < call->step.n_rows; ++row) {
     for (int i = 0; i < s.dim; ++i) out[row * s.dim + i] = narrow[row][i];
