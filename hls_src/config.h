@@ -61,6 +61,8 @@ static_assert(kMinGroup % kVectorLanes == 0 && kTileRows % kVectorLanes == 0, "w
 static_assert(kVectorLanes % 2 == 0, "rope takes pairs");
 static_assert(kBlock % kValueSums == 0, "a block's values are whole rounds of partial sums");
 static_assert(kMaxRows >= 1 && kMaxRows <= 32, "rows are unrolled");
+static_assert(kProductRows == 1 || (kProductRows == 2 && kMaxRows % 2 == 0),
+              "rows share a multiplier in pairs");
 static_assert(kMaxGroup == 2 * kMinGroup, "a word holds one group or two");
 static_assert(kTileRows % kScaleLanes == 0, "whole steps of scaling");
 static_assert(kReadBurstBeats * kBeatBytes <= 4096 && kReadBurstBeats * kKvBeatBytes <= 4096,

@@ -110,6 +110,7 @@ class KernelConfig:
     beat_bytes: int
     tile_rows: int
     scale_lanes: int
+    product_rows: int
     waves_in_flight: int
     kv_ports: int
     kv_beat_bytes: int
@@ -548,7 +549,10 @@ class Compute:
         """RunEngine: a loop over all beats, in which the group before is scaled."""
         k, ops = self.kernel, self._ops
         slots = k.tile_rows // k.scale_lanes
-        product = ops.read + 1 + ops.imul + ops.add_tree(k.beat_bytes) + 2 + ops.store
+        # Two rows in a multiplier: four products are added one after the other, then split.
+        packed = k.product_rows > 1
+        tree = 3 + 1 + ops.add_tree(k.beat_bytes // 4) if packed else ops.add_tree(k.beat_bytes)
+        product = ops.read + 1 + ops.imul + tree + 2 + ops.store
         adding = ops.read + 1 + ops.convert + 2 * ops.fmul + ops.fadd + ops.store
         least = -(-slots // k.word_beats) * k.word_beats
         wave = sum(max(beats, least) for beats in self.group_beats(columns))

@@ -44,7 +44,7 @@ _COST = {
     "fsqrt": Resources(480, 0, 0, 0),
     "fcmp": Resources(66, 0, 0, 0),
     "convert": Resources(210, 0, 0, 0),
-    "imul8": Resources(0, 1, 0, 0),  # 8 x 8; two in a DSP only where written so (WP486)
+    "imul8": Resources(0, 1, 0, 0),  # 8 x 8
     "imul4": Resources(35, 0, 0, 0),  # 4 x 8
     "imul32": Resources(40, 3, 0, 0),
     "iadd": Resources(18, 0, 0, 0),  # of an adder tree over products
@@ -130,11 +130,14 @@ def _small_ram(bits: float) -> Resources:
 def _engines(k: KernelConfig) -> Resources:
     """EngineBeat: a product of 8 bits, and one of 4 bits more, for every byte of a beat and row."""
     lanes = k.channels * k.beat_bytes * k.max_rows
-    products = _add(_COST["imul8"], _COST["imul4"])
+    if k.product_rows == 1:
+        product = _add(_COST["imul8"], _COST["iadd"])
+    else:  # four are added in a chain of DSPs, then split for two rows (WP486)
+        product = _add(_times(0.5, _COST["imul8"]), _times((1 + 2) / 8, _COST["iadd"]))
     # GroupDots: one group fills while the one before is scaled.
     values = k.channels * k.tile_rows * (k.max_rows + 1)
     return _add(
-        _times(lanes, _add(products, _times(2, _COST["iadd"]))), _small_ram(2 * 32 * values)
+        _times(lanes, _add(product, _COST["imul4"], _COST["iadd"])), _small_ram(2 * 32 * values)
     )
 
 

@@ -390,7 +390,7 @@ def test_emulated_board_is_held_to_its_limits_and_gives_the_same_tokens(tmp_path
     write_checkpoint(tmp_path / "wide.bin", config, 0)
     with LlamaOverlay(emulated_overlay(".bit"), device=EmulatedDevice(board="pynq-z2")) as overlay:
         assert overlay.llama.limits.board == "pynq-z2"
-        assert overlay.llama.limits.max_rows == 2
+        assert overlay.llama.limits.max_rows == 1
         with pytest.raises(LimitError, match=r"on pynq-z2: dim 2048 \(at most 1024\)"):
             overlay.load_model(tmp_path / "wide.bin")
         overlay.load_model()

@@ -12,7 +12,7 @@ from llama_pynq.resources import BEGIN, END, LIMITS, resources, share, table, un
 BOARDS = boards()
 DOCUMENT = Path(__file__).parents[1] / "docs" / "boards.md"
 KV260 = BOARDS["kv260"]
-FITTING = ("zcu104", "aws-f1", "u200", "u250")
+FITTING = ("zcu104", "aws-f1", "u200", "u250", "u280", "u55c")
 MISSED = pytest.mark.xfail(strict=True, reason="the estimate today: docs/boards.md")
 
 
@@ -78,6 +78,12 @@ def test_an_m_axi_buffer_is_what_a_peer_reports():
     from llama_pynq.resources import _block_rams
 
     assert _block_rams(16 * 256, 128) == pytest.approx(15, abs=1)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_the_config_takes_no_more_than_the_device_has(board):
+    used = share(resources(board), board.resources)
+    assert all(getattr(used, field.name) <= 1 for field in fields(Resources))
 
 
 @pytest.mark.parametrize(

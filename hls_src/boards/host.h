@@ -11,6 +11,7 @@ constexpr int kChannels = 2;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 32;     // sums that an engine scales a cycle, for every row
+constexpr int kProductRows = 1;     // rows whose products share a multiplier
 constexpr int kWavesInFlight = 64;  // enough work between two joins of the host threads
 
 // KV cache.

@@ -12,6 +12,7 @@ constexpr int kChannels = 4;
 constexpr int kBeatBytes = 16;
 constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kProductRows = 2;    // rows whose products share a multiplier
 constexpr int kWavesInFlight = 2;  // that engines go through before they are collected
 
 // KV cache.
@@ -24,9 +25,9 @@ constexpr int kQueries = 2;         // that share a block of keys and values
 constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
 
 // Small stages.
-constexpr int kVectorLanes = 4;    // values of a vector a cycle
-constexpr int kGateCycles = 128;   // for a tile of hidden units
-constexpr int kSampleCycles = 64;  // for kBlock logits
+constexpr int kVectorLanes = 2;     // values of a vector a cycle
+constexpr int kGateCycles = 128;    // for a tile of hidden units
+constexpr int kSampleCycles = 128;  // for kBlock logits
 
 // Limits of the model and of one call.
 constexpr int kMaxRows = 2;

@@ -12,6 +12,7 @@ constexpr int kChannels = 2;
 constexpr int kBeatBytes = 8;
 constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kProductRows = 1;    // rows whose products share a multiplier
 constexpr int kWavesInFlight = 1;  // that engines go through before they are collected
 
 // KV cache.
@@ -25,11 +26,11 @@ constexpr int kUltraRam = 0;  // 1: the part has it, and large memories go there
 
 // Small stages.
 constexpr int kVectorLanes = 2;     // values of a vector a cycle
-constexpr int kGateCycles = 256;    // for a tile of hidden units
+constexpr int kGateCycles = 512;    // for a tile of hidden units
 constexpr int kSampleCycles = 512;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 2;
+constexpr int kMaxRows = 1;
 constexpr int kMaxSteps = 16;
 constexpr int kMaxDim = 1024;
 constexpr int kMaxHiddenDim = 2816;

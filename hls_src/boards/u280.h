@@ -12,14 +12,15 @@ constexpr int kChannels = 24;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 16;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kProductRows = 2;    // rows whose products share a multiplier
 constexpr int kWavesInFlight = 8;  // that engines go through before they are collected
 
 // KV cache.
 constexpr int kKvPorts = 12;
 constexpr int kKvBeatBytes = 64;
-constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
-constexpr int kScoreCycles = 1;      // of a score, and of its exponential
-constexpr int kQueries = 2;          // that share a block of keys and values
+constexpr int kAttentionLanes = 8;  // products a cycle of a port's engine
+constexpr int kScoreCycles = 2;     // of a score, and of its exponential
+constexpr int kQueries = 2;         // that share a block of keys and values
 
 constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
 

@@ -12,13 +12,14 @@ constexpr int kChannels = 24;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 16;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kProductRows = 2;    // rows whose products share a multiplier
 constexpr int kWavesInFlight = 8;  // that engines go through before they are collected
 
 // KV cache.
 constexpr int kKvPorts = 12;
 constexpr int kKvBeatBytes = 64;
 constexpr int kAttentionLanes = 8;  // products a cycle of a port's engine
-constexpr int kScoreCycles = 1;     // of a score, and of its exponential
+constexpr int kScoreCycles = 2;     // of a score, and of its exponential
 constexpr int kQueries = 2;         // that share a block of keys and values
 
 constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
@@ -36,7 +37,7 @@ constexpr int kMaxHiddenDim = 11008;
 constexpr int kMaxHeadSize = 128;
 constexpr int kMaxLayers = 128;
 constexpr int kMaxSeqLen = 16384;
-constexpr int kTopLogits = 64;
+constexpr int kTopLogits = 32;
 
 // Beats on the way from memory: loaders go on while compute is busy with something else.
 constexpr int kWeightFifoBeats = 4096;

@@ -12,6 +12,7 @@ constexpr int kChannels = 4;
 constexpr int kBeatBytes = 16;
 constexpr int kTileRows = 32;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kProductRows = 2;    // rows whose products share a multiplier
 constexpr int kWavesInFlight = 2;  // that engines go through before they are collected
 
 // KV cache.

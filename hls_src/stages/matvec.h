@@ -48,10 +48,24 @@ struct EnginePlace {
   int word[kEngineTiles];
 };
 
-// kBytes of weights times activations. Where a byte holds two, the low ones use the same
-// multipliers, and the high ones meet the other half of the group.
+// What the high nibbles of kBytes come to: they meet the other half of the group.
 template <int kBytes>
-LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4) {
+LLAMA_HOST_INLINE int32_t DotHigh(const uint8_t* weights, const int8_t* x) {
+#pragma HLS INLINE
+  int32_t sum = 0;
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    const uint8_t high = weights[i] >> 4;
+    sum += static_cast<int32_t>(high) * static_cast<int32_t>(x[kMinGroup + i]);
+  }
+  return sum;
+}
+
+// kBytes of weights times the activations of kProductRows rows: x, and y if there are two. Where a
+// byte holds two weights, the low ones use the same multipliers.
+template <int kBytes>
+LLAMA_HOST_INLINE void Dot(const uint8_t* weights, const int8_t* x, const int8_t*, bool int4,
+                           int32_t (&sums)[1]) {
 #pragma HLS INLINE
   int32_t sum = 0;
   for (int i = 0; i < kBytes; ++i) {
@@ -59,14 +73,36 @@ LLAMA_HOST_INLINE int32_t Dot(const uint8_t* weights, const int8_t* x, bool int4
     const uint8_t low = int4 ? weights[i] & 15 : weights[i];
     sum += static_cast<int32_t>(low) * static_cast<int32_t>(x[i]);
   }
-  if (int4) {
-    for (int i = 0; i < kBytes; ++i) {
+  if (int4) sum += DotHigh<kBytes>(weights, x);
+  sums[0] = sum;
+}
+
+// Two rows in the halves of one product, as a DSP48E2 multiplies 27 bits by 18 (AMD, WP486). Four
+// products fit before the halves would meet: they are below 2^15 each.
+template <int kBytes>
+LLAMA_HOST_INLINE void Dot(const uint8_t* weights, const int8_t* x, const int8_t* y, bool int4,
+                           int32_t (&sums)[2]) {
+#pragma HLS INLINE
+  constexpr int64_t kUpper = 1 << 18;
+  int32_t upper_sum = 0, lower_sum = 0;
+  for (int i = 0; i < kBytes; i += 4) {
 #pragma HLS UNROLL
-      const uint8_t high = weights[i] >> 4;
-      sum += static_cast<int32_t>(high) * static_cast<int32_t>(x[kMinGroup + i]);
+    int64_t both = 0;
+    for (int j = 0; j < 4; ++j) {
+#pragma HLS UNROLL
+      const uint8_t low = int4 ? weights[i + j] & 15 : weights[i + j];
+      both += static_cast<int64_t>(low) * (x[i + j] * kUpper + y[i + j]);
     }
+    const int64_t lower = ((both + kUpper / 2) & (kUpper - 1)) - kUpper / 2;
+    lower_sum += static_cast<int32_t>(lower);
+    upper_sum += static_cast<int32_t>((both - lower) >> 18);
   }
-  return sum;
+  if (int4) {
+    upper_sum += DotHigh<kBytes>(weights, x);
+    lower_sum += DotHigh<kBytes>(weights, y);
+  }
+  sums[0] = upper_sum;
+  sums[1] = lower_sum;
 }
 
 // Scales and adds some rows of group `g`; groups come in ascending order.
@@ -119,7 +155,7 @@ struct EngineBeat {
       ScaleLanes(group_dots, 1 - parity, format, in, g, slot, rows, sums[wave]);
     }
     if (slot == 0) {
-      for (int row = 0; row < ActiveRows(rows); ++row) {
+      for (int row = 0; row < RoundUp(ActiveRows(rows), kProductRows); ++row) {
 #pragma HLS UNROLL
         const bool two = format.group_size == kMaxGroup;
         const int half = two ? 2 * at.group : at.group;
@@ -152,28 +188,39 @@ struct EngineBeat {
   LLAMA_HOST_INLINE void DotRows(const Beat& beat, int e, int parity, int w, int b,
                                  bool wide) const {
 #pragma HLS INLINE
-    for (int row = 0; row < ActiveRows(rows); ++row) {
+    for (int row = 0; row < ActiveRows(rows); row += kProductRows) {
 #pragma HLS UNROLL
-      const int8_t* x = operand[row] + (wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup);
+      const int from = wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup;
+      const int8_t* x = operand[row] + from;
+      const int8_t* y = operand[row + kProductRows - 1] + from;
       const bool in_first = b * kBeatBytes < kMinGroup;
-      int32_t here = 0, there = 0;
+      int32_t here[kProductRows], there[kProductRows];
       if (kBeatBytes <= kMinGroup || wide) {
-        const int32_t sum = Dot<kBeatBytes>(beat.b, x, format.int4);
-        here = in_first ? sum : 0;
-        there = in_first ? 0 : sum;
+        int32_t sums[kProductRows];
+        Dot<kBeatBytes>(beat.b, x, y, format.int4, sums);
+        for (int i = 0; i < kProductRows; ++i) {
+#pragma HLS UNROLL
+          here[i] = in_first ? sums[i] : 0;
+          there[i] = in_first ? 0 : sums[i];
+        }
       } else {
-        here = Dot<kMinGroup>(beat.b, x, format.int4);
-        there = Dot<kMinGroup>(beat.b + kBeatBytes - kMinGroup, x, format.int4);
+        Dot<kMinGroup>(beat.b, x, y, format.int4, here);
+        Dot<kMinGroup>(beat.b + kBeatBytes - kMinGroup, x, y, format.int4, there);
       }
-      first[e][row] = (b == 0 ? 0 : first[e][row]) + here;
-      second[e][row] = (b == 0 ? 0 : second[e][row]) + there;
-      if (b == kWordBeats - 1) {
-        int32_t (&dots)[kTileRows] = group_dots.dots[parity][e][row];
-        if (wide) {
-          dots[w] = first[e][row] + second[e][row];
-        } else {
-          dots[2 * w] = first[e][row];
-          dots[2 * w + 1] = second[e][row];
+      for (int i = 0; i < kProductRows; ++i) {
+#pragma HLS UNROLL
+        int32_t& left = first[e][row + i];
+        int32_t& right = second[e][row + i];
+        left = (b == 0 ? 0 : left) + here[i];
+        right = (b == 0 ? 0 : right) + there[i];
+        if (b == kWordBeats - 1) {
+          int32_t (&dots)[kTileRows] = group_dots.dots[parity][e][row + i];
+          if (wide) {
+            dots[w] = left + right;
+          } else {
+            dots[2 * w] = left;
+            dots[2 * w + 1] = right;
+          }
         }
       }
     }
