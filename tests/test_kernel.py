@@ -361,7 +361,7 @@ GOLDEN_LOGITS = "f8ee222930f0a061da3b00207f2059b7e162fab620b57789f0df6cc914190df
 
 
 def run_rows(session, tokens, positions, slots, steps):
-    """Results of (steps, rows) and logits of one call; of one a row where the board takes but one."""
+    """Results of (steps, rows) and logits of one call, or of one a row where one is the limit."""
     rows = range(len(tokens))
     slots = [slots] * len(tokens) if np.ndim(slots) == 0 else slots
     parts = []
