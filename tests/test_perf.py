@@ -335,9 +335,9 @@ def test_decode_reaches_85_percent_of_the_roof(name, group_size, board):
     assert prediction.share_of_roof >= 0.85, prediction.parts
 
 
-@pytest.mark.parametrize("board", ["pynq-z2", "kv260", "zcu104", "u250", "u50", "u280"])
+@each_board
 def test_small_stages_cost_under_10_percent_of_a_token(board):
-    prediction = predict(STORIES110M, BOARDS[board], position=255)
+    prediction = predict(STORIES110M, board, position=255)
     assert prediction.small_share < 0.10, prediction.parts
 
 
