@@ -102,6 +102,7 @@ inline void ReadShape(const uint32_t* model, Call& call) {
     s.head_size = s.dim / s.n_heads;
     s.kv_dim = s.head_size * s.n_kv_heads;
     s.head_stride = RoundUp(s.head_size, kReduceLanes);
+    s.head_units = s.head_stride == s.head_size ? s.head_size / kReduceLanes : 0;
     if (!PlaceKv(kv_bits == 8, s)) Fail(call, kErrorModelShape, kModelSlots);
     s.dim_groups = RoundUp(s.dim, s.group_size) / s.group_size;
     s.hidden_groups = RoundUp(s.hidden_dim, s.group_size) / s.group_size;

@@ -75,7 +75,9 @@ ROWS:
         const RowWords at =
             FindRow(step.layout.embedding, tail, step.rows[row].token, g, s.row_bytes);
         const Word values = ReadFrom(ports, channel, at.values);
+#pragma HLS ARRAY_PARTITION variable = values.b complete
         const Word scales = ReadFrom(ports, channel, at.scales);
+#pragma HLS ARRAY_PARTITION variable = scales.b complete
         const float scale = WordFloat(scales, at.scale_index);
       DEQUANTIZE:
         for (int i = 0; i < s.group_size; i += kVectorLanes) {
@@ -167,10 +169,9 @@ inline void Collect(const MatVecJob& job, int block, const Step& step, const Blo
 
 // The one matrix product of the kernel: what is in ws.quantized meets a matrix. Engines fill one
 // set of sums while the last one is collected.
-inline void MatVec(const MatVecJob& job, const Step& step, WeightPorts& ports, float* logits,
-                   Workspace& ws) {
+inline void MatVecBlocks(const MatVecJob& job, const Step& step, int blocks, WeightPorts& ports,
+                         float* logits, Workspace& ws) {
 #pragma HLS INLINE off
-  const int blocks = (job.matrix.waves + kWavesInFlight - 1) / kWavesInFlight;
 BLOCKS:
   for (int block = 0; block < blocks; ++block) {
 #pragma HLS DATAFLOW
@@ -182,6 +183,13 @@ BLOCKS:
     RunEngines(ports, job, block, ws.quantized, sums);
     Collect(job, block, step, sums, logits, ws.x, ws.qkv, ws.gate, ws.hidden, ws.sampler);
   }
+}
+
+inline void MatVec(const MatVecJob& job, const Step& step, WeightPorts& ports, float* logits,
+                   Workspace& ws) {
+#pragma HLS INLINE off
+  const int blocks = (job.matrix.waves + kWavesInFlight - 1) / kWavesInFlight;
+  MatVecBlocks(job, step, blocks, ports, logits, ws);
 }
 
 // The gated units become what the engines read: a buffer has one writer and one reader.

@@ -156,7 +156,8 @@ inline float SumInPlace(float (&values)[N]) {
 LEVELS:
   for (int half = N / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; i += kLanes) {
-#pragma HLS PIPELINE II = 1
+// A bank is read twice and written.
+#pragma HLS PIPELINE II = 2
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = N / 2 / kLanes
 #pragma HLS DEPENDENCE variable = values inter false
       for (int j = 0; j < kLanes; ++j) {

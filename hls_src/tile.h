@@ -23,6 +23,7 @@ struct Shape {
   bool tied;
   int slots;
   int head_size, kv_dim, head_stride;  // head_stride: head_size padded to kReduceLanes
+  int head_units;                      // head_size / kReduceLanes; 0 where it is not whole
   int dim_groups, hidden_groups;
   int row_bytes;  // of one row's group of weights
   bool int4;

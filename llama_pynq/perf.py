@@ -649,7 +649,8 @@ class Compute:
         """TeamTask: queries in, the engines side by side, results out."""
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
         # Parts of every engine's vector, whether it has a head or not.
-        vectors = loop(-(-w.head_stride // k.vector_lanes) * k.kv_ports, 1, ops.read + ops.store)
+        lanes = k.vector_lanes if w.head_stride == c.head_size else 1
+        vectors = loop(w.head_stride // lanes * k.kv_ports, 1, ops.read + ops.store)
         yield Phase("softmax", nest(heads, vectors) + w.rows + vectors + ASSUMPTIONS.call)
 
         start = nest(heads, loop(w.head_stride // k.attention_lanes, 1, ops.store))
@@ -699,7 +700,7 @@ class Compute:
         """SumInPlace: a loop for each level of the tree."""
         depth = self._ops.read + self._ops.fadd + self._ops.store
         halves = (leaves >> level + 1 for level in range(int(math.log2(leaves))))
-        return sum(loop(-(-half // lanes), 1, depth) for half in halves)
+        return sum(loop(-(-half // lanes), 2, depth) for half in halves)
 
     def _fetch_block(self, positions: int, last: bool) -> float:
         """FetchBlock: pieces of a few values; the last block is cleared behind its positions."""
@@ -718,9 +719,10 @@ class Compute:
 
     def _write_kv(self) -> Iterator[Phase]:
         ops, w = self._ops, self.work
-        records = loop(
-            w.record_beats(self.kernel) * w.config.n_kv_heads, 1, ops.read + ops.store + 1
-        )
+        # Of int8, every byte of a beat is read by itself, two a cycle (WriteInt8).
+        interval = 1 if w.kv_bits == 32 else self.kernel.kv_beat_bytes // 2
+        beats = w.record_beats(self.kernel) * w.config.n_kv_heads
+        records = loop(beats, interval, interval + ops.read + ops.store)
         yield Phase("kv write", nest(w.rows, records))
 
     # ---- first and last

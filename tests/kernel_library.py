@@ -30,10 +30,16 @@ HLS_SRC = REPOSITORY / "hls_src"
 BOARDS = sorted(p.stem for p in (HLS_SRC / "boards").glob("*.h"))
 
 
+def board_header(board: str) -> Path:
+    """A board's config header: one of hls_src/boards, or the tests' own ``odd``."""
+    folder = HLS_SRC if board in BOARDS else REPOSITORY / "tests" / "hls"
+    return folder / "boards" / f"{board}.h"
+
+
 def _sources_hash(*extra: str) -> str:
     digest = hashlib.sha256("\0".join(extra).encode())
     for path in sorted([*HLS_SRC.rglob("*.h"), *HLS_SRC.rglob("*.cpp"),
-                        *(REPOSITORY / "tests" / "hls").iterdir(),
+                        *(REPOSITORY / "tests" / "hls").rglob("*.*"),
                         REPOSITORY / "llama_pynq" / "emulation" / "build.py",
                         REPOSITORY / "llama_pynq" / "interface.py"]):  # fmt: skip
         if path.is_file():
@@ -61,7 +67,7 @@ def compiled_kernel(board: str, streams: bool = False) -> Path:
     """
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder) / "top.cpp"
-        top.write_text(top_function(HLS_SRC / "boards" / f"{board}.h"))
+        top.write_text(top_function(board_header(board)))
         flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"']
         if streams:
             flags.append("-DLLAMA_STREAMS")
@@ -117,7 +123,7 @@ class KernelLibrary:
     Parameters
     ----------
     board : str
-        Stem of a header in hls_src/boards.
+        See `board_header`.
     streams : bool
         With the fabric's streams and loaders instead of the host's cursor.
     threads : int
@@ -126,8 +132,7 @@ class KernelLibrary:
 
     def __init__(self, board: str = "host", streams: bool = False, threads: int = 1) -> None:
         path = compiled_kernel(board, streams)
-        header = HLS_SRC / "boards" / f"{board}.h"
-        constants = board_constants(header)
+        constants = board_constants(board_header(board))
         self.arguments = arguments(constants["kChannels"], constants["kKvPorts"])
         self._library = ctypes.CDLL(str(path))
         self._library.emulator_new.restype = ctypes.c_void_p

@@ -27,6 +27,7 @@ f32 = np.float32
 
 STREAMS = ("kv260", "pynq_z2", "u50")
 BUILDS = [(board, False) for board in BOARDS] + [(board, True) for board in STREAMS]
+ODD = ("odd", True)
 
 # Odd in every way: padded groups, heads and vocabulary, grouped queries, four blocks.
 CONFIG = ModelConfig(
@@ -39,7 +40,7 @@ PROMPT = [1, 30, 202, 7, 30, 99, 150, 64, 3, 12, 77, 180]
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_side_by_side():
-    compile_kernels(BUILDS)
+    compile_kernels([*BUILDS, ODD])
 
 
 def build_name(build):
@@ -153,7 +154,7 @@ def models(draw):
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(model=models(), build=st.sampled_from([("host", False), ("u50", True), ("kv260", False),
-       ("pynq_z2", True)]), kv_bits=st.sampled_from(contract.KV_BITS),
+       ("pynq_z2", True), ("odd", True)]), kv_bits=st.sampled_from(contract.KV_BITS),
        seed=st.integers(0, 2**32 - 1))  # fmt: skip
 def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
     """Prefill and decode of up to four slots, mixed in calls of up to all rows."""
@@ -180,6 +181,15 @@ def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
                 temperature=rng.choice([0.0, 0.25, 1.0, 3.0], len(rows)).astype(f32).tolist(),
                 seed=[int(s) for s in rng.integers(0, 2**64, len(rows), dtype=np.uint64)],
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kernel_of_odd_constants_equals_reference(seed):
+    """Gate units of a block that is no whole number of groups, and rows that share nothing."""
+    model = RandomModel(ModelConfig(64, 330, 2, 4, 2, 90, 40, True), 64, seed)
+    session, reference = new_session(model, *ODD), KernelModel(model)
+    for first in range(0, 9, 3):
+        check_call(session, reference, [5, 6, 7], range(first, first + 3), temperature=0.7)
 
 
 def test_kernel_equals_reference_over_four_blocks():

@@ -40,7 +40,7 @@ constexpr int kMaxSeqLen = 8192;
 constexpr int kTopLogits = 32;
 
 // Beats on the way from memory: loaders go on while compute is busy with something else.
-constexpr int kWeightFifoBeats = 4096;
+constexpr int kWeightFifoBeats = 8192;
 constexpr int kKvFifoBeats = 512;
 
 // Burst shape of a weight port, and the float adder, in cycles.

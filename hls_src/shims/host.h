@@ -60,8 +60,8 @@ inline T (&OfTask(T (&all)[kWavesInFlight][kChannels], int task))
     [kEngineWaves][kEngineTiles] { return *reinterpret_cast<T(*)[1][1]>(all[0] + task); }
 
 // A task is one tile. g++ makes a loop of its own of the half group, if there is one.
-template <typename Body>
-LLAMA_HOST_INLINE void ForBeats(int, const GroupLoop& loop, const Body& body) {
+template <typename Body, typename Sums>
+LLAMA_HOST_INLINE void ForBeats(int, const GroupLoop& loop, const Body& body, Sums&) {
   const int whole = loop.half_tail ? loop.groups - 1 : loop.groups;
   for (int g = 0; g < whole; ++g) {
     for (int w = 0; w < loop.words; ++w) {

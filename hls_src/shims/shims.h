@@ -6,7 +6,8 @@
 //   LoadKv, StoreKv, reader.Read, writer.Write   the same for keys and values
 //   OfTask(sums, task)                 the part of an array that a task fills
 //   ForEach(n, m, l, body)             body(i, j, k) of three nested loops
-//   ForBeats(waves, loop, body)        body(at) of every beat of an engine's tiles
+//   ForBeats(waves, loop, body, sums)  body(at) of every beat of an engine's tiles; it comes back
+//                                      to one of the sums after kScaleSlots beats at the earliest
 //   kEngineTiles                       tiles that one engine computes in lockstep
 //   kEngineWaves                       and how often at most before they are collected
 //   kEngineHeads                       kv heads attended to side by side by one task

@@ -56,17 +56,19 @@ inline T (&OfTask(T (&all)[kEngineWaves][kEngineTiles], int)) [kEngineWaves][kEn
 }
 
 // One loop from the first wave's first beat to the last one's last: no pipeline is drained between.
-template <typename Body>
-inline void ForBeats(int waves, const GroupLoop& loop, const Body& body) {
+template <typename Body, typename Sums>
+inline void ForBeats(int waves, const GroupLoop& loop, const Body& body, Sums& sums) {
 #pragma HLS INLINE
   BeatAt at = {0, 0, 0, 0, 0, false};
   const int words = loop.groups * loop.words - (loop.half_tail ? loop.words - loop.tail_words : 0);
 BEATS:
   for (int n = 0; n < waves * words * kWordBeats; ++n) {
 #pragma HLS PIPELINE II = 1
+#pragma HLS DEPENDENCE variable = sums inter RAW distance = kTileRows / kScaleLanes true
 #pragma HLS LOOP_TRIPCOUNT min = 192 max = 8192
     const bool last_group = at.group + 1 == loop.groups;
     at.half = last_group && loop.half_tail;
+    (void)sums;  // named for the dependence alone
     body(at);
     const bool beats_done = at.beat + 1 == kWordBeats;
     const bool words_done = beats_done && at.word + 1 == (at.half ? loop.tail_words : loop.words);

@@ -22,7 +22,7 @@ struct QuantizedKv {
   float scale[kMaxRows][2 * kMaxDim / 2];  // a head has two values at least
 };
 
-// An int8 cache is an option: it has fewer lanes than what every token goes through.
+// An int8 cache is an option; rounding for it has a fourth of the lanes, to save area.
 constexpr int kRoundLanes = kVectorLanes > 4 ? kVectorLanes / 4 : 1;
 
 // Rounds one head's vector to what the cache will hold of it: integers, and their scale.
@@ -87,18 +87,17 @@ typedef float QueryRows[kQueries][kMaxHeadSize];
 typedef float FreshRows[kMaxRows][kMaxHeadSize];
 typedef float FreshScales[kMaxRows][2];
 
-// Where an engine works: `heads` query heads of each row of the team, row after row. Where there is
-// no such kv head, no queries and no blocks.
+// Where an engine works: some query heads of each row of the team, row after row. Where there is no
+// such kv head, no queries and no blocks.
 struct TeamPlace {
   Team team;
   int layer, kv_head;
-  int heads;  // query heads of the kv head
   int queries, blocks;
+  int stride;              // head_stride
+  int position[kQueries];  // of each query
 
   // Positions of a block that a query may look at; none or less: it has not come that far.
-  int Seen(const Step& step, int query, int block) const {
-    return step.rows[team.first + query / heads].position + 1 - block * kBlock;
-  }
+  int Seen(int query, int block) const { return position[query] + 1 - block * kBlock; }
 };
 
 // A block's positions from memory, on their way into its arrays.
@@ -136,7 +135,8 @@ struct FetchFloat {
   }
 };
 
-// A quarter of an int8 one: no more values a cycle than float32 has.
+// A quarter of an int8 one: no more values a cycle than float32 has, and the scales' beat takes as
+// long as another.
 struct FetchInt8 {
   const BlockPlace& to;
   KvBeat& beat;
@@ -250,14 +250,14 @@ typedef BlockLanes LaneRows[kQueries];
 typedef float BlockRows[kQueries][kBlock];
 typedef float PerQuery[kQueries];
 
-inline void DotQueries(const Step& step, const TeamPlace& place, int block_index,
-                       const QueryRows& query, const HeadBlock& keys, LaneRows& lanes) {
+inline void DotQueries(const TeamPlace& place, int block_index, const QueryRows& query,
+                       const HeadBlock& keys, LaneRows& lanes) {
 #pragma HLS INLINE off
 DOT_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    if (place.Seen(step, q, block_index) > 0) {
-      DotBlock(query[q], keys, step.shape.head_stride, lanes[q]);
+    if (place.Seen(q, block_index) > 0) {
+      DotBlock(query[q], keys, place.stride, lanes[q]);
     }
   }
 }
@@ -267,14 +267,14 @@ constexpr int kLaneReads = kReduceLanes / kAttentionLanes;
 constexpr int kSumCycles = kScoreCycles > kLaneReads ? kScoreCycles : kLaneReads;
 
 // Scores, and the largest of the blocks so far, before this one and with it.
-inline void ScoreQueries(const Step& step, const TeamPlace& place, int block_index,
-                         const LaneRows& lanes, const BlockScales& key_scale, float root,
-                         PerQuery& maximum, BlockRows& scores, PerQuery& before, PerQuery& larger) {
+inline void ScoreQueries(const TeamPlace& place, int block_index, const LaneRows& lanes,
+                         const BlockScales& key_scale, float root, PerQuery& maximum,
+                         BlockRows& scores, PerQuery& before, PerQuery& larger) {
 #pragma HLS INLINE off
 SCORE_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    const int seen = place.Seen(step, q, block_index);
+    const int seen = place.Seen(q, block_index);
     if (seen > 0) {
       float here[kBlock];
 #pragma HLS ARRAY_PARTITION variable = here complete
@@ -299,15 +299,15 @@ constexpr int kWeightLanes = kAttentionLanes < 4 ? kAttentionLanes : 4;
 
 // Scores to weights, their sum over the blocks so far, and by how much what has been summed
 // shrinks.
-inline void WeighQueries(const Step& step, const TeamPlace& place, int block_index,
-                         const BlockRows& scores, const PerQuery& before, const PerQuery& larger,
+inline void WeighQueries(const TeamPlace& place, int block_index, const BlockRows& scores,
+                         const PerQuery& before, const PerQuery& larger,
                          const BlockScales& value_scale, PerQuery& total, BlockRows& weights,
                          PerQuery& shrink) {
 #pragma HLS INLINE off
 WEIGH_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    if (place.Seen(step, q, block_index) > 0) {
+    if (place.Seen(q, block_index) > 0) {
       float terms[kBlock];
 #pragma HLS ARRAY_PARTITION variable = terms complete
     WEIGHTS:
@@ -361,15 +361,14 @@ VALUES:
   }
 }
 
-inline void SumQueries(const Step& step, const TeamPlace& place, int block_index,
-                       const BlockRows& weights, const PerQuery& shrink, const HeadBlock& values,
-                       QueryRows& sums) {
+inline void SumQueries(const TeamPlace& place, int block_index, const BlockRows& weights,
+                       const PerQuery& shrink, const HeadBlock& values, QueryRows& sums) {
 #pragma HLS INLINE off
 SUM_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-    if (place.Seen(step, q, block_index) > 0) {
-      SumBlock(weights[q], values, step.shape.head_stride, shrink[q], sums[q]);
+    if (place.Seen(q, block_index) > 0) {
+      SumBlock(weights[q], values, place.stride, shrink[q], sums[q]);
     }
   }
 }
@@ -394,16 +393,16 @@ BLOCKS:
     BlockRows scores, weights;
 #pragma HLS ARRAY_PARTITION variable = weights complete dim = 2
     PerQuery before, larger, shrink;
-    // Used some processes later: as deep as the way there.
+    // One more than there are processes from who writes to who reads.
 #pragma HLS STREAM variable = key_scale type = pipo depth = 3
 #pragma HLS STREAM variable = value_scale type = pipo depth = 4
 #pragma HLS STREAM variable = values type = pipo depth = 5
     FetchBlock(port, step, place, b, fresh_key, fresh_value, fresh_scale, keys, values, key_scale,
                value_scale);
-    DotQueries(step, place, b, query, keys, lanes);
-    ScoreQueries(step, place, b, lanes, key_scale, root, maximum, scores, before, larger);
-    WeighQueries(step, place, b, scores, before, larger, value_scale, total, weights, shrink);
-    SumQueries(step, place, b, weights, shrink, values, sums);
+    DotQueries(place, b, query, keys, lanes);
+    ScoreQueries(place, b, lanes, key_scale, root, maximum, scores, before, larger);
+    WeighQueries(place, b, scores, before, larger, value_scale, total, weights, shrink);
+    SumQueries(place, b, weights, shrink, values, sums);
   }
 }
 
@@ -443,8 +442,21 @@ FINISH_QUERIES:
   }
 }
 
-// kVectorLanes of a query of every engine, of what this call has computed of a key and a value, or
-// of a result: engine after engine down one pipeline.
+// Where a head begins in a vector of heads. Of heads that are whole in units of kReduceLanes, HLS
+// sees which bank an element is in, and takes kVectorLanes a cycle; else one.
+template <bool kWhole>
+inline int HeadBase(const Shape& s, int head) {
+#pragma HLS INLINE
+  return kWhole ? head * s.head_units * kReduceLanes : head * s.head_size;
+}
+template <bool kWhole>
+struct HeadLanes {
+  static constexpr int kLanes = kWhole ? kVectorLanes : 1;
+};
+
+// A part of a query of every engine, of what this call has computed of a key and a value, or of a
+// result: engine after engine down one pipeline.
+template <bool kWhole>
 struct LoadQuery {
   const Shape& s;
   const TeamPlace (&places)[kEngineHeads];
@@ -454,15 +466,16 @@ struct LoadQuery {
 
   LLAMA_HOST_INLINE void operator()(int e, int part, int) const {
 #pragma HLS INLINE
-    const int from = (places[e].kv_head * shared + head) * s.head_size;
-    for (int j = 0; j < kVectorLanes; ++j) {
+    const int from = HeadBase<kWhole>(s, places[e].kv_head * shared + head);
+    for (int j = 0; j < HeadLanes<kWhole>::kLanes; ++j) {
 #pragma HLS UNROLL
-      const int d = part * kVectorLanes + j;
+      const int d = part * HeadLanes<kWhole>::kLanes + j;
       query[e][q][d] = places[e].queries > 0 && d < s.head_size ? qkv[from + d] : 0.0f;
     }
   }
 };
 
+template <bool kWhole>
 struct LoadFresh {
   const Shape& s;
   const TeamPlace (&places)[kEngineHeads];
@@ -476,23 +489,25 @@ struct LoadFresh {
   LLAMA_HOST_INLINE void operator()(int e, int part, int) const {
 #pragma HLS INLINE
     const int head = places[e].kv_head;
-    const int from = s.dim + head * s.head_size;
+    const int key_from = HeadBase<kWhole>(s, s.n_heads + head);
+    const int value_from = HeadBase<kWhole>(s, s.n_heads + s.n_kv_heads + head);
     const bool there = places[e].queries > 0;
     if (part == 0) {
       const bool scaled = there && s.kv_int8;
       scale[e][row][0] = scaled ? rounded.scale[row][head] : 1.0f;
       scale[e][row][1] = scaled ? rounded.scale[row][head + s.n_kv_heads] : 1.0f;
     }
-    for (int j = 0; j < kVectorLanes; ++j) {
+    for (int j = 0; j < HeadLanes<kWhole>::kLanes; ++j) {
 #pragma HLS UNROLL
-      const int d = part * kVectorLanes + j;
+      const int d = part * HeadLanes<kWhole>::kLanes + j;
       const bool real = there && d < s.head_size;
-      key[e][row][d] = real ? qkv[from + d] : 0.0f;
-      value[e][row][d] = real ? qkv[from + s.kv_dim + d] : 0.0f;
+      key[e][row][d] = real ? qkv[key_from + d] : 0.0f;
+      value[e][row][d] = real ? qkv[value_from + d] : 0.0f;
     }
   }
 };
 
+template <bool kWhole>
 struct StoreQuery {
   const Shape& s;
   const TeamPlace (&places)[kEngineHeads];
@@ -502,10 +517,10 @@ struct StoreQuery {
 
   LLAMA_HOST_INLINE void operator()(int e, int part, int) const {
 #pragma HLS INLINE
-    const int to = (places[e].kv_head * shared + head) * s.head_size;
-    for (int j = 0; j < kVectorLanes; ++j) {
+    const int to = HeadBase<kWhole>(s, places[e].kv_head * shared + head);
+    for (int j = 0; j < HeadLanes<kWhole>::kLanes; ++j) {
 #pragma HLS UNROLL
-      const int d = part * kVectorLanes + j;
+      const int d = part * HeadLanes<kWhole>::kLanes + j;
       if (places[e].queries > 0 && d < s.head_size) out[to + d] = from[e][q][d];
     }
   }
@@ -544,31 +559,57 @@ struct TeamTask {
 #pragma HLS ARRAY_PARTITION variable = value complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = value cyclic factor = kKvLanes dim = 3
 #pragma HLS ARRAY_PARTITION variable = scale complete dim = 1
+    int row_of[kQueries], head_of[kQueries];
+    int row = team.first, head = 0;
+  PLACE_QUERIES:
+    for (int q = 0; q < kQueries; ++q) {
+#pragma HLS UNROLL
+      row_of[q] = row < kMaxRows ? row : 0;
+      head_of[q] = first_head + head;
+      const bool row_done = head + 1 == here;
+      head = row_done ? 0 : head + 1;
+      row = row_done ? row + 1 : row;
+    }
   PLACE_ENGINES:
     for (int e = 0; e < kEngineHeads; ++e) {
 #pragma HLS UNROLL
       places[e].team = team;
       places[e].layer = layer;
       places[e].kv_head = first_kv_head + e;
-      places[e].heads = here;
       const bool there = places[e].kv_head < s.n_kv_heads;
       places[e].queries = there ? team.rows * here : 0;
       places[e].blocks = there ? team.last / kBlock + 1 : 0;
+      places[e].stride = s.head_stride;
+      for (int q = 0; q < kQueries; ++q) {
+#pragma HLS UNROLL
+        places[e].position[q] = step.rows[row_of[q]].position;
+      }
     }
-    const int parts = (s.head_stride + kVectorLanes - 1) / kVectorLanes;
+    const int queries = team.rows * here;
+    const bool whole = s.head_units > 0;
   LOAD_QUERIES:
-    for (int q = 0; q < team.rows * here; ++q) {
+    for (int q = 0; q < queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-      const LoadQuery load = {s, places, qkv[team.first + q / here], shared, first_head + q % here,
-                              q, query};
-      ForEach(kEngineHeads, parts, 1, load);
+      const float (&from)[kMaxQkv] = qkv[row_of[q]];
+      if (whole) {
+        const LoadQuery<true> load = {s, places, from, shared, head_of[q], q, query};
+        ForEach(kEngineHeads, s.head_stride / kVectorLanes, 1, load);
+      } else {
+        const LoadQuery<false> load = {s, places, from, shared, head_of[q], q, query};
+        ForEach(kEngineHeads, s.head_stride, 1, load);
+      }
     }
   LOAD_ROWS:
-    for (int row = 0; row < step.n_rows; ++row) {
+    for (int r = 0; r < step.n_rows; ++r) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-      if (step.rows[row].active && step.rows[row].slot == team.slot) {
-        const LoadFresh load = {s, places, qkv[row], rounded, row, key, value, scale};
-        ForEach(kEngineHeads, parts, 1, load);
+      if (step.rows[r].active && step.rows[r].slot == team.slot) {
+        if (whole) {
+          const LoadFresh<true> load = {s, places, qkv[r], rounded, r, key, value, scale};
+          ForEach(kEngineHeads, s.head_stride / kVectorLanes, 1, load);
+        } else {
+          const LoadFresh<false> load = {s, places, qkv[r], rounded, r, key, value, scale};
+          ForEach(kEngineHeads, s.head_stride, 1, load);
+        }
       }
     }
   ENGINES:
@@ -580,11 +621,16 @@ struct TeamTask {
                  result[e]);
     }
   STORE_QUERIES:
-    for (int q = 0; q < team.rows * here; ++q) {
+    for (int q = 0; q < queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
-      const StoreQuery store = {
-          s, places, result, shared, first_head + q % here, q, out[team.first + q / here]};
-      ForEach(kEngineHeads, parts, 1, store);
+      float (&to)[kMaxDim] = out[row_of[q]];
+      if (whole) {
+        const StoreQuery<true> store = {s, places, result, shared, head_of[q], q, to};
+        ForEach(kEngineHeads, s.head_stride / kVectorLanes, 1, store);
+      } else {
+        const StoreQuery<false> store = {s, places, result, shared, head_of[q], q, to};
+        ForEach(kEngineHeads, s.head_stride, 1, store);
+      }
     }
   }
 };
@@ -610,11 +656,46 @@ LONGEST:
               static_cast<int64_t>(16 * s.head_size) * heads * positions, teams);
 }
 
+inline void WriteBeat(const Step& step, int layer, int row, int head, int part, const KvBeat& beat,
+                      KvWriters& cache) {
+#pragma HLS INLINE
+  const Row& r = step.rows[row];
+  const int to = KvBeatOf(step.shape, r.slot, layer, head, r.position) + part;
+  for (int p = 0; p < kKvPorts; ++p) {
+#pragma HLS UNROLL
+    if (p == head % kKvPorts) cache[p].Write(to, beat);
+  }
+}
+
 // A beat of a record on its way to memory.
-struct WriteRecord {
+template <bool kWhole>
+struct WriteFloat {
   const Step& step;
   int layer, row;
   const float (&qkv)[kMaxQkv];
+  KvWriters& cache;
+
+  LLAMA_HOST_INLINE void operator()(int head, int part, int) const {
+#pragma HLS INLINE
+    const Shape& s = step.shape;
+    const bool is_key = part < s.kv_half_beats;
+    const int of = s.n_heads + (is_key ? 0 : s.n_kv_heads) + head;
+    const int from = HeadBase<kWhole>(s, of);
+    const int beat_of = is_key ? part : part - s.kv_half_beats;
+    KvBeat beat;
+    for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+      const int d = beat_of * kKvBeatWords + i;
+      beat.f[i] = d < s.head_size ? qkv[from + d] : 0.0f;
+    }
+    WriteBeat(step, layer, row, head, part, beat, cache);
+  }
+};
+
+// Of an int8 one; its bytes come from memories that are not made for it, so it takes its time.
+struct WriteInt8 {
+  const Step& step;
+  int layer, row;
   const QuantizedKv& rounded;
   KvWriters& cache;
 
@@ -623,7 +704,7 @@ struct WriteRecord {
     const Shape& s = step.shape;
     const int at = part - s.kv_scale_beats;
     const bool is_key = at < s.kv_half_beats;
-    const int kv = (is_key ? 0 : s.kv_dim) + head * s.head_size;
+    const int from = (is_key ? 0 : s.kv_dim) + head * s.head_size;
     const int beat_of = is_key ? at : at - s.kv_half_beats;
     KvBeat beat;
     for (int i = 0; i < kKvBeatWords; ++i) {
@@ -631,27 +712,19 @@ struct WriteRecord {
       float word = 0.0f;
       if (at < 0) {
         if (i < 2) word = rounded.scale[row][head + i * s.n_kv_heads];
-      } else if (s.kv_int8) {
+      } else {
         uint32_t bits = 0;
         for (int k = 0; k < 4; ++k) {
 #pragma HLS UNROLL
           const int d = beat_of * kKvBeatBytes + k * kKvBeatWords + i;
-          const uint8_t q = static_cast<uint8_t>(d < s.head_size ? rounded.q[row][kv + d] : 0);
+          const uint8_t q = static_cast<uint8_t>(d < s.head_size ? rounded.q[row][from + d] : 0);
           bits |= static_cast<uint32_t>(q) << 8 * k;
         }
         word = FloatOf(bits);
-      } else {
-        const int d = beat_of * kKvBeatWords + i;
-        if (d < s.head_size) word = qkv[s.dim + kv + d];
       }
       beat.f[i] = word;
     }
-    const Row& r = step.rows[row];
-    const int to = KvBeatOf(s, r.slot, layer, head, r.position) + part;
-    for (int p = 0; p < kKvPorts; ++p) {
-#pragma HLS UNROLL
-      if (p == head % kKvPorts) cache[p].Write(to, beat);
-    }
+    WriteBeat(step, layer, row, head, part, beat, cache);
   }
 };
 
@@ -659,12 +732,21 @@ struct WriteRecord {
 inline void WriteKv(const Step& step, int layer, const float (*qkv)[kMaxQkv],
                     const QuantizedKv& rounded, KvWriters& cache) {
 #pragma HLS INLINE off
+  const Shape& s = step.shape;
 WRITE_ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     if (step.rows[row].active) {
-      const WriteRecord write = {step, layer, row, qkv[row], rounded, cache};
-      ForEach(step.shape.n_kv_heads, step.shape.kv_record_beats, 1, write);
+      if (s.kv_int8) {
+        const WriteInt8 write = {step, layer, row, rounded, cache};
+        ForEach(s.n_kv_heads, s.kv_record_beats, 1, write);
+      } else if (s.head_units > 0) {
+        const WriteFloat<true> write = {step, layer, row, qkv[row], cache};
+        ForEach(s.n_kv_heads, s.kv_record_beats, 1, write);
+      } else {
+        const WriteFloat<false> write = {step, layer, row, qkv[row], cache};
+        ForEach(s.n_kv_heads, s.kv_record_beats, 1, write);
+      }
     }
   }
 }

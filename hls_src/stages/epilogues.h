@@ -61,9 +61,12 @@ ADD:
   }
 }
 
-// Gated hidden units that are not quantised yet: a block of tiles' worth, or a group that two
-// blocks share.
-constexpr int kGateUnits = RoundUp(kTilesInFlight / 2 * kTileRows, kMaxGroup);
+// Gated hidden units that are not quantised yet: a block of tiles' worth, and what is left of a
+// group that two blocks share. A ring.
+constexpr int kGateUnits = RoundUp(kTilesInFlight / 2 * kTileRows, kMaxGroup) +
+                           (kTilesInFlight / 2 * kTileRows % kMaxGroup == 0 ? 0 : kMaxGroup);
+constexpr int kGateTiles = kGateUnits / kTileRows;
+constexpr int kGateHalves = kGateUnits / kMinGroup;
 
 struct GateState {
   float units[kMaxRows][kGateUnits];
@@ -75,7 +78,8 @@ inline void GateTiles(int first_tile, int tiles, const BlockSums& sums, int hidd
 #pragma HLS INLINE
   const int first = first_tile / 2 * kTileRows;  // hidden unit
   const int end = first + tiles / 2 * kTileRows;
-  Item at = {0, 0, 0, 0};  // a pair of tiles
+  Item at = {0, 0, 0, 0};                  // a pair of tiles
+  int slot = first_tile / 2 % kGateTiles;  // its place in the ring
 GATE:
   for (int item = 0; item < tiles / 2 * rows; ++item) {
 #pragma HLS PIPELINE II = kGateCycles
@@ -85,9 +89,10 @@ GATE:
       const float g = sums[at.wave][2 * at.piece][at.row][r];
       const float bottom = 1.0f + Exp(-g);
       const float silu = g / bottom;
-      const int unit = first + at.index * kTileRows + r;
-      state.units[at.row][unit % kGateUnits] = silu * sums[at.wave][2 * at.piece + 1][at.row][r];
+      const float gated = silu * sums[at.wave][2 * at.piece + 1][at.row][r];
+      state.units[at.row][slot * kTileRows + r] = gated;
     }
+    if (at.row + 1 == rows) slot = slot + 1 == kGateTiles ? 0 : slot + 1;
     at.Next(rows, kChannels / 2);
   }
   // Groups that end in this block; they may have begun in the one before.
@@ -95,18 +100,19 @@ GATE:
   const int first_group = wide ? first / kMaxGroup : first / kMinGroup;
   const int groups = (wide ? end / kMaxGroup : end / kMinGroup) - first_group;
   int group = first_group, row = 0;
+  int half = (wide ? 2 * first_group : first_group) % kGateHalves;
 QUANTIZE_HIDDEN:
   for (int item = 0; item < groups * rows; ++item) {
 #pragma HLS PIPELINE II = kMaxGroup / kVectorLanes
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kGateUnits / kMinGroup * kMaxRows
-    const int half = wide ? 2 * group : group;
-    if (half * kMinGroup < hidden_dim) {
-      QuantizeInto(state.units[row], half % (kGateUnits / kMinGroup), hidden_dim, group_size, row,
-                   group, out);
+    if ((wide ? group * kMaxGroup : group * kMinGroup) < hidden_dim) {
+      QuantizeInto(state.units[row], half, hidden_dim, group_size, row, group, out);
     }
     const bool row_done = row + 1 == rows;
+    const int next = half + (wide ? 2 : 1);
     row = row_done ? 0 : row + 1;
     group = row_done ? group + 1 : group;
+    half = row_done ? (next == kGateHalves ? 0 : next) : half;
   }
 }
 

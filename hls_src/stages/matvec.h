@@ -247,7 +247,6 @@ LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& place, c
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales complete dim = 2
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales cyclic factor = kBeatBytes / 4 dim = 3
-#pragma HLS DEPENDENCE variable = sums inter RAW distance = kScaleSlots true
   const EngineBeat beat = {ports,   place, format, in,         matrix.groups, rows,
                            operand, first, second, group_dots, sums};
   constexpr int kSlotWords = (kScaleSlots + kWordBeats - 1) / kWordBeats;
@@ -257,7 +256,7 @@ LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& place, c
   loop.half_tail = matrix.half_tail;
   loop.words = words > kSlotWords ? words : kSlotWords;
   loop.tail_words = tail_words > kSlotWords ? tail_words : kSlotWords;
-  ForBeats(waves, loop, beat);
+  ForBeats(waves, loop, beat, sums);
 LAST_GROUP:
   for (int slot = 0; slot < kScaleSlots; ++slot) {
 #pragma HLS PIPELINE II = 1

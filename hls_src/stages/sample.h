@@ -218,7 +218,9 @@ TOP:
       const int i = LowestBit(candidates);
       const int tile = at.piece * kTilesInBlock + i / kTileRows;
       const float logit = sums[at.wave][tile][at.row][i % kTileRows];
-      if (logit > sampler.top_logit[at.row][kTopLogits - 1]) {
+      // Not what it was when the block was looked at.
+      const float least = sampler.top_logit[at.row][kTopLogits - 1];
+      if (OrderOf(logit) > OrderOf(least)) {
         InsertTop(logit, first_tile * kTileRows + at.index * kBlock + i, sampler.top_logit[at.row],
                   sampler.top_id[at.row]);
       }
