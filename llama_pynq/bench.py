@@ -6,13 +6,15 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from . import __version__
 from .contract import RowFlag, make_rows
 from .llama import Generation, Llama
 from .llama_overlay import LlamaOverlay
+from .power import PowerRecorder
+from .sensors import Rails
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Figure:
     name : str
     value : float
     unit : str
-    kind : {"measured", "counted"}
-        "measured": with a clock, or by the operating system; "counted": follows from the model.
+    kind : {"measured", "counted", "modelled"}
+        "measured": with a clock, a sensor, or by the operating system; "counted": follows from
+        the model; "modelled": what a board would draw.
     source : str
         Of what, and by what means.
     """
@@ -53,6 +56,8 @@ class Report:
         Length of the text and of the prompt measured.
     repeats : int
     figures : list of Figure
+    notes : list of str
+        What could not be measured, and why.
     """
 
     version: str
@@ -62,6 +67,7 @@ class Report:
     tokens: int
     repeats: int
     figures: list[Figure]
+    notes: list[str] = field(default_factory=list)
 
     def json(self) -> str:
         """As JSON, for programs."""
@@ -72,10 +78,15 @@ class Report:
         lines = [f"device  {self.device}", f"model   {self.model}", ""]
         width = max(len(f.name) for f in self.figures)
         lines += [
-            f"{f.name:<{width}}  {f.value:>9.1f} {f.unit:<8}  {f.kind}: {f.source}"
+            f"{f.name:<{width}}  {_digits(f.value):>9} {f.unit:<9}  {f.kind}: {f.source}"
             for f in self.figures
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
+
+
+def _digits(value: float) -> str:
+    """One decimal place, or as many as a small figure needs."""
+    return f"{value:.1f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
 
 
 class Endless(Llama):
@@ -104,7 +115,39 @@ def _median_seconds(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> Report:
+def measure_energy(
+    overlay: LlamaOverlay, llama: Llama, tokens: int, found: Rails, idle_s: float = 2.0
+) -> tuple[list[Figure], list[str]]:
+    """Power and energy of one text, from the rails that were found.
+
+    Returns
+    -------
+    list of Figure, list of str
+        Empty, and the reasons, where there is no rail or no reading.
+    """
+    if not found:
+        return [], [f"no power: {why}" for why in found.why]
+    with PowerRecorder(found, idle_s=idle_s) as recorder:
+        out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0, power=recorder)
+    assert isinstance(out, Generation)
+    energy = out.energy
+    if energy is None:
+        return [], [f"no power: {out.energy_note}"]
+    text = f"the first {len(out.tokens)} tokens; {energy.source}"
+    figures = [
+        Figure("power, mean", energy.mean_watts, "W", energy.kind, text),
+        Figure("power, peak", energy.peak_watts, "W", energy.kind, text),
+        Figure("energy", energy.joules_per_token, "J/token", energy.kind, text),
+        Figure("energy, the paper's unit", energy.mwh_per_token, "mWh/token", energy.kind, text),
+    ]
+    if energy.idle_watts is not None:
+        figures.append(Figure("power, idle", energy.idle_watts, "W", energy.kind, energy.source))
+    return figures, []
+
+
+def measure(
+    overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int, power: Rails | None = None
+) -> Report:
     """Measure decode, prefill, time to first token, load time and memory.
 
     Parameters
@@ -117,6 +160,8 @@ def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> R
         may shorten both.
     repeats : int
         Of each measurement; the median counts.
+    power : Rails, optional
+        From `sensors.rails`: measure power and energy too.
     """
     driver, config = llama.driver, llama.config
     length = min(tokens, config.seq_len)
@@ -168,6 +213,10 @@ def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> R
             Figure("peak memory", peak / 2**20, "MiB", "measured",
                    "this process, with Python and PYNQ; VmHWM")
         )  # fmt: skip
+    notes: list[str] = []
+    if power is not None:
+        of_energy, notes = measure_energy(overlay, endless, length, power)
+        figures += of_energy
     return Report(
         version=__version__,
         device=overlay.describe(),
@@ -177,4 +226,5 @@ def measure(overlay: LlamaOverlay, llama: Llama, tokens: int, repeats: int) -> R
         tokens=length,
         repeats=repeats,
         figures=figures,
+        notes=notes,
     )

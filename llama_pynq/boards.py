@@ -77,9 +77,6 @@ class Board:
         What the board's shell gives a kernel at most.
     cortex_a : bool
         The driver runs on the chip's own ARM cores, not on a server.
-    watts : float or None
-        Published power of a language model's accelerator on this board, if any.
-    watts_source : str
     verified : bool
         Every figure was read in a document; else at least one is from memory.
     resources_source : str
@@ -98,8 +95,6 @@ class Board:
     verified: bool
     resources_source: str
     sheet: str
-    watts: float | None = None
-    watts_source: str = ""
 
 
 def _zynq_ddr3(board: str) -> Memory:
@@ -154,7 +149,6 @@ _BOARDS = (
         ),
         300, True, True, "kria-apps-docs, hw_arch_accel",
         "AMD: DS986, DS987",
-        watts=7.0, watts_source="TeLLMe on a KV260, 7 W (abstract): another accelerator's",
     ),
     Board(
         "zcu104", "ZCU104", "XCZU7EV-2", "zcu104", Resources(230_400, 1_728, 312, 96),

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--tokenizer", metavar="FILE", help="llama2.c's tokenizer.bin or a "
                        "sentencepiece model; default: the bundled or packed one")  # fmt: skip
     group.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share a "
-                       "scale; default: the checkpoint's, or what packs tightest")  # fmt: skip
+                       "scale; default: the checkpoint's, or 64")  # fmt: skip
     group.add_argument("--weight-bits", type=int, choices=(8, 4), help="4: half the bytes that a "
                        "token reads, less accurate; default 8, or what is packed")  # fmt: skip
     group.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="what the KV "
@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
                        help="of each measurement; the median counts (%(default)s)")  # fmt: skip
     bench.add_argument("--random", metavar="NAME", help="a model with random weights instead: "
                        "stories15M, stories42M or stories110M")  # fmt: skip
+    bench.add_argument("--power", action="store_true", help="measure power and energy too, from "
+                       "whatever sensor there is; an emulated board's is modelled")  # fmt: skip
+    bench.add_argument("--meter", metavar="FILE", help="with --power: an external meter's CSV "
+                       "file, with a column 'watts', or 'volts' and 'amperes'")  # fmt: skip
     bench.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     pack = commands.add_parser(
@@ -88,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--context", type=int, metavar="N", help="positions in use; default: 256, "
                          "or all that the model has")  # fmt: skip
     compare.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share "
-                         "a scale; default: the model's, or what packs tightest")  # fmt: skip
+                         "a scale; default: the model's, or 64")  # fmt: skip
     compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default 8, or what is "
                          "packed")  # fmt: skip
     compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
@@ -201,6 +205,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     from .bench import measure
     from .random_model import random_model
+    from .sensors import rails
 
     # A rate takes two tokens: it leaves out the first, which waits for the prompt.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
@@ -214,8 +219,12 @@ def _bench(args: argparse.Namespace) -> int:
                     "or --random"
                 )
         args.model, args.tokenizer = random_model(args.random)
+    if args.meter is not None and not args.power:
+        raise LlamaPynqError("--meter is only read with --power: add it")
     with _open(args) as overlay:
-        report = measure(overlay, _load(overlay, args), args.tokens, args.repeats)
+        llama = _load(overlay, args)
+        power = rails(overlay, args.meter) if args.power else None
+        report = measure(overlay, llama, args.tokens, args.repeats, power)
     if args.random is not None:
         report = replace(report, model=f"{args.random}'s shape, random weights; {report.model}")
     print(report.json() if args.json else report.table())

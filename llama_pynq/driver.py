@@ -153,6 +153,11 @@ class LlamaDriver(DefaultIP):
             raise RequestError("the overlay is closed: open it again, LlamaOverlay()")
 
     @property
+    def running(self) -> bool:
+        """Whether a call of the kernel is under way."""
+        return self._running
+
+    @property
     def generation(self) -> int:
         """Changes whenever what the KV cache held is lost."""
         return self._generation

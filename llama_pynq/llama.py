@@ -22,6 +22,7 @@ import numpy as np
 from . import packing
 from .checkpoint import ModelConfig, load_checkpoint
 from .contract import KV_BITS, ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
+from .energy import Energy, EnergyMeter
 from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
 from .packing import PackedModel, Target
 from .sampling import Sampling, choose
@@ -90,6 +91,10 @@ class Generation:
         One an output token, where asked for.
     device : str
         Name of the device.
+    energy : Energy or None
+        What the call took, all of its sequences together, where `power` was given.
+    energy_note : str
+        Why there is no `energy`; empty if there is.
     """
 
     text: str
@@ -102,6 +107,8 @@ class Generation:
     decode_seconds: float
     logprobs: list[TokenLogprob] | None
     device: str
+    energy: Energy | None = None
+    energy_note: str = "no power recorder was given: generate(..., power=recorder)"
 
 
 # ---- one sequence ---------------------------------------------------------------------
@@ -231,6 +238,22 @@ def _logprob(
         logits = logits[ids]
     top = {int(i): float(v) - lse for i, v in zip(ids[:n], logits) if i >= 0}
     return TokenLogprob(token, logit - lse, top)
+
+
+def _measure(
+    power: EnergyMeter, sequences: Sequence[_Sequence], results: Sequence[Generation]
+) -> None:
+    """Mark what a call did on the recording, and give its energy to every result."""
+    begin, end = min(s.started for s in sequences), max(s.last_token for s in sequences)
+    first = min(max(s.first_token for s in sequences), end)
+    power.mark("prefill", begin, first)
+    power.mark("decode", first, end)
+    energy = power.energy(begin, end, [(len(s.prompt), len(s.tokens)) for s in sequences])
+    for result in results:
+        if isinstance(energy, Energy):
+            result.energy, result.energy_note = energy, ""
+        else:
+            result.energy_note = energy
 
 
 # ---- the model ------------------------------------------------------------------------
@@ -494,6 +517,7 @@ class Llama:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         logprobs: int | None = None,
+        power: EnergyMeter | None = None,
     ) -> Generation | list[Generation]:
         """Generate text.
 
@@ -521,6 +545,8 @@ class Llama:
             prompts of a batch share it. Default: drawn, and returned in the result.
         logprobs : int, optional
             Return the log-probability of every token, and of this many most probable ones.
+        power : power.PowerRecorder, optional
+            One that is recording; the result then has its `energy`.
 
         Returns
         -------
@@ -543,10 +569,15 @@ class Llama:
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
         sequences = [self._sequence(p, sampling, stop, logprobs) for p in prompts]
+        if power is not None:
+            power.sample()
         if sequences:
             for _ in self._drive(sequences):
                 pass
         results = [s.result(self.driver.device.name) for s in sequences]
+        if power is not None and sequences:
+            power.sample()
+            _measure(power, sequences, results)
         return results[0] if single else results
 
     def stream(

@@ -863,13 +863,6 @@ class Prediction:
         limit = memory.peak_bytes_per_s * memory.efficiency
         return "channels" if channels < limit else "memory"
 
-    @property
-    def joules_per_token(self) -> float | None:
-        """None where no power is published."""
-        if self.board.watts is None:
-            return None
-        return self.board.watts / self.tokens_per_second
-
 
 def predict(
     config: ModelConfig,

@@ -15,6 +15,7 @@ from .boards import Board, boards
 from .checkpoint import ModelConfig
 from .errors import LlamaPynqError
 from .perf import Prediction, Work, fits, kernel_of, predict
+from .power_model import ERROR, watts_of
 from .random_model import SHAPES as _RANDOM_SHAPES
 
 SHAPES = {
@@ -86,7 +87,13 @@ Modelled, not measured: nobody has run this kernel on a board yet. No prices: se
 Roof: what a token must read (weights once, keys and values of the context, no padding) over the
 memory's peak times the share of it that long reads reach. tok/s: the loops of hls_src/ with the
 constants of the board's header and the assumptions of llama_pynq/perf.py, the host's share
-included, tokens chosen on the device. Batch: as many sequences as a call takes, a row each."""
+included, tokens chosen on the device. Batch: as many sequences as a call takes, a row each.
+J/token: modelled watts (llama_pynq/power_model.py) over tok/s at batch 1."""
+
+_POWER_NOTE = (
+    f"The power model is within {ERROR:.0%} of what others published of other accelerators; its\n"
+    "static part is what the board's own sensor sees, a card's or a module's."
+)
 
 
 def boards_table(rows: Sequence[Row]) -> str:
@@ -110,14 +117,14 @@ def boards_table(rows: Sequence[Row]) -> str:
         ).rstrip()
         for line in lines
     ]
-    notes = [_NOTES, *_power_notes(rows), *_unchecked(rows)]
+    notes = [_NOTES, _POWER_NOTE, *_unchecked(rows)]
     notes += [f"{row.board.name}: {row.reason}." for row in rows if row.reason]
     return "\n".join([*text, "", *notes])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     one, batch = row.one, row.batch
-    joules = one.joules_per_token
+    joules = watts_of(one) / one.tokens_per_second
     size = f"{one.bytes / 1e6:.1f}"
     if row.reason:
         return row.board.name, "no", size, f"{one.roof_tokens_per_second:,.1f}", "", "", "", ""
@@ -129,16 +136,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{one.tokens_per_second:,.1f}",
         f"{one.share_of_roof:.0%}",
         f"{batch.work.rows}: {batch.tokens_per_second:,.1f}",
-        "" if joules is None else f"{joules:.3f}",
+        f"{joules:.3f}",
     )
-
-
-def _power_notes(rows: Iterable[Row]) -> list[str]:
-    return [
-        f"J/token of {row.board.name}: {row.board.watts:g} W ({row.board.watts_source}) over tok/s."
-        for row in rows
-        if row.board.watts is not None and not row.reason
-    ]
 
 
 def _unchecked(rows: Iterable[Row]) -> list[str]:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+
 
 import pytest
 from checkpoint_files import random_weights, write_checkpoint
@@ -213,10 +215,36 @@ def test_bench_prints_a_table(cli):
     assert device.startswith("device  emulated-host (emulated device on this computer's CPU")
     assert model.startswith("model   dim 128, 6 layers, vocabulary 1024; int8 weights")
     assert gap == ""
-    row = re.compile(r"(\S.*?\S) +(\d+\.\d) (tokens/s|ms|MiB) +(measured|counted): \S.*\S")
+    row = re.compile(r"(\S.*?\S) +(\d+(?:\.\d+)?) (tokens/s|ms|MiB) +(measured|counted): \S.*\S")
     names = [row.fullmatch(line)[1] for line in rows]
     assert {"decode, greedy", "prefill", "time to first token", "load"} < set(names)
     assert len({row.fullmatch(line).start(3) for line in rows}) == 1, "columns are aligned"
+
+
+def test_bench_power_without_a_sensor_says_where_it_looked(cli):
+    if list(Path("/sys/class/powercap").glob("intel-rapl:*")):
+        pytest.skip("this machine has RAPL: there may be a reading")
+    status, out, err = cli("bench", "--tokens", 8, "--repeats", 1, "--power")
+    assert (status, err) == (0, "")
+    assert (
+        out.rstrip().split("\n")[-1].startswith("no power: RAPL of the CPU that emulates: no zone")
+    )
+    assert " W " not in out
+
+
+def test_bench_power_with_a_meter_is_measured(cli, tmp_path):
+    file = tmp_path / "usb.csv"
+    file.write_text("watts\n2.5\n")
+    status, out, _ = cli("bench", "--tokens", 8, "--repeats", 1, "--power", "--meter", file)
+    assert status == 0
+    text = r"measured: the first 8 tokens; external meter, usb\.csv"
+    assert re.search(rf"^power, mean +2\.5 W +{text}$", out, re.MULTILINE)
+    assert re.search(rf"^energy +\d.* J/token +{text}$", out, re.MULTILINE)
+
+
+def test_bench_meter_alone_asks_for_power(cli):
+    status, _, err = cli("bench", "--meter", "usb.csv")
+    assert status == 1 and "--meter is only read with --power: add it" in err
 
 
 def test_bench_prints_json(cli):

@@ -1,0 +1,93 @@
+"""FPGA, CPU and GPU: tokens/s, watts and joules per token of the same model and prompt.
+
+    python benchmarks/energy.py [--shape stories110M] [--tokens 256] [--batch 4]
+        [--gpu-command "llama-bench -m MODEL.gguf -p 0 -n 256 -ngl 99 -o json"] [--markdown FILE]
+
+Measured here: the device that is found (a board, a card, or the emulated device, that is this
+computer's CPU), with whatever sensor it has; and, with --gpu-command, a program that runs the
+model on an NVIDIA card and prints llama-bench's JSON. Without a sensor the measured watts stay
+empty. Published and modelled figures stand in columns of their own.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from llama_pynq import LlamaOverlay
+from llama_pynq.bench import Endless
+from llama_pynq.comparison import PUBLISHED, Cost, measured, modelled, table
+from llama_pynq.power import PowerRecorder
+from llama_pynq.random_model import SHAPES, random_model
+from llama_pynq.sensors import gpu_rails, rails
+
+BOARDS = ("pynq-z2", "kv260", "zcu104", "u250", "u50", "u280")
+IDLE_S = 5.0
+
+
+def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
+    """The device that `LlamaOverlay()` finds, one text and several side by side."""
+    checkpoint, tokenizer = random_model(shape)
+    costs = []
+    with LlamaOverlay() as overlay:
+        loaded = overlay.load_model(checkpoint, tokenizer)
+        # No token ends a text: every run has the same length.
+        llama = Endless(loaded.driver, loaded.tokenizer, loaded.packed)
+        found = rails(overlay)
+        for why in found.why:
+            print(f"looked at {why}", file=sys.stderr)
+        for batch in batches:
+            options = {"max_new_tokens": tokens, "temperature": 0}
+            llama.generate([""] * batch, **options)  # warm
+            if found:
+                with PowerRecorder(found, idle_s=IDLE_S) as recorder:
+                    texts = llama.generate([""] * batch, power=recorder, **options)
+            else:
+                texts = llama.generate([""] * batch, **options)
+            costs.append(measured(overlay.describe(), texts))
+    return costs
+
+
+def measure_gpu(command: str) -> Cost:
+    """A program on the first NVIDIA card; watts over its whole run, loading included."""
+    found = gpu_rails()
+    if not found:
+        sys.exit("--gpu-command: NVML finds no card; pip install nvidia-ml-py, and a driver")
+    rail = {"gpu 0": found["gpu 0"]}
+    with PowerRecorder(rail, idle_s=IDLE_S) as recorder:
+        begin = time.perf_counter()
+        done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
+        end = time.perf_counter()
+    if done.returncode:
+        sys.exit(f"{command} failed: {done.stderr.strip()}")
+    rate = float(json.loads(done.stdout)[0]["avg_ts"])
+    energy = recorder.energy(begin, end)
+    watts = None if isinstance(energy, str) else energy.mean_watts
+    idle = None if isinstance(energy, str) else energy.idle_watts
+    return Cost(f"GPU: {rail['gpu 0'].source}", 1, "measured", rate, watts, idle, command)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--shape", choices=SHAPES, default="stories110M")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4, help="the larger batch (%(default)s)")
+    parser.add_argument("--gpu-command", metavar="COMMAND")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    costs = [*PUBLISHED] if args.shape == "stories110M" else []
+    costs += measure_device(args.shape, args.tokens, [1, args.batch])
+    if args.gpu_command:
+        costs.append(measure_gpu(args.gpu_command))
+    costs += modelled(SHAPES[args.shape], BOARDS, position=args.tokens - 1)
+    text = table(costs)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""FPGA, CPU and GPU with the same model and prompt: what is published, measured here and modelled.
+
+HLSTransform's readers asked for this table. Its three kinds of figures stand in columns of their
+own, and a cell without a source stays empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .boards import boards
+from .checkpoint import ModelConfig
+from .energy import Energy
+from .llama import Generation
+from .perf import kernel_of, predict
+from .power_model import idle_watts, watts_of
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a device needs for a model's tokens.
+
+    Attributes
+    ----------
+    device : str
+    batch : int
+        Sequences side by side.
+    kind : {"published", "measured", "modelled"}
+    tokens_per_second : float
+        Of all sequences together.
+    watts, idle_watts : float or None
+        None: no source.
+    source : str
+    """
+
+    device: str
+    batch: int
+    kind: str
+    tokens_per_second: float
+    watts: float | None
+    idle_watts: float | None
+    source: str
+
+    @property
+    def joules_per_token(self) -> float | None:
+        return None if self.watts is None else self.watts / self.tokens_per_second
+
+    @property
+    def mwh_per_token(self) -> float | None:
+        """In HLSTransform's unit."""
+        return None if self.joules_per_token is None else self.joules_per_token / 3.6
+
+
+_PAPER = "HLSTransform, arXiv 2405.00738, stories110M, 256 tokens"
+PUBLISHED = (
+    Cost("FPGA: VU9P (AWS F1)", 1, "published", 57.11, 9.0, None, _PAPER),
+    # 42.5 W is a constant of the tool that was used, and no reading.
+    Cost("CPU: Xeon E5-2686 v4", 1, "published", 23.21, None, None, f"{_PAPER}; its 42.5 W is a "
+         "fallback constant of its tool, not a reading, and is left out"),
+    Cost("GPU: RTX 3090", 1, "published", 107.00, 126.9, None, _PAPER),
+)  # fmt: skip
+"""The paper's own table, of stories110M."""
+
+
+def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> list[Cost]:
+    """Boards with our kernel, at batch 1 and at the largest batch, decoding at a position."""
+    costs = []
+    for name in names:
+        board = boards()[name]
+        for rows in dict.fromkeys((1, kernel_of(board).max_rows)):
+            step = predict(config, board, rows=rows, position=position)
+            costs.append(
+                Cost(
+                    f"FPGA: {board.title}", rows, "modelled", step.tokens_per_second,
+                    watts_of(step), idle_watts(board), "llama_pynq, perf.py and power_model.py",
+                )
+            )  # fmt: skip
+    return costs
+
+
+def measured(device: str, texts: Sequence[Generation]) -> Cost:
+    """A batch that `generate(..., power=recorder)` made here."""
+    seconds = max(text.prompt_seconds + text.decode_seconds for text in texts)
+    energy = texts[0].energy
+    of_sensor = isinstance(energy, Energy) and energy.measured
+    return Cost(
+        device,
+        len(texts),
+        "measured",
+        sum(len(text.tokens) for text in texts) / seconds,
+        energy.mean_watts if of_sensor and energy is not None else None,
+        energy.idle_watts if of_sensor and energy is not None else None,
+        energy.source if of_sensor and energy is not None else "host clock; no power sensor",
+    )
+
+
+_KINDS = ("published", "measured", "modelled")
+_HEAD = ("device", "batch", *(f"{kind}: {what}" for kind in _KINDS
+         for what in ("tok/s", "W", "idle W", "J/token", "mWh/token")))  # fmt: skip
+
+
+def table(costs: Sequence[Cost]) -> str:
+    """As Markdown, a line for each device and batch; then the sources."""
+    lines: dict[tuple[str, int], dict[str, Cost]] = {}
+    for cost in costs:
+        lines.setdefault((cost.device, cost.batch), {})[cost.kind] = cost
+    rows = [_HEAD, ("---",) * len(_HEAD)]
+    for (device, batch), kinds in lines.items():
+        cells = [device, str(batch)]
+        for kind in _KINDS:
+            cells += _cells(kinds.get(kind))
+        rows.append(tuple(cells))
+    sources = dict.fromkeys(f"{cost.device}, {cost.kind}: {cost.source}" for cost in costs)
+    return "\n".join(
+        [*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {s}" for s in sources)]
+    )
+
+
+def _cells(cost: Cost | None) -> list[str]:
+    if cost is None:
+        return [""] * 5
+    figures = (
+        (cost.tokens_per_second, ".1f"),
+        (cost.watts, ".1f"),
+        (cost.idle_watts, ".1f"),
+        (cost.joules_per_token, ".3g"),
+        (cost.mwh_per_token, ".3g"),
+    )
+    return ["" if value is None else format(value, form) for value, form in figures]

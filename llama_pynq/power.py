@@ -1,0 +1,304 @@
+"""Power as a time series with a source, and energy as its integral.
+
+`rails` finds what can be read of a device; `PowerRecorder` samples it in a thread of its own and
+answers `energy` for any stretch of time. Each figure carries where it comes from and whether it was
+measured or modelled; what has no source is not shown. The sources themselves are in
+``sensors.py``, the emulated boards' model in ``power_model.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from .energy import Energy
+from .errors import RequestError
+
+
+class SensorLost(Exception):
+    """A sensor gave no reading this time; the text says why."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of a rail.
+
+    Attributes
+    ----------
+    watts : float
+    source : str
+        What was read, and by what.
+    measured : bool
+        False: a model's figure.
+    period_s : float
+        How often the source itself has a new value.
+    resolution_w : float
+        The smallest step of it; NaN where the source does not say.
+    """
+
+    watts: float
+    source: str
+    measured: bool
+    period_s: float
+    resolution_w: float
+
+
+@dataclass(frozen=True)
+class Rail:
+    """Something whose power can be read.
+
+    Attributes
+    ----------
+    name, source : str
+    watts : callable
+        Gives the power now, or `SensorLost`.
+    measured : bool
+    period_s, resolution_w : float
+        See `Reading`.
+    counts : bool
+        Whether it is part of the device's total; rails behind another one are not.
+    is_mean : bool
+        The reading is the mean since the one before (an energy counter), not the power now.
+    model : object, optional
+        Of an emulated board: gives the `Energy` of texts, for its watts are a model's.
+    """
+
+    name: str
+    source: str
+    watts: Callable[[], float] = field(repr=False)
+    measured: bool = True
+    period_s: float = 0.0
+    resolution_w: float = math.nan
+    counts: bool = True
+    is_mean: bool = False
+    model: Any = field(default=None, repr=False)
+
+    def read(self) -> Reading:
+        """The power now.
+
+        Raises
+        ------
+        SensorLost
+            If there is no reading this time.
+        """
+        return Reading(self.watts(), self.source, self.measured, self.period_s, self.resolution_w)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a recording with a name; times of `time.perf_counter`."""
+
+    name: str
+    begin: float
+    end: float
+
+
+class PowerRecorder:
+    """Samples rails while the block runs.
+
+    Parameters
+    ----------
+    rails : mapping of str to Rail
+        From `sensors.rails`.
+    rate_hz : float
+        Samples a second; default 10.
+    idle_s : float
+        Sample this long on entering, with nothing running, and take the mean as idle power;
+        default 0: no idle power is known.
+
+    Examples
+    --------
+    >>> with PowerRecorder(rails(overlay), idle_s=2) as recorder:
+    ...     out = overlay.generate("Once", power=recorder)
+    >>> out.energy.joules_per_token
+    """
+
+    def __init__(
+        self, rails: Mapping[str, Rail], rate_hz: float = 10.0, idle_s: float = 0.0
+    ) -> None:
+        if not rails:
+            raise RequestError(
+                "there is no rail to record: rails(device) found none, and its `why` says where "
+                "it looked. An external meter: rails(device, meter=...)"
+            )
+        if not 0.1 <= rate_hz <= 1000:
+            raise RequestError(f"rate_hz is {rate_hz!r}: it must be 0.1 to 1000")
+        if not 0 <= idle_s <= 600:
+            raise RequestError(f"idle_s is {idle_s!r}: it must be 0 to 600 seconds")
+        self.rails = dict(rails)
+        self.rate_hz, self.idle_s = rate_hz, idle_s
+        self.phases: list[Phase] = []
+        self.lost: dict[str, str] = {}
+        self._times: list[float] = []
+        self._watts: list[list[float]] = []
+        self._idle: float | None = None
+        self._lock = threading.Lock()
+        self._leave = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ---- sampling --------------------------------------------------------------------
+
+    def __enter__(self) -> PowerRecorder:
+        if self._thread is not None:
+            raise RequestError("this recorder is already running: make another one")
+        self._leave.clear()
+        self.sample()
+        self._thread = threading.Thread(target=self._run, name="power", daemon=True)
+        self._thread.start()
+        if self.idle_s:
+            begin = time.perf_counter()
+            time.sleep(self.idle_s)
+            self.sample()
+            idle = self.energy(begin, time.perf_counter())
+            self._idle = idle.mean_watts if isinstance(idle, Energy) else None
+            self.mark("idle", begin, time.perf_counter())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.sample()
+
+    def _run(self) -> None:
+        due = time.perf_counter()
+        while True:
+            due = max(due + 1 / self.rate_hz, time.perf_counter())
+            if self._leave.wait(max(0.0, due - time.perf_counter())):
+                return
+            self.sample()
+
+    def sample(self) -> None:
+        """Read every rail now, beside the thread's own samples."""
+        with self._lock:
+            now, row = time.perf_counter(), []
+            for name, rail in self.rails.items():
+                try:
+                    row.append(rail.watts())
+                    self.lost.pop(name, None)
+                except SensorLost as error:
+                    row.append(math.nan)
+                    self.lost[name] = str(error)
+            self._times.append(now)
+            self._watts.append(row)
+
+    # ---- what came of it -------------------------------------------------------------
+
+    @property
+    def times(self) -> np.ndarray:
+        """(n,) float64: when samples were taken, in `time.perf_counter`'s seconds."""
+        with self._lock:
+            return np.array(self._times)
+
+    def watts(self, name: str | None = None) -> np.ndarray:
+        """(n,) float64 of one rail, or of the device: what counts to its total; NaN is a gap."""
+        with self._lock:
+            table = np.array(self._watts).reshape(len(self._times), len(self.rails))
+        if name is not None:
+            return table[:, list(self.rails).index(name)]
+        return table[:, [rail.counts for rail in self.rails.values()]].sum(axis=1)
+
+    def frame(self) -> Any:
+        """The samples as a pandas DataFrame: seconds since the first, a column a rail."""
+        pandas = import_module("pandas")
+        times = self.times
+        return pandas.DataFrame(
+            {name: self.watts(name) for name in self.rails},
+            index=pandas.Index(times - times[0] if len(times) else times, name="seconds"),
+        )
+
+    def mark(self, name: str, begin: float, end: float) -> None:
+        """Name a stretch of the recording."""
+        with self._lock:
+            self.phases.append(Phase(name, begin, end))
+
+    def energy(
+        self, begin: float, end: float, texts: Sequence[tuple[int, int]] = ()
+    ) -> Energy | str:
+        """What was used between two times of `time.perf_counter`.
+
+        An emulated board's is modelled with the board's own seconds, not with this computer's.
+
+        Parameters
+        ----------
+        begin, end : float
+        texts : sequence of (int, int)
+            Tokens of the prompt and of the answer of each sequence of that time.
+
+        Returns
+        -------
+        Energy, or str
+            The text says why there is none.
+        """
+        counting = [rail for rail in self.rails.values() if rail.counts]
+        if not counting:
+            return "none of the rails counts to the device's total"
+        if counting[0].model is not None:
+            return counting[0].model.energy(texts) if texts else "no text to model"
+        pieces = [
+            _integral(self.times, self.watts(rail.name), rail.is_mean, begin, end)
+            for rail in counting
+        ]
+        covered = min((piece.seconds for piece in pieces), default=0.0)
+        if covered <= 0:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.lost.items())
+            return f"no sample between the two times{f' ({reasons})' if reasons else ''}"
+        mean = sum(piece.joules / piece.seconds for piece in pieces)
+        total = self.watts()
+        inside = (self.times >= begin) & (self.times <= end)
+        peak = float(np.nanmax(total[inside], initial=mean)) if inside.any() else mean
+        return Energy(
+            joules=mean * covered,
+            seconds=end - begin,
+            covered_seconds=covered,
+            mean_watts=mean,
+            peak_watts=max(peak, mean),
+            tokens=sum(n for _, n in texts),
+            source=", ".join(dict.fromkeys(rail.source for rail in counting)),
+            measured=all(rail.measured for rail in counting),
+            idle_watts=self._idle,
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    joules: float
+    seconds: float  # that samples cover
+
+
+def _integral(
+    times: np.ndarray, watts: np.ndarray, is_mean: bool, begin: float, end: float
+) -> _Piece:
+    """Energy between two times: trapezoids between samples, or a mean's rectangles.
+
+    An interval with a missing end counts for nothing: a gap is not a zero.
+    """
+    joules = seconds = 0.0
+    for i in range(1, len(times)):
+        a, b = max(times[i - 1], begin), min(times[i], end)
+        if b <= a:
+            continue
+        w0, w1 = watts[i - 1], watts[i]
+        if is_mean:
+            w0 = w1
+        if math.isnan(w0) or math.isnan(w1):
+            continue
+        step = times[i] - times[i - 1]
+        at = [w0 + (w1 - w0) * (t - times[i - 1]) / step for t in (a, b)]
+        joules += (at[0] + at[1]) / 2 * (b - a)
+        seconds += b - a
+    return _Piece(joules, seconds)

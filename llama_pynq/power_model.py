@@ -1,0 +1,232 @@
+"""What a board would draw while it generates: a model, and flagged as one all the way up.
+
+Watts are a static part, what the fabric's clocks and logic take, what moving bytes out of memory
+takes, and what multiplying takes. The terms are few and round because little is published;
+`PUBLISHED` is what they are held to, and `ERROR` how near they come. How long a token takes is
+`perf.predict`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .boards import Board
+from .energy import Energy
+from .perf import Prediction, predict
+from .resources import resources
+
+ERROR = 0.35
+"""Relative error against `PUBLISHED`, at most; a test holds it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Constants of the model, by kind of board.
+
+    Attributes
+    ----------
+    static_watts : float
+        With the bitstream loaded and nothing running, at what the board's own sensor sees.
+    static_source : str
+    fabric_watts_per_lut_mhz : float
+        Clock trees, logic and routing of a look-up table in use, with the DSPs and memories that
+        come with it.
+    joules_per_byte : float
+        From memory, with its controller and interface.
+    joules_per_mac : float
+        An int8 product and its sum.
+    source : str
+        Of the last three.
+    """
+
+    static_watts: float
+    static_source: str
+    fabric_watts_per_lut_mhz: float
+    joules_per_byte: float
+    joules_per_mac: float
+    source: str
+
+
+_DDR4, _DDR3, _HBM2 = 120e-12, 250e-12, 40e-12
+_ULTRASCALE, _ZYNQ7 = 5e-8, 8e-8
+_MAC = 2e-12
+_SOURCE = (
+    "memory: some 15 pJ a bit of DDR4, 30 of DDR3, HBM2 at 4 to 5 (O'Connor et al., MICRO 2017; "
+    "the other two from memory); fabric and product: round figures, chosen with PUBLISHED in view"
+)
+
+
+def _terms(static: float, source: str, fabric: float, byte: float) -> Terms:
+    return Terms(static, source, fabric, byte, _MAC, _SOURCE)
+
+
+_KV260 = _terms(
+    3.5, "a K26 module reads 4.3 to 4.8 W while a DPU runs (Simfero, 2026), of which the DPU is "
+    "about 1 W", _ULTRASCALE, _DDR4,
+)  # fmt: skip
+_CARD = _terms(
+    14.0, "U200 and U250 read 16 to 25 W with 10 to 27% of the device in use (Hastlayer, "
+    "Benchmarks.md): less at 0%", _ULTRASCALE, _DDR4,
+)  # fmt: skip
+
+TERMS: dict[str, Terms] = {
+    "pynq-z1": _terms(2.2, "2 to 3 W typical, from memory", _ZYNQ7, _DDR3),
+    "pynq-z2": _terms(2.2, "2 to 3 W typical, from memory", _ZYNQ7, _DDR3),
+    "kv260": _KV260,
+    "zcu104": _terms(5.0, "taken as a KV260's and a larger board", _ULTRASCALE, _DDR4),
+    "aws-f1": _terms(3.0, "the chip alone (AWS reports Vccint), from memory", _ULTRASCALE, _DDR4),
+    "u200": _CARD,
+    "u250": _CARD,
+    "u50": _terms(12.0, "from memory", _ULTRASCALE, _HBM2),
+    "u280": _terms(20.0, "from memory", _ULTRASCALE, _HBM2),
+    "u55c": _terms(20.0, "from memory", _ULTRASCALE, _HBM2),
+}
+
+
+def watts(
+    terms: Terms, luts: float, clock_mhz: float, bytes_per_s: float, macs_per_s: float
+) -> float:
+    """Power while so much moves and multiplies."""
+    return (
+        terms.static_watts
+        + terms.fabric_watts_per_lut_mhz * luts * clock_mhz
+        + terms.joules_per_byte * bytes_per_s
+        + terms.joules_per_mac * macs_per_s
+    )
+
+
+def watts_of(prediction: Prediction) -> float:
+    """Power of a board during the step that was predicted."""
+    board, work = prediction.board, prediction.work
+    luts = resources(board, prediction.kernel).lut
+    macs = work.rows * work.weight_bytes * 8 / work.weight_bits  # a product a weight
+    return watts(
+        TERMS[board.name],
+        luts,
+        prediction.kernel.clock_mhz,
+        prediction.read_bytes / prediction.seconds,
+        macs / prediction.seconds,
+    )
+
+
+def idle_watts(board: Board) -> float:
+    """Power of a board whose kernel waits."""
+    return TERMS[board.name].static_watts
+
+
+# ---- held to what others measured -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """Somebody's accelerator: what it drew, and what the model needs to know of it."""
+
+    name: str
+    watts: float
+    terms: Terms
+    luts: float
+    clock_mhz: float
+    bytes_per_s: float
+    source: str
+
+
+PUBLISHED = (
+    Published(
+        "HLSTransform, VU9P", 9.0, TERMS["aws-f1"], 400e3, 250, 57.11 * 117e6,
+        "arXiv 2405.00738: 9 W, 57.11 tok/s of stories110M; a third of the device, assumed",
+    ),
+    Published(
+        "LlamaF, ZCU102", 1.48 / 0.291, _KV260, 164e3, 205, 1.48 * 1.1e9,
+        "1.48 tok/s at 0.291 tok/s/W, 1.1 GB a token; LUT and clock of its table, from memory",
+    ),
+    Published(
+        "TeLLMe, KV260", 7.0, _KV260, 98e3, 250, 9 * 0.2e9,
+        "abstract: 7 W, 9 tok/s; 0.2 GB a token and 98,000 LUT from memory",
+    ),
+    Published(
+        "TeLLMe v2, KV260", 5.0, _KV260, 98e3, 250, 25 * 0.15e9,
+        "abstract: 5 W, 25 tok/s; 0.15 GB a token and 98,000 LUT from memory",
+    ),
+)  # fmt: skip
+
+
+# ---- energy of texts ------------------------------------------------------------------
+
+_POSITIONS = 5  # of a text where a step is predicted; in between the cost is nearly straight
+
+
+@dataclass(frozen=True)
+class EnergyModel:
+    """Energy of texts on a board, from the model that is loaded on an emulated one.
+
+    Parameters
+    ----------
+    driver : LlamaDriver
+        With weights loaded; its shape and formats count.
+    board : Board
+    """
+
+    driver: Any
+    board: Board
+
+    def _predict(self, position: int, rows: int) -> Prediction:
+        packed = self.driver.packed
+        return predict(
+            packed.config,
+            self.board,
+            rows=rows,
+            position=position,
+            weight_bits=packed.weight_bits,
+            group_size=packed.group_size,
+            kv_bits=self.driver.kv_bits,
+        )
+
+    def active_watts(self) -> float:
+        """While a token is decoded, halfway through the context."""
+        if self.driver.packed is None:
+            return idle_watts(self.board)
+        return watts_of(self._predict(self.driver.packed.config.seq_len // 2, 1))
+
+    def energy(self, texts: Sequence[tuple[int, int]]) -> Energy:
+        """Of texts side by side.
+
+        Parameters
+        ----------
+        texts : sequence of (int, int)
+            Tokens of the prompt and of the answer, a pair for each sequence.
+        """
+        most = self.board_rows
+        seconds = joules = 0.0
+        peak = 0.0
+        for first in range(0, len(texts), most):
+            part = texts[first : first + most]
+            # A prompt is read as many rows a step as the kernel has; a token is a step.
+            prompt = sum(n for n, _ in part)
+            longest = max(n + m for n, m in part)
+            steps = -(-prompt // most) + max((m for _, m in part), default=1) - 1
+            places = np.linspace(0, longest - 1, _POSITIONS).astype(int)
+            predictions = [self._predict(int(p), len(part)) for p in places]
+            at = [p.seconds for p in predictions]
+            power = [watts_of(p) for p in predictions]
+            seconds += steps * float(np.mean(at))
+            joules += steps * float(np.mean(np.array(at) * power))
+            peak = max(peak, *power)
+        return Energy(
+            joules=joules,
+            seconds=seconds,
+            covered_seconds=seconds,
+            mean_watts=joules / seconds,
+            peak_watts=peak,
+            tokens=sum(m for _, m in texts),
+            source=f"llama_pynq's model of {self.board.title}, good to {ERROR:.0%}",
+            measured=False,
+            idle_watts=idle_watts(self.board),
+        )
+
+    @property
+    def board_rows(self) -> int:
+        return int(self.driver.limits.max_rows)

@@ -1,0 +1,369 @@
+"""Where a device's power can be read, one source a section, behind `rails`.
+
+A library reads a source wherever a well-kept one does: PYNQ the sensors of boards that it is
+configured for and of Alveo cards, nvidia-ml-py those of NVIDIA's. Linux' hwmon and powercap are a
+few files of text, and are read as such: pyRAPL reads Intel's packages only, and lm-sensors has
+no configuration for a KV260.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .boards import boards
+from .errors import RequestError
+from .power import Rail, SensorLost
+from .power_model import EnergyModel, idle_watts
+
+HWMON = Path("/sys/class/hwmon")
+POWERCAP = Path("/sys/class/powercap")
+
+Meter = Callable[[], float] | str | Path
+
+
+class Rails(dict[str, Rail]):
+    """Rails by name; `why` says of every source that was looked at what it gave, or why nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.why: list[str] = []
+
+    def take(self, found: Mapping[str, Rail], source: str, nothing: str) -> None:
+        """Add what a source has, or the reason why it has nothing."""
+        self.update(found)
+        self.why.append(f"{source}: {', '.join(found) if found else nothing}")
+
+
+def rails(
+    device: Any,
+    meter: Meter | None = None,
+    *,
+    hwmon: Path = HWMON,
+    powercap: Path = POWERCAP,
+) -> Rails:
+    """What can be read of a device's power.
+
+    Parameters
+    ----------
+    device : pynq.Device or LlamaOverlay
+    meter : callable or path, optional
+        An external meter: a function that gives watts, or the CSV file that it writes
+        (`meter_rail`). It counts instead of all else.
+    hwmon, powercap : Path
+        Where Linux has them.
+
+    Returns
+    -------
+    Rails
+        Empty where nothing can be read; its `why` has the reasons.
+    """
+    from .emulation.device import EmulatedDevice
+
+    found = Rails()
+    overlay, device = device, getattr(device, "device", device)
+    if meter is not None:
+        found["meter"] = meter_rail(meter)
+        return found
+    if isinstance(device, EmulatedDevice):
+        if device.limits is None:
+            found.take(cpu_rails(powercap), "RAPL of the CPU that emulates", _no_rapl(powercap))
+        else:
+            found["board"] = _modelled_rail(overlay, device)
+        return found
+    sensors = _sensors_of(device)
+    if sensors is not None:
+        found.take(
+            _alveo_rails(sensors), "XRT", "the card has no voltage and current of its inputs"
+        )
+        return found
+    found.take(_board_rails(), "PYNQ's libsensors", "PYNQ has no configuration for this board")
+    if not found:
+        found.take(hwmon_rails(hwmon), "hwmon", f"no chip under {hwmon} measures power")
+    return found
+
+
+def _modelled_rail(overlay: Any, device: Any) -> Rail:
+    driver = getattr(overlay, "llama", None)
+    if driver is None:
+        raise RequestError(
+            f"{device.name} has no sensor, and its model needs the overlay: rails(overlay)"
+        )
+    board = boards()[device.board.name]
+    model = EnergyModel(driver, board)
+
+    def watts() -> float:
+        return model.active_watts() if driver.running else idle_watts(board)
+
+    source = f"llama_pynq's model of {board.title}"
+    return Rail("board", source, watts, measured=False, model=model)
+
+
+# ---- PYNQ: boards and Alveo cards -----------------------------------------------------
+
+_INPUTS = ("12v_pex", "12v_aux", "3v3_pex", "3v3_aux")  # of a card, from the slot and its plug
+_BOARD_INPUT = "12V"
+
+
+def _sensors_of(device: Any) -> dict[str, Any] | None:
+    """An Alveo card's sensors; None of anything else."""
+    if not hasattr(type(device), "sensors"):
+        return None
+    try:
+        return dict(device.sensors)
+    except Exception as error:  # XRT's own, by version; a card without sensors is not an error
+        raise RequestError(f"{device.name}: XRT gives no sensors ({error})") from error
+
+
+def _watts_of(rail: Any) -> Callable[[], float] | None:
+    """Of a `pynq.pmbus` rail: its own power, or voltage times current."""
+    if rail.power is not None:
+        return lambda: _sane(float(rail.power.value), rail.name)
+    if rail.voltage is not None and rail.current is not None:
+        return lambda: _sane(float(rail.voltage.value) * float(rail.current.value), rail.name)
+    return None
+
+
+def _sane(watts: float, name: str) -> float:
+    if not math.isfinite(watts):
+        raise SensorLost(f"{name} reads {watts}")
+    return watts
+
+
+def _alveo_rails(sensors: Mapping[str, Any]) -> dict[str, Rail]:
+    found = {}
+    for name, rail in sensors.items():
+        watts = _watts_of(rail)
+        if watts is not None:
+            source = f"XRT, rail {name}"
+            found[name] = Rail(name, source, watts, period_s=1.0, counts=name in _INPUTS)
+    return found
+
+
+def _board_rails() -> dict[str, Rail]:
+    """Of a Zynq board that PYNQ has a libsensors configuration for: ZCU104, Ultra96."""
+    import pynq
+
+    found = {}
+    for name, rail in pynq.get_rails().items():
+        watts = _watts_of(rail)
+        if watts is not None:
+            found[name] = Rail(name, f"PMBus through PYNQ's libsensors, rail {name}", watts)
+    if _BOARD_INPUT in found:  # the others hang off it
+        for name in found:
+            if name != _BOARD_INPUT:
+                found[name] = Rail(name, found[name].source, found[name].watts, counts=False)
+    return found
+
+
+# ---- Linux: hwmon and powercap --------------------------------------------------------
+
+
+def _read(path: Path, remedy: str) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except PermissionError as error:
+        raise SensorLost(f"{path}: permission denied. {remedy}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SensorLost(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _number(path: Path, remedy: str) -> float:
+    text = _read(path, remedy)
+    try:
+        return float(text)
+    except ValueError:
+        raise SensorLost(f"{path} holds {text[:40]!r}: not a number") from None
+
+
+def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
+    """Every power that a hwmon chip measures, such as a KV260's INA260.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of hwmon0, hwmon1, ...
+
+    References
+    ----------
+    Linux, Documentation/hwmon/sysfs-interface.rst: power*_input is in microwatts.
+    """
+    found: dict[str, Rail] = {}
+    for file in sorted(root.glob("hwmon*/power*_input")):
+        remedy = f"Allow it: sudo chmod a+r {file}"
+        try:
+            chip = _read(file.parent / "name", remedy)
+            _number(file, remedy)
+        except SensorLost:
+            continue
+        label = file.with_name(file.name.replace("_input", "_label"))
+        name = f"{chip} {_read(label, remedy)}" if label.exists() else chip
+        while name in found:
+            name += "'"
+        interval = file.parent / "update_interval"
+        period = _number(interval, remedy) / 1000 if interval.exists() else math.nan
+
+        def watts(file: Path = file, remedy: str = remedy) -> float:
+            return _number(file, remedy) * 1e-6
+
+        # An INA260 counts in steps of 10 mW (TI, SBOS656).
+        resolution = 0.01 if chip.startswith("ina260") else math.nan
+        found[name] = Rail(name, f"hwmon, {chip}", watts, True, period, resolution)
+    return found
+
+
+class _Counter:
+    """Mean power since the last reading, from a counter of microjoules that wraps."""
+
+    def __init__(self, zone: Path) -> None:
+        self._file = zone / "energy_uj"
+        self._remedy = f"Until the next start: sudo chmod a+r {self._file}"
+        self._range = _number(zone / "max_energy_range_uj", self._remedy) + 1
+        self._time, self._count = time.perf_counter(), _number(self._file, self._remedy)
+
+    def __call__(self) -> float:
+        now, count = time.perf_counter(), _number(self._file, self._remedy)
+        seconds, joules = now - self._time, (count - self._count) % self._range * 1e-6
+        if seconds <= 0:
+            raise SensorLost(f"{self._file}: read twice at once")
+        self._time, self._count = now, count
+        return joules / seconds
+
+
+def cpu_rails(root: Path = POWERCAP) -> dict[str, Rail]:
+    """The zones of RAPL: packages and memory count, what is inside a package does not.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of intel-rapl:0, intel-rapl:0:0, ...; AMD's processors use the same names.
+
+    References
+    ----------
+    Linux, Documentation/power/powercap/powercap.rst
+    """
+    found: dict[str, Rail] = {}
+    for zone in sorted(root.glob("intel-rapl:*")):
+        try:
+            name = _read(zone / "name", "")
+            counter = _Counter(zone)
+        except SensorLost:
+            continue
+        inside = zone.name.count(":") > 1
+        if inside and name != "dram":
+            parent = _read(root / zone.name.rpartition(":")[0] / "name", "")
+            name = f"{parent} {name}"
+        while name in found:
+            name += "'"
+        counts = name.startswith("package") and not inside or name.startswith("dram")
+        source = f"RAPL, {name}"
+        found[name] = Rail(name, source, counter, True, 0.001, 61e-6, counts, is_mean=True)
+    return found
+
+
+def _no_rapl(root: Path) -> str:
+    """Why `cpu_rails` found nothing."""
+    zones = sorted(root.glob("intel-rapl:*"))
+    if not zones:
+        return f"no zone under {root}: a virtual machine, another processor, or no kernel module"
+    try:
+        _Counter(zones[0])
+    except SensorLost as error:
+        return str(error)
+    return "no package among its zones"
+
+
+# ---- NVIDIA ---------------------------------------------------------------------------
+
+
+def gpu_rails(nvml: Any = None) -> dict[str, Rail]:
+    """NVIDIA's cards, through nvidia-ml-py (``pip install 'llama_pynq[gpu]'``).
+
+    Parameters
+    ----------
+    nvml : module, optional
+        Default: ``pynvml``, which that package brings; no rail where it or a driver is missing.
+    """
+    if nvml is None:
+        try:
+            nvml = import_module("pynvml")
+        except ImportError:
+            return {}
+    try:
+        nvml.nvmlInit()
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
+        return {}
+
+    def rail(index: int, handle: Any) -> Rail:
+        name = nvml.nvmlDeviceGetName(handle)
+        name = name.decode() if isinstance(name, bytes) else name
+
+        def watts() -> float:
+            try:
+                return nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+            except nvml.NVMLError as error:
+                raise SensorLost(f"{name}: NVML: {error}") from error
+
+        return Rail(f"gpu {index}", f"NVML, {name}", watts, True, 0.1, 0.001)
+
+    return {f"gpu {i}": rail(i, handle) for i, handle in enumerate(handles)}
+
+
+# ---- an external meter ----------------------------------------------------------------
+
+_STALE_S = 10.0
+
+
+def meter_rail(meter: Meter) -> Rail:
+    """A meter of one's own, such as one in the USB cable of a PYNQ-Z2.
+
+    Parameters
+    ----------
+    meter : callable or path
+        A function that gives watts; or a CSV file that grows while the meter runs, with a header
+        line that names a column ``watts``, or ``volts`` and ``amperes``: its last line counts.
+    """
+    if callable(meter):
+
+        def watts() -> float:
+            try:
+                return _sane(float(meter()), "the meter")
+            except SensorLost:
+                raise
+            except Exception as error:  # whatever a user's function raises is a missing reading
+                raise SensorLost(f"the meter: {error}") from error
+
+        return Rail("meter", "external meter", watts)
+    path = Path(meter)
+    columns = _csv_columns(path)
+
+    def last_line() -> float:
+        try:
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                raise SensorLost(f"{path} has not grown for {_STALE_S:g} s: is the meter running?")
+            cells = path.read_text(encoding="utf-8").strip().splitlines()[-1].split(",")
+            return _sane(math.prod(float(cells[c]) for c in columns), str(path))
+        except (OSError, ValueError, IndexError) as error:
+            raise SensorLost(f"{path}: {error}") from error
+
+    return Rail("meter", f"external meter, {path.name}", last_line)
+
+
+def _csv_columns(path: Path) -> list[int]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            names = [name.strip().lower() for name in file.readline().split(",")]
+    except OSError as error:
+        raise RequestError(f"the meter's file {path} cannot be read: {error.strerror}") from error
+    for wanted in (["watts"], ["volts", "amperes"]):
+        if all(name in names for name in wanted):
+            return [names.index(name) for name in wanted]
+    raise RequestError(
+        f"{path} begins with {','.join(names)!r}: its first line must name a column 'watts', or "
+        "'volts' and 'amperes'"
+    )

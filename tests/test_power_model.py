@@ -1,0 +1,78 @@
+"""The model of an emulated board's power: held to published figures, and flagged everywhere."""
+
+from dataclasses import replace
+
+import pytest
+
+from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.boards import boards
+from llama_pynq.perf import predict
+from llama_pynq.power import PowerRecorder
+from llama_pynq.power_model import ERROR, PUBLISHED, TERMS, EnergyModel, idle_watts, watts, watts_of
+from llama_pynq.random_model import SHAPES
+from llama_pynq.sensors import rails
+
+BOARDS = boards()
+STORIES110M = SHAPES["stories110M"]
+
+
+@pytest.mark.parametrize("peer", PUBLISHED, ids=lambda peer: peer.name)
+def test_published_power_is_within_the_stated_error(peer):
+    modelled = watts(peer.terms, peer.luts, peer.clock_mhz, peer.bytes_per_s, 0.0)
+    assert modelled == pytest.approx(peer.watts, rel=ERROR)
+    assert peer.source
+
+
+def test_every_board_has_terms_with_their_sources():
+    assert set(TERMS) == set(BOARDS)
+    for terms in TERMS.values():
+        assert terms.static_watts > 0 and terms.static_source and terms.source
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_decoding_draws_more_than_idling_and_less_than_the_supply(board):
+    active = watts_of(predict(STORIES110M, board))
+    assert idle_watts(board) < active < 75
+
+
+def test_more_bytes_draw_more():
+    board = BOARDS["kv260"]
+    alone = predict(STORIES110M, board)
+    faster = replace(alone, read_bytes=2 * alone.read_bytes)
+    assert watts_of(faster) > watts_of(alone)
+
+
+@pytest.fixture(scope="module")
+def overlay():
+    with LlamaOverlay(device=EmulatedDevice(board="kv260")) as overlay:
+        overlay.load_model()
+        yield overlay
+
+
+def test_energy_of_a_text_is_modelled_with_the_boards_seconds(overlay):
+    found = rails(overlay)
+    with PowerRecorder(found) as recorder:
+        out = overlay.generate("Once", max_new_tokens=40, seed=1, power=recorder)
+    energy = out.energy
+    assert energy.kind == "modelled" and "KV260" in energy.source
+    assert energy.tokens == len(out.tokens)
+    # The board's time, and not this computer's.
+    step = predict(overlay.llama.config, BOARDS["kv260"], position=len(out.tokens) // 2).seconds
+    assert energy.seconds == pytest.approx(step * len(out.tokens), rel=0.25)
+    assert energy.joules == pytest.approx(energy.mean_watts * energy.seconds)
+    assert energy.idle_watts < energy.mean_watts <= energy.peak_watts
+    assert not found["board"].read().measured
+
+
+def test_longer_texts_and_more_of_them_take_more(overlay):
+    model = EnergyModel(overlay.llama, BOARDS["kv260"])
+    one = model.energy([(5, 50)])
+    assert model.energy([(5, 100)]).joules > 1.5 * one.joules
+    assert model.energy([(100, 50)]).joules > one.joules
+    both = model.energy([(5, 50)] * 2)
+    assert one.joules < both.joules < 2 * one.joules  # they share each reading of the weights
+    assert both.joules_per_token < one.joules_per_token
+
+
+def test_idle_board_reads_its_static_power(overlay):
+    assert rails(overlay)["board"].read().watts == idle_watts(BOARDS["kv260"])
