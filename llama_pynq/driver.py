@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,7 @@ from .reference import rope_turns
 if TYPE_CHECKING:
     from .llama import Generation, Llama
 
+_REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
@@ -213,6 +215,8 @@ class LlamaDriver(DefaultIP):
         self._replace("model", limits.model_words, np.uint32)
         self._request = np.asarray(self._buffers["request"]).view(np.ndarray)
         self._request[:] = 0
+        # struct writes a few words in a fraction of the time that NumPy takes.
+        self._request_bytes = self._request.data.cast("B")
         results = self._buffers["results"]
         self._results_part = results, np.asarray(results).view(np.ndarray)
         self._result_dtype = limits.result_dtype
@@ -461,16 +465,13 @@ class LlamaDriver(DefaultIP):
         stop_tokens: Sequence[int],
         activations: np.ndarray | None,
     ) -> CallResult:
-        n, request = len(rows), self._request
-        request[: contract.REQUEST_STOP_TOKENS + 1] = (
-            n, n_steps, begin, end, flags, len(stop_tokens),
-        )  # fmt: skip
-        request[contract.REQUEST_ABORT] = 0
-        if stop_tokens:
-            stop = contract.REQUEST_STOP_LIST
-            request[stop : stop + len(stop_tokens)] = stop_tokens
-        used = contract.REQUEST_ROW_BASE + n * contract.ROW_WORDS
-        request[contract.REQUEST_ROW_BASE : used] = rows.view(np.uint32)
+        n, request, data = len(rows), self._request_bytes, rows.tobytes()
+        _REQUEST_HEAD.pack_into(request, 0, n, n_steps, begin, end, flags, len(stop_tokens))
+        _WORD.pack_into(request, 4 * contract.REQUEST_ABORT, 0)
+        struct.pack_into(
+            f"<{len(stop_tokens)}i", request, 4 * contract.REQUEST_STOP_LIST, *stop_tokens
+        )
+        request[4 * contract.REQUEST_ROW_BASE :][: len(data)] = data
         # All of it: slicing a PYNQ buffer takes longer than copying these few hundred bytes.
         self._buffers["request"].sync_to_device()
         if activations is not None:
@@ -498,9 +499,9 @@ class LlamaDriver(DefaultIP):
         status = words[: contract.STATUS_WORDS].tolist()
         self._check_status(status)
         steps = status[contract.STATUS_STEPS]
-        done = words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words].copy()
+        done = bytearray(words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words])
         return CallResult(
-            rows=done.view(dtype).reshape(steps, n),
+            rows=np.frombuffer(done, dtype).reshape(steps, n),
             aborted=status[contract.STATUS_STATE] == State.ABORTED,
             elapsed_s=elapsed,
             profile=self._read_profile(steps) if profiled else [],

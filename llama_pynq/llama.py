@@ -123,11 +123,12 @@ class _StopText:
         beginnings = {stop[:n] for stop in stops for n in range(1, len(stop))}
         self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
         self._held = ""
+        self.active = bool(stops)
         self.hit = False
 
     def push(self, piece: str) -> str:
         """Text that is certain by now."""
-        if not self._stops:
+        if not self.active:
             return piece
         held = self._held + piece
         found = [held.find(stop) for stop in self._stops if stop in held]
@@ -188,20 +189,24 @@ class _Sequence:
         now = time.perf_counter()
         if not self.tokens:
             self.first_token = self.last_token = now
-        for taken, token in enumerate(tokens):
-            if token < 0 or self.finish_reason:
-                return taken
+        decode, stop_text, stops = self.decoder.push, self.stop_text, self.stop_text.active
+        for taken, token in enumerate(tokens, 1):
+            if token < 0:
+                return taken - 1
             if token in stop_tokens:
                 self.finish_reason = "stop"
-                return taken + 1
+                return taken
             self.last_token = now
             self.tokens.append(token)
-            self.pieces.append(self.stop_text.push(self.decoder.push(token)))
+            piece = decode(token)
+            self.pieces.append(stop_text.push(piece) if stops else piece)
             self.budget -= 1
-            if self.stop_text.hit:
+            if stop_text.hit:
                 self.finish_reason = "stop"
-            elif self.budget == 0:
+                return taken
+            if self.budget == 0:
                 self.finish_reason = "length"
+                return taken
         return len(tokens)
 
     def close_text(self) -> None:

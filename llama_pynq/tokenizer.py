@@ -83,6 +83,7 @@ class Tokenizer(ABC):
         self._pieces = [_piece_bytes(piece) for piece in pieces]
         # A byte token that happens to be 0x20 is not the dummy prefix.
         self._leads_with_space = [piece.startswith(b" ") for piece in pieces]
+        self._plain: dict[int, str] = {}  # text of tokens met so far that are ASCII
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, vocab_size={self.vocab_size})"
@@ -280,6 +281,10 @@ class StreamDecoder:
             If the id is out of range. The decoder is unchanged.
         """
         tokenizer = self._tokenizer
+        if type(token) is int and not (self._drop_space or self._open):
+            plain = tokenizer._plain.get(token)
+            if plain is not None:
+                return plain
         index = tokenizer._checked(token)
         if index == tokenizer.bos_id or index == tokenizer.eos_id:
             # Nothing can complete a character across the border of a sequence.
@@ -287,12 +292,16 @@ class StreamDecoder:
             self._drop_space = index == tokenizer.bos_id
             return text
         piece = tokenizer._pieces[index]
+        whole = not self._drop_space
         if self._drop_space:
             self._drop_space = False
             if tokenizer._leads_with_space[index]:
                 piece = piece[1:]
         if not self._open and piece.isascii():  # as nearly always, and many times faster
-            return piece.decode()
+            text = piece.decode()
+            if whole:
+                tokenizer._plain[index] = text
+            return text
         text = self._utf8.decode(piece)
         self._open = bool(self._utf8.getstate()[0])
         return text

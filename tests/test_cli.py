@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-
 import pytest
 from checkpoint_files import random_weights, write_checkpoint
 
