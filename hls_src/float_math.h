@@ -198,6 +198,22 @@ inline float Largest(const float (&values)[N]) {
   return TreeMax<N>::Of(values);
 }
 
+// Integers in the order of floats; zeros are one. Comparing them takes a fourth of what comparing
+// floats does, and there is a comparison for each of the top logits.
+inline int32_t OrderOf(float x) {
+#pragma HLS INLINE
+  const uint32_t bits = BitsOf(x);
+  const int32_t magnitude = static_cast<int32_t>(bits & 0x7fffffffu);
+  return (bits & 0x80000000u) != 0 ? -magnitude : magnitude;
+}
+
+inline float OfOrder(int32_t order) {
+#pragma HLS INLINE
+  const bool negative = order < 0;
+  const uint32_t magnitude = static_cast<uint32_t>(negative ? -order : order);
+  return FloatOf(negative ? magnitude | 0x80000000u : magnitude);
+}
+
 // Noise for Gumbel-max sampling: a hash of (seed, position, token id), so the same draw
 // comes out whatever the order, the batch or the device.
 inline uint32_t Mix(uint32_t h) {  // MurmurHash3's 32-bit finaliser

@@ -206,7 +206,7 @@ LLAMA_TOP void llama({top_parameters}) {{
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.offset complete dim = 1
 #pragma HLS ARRAY_PARTITION variable = workspace.hidden.q complete dim = 1
 #pragma HLS ARRAY_RESHAPE variable = workspace.hidden.q complete dim = 3
-#pragma HLS ARRAY_PARTITION variable = workspace.sampler.top_logit complete dim = 0
+#pragma HLS ARRAY_PARTITION variable = workspace.sampler.top_order complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = workspace.sampler.top_id complete dim = 0
 #pragma HLS ARRAY_PARTITION variable = workspace.sampler.plain_maximum complete
 #pragma HLS ARRAY_PARTITION variable = workspace.sampler.plain_total complete

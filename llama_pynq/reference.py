@@ -509,7 +509,7 @@ def sample(
     """Greedy (temperature 0) or Gumbel-max sampling of (vocab_size,) float32 logits."""
     n = len(logits)
     order = np.argsort(-logits, kind="stable")[:top_logits]
-    top = logits[order]
+    top = logits[order] + f32(0)  # a zero has no sign among them
     lse = log_sum_exp(logits)
     if temperature == 0:
         return Sample(int(order[0]), 1, lse, lse, order, top)

@@ -206,8 +206,8 @@ def _sampler(k: KernelConfig) -> Resources:
     noise = (_GUMBEL + Mix(fadd=1, fcmp=1, fdiv=1)) * BLOCK
     finish = _LOG + Mix(fadd=1)
     truncate = _EXP + _GUMBEL + Mix(fdiv=1, fadd=3, fcmp=3)
-    # A negation and a comparison of integers, and what holds and moves a logit and its id.
-    per_entry = 32 + 16 + 64 * (1 + k.max_rows / 4)
+    # A comparison of integers, and what holds and moves a logit and its id.
+    per_entry = 16 + 64 * (1 + k.max_rows / 4)
     return _add(
         (sums + noise + Mix(fcmp=BLOCK)).every(k.sample_cycles),
         finish.every(1 << 30),

@@ -35,7 +35,7 @@ constexpr int kBlocksInFlight = kWavesInFlight * kBlocksInWave;
 
 // What is known of each row's logits so far.
 struct Sampler {
-  float top_logit[kMaxRows][kTopLogits];
+  int32_t top_order[kMaxRows][kTopLogits];  // OrderOf of the top logits
   int top_id[kMaxRows][kTopLogits];
   float plain_maximum[kMaxRows], plain_total[kMaxRows];
   float tempered_maximum[kMaxRows], tempered_total[kMaxRows];
@@ -54,7 +54,7 @@ START_ROWS:
   CLEAR_TOP:
     for (int i = 0; i < kTopLogits; ++i) {
 #pragma HLS UNROLL
-      s.top_logit[row][i] = kNoLogit;
+      s.top_order[row][i] = OrderOf(kNoLogit);
       s.top_id[row][i] = -1;
     }
     s.plain_maximum[row] = kLowest;
@@ -67,29 +67,29 @@ START_ROWS:
   }
 }
 
-// Integers in the order of floats; zeros are one. Comparing them takes a fourth of what comparing
-// floats does, and there is a comparison for each of the top logits.
-inline int32_t OrderOf(float x) {
-#pragma HLS INLINE
-  const uint32_t bits = BitsOf(x);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const int32_t order = static_cast<int32_t>(magnitude);
-  return magnitude == bits ? order : -order;
-}
-
 // A shift register that keeps itself sorted; of equals, the earlier id stays ahead.
-inline void InsertTop(float logit, int id, float (&top_logit)[kTopLogits],
+inline void InsertTop(int32_t order, int id, int32_t (&top_order)[kTopLogits],
                       int (&top_id)[kTopLogits]) {
 #pragma HLS INLINE
-  const int32_t order = OrderOf(logit);
-INSERT:
-  for (int i = kTopLogits - 1; i >= 0; --i) {
+  int32_t orders[kTopLogits + 1];  // before, with one ahead that nothing exceeds
+  int ids[kTopLogits + 1];
+#pragma HLS ARRAY_PARTITION variable = orders complete
+#pragma HLS ARRAY_PARTITION variable = ids complete
+  orders[0] = 0x7fffffff;
+  ids[0] = id;
+COPY_TOP:
+  for (int i = 0; i < kTopLogits; ++i) {
 #pragma HLS UNROLL
-    const int left = i > 0 ? i - 1 : 0;
-    const bool above_left = i > 0 && order > OrderOf(top_logit[left]);
-    const bool above_here = order > OrderOf(top_logit[i]);
-    top_logit[i] = above_left ? top_logit[left] : (above_here ? logit : top_logit[i]);
-    top_id[i] = above_left ? top_id[left] : (above_here ? id : top_id[i]);
+    orders[i + 1] = top_order[i];
+    ids[i + 1] = top_id[i];
+  }
+INSERT:
+  for (int i = 0; i < kTopLogits; ++i) {
+#pragma HLS UNROLL
+    const bool above_left = order > orders[i];
+    const bool above_here = order > orders[i + 1];
+    top_order[i] = above_left ? orders[i] : (above_here ? order : orders[i + 1]);
+    top_id[i] = above_left ? ids[i] : (above_here ? id : ids[i + 1]);
   }
 }
 
@@ -106,7 +106,7 @@ inline uint32_t TakeBlock(const float (&block)[kBlock], int first_id, int valid,
   float logits[kBlock], tempered[kBlock];
 #pragma HLS ARRAY_PARTITION variable = logits complete
 #pragma HLS ARRAY_PARTITION variable = tempered complete
-  const float least = s.top_logit[row_index][kTopLogits - 1];
+  const float least = OfOrder(s.top_order[row_index][kTopLogits - 1]);
   uint32_t candidates = 0;
 MASK:
   for (int i = 0; i < kBlock; ++i) {
@@ -218,10 +218,10 @@ TOP:
       const int i = LowestBit(candidates);
       const int tile = at.piece * kTilesInBlock + i / kTileRows;
       const float logit = sums[at.wave][tile][at.row][i % kTileRows];
-      // Not what it was when the block was looked at.
-      const float least = sampler.top_logit[at.row][kTopLogits - 1];
-      if (OrderOf(logit) > OrderOf(least)) {
-        InsertTop(logit, first_tile * kTileRows + at.index * kBlock + i, sampler.top_logit[at.row],
+      const int32_t order = OrderOf(logit);
+      // The least is not what it was when the block was looked at.
+      if (order > sampler.top_order[at.row][kTopLogits - 1]) {
+        InsertTop(order, first_tile * kTileRows + at.index * kBlock + i, sampler.top_order[at.row],
                   sampler.top_id[at.row]);
       }
       candidates &= candidates - 1;
@@ -282,7 +282,7 @@ WRITE_RESULTS:
       const float lse_tempered = r.temperature > 0.0f ? tempered.Value() : lse;
       const bool chosen = r.temperature > 0.0f && (r.flags & kRowHostChooses) == 0;
       token = chosen ? sampler.best_id[row] : sampler.top_id[row][0];
-      float logit = chosen ? sampler.best_logit[row] : sampler.top_logit[row][0];
+      float logit = chosen ? sampler.best_logit[row] : OfOrder(sampler.top_order[row][0]);
       int kept = chosen ? step.shape.vocab_size : 1;
       // Written so that NaN fails; Log would make a number of a total that is none.
       const bool finite = plain.total > 0.0f && lse > kLowest && lse < 3e38f;
@@ -292,9 +292,9 @@ WRITE_RESULTS:
       }
       if (Truncates(r) && error == kErrorNone) {
         const TopChoice choice = ChooseFromTop(r, step.shape.vocab_size, lse_tempered,
-                                               sampler.top_logit[row], sampler.top_id[row]);
+                                               sampler.top_order[row], sampler.top_id[row]);
         token = choice.kept > 0 ? sampler.top_id[row][choice.index] : kTokenUndecided;
-        logit = sampler.top_logit[row][choice.index];
+        logit = OfOrder(sampler.top_order[row][choice.index]);
         kept = choice.kept;
       }
       results[base + kResultLse] = BitsOf(lse);
@@ -305,7 +305,7 @@ WRITE_RESULTS:
       for (int i = 0; i < kTopLogits; ++i) {
 #pragma HLS PIPELINE II = 2
         results[base + kResultTop + 2 * i] = static_cast<uint32_t>(sampler.top_id[row][i]);
-        results[base + kResultTop + 2 * i + 1] = BitsOf(sampler.top_logit[row][i]);
+        results[base + kResultTop + 2 * i + 1] = BitsOf(OfOrder(sampler.top_order[row][i]));
       }
     }
     results[base + kResultToken] = static_cast<uint32_t>(token);

@@ -23,7 +23,7 @@ constexpr int kTruncateCycles =
 
 // `lse` is of logit / temperature over the whole vocabulary.
 inline TopChoice ChooseFromTop(const Row& r, int vocab_size, float lse,
-                               const float (&top_logit)[kTopLogits],
+                               const int32_t (&top_order)[kTopLogits],
                                const int (&top_id)[kTopLogits]) {
 #pragma HLS INLINE off
   float tempered[kTopLogits], weight[kTopLogits], mass[kTopLogits];
@@ -31,13 +31,15 @@ inline TopChoice ChooseFromTop(const Row& r, int vocab_size, float lse,
   const bool limited = r.top_k > 0 && r.top_k < vocab_size;
   const int limit = limited ? r.top_k : vocab_size;
   const int most = limit < there ? limit : there;
-  const float best = top_logit[0] / r.temperature;
+  const float first = OfOrder(top_order[0]);
+  const float best = first / r.temperature;
   float sum = 0.0f;
 WEIGH_TOP:
   for (int i = 0; i < most; ++i) {
 #pragma HLS PIPELINE II = kTruncateCycles
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kTopLogits
-    tempered[i] = top_logit[i] / r.temperature;
+    const float logit = OfOrder(top_order[i]);
+    tempered[i] = logit / r.temperature;
     weight[i] = Exp(tempered[i] - best);
     sum = sum + weight[i];
     mass[i] = sum;

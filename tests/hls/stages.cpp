@@ -217,10 +217,12 @@ STAGE stage_insert_top(const float* logits, int n, int32_t* ids, float* top) {
   const FlushToZero flush;
   Sampler* sampler = new Sampler;
   StartSamplers(1, *sampler);
-  for (int i = 0; i < n; ++i) InsertTop(logits[i], i, sampler->top_logit[0], sampler->top_id[0]);
+  for (int i = 0; i < n; ++i) {
+    InsertTop(OrderOf(logits[i]), i, sampler->top_order[0], sampler->top_id[0]);
+  }
   for (int i = 0; i < kTopLogits; ++i) {
     ids[i] = sampler->top_id[0][i];
-    top[i] = sampler->top_logit[0][i];
+    top[i] = OfOrder(sampler->top_order[0][i]);
   }
   delete sampler;
 }
