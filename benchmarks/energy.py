@@ -2,6 +2,7 @@
 
     python benchmarks/energy.py [--shape stories110M] [--tokens 256] [--batch 4]
         [--gpu-command "llama-bench -m MODEL.gguf -p 0 -n 256 -ngl 99 -o json"] [--markdown FILE]
+    python benchmarks/energy.py --cost    what sampling itself takes of the speed of decoding
 
 Measured here: the device that is found (a board, a card, or the emulated device, that is this
 computer's CPU), with whatever sensor it has; and, with --gpu-command, a program that runs the
@@ -12,9 +13,12 @@ empty. Published and modelled figures stand in columns of their own.
 import argparse
 import json
 import shlex
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from llama_pynq import LlamaOverlay
@@ -22,7 +26,7 @@ from llama_pynq.bench import Endless
 from llama_pynq.comparison import PUBLISHED, Cost, measured, modelled, table
 from llama_pynq.power import PowerRecorder
 from llama_pynq.random_model import SHAPES, random_model
-from llama_pynq.sensors import gpu_rails, rails
+from llama_pynq.sensors import gpu_rails, hwmon_rails, rails
 
 BOARDS = ("pynq-z2", "kv260", "zcu104", "u250", "u50", "u280")
 IDLE_S = 5.0
@@ -70,14 +74,49 @@ def measure_gpu(command: str) -> Cost:
     return Cost(f"GPU: {rail['gpu 0'].source}", 1, "measured", rate, watts, idle, command)
 
 
+def cost(shape: str, tokens: int, rounds: int = 9) -> str:
+    """Decoding with a recorder at 10 Hz on eight hwmon rails, and without, in turn."""
+    checkpoint, tokenizer = random_model(shape)
+    with tempfile.TemporaryDirectory() as folder, LlamaOverlay() as overlay:
+        for i in range(8):
+            chip = Path(folder, f"hwmon{i}")
+            chip.mkdir()
+            (chip / "name").write_text(f"ina{i}\n")
+            (chip / "power1_input").write_text("4350000\n")
+        found = hwmon_rails(Path(folder))
+        loaded = overlay.load_model(checkpoint, tokenizer)
+        llama = Endless(loaded.driver, loaded.tokenizer, loaded.packed)
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds):
+            for recording in (False, True):
+                with PowerRecorder(found) if recording else nullcontext():
+                    out = llama.generate("", max_new_tokens=tokens, temperature=0)
+                rates[recording].append(out.tokens_per_second)
+    without, beside = (statistics.median(rates[recording]) for recording in (False, True))
+    samples = PowerRecorder(found)
+    begin = time.perf_counter()
+    for _ in range(1000):
+        samples.sample()
+    each = (time.perf_counter() - begin) / 1000
+    return (
+        f"{shape}: {without:.1f} tok/s without, {beside:.1f} with a recorder at 10 Hz on 8 rails, "
+        f"{1 - beside / without:+.2%} (medians of {rounds}, in turn); a sample takes "
+        f"{1e6 * each:.0f} us, at 10 Hz {10 * each:.2%} of a core"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shape", choices=SHAPES, default="stories110M")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4, help="the larger batch (%(default)s)")
     parser.add_argument("--gpu-command", metavar="COMMAND")
+    parser.add_argument("--cost", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     args = parser.parse_args()
+    if args.cost:
+        print(cost(args.shape, args.tokens))
+        return
     costs = [*PUBLISHED] if args.shape == "stories110M" else []
     costs += measure_device(args.shape, args.tokens, [1, args.batch])
     if args.gpu_command:
