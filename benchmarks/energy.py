@@ -46,11 +46,8 @@ def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
         for batch in batches:
             options = {"max_new_tokens": tokens, "temperature": 0}
             llama.generate([""] * batch, **options)  # warm
-            if found:
-                with PowerRecorder(found, idle_s=IDLE_S) as recorder:
-                    texts = llama.generate([""] * batch, power=recorder, **options)
-            else:
-                texts = llama.generate([""] * batch, **options)
+            with PowerRecorder(found, idle_s=IDLE_S if found else 0) as recorder:
+                texts = llama.generate([""] * batch, power=recorder, **options)
             costs.append(measured(overlay.describe(), texts))
     return costs
 
@@ -71,7 +68,8 @@ def measure_gpu(command: str) -> Cost:
     energy = recorder.energy(begin, end)
     watts = None if isinstance(energy, str) else energy.mean_watts
     idle = None if isinstance(energy, str) else energy.idle_watts
-    return Cost(f"GPU: {rail['gpu 0'].source}", 1, "measured", rate, watts, idle, command)
+    source = f"{command}; watts are the mean of its whole run, loading included"
+    return Cost(f"GPU: {rail['gpu 0'].source}", 1, "measured", rate, watts, idle, source)
 
 
 def cost(shape: str, tokens: int, rounds: int = 9) -> str:

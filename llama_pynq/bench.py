@@ -125,9 +125,7 @@ def measure_energy(
     list of Figure, list of str
         Empty, and the reasons, where there is no rail or no reading.
     """
-    if not found:
-        return [], [f"no power: {why}" for why in found.why]
-    with PowerRecorder(found, idle_s=idle_s) as recorder:
+    with PowerRecorder(found, idle_s=idle_s if found else 0) as recorder:
         out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0, power=recorder)
     assert isinstance(out, Generation)
     energy = out.energy

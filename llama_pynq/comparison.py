@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from .boards import boards
 from .checkpoint import ModelConfig
-from .energy import Energy
 from .llama import Generation
-from .perf import kernel_of, predict
+from .perf import fits, kernel_of, predict
 from .power_model import idle_watts, watts_of
 
 
@@ -64,10 +63,11 @@ PUBLISHED = (
 
 
 def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> list[Cost]:
-    """Boards with our kernel, at batch 1 and at the largest batch, decoding at a position."""
+    """Boards that hold the model, at batch 1 and at the largest batch, decoding at a position."""
     costs = []
-    for name in names:
-        board = boards()[name]
+    for board in (boards()[name] for name in names):
+        if not fits(config, board)[0]:
+            continue
         for rows in dict.fromkeys((1, kernel_of(board).max_rows)):
             step = predict(config, board, rows=rows, position=position)
             costs.append(
@@ -83,15 +83,16 @@ def measured(device: str, texts: Sequence[Generation]) -> Cost:
     """A batch that `generate(..., power=recorder)` made here."""
     seconds = max(text.prompt_seconds + text.decode_seconds for text in texts)
     energy = texts[0].energy
-    of_sensor = isinstance(energy, Energy) and energy.measured
+    if energy is not None and not energy.measured:
+        energy = None
     return Cost(
         device,
         len(texts),
         "measured",
         sum(len(text.tokens) for text in texts) / seconds,
-        energy.mean_watts if of_sensor and energy is not None else None,
-        energy.idle_watts if of_sensor and energy is not None else None,
-        energy.source if of_sensor and energy is not None else "host clock; no power sensor",
+        energy.mean_watts if energy else None,
+        energy.idle_watts if energy else None,
+        energy.source if energy else "host clock; no power sensor",
     )
 
 

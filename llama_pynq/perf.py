@@ -72,7 +72,7 @@ class Assumptions:
     fast_mhz : int
     wait_for_status_us_server, wait_for_status_us_arm : float
         What a call of the kernel costs the host: Python, registers, polling. The server's is
-        the project's goal; a shared, slow one took 300 to 500 (docs/peers.md). An ARM core's
+        the project's goal; a shared, slow one took 200 to 430 (docs/peers.md). An ARM core's
         is taken as ten times the goal: unmeasured.
     call_ms : float
         The driver chooses the steps of a call so that it lasts about this long at most.

@@ -107,7 +107,7 @@ class PowerRecorder:
     Parameters
     ----------
     rails : mapping of str to Rail
-        From `sensors.rails`.
+        From `sensors.rails`. Where it is empty, `energy` says why.
     rate_hz : float
         Samples a second; default 10.
     idle_s : float
@@ -124,16 +124,12 @@ class PowerRecorder:
     def __init__(
         self, rails: Mapping[str, Rail], rate_hz: float = 10.0, idle_s: float = 0.0
     ) -> None:
-        if not rails:
-            raise RequestError(
-                "there is no rail to record: rails(device) found none, and its `why` says where "
-                "it looked. An external meter: rails(device, meter=...)"
-            )
         if not 0.1 <= rate_hz <= 1000:
             raise RequestError(f"rate_hz is {rate_hz!r}: it must be 0.1 to 1000")
         if not 0 <= idle_s <= 600:
             raise RequestError(f"idle_s is {idle_s!r}: it must be 0 to 600 seconds")
         self.rails = dict(rails)
+        self._why: Sequence[str] = getattr(rails, "why", ())
         self.rate_hz, self.idle_s = rate_hz, idle_s
         self.phases: list[Phase] = []
         self.lost: dict[str, str] = {}
@@ -245,6 +241,9 @@ class PowerRecorder:
             The text says why there is none.
         """
         counting = [rail for rail in self.rails.values() if rail.counts]
+        if not self.rails:
+            looked = "".join(f". Looked at {why}" for why in self._why)
+            return f"no rail was found; an external meter: rails(device, meter=...){looked}"
         if not counting:
             return "none of the rails counts to the device's total"
         if counting[0].model is not None:

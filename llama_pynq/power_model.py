@@ -9,7 +9,7 @@ takes, and what multiplying takes. The terms are few and round because little is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,7 @@ class EnergyModel:
 
     driver: Any
     board: Board
+    _active: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
 
     def _predict(self, position: int, rows: int) -> Prediction:
         packed = self.driver.packed
@@ -187,9 +188,14 @@ class EnergyModel:
 
     def active_watts(self) -> float:
         """While a token is decoded, halfway through the context."""
-        if self.driver.packed is None:
+        packed = self.driver.packed
+        if packed is None:
             return idle_watts(self.board)
-        return watts_of(self._predict(self.driver.packed.config.seq_len // 2, 1))
+        # Kept: a recorder asks many times a second, and predicting takes some 35 ms.
+        key = id(packed), self.driver.kv_bits
+        if key not in self._active:
+            self._active[key] = watts_of(self._predict(packed.config.seq_len // 2, 1))
+        return self._active[key]
 
     def energy(self, texts: Sequence[tuple[int, int]]) -> Energy:
         """Of texts side by side.
@@ -206,9 +212,10 @@ class EnergyModel:
             part = texts[first : first + most]
             # A prompt is read as many rows a step as the kernel has; a token is a step.
             prompt = sum(n for n, _ in part)
-            longest = max(n + m for n, m in part)
-            steps = -(-prompt // most) + max((m for _, m in part), default=1) - 1
-            places = np.linspace(0, longest - 1, _POSITIONS).astype(int)
+            steps = -(-prompt // most) + max(0, *(m - 1 for _, m in part))
+            # The last token of a text is sampled, and never read.
+            last = max(0, *(n + m - 2 for n, m in part))
+            places = np.linspace(0, last, _POSITIONS).astype(int)
             predictions = [self._predict(int(p), len(part)) for p in places]
             at = [p.seconds for p in predictions]
             power = [watts_of(p) for p in predictions]

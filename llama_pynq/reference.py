@@ -438,6 +438,9 @@ class Truncation:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
+KEEP_ALL = Truncation()
+
+
 def choose_from_top(
     ids: np.ndarray,
     logits: np.ndarray,
@@ -504,7 +507,7 @@ def sample(
     seed: int,
     position: int,
     top_logits: int,
-    truncation: Truncation = Truncation(),  # noqa: B008
+    truncation: Truncation = KEEP_ALL,
 ) -> Sample:
     """Greedy (temperature 0) or Gumbel-max sampling of (vocab_size,) float32 logits."""
     n = len(logits)

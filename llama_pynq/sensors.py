@@ -111,7 +111,10 @@ _BOARD_INPUT = "12V"
 
 def _sensors_of(device: Any) -> dict[str, Any] | None:
     """An Alveo card's sensors; None of anything else."""
-    if not hasattr(type(device), "sensors"):
+    from pynq.pl_server.embedded_device import EmbeddedDevice
+
+    # A Zynq's device has such a property too: XRT's, which knows nothing of the board.
+    if isinstance(device, EmbeddedDevice) or not hasattr(type(device), "sensors"):
         return None
     try:
         return dict(device.sensors)
@@ -121,11 +124,17 @@ def _sensors_of(device: Any) -> dict[str, Any] | None:
 
 def _watts_of(rail: Any) -> Callable[[], float] | None:
     """Of a `pynq.pmbus` rail: its own power, or voltage times current."""
-    if rail.power is not None:
-        return lambda: _sane(float(rail.power.value), rail.name)
-    if rail.voltage is not None and rail.current is not None:
-        return lambda: _sane(float(rail.voltage.value) * float(rail.current.value), rail.name)
-    return None
+    factors = [rail.power] if rail.power is not None else [rail.voltage, rail.current]
+    if None in factors:
+        return None
+
+    def watts() -> float:
+        try:
+            return _sane(math.prod(float(sensor.value) for sensor in factors), rail.name)
+        except (OSError, ValueError, TypeError) as error:  # its file is gone, or holds no number
+            raise SensorLost(f"{rail.name}: {error}") from error
+
+    return watts
 
 
 def _sane(watts: float, name: str) -> float:
@@ -281,7 +290,7 @@ def _no_rapl(root: Path) -> str:
 
 
 def gpu_rails(nvml: Any = None) -> dict[str, Rail]:
-    """NVIDIA's cards, through nvidia-ml-py (``pip install 'llama_pynq[gpu]'``).
+    """NVIDIA's cards, through nvidia-ml-py (``pip install 'llama_pynq[power]'``).
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ J/token: modelled watts (llama_pynq/power_model.py) over tok/s at batch 1."""
 
 _POWER_NOTE = (
     f"The power model is within {ERROR:.0%} of what others published of other accelerators; its\n"
-    "static part is what the board's own sensor sees, a card's or a module's."
+    "static part is what the board's own sensor sees: a module's, a card's, on AWS F1 the chip's."
 )
 
 

@@ -61,10 +61,9 @@ def test_modelled_watts_never_stand_among_the_measured(overlay):
 
 
 def test_modelled_boards_have_batch_1_and_their_largest():
-    costs = modelled(SHAPES["stories110M"], ["kv260", "u250", "pynq-z2"])
+    costs = modelled(SHAPES["stories110M"], ["kv260", "u250", "pynq-z2"])  # too large for a Z2
     assert [(cost.device, cost.batch) for cost in costs] == [
         ("FPGA: KV260", 1), ("FPGA: KV260", 2), ("FPGA: Alveo U250", 1), ("FPGA: Alveo U250", 4),
-        ("FPGA: PYNQ-Z2", 1),
     ]  # fmt: skip
     one, two = costs[:2]
     assert two.joules_per_token < one.joules_per_token and one.watts > one.idle_watts

@@ -13,6 +13,7 @@ from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError
 from llama_pynq.power import PowerRecorder, Rail, SensorLost
+from llama_pynq.sensors import rails
 
 
 class Clock:
@@ -199,9 +200,13 @@ def test_recorder_refuses_what_it_cannot_do(options, text):
         PowerRecorder({"a": Rail("a", "a test", lambda: 1.0)}, **options)
 
 
-def test_recorder_without_a_rail_says_where_to_look():
-    with pytest.raises(RequestError, match="no rail to record.*meter="):
-        PowerRecorder({})
+def test_recorder_without_a_rail_says_where_it_looked(tmp_path):
+    with LlamaOverlay(device=EmulatedDevice()) as overlay:
+        overlay.load_model()
+        with PowerRecorder(rails(overlay, powercap=tmp_path)) as recorder:
+            out = overlay.generate("Once", max_new_tokens=3, power=recorder)
+    assert out.energy is None and len(out.tokens) == 3
+    assert "no rail was found" in out.energy_note and f"no zone under {tmp_path}" in out.energy_note
 
 
 # ---- with generate() --------------------------------------------------------------------

@@ -74,5 +74,19 @@ def test_longer_texts_and_more_of_them_take_more(overlay):
     assert both.joules_per_token < one.joules_per_token
 
 
+@pytest.mark.parametrize("text", [(1, 0), (1, 1), (500, 0), (500, 13), (1, 512)])
+def test_shortest_and_longest_texts_have_an_energy(overlay, text):
+    assert overlay.llama.config.seq_len == 512
+    energy = EnergyModel(overlay.llama, BOARDS["kv260"]).energy([text])
+    assert energy.joules > 0 and energy.seconds > 0
+
+
+def test_a_recorder_does_not_predict_for_every_sample(overlay, monkeypatch):
+    model = EnergyModel(overlay.llama, BOARDS["kv260"])
+    first = model.active_watts()
+    monkeypatch.setattr("llama_pynq.power_model.predict", None)
+    assert model.active_watts() == first > idle_watts(BOARDS["kv260"])
+
+
 def test_idle_board_reads_its_static_power(overlay):
     assert rails(overlay)["board"].read().watts == idle_watts(BOARDS["kv260"])

@@ -197,7 +197,7 @@ def test_zcu104_is_what_its_12v_input_draws(monkeypatch):
         "INT": pynq_rail("INT", voltage=0.85, current=4.0),
         "TEMP": pynq_rail("TEMP", voltage=1.0),
     }
-    monkeypatch.setattr("pynq.get_rails", lambda: found, raising=False)
+    monkeypatch.setattr("pynq.get_rails", lambda: found)
     board = rails(SimpleNamespace(name="board"))
     assert {name: rail.counts for name, rail in board.items()} == {"12V": True, "INT": False}
     assert board["12V"].read().watts == 14.5 and board["INT"].watts() == pytest.approx(3.4)
@@ -205,7 +205,7 @@ def test_zcu104_is_what_its_12v_input_draws(monkeypatch):
 
 
 def test_board_without_a_configuration_is_read_through_hwmon(tmp_path, monkeypatch):
-    monkeypatch.setattr("pynq.get_rails", dict, raising=False)
+    monkeypatch.setattr("pynq.get_rails", dict)
     kv260(tmp_path)
     found = rails(SimpleNamespace(name="board"), hwmon=tmp_path)
     assert list(found) == ["ina260_u14"]
@@ -213,7 +213,7 @@ def test_board_without_a_configuration_is_read_through_hwmon(tmp_path, monkeypat
 
 
 def test_board_without_a_sensor_says_where_it_looked(tmp_path, monkeypatch):
-    monkeypatch.setattr("pynq.get_rails", dict, raising=False)
+    monkeypatch.setattr("pynq.get_rails", dict)
     found = rails(SimpleNamespace(name="board"), hwmon=tmp_path)
     assert not found and f"no chip under {tmp_path} measures power" in found.why[1]
 
@@ -244,6 +244,27 @@ def test_alveo_card_is_what_comes_in_and_not_what_is_behind():
     )
     assert sum(rail.watts() for rail in found.values() if rail.counts) == pytest.approx(24)
     assert found["vccint"].source == "XRT, rail vccint" and "1v8" not in found
+
+
+def test_zynq_device_is_a_board_and_no_card(tmp_path, monkeypatch):
+    # PYNQ's own class for Zynq has a property `sensors`, which is XRT's.
+    from pynq.pl_server.embedded_device import EmbeddedDevice
+
+    assert hasattr(EmbeddedDevice, "sensors")
+    monkeypatch.setattr("pynq.get_rails", dict)
+    kv260(tmp_path)
+    assert list(rails(object.__new__(EmbeddedDevice), hwmon=tmp_path)) == ["ina260_u14"]
+
+
+def test_pynq_sensor_that_disappears_is_lost():
+    class Gone:
+        @property
+        def value(self):
+            raise OSError(19, "No such device")
+
+    rail = SimpleNamespace(name="12v_pex", power=Gone(), voltage=None, current=None)
+    with pytest.raises(SensorLost, match="12v_pex: .*No such device"):
+        rails(Card({"12v_pex": rail}))["12v_pex"].watts()
 
 
 def test_alveo_card_whose_sensors_fail_is_named():
