@@ -60,6 +60,7 @@ setup(
         "llama_pynq",
         "llama_pynq.emulation",
         *HLS_FOLDERS,
+        "llama_pynq.labs",
         "llama_pynq.models",
         "llama_pynq.overlay",
         "llama_pynq.train",

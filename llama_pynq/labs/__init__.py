@@ -1,0 +1,198 @@
+"""Checks of the notebooks' exercises, in stages with a hint for each mistake.
+
+A notebook ends an exercise with ``labs.check("04.1", answer)``. The checks of a lesson are in
+``lesson_NN.py``, a function an exercise: it is given the learner's answers and yields, stage
+after stage, an empty text or a hint. The first hint ends it.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RequestError
+
+RESULT_TYPE = "application/vnd.llama-pynq.check+json"
+"""Of the output that ``labs grade`` collects."""
+
+Check = Callable[..., Iterator[str]]
+_MARKS = {"passed": "✔", "wrong": "✘", "to do": "…", "not reached": "·"}
+
+
+class _ToDo(Exception):
+    """The answer is still what the notebook came with."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What an exercise is called, its stages, and how they are checked."""
+
+    name: str
+    title: str
+    stages: tuple[str, ...]
+    check: Check
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a check; shown by the notebook as the cell's value.
+
+    Attributes
+    ----------
+    exercise, title : str
+    stages : tuple of str
+        Their names, all of them.
+    passed : int
+        How many stages were passed, from the first on.
+    state : {"passed", "wrong", "to do"}
+    hint : str
+        About the stage after the passed ones; empty when all are passed.
+    """
+
+    exercise: str
+    title: str
+    stages: tuple[str, ...]
+    passed: int
+    state: str
+    hint: str
+
+    def _lines(self) -> list[tuple[str, str]]:
+        """(state, stage) of every stage."""
+        after = [self.state] + ["not reached"] * len(self.stages)
+        return list(zip(["passed"] * self.passed + after, self.stages))
+
+    def __repr__(self) -> str:
+        lines = [f"Exercise {self.exercise}, {self.title}: {self.state}"]
+        lines += [f"  {_MARKS[state]} {stage}" for state, stage in self._lines()]
+        if self.hint:
+            lines.append(f"  {self.hint}")
+        return "\n".join(lines)
+
+    def _html(self) -> str:
+        items = "".join(
+            f"<li style='list-style:none'>{_MARKS[state]} {html.escape(stage)}"
+            f"<span style='opacity:.6'>{'' if state == 'passed' else f' ({state})'}</span></li>"
+            for state, stage in self._lines()
+        )
+        hint = f"<p style='margin:.3em 0'>{html.escape(self.hint)}</p>" if self.hint else ""
+        return (
+            "<div role='status' style='border-left:4px solid currentColor;padding-left:.8em'>"
+            f"<b>Exercise {self.exercise}, {html.escape(self.title)}: {self.state}</b>"
+            f"<ul style='margin:.3em 0;padding:0'>{items}</ul>{hint}</div>"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        record = {
+            "exercise": self.exercise,
+            "title": self.title,
+            "state": self.state,
+            "passed": self.passed,
+            "stages": list(self.stages),
+            "hint": self.hint,
+        }
+        return {"text/plain": repr(self), "text/html": self._html(), RESULT_TYPE: record}
+
+
+# ---- for lessons ----------------------------------------------------------------------
+
+_exercises: dict[str, Exercise] = {}
+
+
+def exercise(name: str, title: str, stages: Sequence[str]) -> Callable[[Check], Check]:
+    """Make a generator of hints the check of an exercise.
+
+    Parameters
+    ----------
+    name : str
+        Lesson and number, such as "04.1".
+    title : str
+    stages : sequence of str
+        What each of its stages establishes, in the order in which it yields.
+    """
+
+    def register(check: Check) -> Check:
+        _exercises[name] = Exercise(name, title, tuple(stages), check)
+        return check
+
+    return register
+
+
+def expect(holds: Any, hint: str) -> str:
+    """Nothing where `holds`, else the hint: what a check yields."""
+    return "" if bool(holds) else hint
+
+
+def exercises(lesson: str) -> list[Exercise]:
+    """Every exercise of a lesson, such as "04".
+
+    Raises
+    ------
+    RequestError
+        If there is no such lesson.
+    """
+    try:
+        importlib.import_module(f".lesson_{lesson}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.lesson_{lesson}":
+            raise
+        raise RequestError(f"there is no lesson {lesson!r} with exercises") from None
+    return [e for name, e in sorted(_exercises.items()) if name.startswith(f"{lesson}.")]
+
+
+# ---- for notebooks --------------------------------------------------------------------
+
+
+def _answer(value: Any) -> Any:
+    """The learner's answer; a function is watched for one that was left as it came."""
+    if value is None or value is ...:
+        raise _ToDo
+    if not callable(value) or isinstance(value, type):
+        return value
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = value(*args, **kwargs)
+        if result is None or result is ...:
+            raise _ToDo
+        return result
+
+    return watched
+
+
+def check(name: str, *answers: Any) -> Result:
+    """Check an exercise, and say how far the answer is right.
+
+    Parameters
+    ----------
+    name : str
+        Lesson and number, such as "04.1".
+    *answers
+        What the exercise asks for; ``...`` and functions that return nothing count as not done.
+
+    Returns
+    -------
+    Result
+        Nothing is raised for a wrong answer: the notebook goes on.
+
+    Raises
+    ------
+    RequestError
+        If there is no such exercise.
+    """
+    found = {e.name: e for e in exercises(str(name).split(".")[0])}
+    if name not in found:
+        raise RequestError(f"there is no exercise {name!r}: choose one of {', '.join(found)}")
+    task, passed, state, hint = found[name], 0, "passed", ""
+    try:
+        for hint in task.check(*map(_answer, answers)):
+            if hint:
+                state = "wrong"
+                break
+            passed += 1
+    except _ToDo:
+        state, hint = "to do", "Replace the ... in the cell above, run it, and run this one again."
+    except Exception as error:  # the learner's code may raise anything
+        state, hint = "wrong", f"Your code raised {type(error).__name__}: {error}"
+    return Result(name, task.title, task.stages, passed, state, hint)
