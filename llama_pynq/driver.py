@@ -46,7 +46,7 @@ from .packing import PackedModel, Target, check_limits
 from .reference import rope_turns
 
 if TYPE_CHECKING:
-    from .llama import Generation, Llama
+    from .llama import Generation, Llama, StreamToken
 
 _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
@@ -762,6 +762,10 @@ class LlamaDriver(DefaultIP):
     def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
         """See `llama.Llama.stream`."""
         return self.model.stream(prompt, **kwargs)
+
+    def stream_tokens(self, prompt: str = "", **kwargs: Any) -> Iterator[StreamToken]:
+        """See `llama.Llama.stream_tokens`."""
+        return self.model.stream_tokens(prompt, **kwargs)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """See `llama.Llama.logits`."""

@@ -12,10 +12,10 @@ import math
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -77,16 +77,17 @@ class Generation:
         What the model produced, and nothing else: no prompt, no stop token.
     prompt_tokens : list of int
         The prompt as the model saw it, BOS included.
-    finish_reason : {"stop", "length"}
+    finish_reason : {"stop", "length", "closed"}
         "stop": the model ended the text (BOS or EOS) or a stop string came; "length":
-        max_new_tokens, or the context, is used up.
+        max_new_tokens, or the context, is used up; "closed": who read the stream left off.
     seed : int
         The seed used, also where it was drawn.
     tokens_per_second : float
         Tokens after the first, over the time they took; measured on the host's clock. In a
         batch, of this sequence alone. NaN for a text of one token or none.
     prompt_seconds, decode_seconds : float
-        Reading the prompt, up to the first token; and generating the others. Measured.
+        Reading the prompt, up to the first token; and generating the others. Measured. What
+        a reader of a stream does between two pieces does not count.
     logprobs : list of TokenLogprob or None
         One an output token, where asked for.
     device : str
@@ -109,6 +110,24 @@ class Generation:
     device: str
     energy: Energy | None = None
     energy_note: str = "no power recorder was given: generate(..., power=recorder)"
+
+
+class StreamToken(NamedTuple):
+    """What `Llama.stream_tokens` gives for each token.
+
+    Attributes
+    ----------
+    token : int or None
+        None: text held back, for it could have become a stop string, or was half a character.
+    text : str
+        What the text grows by; may be empty.
+    logprob : TokenLogprob or None
+        Where asked for.
+    """
+
+    token: int | None
+    text: str
+    logprob: TokenLogprob | None
 
 
 # ---- one sequence ---------------------------------------------------------------------
@@ -168,6 +187,8 @@ class _Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    away: float = 0.0  # seconds that the reader of a stream took since the first token
+    decode_seconds: float = 0.0
     row_sampling: bytes = b""
 
     def __post_init__(self) -> None:
@@ -197,6 +218,7 @@ class _Sequence:
                 self.finish_reason = "stop"
                 return taken
             self.last_token = now
+            self.decode_seconds = now - self.first_token - self.away
             self.tokens.append(token)
             piece = decode(token)
             self.pieces.append(stop_text.push(piece) if stops else piece)
@@ -215,7 +237,7 @@ class _Sequence:
             self.pieces.append(self.stop_text.flush())
 
     def result(self, device: str) -> Generation:
-        decode = self.last_token - self.first_token
+        decode = self.decode_seconds
         extra = len(self.tokens) - 1
         return Generation(
             text="".join(self.pieces),
@@ -249,6 +271,7 @@ def _measure(
     power: EnergyMeter, sequences: Sequence[_Sequence], results: Sequence[Generation]
 ) -> None:
     """Mark what a call did on the recording, and give its energy to every result."""
+    power.sample()
     begin, end = min(s.started for s in sequences), max(s.last_token for s in sequences)
     first = min(max(s.first_token for s in sequences), end)
     power.mark("prefill", begin, first)
@@ -261,7 +284,36 @@ def _measure(
             result.energy_note = energy
 
 
+def _texts(tokens: Generator[StreamToken, None, None]) -> Iterator[str]:
+    with contextlib.closing(tokens):
+        for _, text, _ in tokens:
+            if text:
+                yield text
+
+
 # ---- the model ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Session:
+    """A sequence slot that nobody else writes; see `Llama.session`."""
+
+    llama: Llama
+    slot: int
+    generation: int
+
+    @contextlib.contextmanager
+    def device(self) -> Iterator[LlamaDriver]:
+        """The driver, held: no other call comes between a run and what is read after it.
+
+        Raises
+        ------
+        RequestError
+            If the model, or the slot, is no longer on the device.
+        """
+        with self.llama.driver.exclusive():
+            self.llama._check_loaded(self.generation)
+            yield self.llama.driver
 
 
 class Llama:
@@ -581,7 +633,6 @@ class Llama:
                 pass
         results = [s.result(self.driver.device.name) for s in sequences]
         if power is not None and sequences:
-            power.sample()
             _measure(power, sequences, results)
         return results[0] if single else results
 
@@ -597,6 +648,7 @@ class Llama:
         repetition_penalty: float = 1.0,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
+        power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
     ) -> Iterator[str]:
         """Generate text, piece by piece; arguments as for `generate`.
@@ -607,28 +659,93 @@ class Llama:
         Parameters
         ----------
         on_finish : callable, optional
-            Called with the `Generation` when the text is complete.
+            Called with the `Generation` when the text is complete, or the stream is closed
+            before that.
 
         Yields
         ------
         str
         """
+        tokens = self.stream_tokens(
+            prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop, seed=seed,
+            power=power, on_finish=on_finish,
+        )  # fmt: skip
+        return _texts(tokens)
+
+    def stream_tokens(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.9,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        power: EnergyMeter | None = None,
+        on_finish: Callable[[Generation], None] | None = None,
+    ) -> Generator[StreamToken, None, None]:
+        """As `stream`, token by token and with the tokens' probabilities; see `generate`.
+
+        Yields
+        ------
+        StreamToken
+        """
         sampling = Sampling.checked(
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
-        return self._pieces(self._sequence(prompt, sampling, stop, None), on_finish)
+        return self._tokens(self._sequence(prompt, sampling, stop, logprobs), power, on_finish)
 
-    def _pieces(
-        self, s: _Sequence, on_finish: Callable[[Generation], None] | None
-    ) -> Iterator[str]:
+    def _tokens(
+        self,
+        s: _Sequence,
+        power: EnergyMeter | None,
+        on_finish: Callable[[Generation], None] | None,
+    ) -> Generator[StreamToken, None, None]:
+        def finish() -> None:
+            result = s.result(self.driver.device.name)
+            if power is not None:
+                _measure(power, [s], [result])
+            if on_finish is not None:
+                on_finish(result)
+
         shown = 0
-        for _ in self._drive([s]):
-            for piece in s.pieces[shown:]:
-                if piece:
-                    yield piece
-            shown = len(s.pieces)
-        if on_finish is not None:
-            on_finish(s.result(self.driver.device.name))
+        try:
+            if power is not None:
+                power.sample()
+            for _ in self._drive([s]):
+                left = time.perf_counter()
+                for i in range(shown, len(s.pieces)):
+                    token = s.tokens[i] if i < len(s.tokens) else None
+                    logprob = s.logprobs[i] if i < len(s.logprobs) else None
+                    yield StreamToken(token, s.pieces[i], logprob)
+                shown = len(s.pieces)
+                s.away += time.perf_counter() - left if s.tokens else 0.0
+        except GeneratorExit:
+            s.finish_reason = s.finish_reason or "closed"
+            finish()
+            raise
+        finish()
+
+    # ---- rows by hand ----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Session]:
+        """A sequence slot of one's own, to run rows of the kernel by hand.
+
+        Examples
+        --------
+        >>> with llama.session() as session, session.device() as driver:
+        ...     rows = make_rows(1)
+        ...     rows["token"], rows["slot"] = 1, session.slot
+        ...     driver.run(rows, layers=(0, 1), flags=RequestFlag.ACTIVATIONS_OUT)
+        """
+        with self._slots(1) as (slots, generation):
+            yield Session(self, slots[0], generation)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after each of `tokens`, teacher-forced.
@@ -669,18 +786,17 @@ class Llama:
             )
         result = np.empty((len(ids), self.config.vocab_size), np.float32)
         step = self.driver.limits.max_rows
-        with self._slots(1) as (slots, generation):
+        with self.session() as session:
             for first in range(0, len(ids), step):
                 part = ids[first : first + step]
                 rows = make_rows(len(part))
-                rows["token"], rows["slot"] = part, slots[0]
+                rows["token"], rows["slot"] = part, session.slot
                 rows["position"] = np.arange(first, first + len(part))
                 rows["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
-                with self.driver.exclusive():
-                    self._check_loaded(generation)
-                    self.driver.run(rows)
+                with session.device() as driver:
+                    driver.run(rows)
                     for i in range(len(part)):
-                        result[first + i] = self.driver.read_logits(i)
+                        result[first + i] = driver.read_logits(i)
         return result
 
 

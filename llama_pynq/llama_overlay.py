@@ -15,7 +15,7 @@ from .driver import LlamaDriver
 from .emulation.device import EmulatedDevice
 from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, RequestError
 from .interface import IP_NAME, VLNV
-from .llama import Generation, Llama
+from .llama import Generation, Llama, StreamToken
 from .lock import DeviceLock
 
 
@@ -166,6 +166,10 @@ class LlamaOverlay(pynq.Overlay):
     def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
         """See `llama_pynq.llama.Llama.stream`."""
         return self.llama.stream(prompt, **kwargs)
+
+    def stream_tokens(self, prompt: str = "", **kwargs: Any) -> Iterator[StreamToken]:
+        """See `llama_pynq.llama.Llama.stream_tokens`."""
+        return self.llama.stream_tokens(prompt, **kwargs)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """See `llama_pynq.llama.Llama.logits`."""

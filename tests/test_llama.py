@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint import load_checkpoint
-from llama_pynq.contract import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag
+from llama_pynq.contract import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -449,6 +450,78 @@ def test_stream_left_unfinished_keeps_its_text_beside_others(overlay, bundled, e
     begin = next(stream)
     assert tokens_of(overlay, "greedy") == expected["greedy"]
     assert begin + "".join(stream) == bundled.tokenizer.decode([1, *expected["greedy"]])
+
+
+def test_stream_tokens_are_generates_with_its_probabilities(overlay, bundled):
+    kwargs = dict(max_new_tokens=40, temperature=0.9, seed=7, logprobs=4)
+    finished = []
+    tokens = list(overlay.stream_tokens(PROMPT, on_finish=finished.append, **kwargs))
+    whole = overlay.generate(PROMPT, **kwargs)
+    assert "".join(t.text for t in tokens) == whole.text
+    assert [t.token for t in tokens if t.token is not None] == whole.tokens
+    assert [t.logprob for t in tokens if t.token is not None] == whole.logprobs
+    assert finished[0].tokens == whole.tokens
+    assert all(t.logprob is None for t in overlay.stream_tokens(PROMPT, max_new_tokens=3))
+
+
+def test_stream_closed_early_finishes_with_what_it_gave(overlay, bundled, expected):
+    finished = []
+    stream = overlay.stream(PROMPT, temperature=0, on_finish=finished.append)
+    begin = next(stream)
+    stream.close()
+    (out,) = finished
+    assert out.finish_reason == "closed"
+    assert out.text.startswith(begin)
+    assert out.tokens == expected["greedy"][: len(out.tokens)]
+
+
+def test_stream_does_not_count_its_readers_time(overlay, bundled, monkeypatch):
+    finished, asleep, real = [], [0.0], time.perf_counter
+    monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
+    overlay.llama.model.call_seconds = 1e-4  # a few tokens a call
+    for _ in overlay.stream(PROMPT, max_new_tokens=30, temperature=0, on_finish=finished.append):
+        asleep[0] += 1000.0  # the reader's, by the clock
+    assert 0 < finished[0].decode_seconds < 1000
+
+
+def test_stream_with_power_has_the_energy_of_generate(overlay, bundled):
+    class Meter:
+        def __init__(self):
+            self.calls = []
+
+        def sample(self):
+            self.calls.append("sample")
+
+        def mark(self, name, begin, end):
+            assert end >= begin
+            self.calls.append(name)
+
+        def energy(self, begin, end, texts=()):
+            self.calls.append(list(texts))
+            return "a test measures nothing"
+
+    meter, finished = Meter(), []
+    list(overlay.stream(PROMPT, max_new_tokens=5, power=meter, on_finish=finished.append))
+    out = finished[0]
+    texts = [(len(out.prompt_tokens), len(out.tokens))]
+    assert meter.calls == ["sample", "sample", "prefill", "decode", texts]
+    assert out.energy is None and out.energy_note == "a test measures nothing"
+
+
+def test_session_runs_rows_in_a_slot_of_its_own(overlay, bundled):
+    stream = overlay.stream(PROMPT, temperature=0)
+    next(stream)
+    with bundled.session() as session, session.device() as driver:
+        rows = make_rows(1)
+        rows["token"], rows["slot"], rows["flags"] = 1, session.slot, RowFlag.SAMPLE
+        token = int(driver.run(rows).rows[0]["token"][0])
+    assert token == overlay.generate("", max_new_tokens=1, temperature=0).tokens[0]
+    stream.close()
+    with bundled.session() as session:
+        overlay.load_model()
+        with pytest.raises(RequestError, match="no longer on the device"):
+            with session.device():
+                pass
 
 
 def test_streams_holding_every_slot_give_device_busy_until_closed(overlay):
