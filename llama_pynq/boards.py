@@ -50,6 +50,10 @@ class Memory:
     latency_ns: float
     source: str
 
+    def read_seconds(self, n_bytes: float) -> float:
+        """Time to read so many bytes at `peak_bytes_per_s` times `efficiency`."""
+        return n_bytes / (self.peak_bytes_per_s * self.efficiency)
+
 
 @dataclass(frozen=True)
 class Resources:

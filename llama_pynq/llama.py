@@ -35,6 +35,7 @@ BUNDLED = Path(__file__).parent / "models"
 """Folder of the model that comes with the package."""
 
 _CALL_SECONDS = 0.1
+_STREAM_CALL_SECONDS = 0.04  # who reads a stream sees text come 25 times a second
 
 _DEFAULT_SLOTS = 4
 
@@ -178,6 +179,7 @@ class _Sequence:
     budget: int  # tokens it may still produce
     row_flags: int  # of a row that gives a token
     one_step: bool  # the host looks at every token's logits
+    call_seconds: float = math.inf  # that a call should take at most
     slot: int = -1
     position: int = 0  # of the next row
     tokens: list[int] = field(default_factory=list)
@@ -337,7 +339,8 @@ class Llama:
         Time that loading took, packing included; measured.
     call_seconds : float
         How long one call of the kernel may last, so that Ctrl-C and Stop are prompt; default
-        0.1. From it and the last call's speed follows how many tokens a call generates.
+        0.1, and less for a stream. From it and the last call's speed follows how many tokens
+        a call generates.
     """
 
     def __init__(
@@ -445,7 +448,8 @@ class Llama:
                 return 1
         if self._step_seconds is None:
             return 1
-        per_call = int(self.call_seconds / max(self._step_seconds, 1e-6))
+        seconds = min(self.call_seconds, *(s.call_seconds for s in ready))
+        per_call = int(seconds / max(self._step_seconds, 1e-6))
         budget = min(s.budget for s in ready)
         return max(1, min(per_call, budget, self.driver.limits.max_steps))
 
@@ -698,7 +702,9 @@ class Llama:
         sampling = Sampling.checked(
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
-        return self._tokens(self._sequence(prompt, sampling, stop, logprobs), power, on_finish)
+        sequence = self._sequence(prompt, sampling, stop, logprobs)
+        sequence.call_seconds = _STREAM_CALL_SECONDS
+        return self._tokens(sequence, power, on_finish)
 
     def _tokens(
         self,

@@ -139,6 +139,11 @@ class LlamaOverlay(pynq.Overlay):
             self._device_lock.release()
             raise
 
+    @property
+    def is_board(self) -> bool:
+        """Whether this is hardware, and not the emulated device."""
+        return not isinstance(self.device, EmulatedDevice)
+
     def describe(self) -> str:
         """One line: the device, whether it is emulated, and the kernel's board."""
         device = self.device

@@ -330,30 +330,50 @@ class Work:
         half = -(-self.head_stride * self.kv_bits // 8 // kernel.kv_beat_bytes)
         return 2 * half + (1 if self.kv_bits == 8 else 0)
 
-    @property
-    def weight_bytes(self) -> int:
-        """Weights and norms that a step has to read, with no padding of tiles."""
+    def stage_bytes(self) -> dict[tuple[Stage, int], int]:
+        """What each stage has to read, with no padding of tiles or heads, by (stage, layer).
+
+        Weights and norms count once, keys and values for every row. Stages that read nothing,
+        or as little as a row of the embedding, are not in it.
+        """
         c = self.config
 
         def matrix(rows: int, columns: int) -> int:
             groups = -(-columns // self.group_size)
             return rows * (columns * self.weight_bits // 8 + 4 * groups)
 
-        layer = (
-            matrix(2 * c.dim + 2 * c.kv_dim, c.dim)
-            + matrix(2 * c.hidden_dim, c.dim)
-            + matrix(c.dim, c.hidden_dim)
-            + 2 * 4 * c.dim
-        )
-        tail = matrix(c.vocab_size, c.dim) + 4 * c.dim if self.sample else 0
-        return c.n_layers * layer + tail
+        head = 2 * c.head_size * self.kv_bits // 8 + (8 if self.kv_bits == 8 else 0)
+        norm = 4 * c.dim
+        layer = {
+            Stage.ATTENTION_NORM: norm,
+            Stage.QKV: matrix(c.dim + 2 * c.kv_dim, c.dim),
+            Stage.ATTENTION: self.rows * c.n_kv_heads * (self.position + 1) * head,
+            Stage.ATTENTION_OUT: matrix(c.dim, c.dim),
+            Stage.FFN_NORM: norm,
+            Stage.GATE_UP: matrix(2 * c.hidden_dim, c.dim),
+            Stage.DOWN: matrix(c.dim, c.hidden_dim),
+        }
+        found = {(stage, i): n for i in range(c.n_layers) for stage, n in layer.items()}
+        if self.sample:
+            found[Stage.FINAL_NORM, c.n_layers] = norm
+            found[Stage.CLASSIFIER, c.n_layers] = matrix(c.vocab_size, c.dim)
+        return found
 
     @property
     def kv_bytes(self) -> int:
         """Keys and values of every row's positions, with no padding of heads."""
-        c = self.config
-        head = 2 * c.head_size * self.kv_bits // 8 + (8 if self.kv_bits == 8 else 0)
-        return self.rows * c.n_layers * c.n_kv_heads * (self.position + 1) * head
+        stages = self.stage_bytes().items()
+        return sum(n for (stage, _), n in stages if stage is Stage.ATTENTION)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights and norms that a step has to read, with no padding of tiles."""
+        return self.total_bytes - self.kv_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """What a step has to read: every weight once, every row's keys and values."""
+        return sum(self.stage_bytes().values())
 
 
 # ---- memory ---------------------------------------------------------------------------
@@ -834,13 +854,12 @@ class Prediction:
     @property
     def bytes(self) -> int:
         """What a step has to read: every weight once, every row's keys and values."""
-        return self.work.weight_bytes + self.work.kv_bytes
+        return self.work.total_bytes
 
     @property
     def roof_seconds(self) -> float:
         """Time for `bytes` at the memory's peak times its efficiency."""
-        memory = self.board.memory
-        return self.bytes / (memory.peak_bytes_per_s * memory.efficiency)
+        return self.board.memory.read_seconds(self.bytes)
 
     @property
     def roof_tokens_per_second(self) -> float:

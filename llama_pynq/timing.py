@@ -1,0 +1,216 @@
+"""Where a token's time goes, stage by stage: measured on the device, or modelled for a board.
+
+The kernel stamps its own clock at the beginning of every stage (`RequestFlag.PROFILE`);
+``perf.py`` predicts the same stages. Both come as a `StepTimes`, which says which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .boards import Board, boards
+from .contract import RequestFlag, RowFlag, Stage, make_rows
+from .errors import RequestError
+from .llama import Llama, Session
+from .llama_overlay import LlamaOverlay
+from .perf import Work, predict
+
+StageKey = tuple[Stage, int]
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """One step of decoding, stage by stage.
+
+    Attributes
+    ----------
+    position : int
+        Of the token: it attends to position + 1 positions.
+    cycles : dict
+        By (stage, layer), in order; of a clock of `clock_mhz`.
+    bytes : dict
+        By (stage, layer): weights, and keys and values, that the stage has to read.
+    clock_mhz : float
+        The kernel's; on the emulated device of its time stamps.
+    source : str
+        Who says so.
+    measured : bool
+        False: modelled.
+    roof_seconds : float or None
+        What reading the bytes would take at the memory's peak times its efficiency; None where
+        the memory is not known.
+    """
+
+    position: int
+    cycles: dict[StageKey, float]
+    bytes: dict[StageKey, int]
+    clock_mhz: float
+    source: str
+    measured: bool
+    roof_seconds: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """Either "measured" or "modelled"."""
+        return "measured" if self.measured else "modelled"
+
+    @property
+    def total_us(self) -> float:
+        """Time of the kernel's step; the host's share of a call is not in it."""
+        return sum(self.cycles.values()) / self.clock_mhz
+
+    @property
+    def share_of_roof(self) -> float | None:
+        """`roof_seconds` over the step's time."""
+        return None if self.roof_seconds is None else self.roof_seconds * 1e6 / self.total_us
+
+    def us(self, stage: Stage, layer: int | None = None) -> float:
+        """Microseconds of a stage, in one layer or in all of them."""
+        return self._sum(self.cycles, stage, layer) / self.clock_mhz
+
+    def stage_bytes(self, stage: Stage, layer: int | None = None) -> int:
+        """Bytes that a stage has to read, in one layer or in all of them."""
+        return int(self._sum(self.bytes, stage, layer))
+
+    def _sum(self, of: dict[StageKey, float] | dict[StageKey, int], stage: Stage,
+             layer: int | None) -> float:  # fmt: skip
+        return sum(v for (s, at), v in of.items() if s is stage and layer in (None, at))
+
+
+def board_of(overlay: LlamaOverlay) -> Board | None:
+    """The board that an overlay runs on, or emulates; None for the plain emulated device."""
+    emulated = getattr(overlay.device, "board", None)
+    name = emulated.name if emulated is not None else overlay.llama.limits.board
+    return boards().get(name)
+
+
+def _work(llama: Llama, position: int) -> Work:
+    packed = llama.packed
+    return Work(
+        packed.config, packed.group_size, packed.weight_bits, llama.driver.kv_bits, 1, position,
+        True,
+    )  # fmt: skip
+
+
+# ---- measured -------------------------------------------------------------------------
+
+
+def measure_steps(
+    overlay: LlamaOverlay, positions: Iterable[int], repeats: int = 5
+) -> list[StepTimes]:
+    """Decode a token at some positions, and read the kernel's own time stamps.
+
+    Parameters
+    ----------
+    overlay : LlamaOverlay
+        With a model loaded.
+    positions : iterable of int
+        0 to the model's context less one.
+    repeats : int
+        Of each; the one in the middle counts.
+
+    Returns
+    -------
+    list of StepTimes
+        In ascending order of position.
+
+    Raises
+    ------
+    RequestError
+        If a position is outside the context, or `repeats` is not positive.
+    """
+    llama = overlay.llama.model
+    wanted, seq_len = sorted(set(positions)), llama.config.seq_len
+    outside = [p for p in wanted if not 0 <= p < seq_len]
+    if outside:
+        raise RequestError(f"position {outside[0]} is outside the context, 0 to {seq_len - 1}")
+    if repeats < 1:
+        raise RequestError(f"repeats is {repeats}: it must be at least 1")
+    emulated = not overlay.is_board
+    where = "this computer's CPU, emulating" if emulated else f"{overlay.device.name}"
+    board = None if emulated else board_of(overlay)
+    steps, filled = [], 0
+    with llama.session() as session:
+        for position in wanted:
+            _fill(session, filled, position)
+            filled = position
+            runs = [_profile(session, position) for _ in range(repeats)]
+            cycles = sorted(runs, key=lambda run: sum(run.values()))[len(runs) // 2]
+            work = _work(llama, position)
+            steps.append(
+                StepTimes(
+                    position,
+                    cycles,
+                    work.stage_bytes(),
+                    llama.driver.limits.clock_mhz,
+                    f"the kernel's time stamps on {where}",
+                    True,
+                    None if board is None else board.memory.read_seconds(work.total_bytes),
+                )
+            )
+    return steps
+
+
+def _fill(session: Session, begin: int, end: int) -> None:
+    """Keys and values for positions [begin, end): of which tokens does not matter for time."""
+    bos = session.llama.tokenizer.bos_id
+    most = session.llama.driver.limits.max_rows
+    for first in range(begin, end, most):
+        rows = make_rows(min(most, end - first))
+        rows["token"], rows["slot"] = bos, session.slot
+        rows["position"] = np.arange(first, first + len(rows))
+        with session.device() as driver:
+            driver.run(rows)
+
+
+def _profile(session: Session, position: int) -> dict[StageKey, float]:
+    rows = make_rows(1)
+    rows["token"], rows["slot"] = session.llama.tokenizer.bos_id, session.slot
+    rows["position"], rows["flags"] = position, RowFlag.SAMPLE
+    with session.device() as driver:
+        (events,) = driver.run(rows, flags=RequestFlag.PROFILE).profile
+    cycles: dict[StageKey, float] = {}
+    for event in events:
+        key = Stage(int(event["stage"])), int(event["layer"])
+        ticks = int(event["end"]) - int(event["begin"]) & 0xFFFFFFFF
+        cycles[key] = cycles.get(key, 0.0) + ticks
+    return cycles
+
+
+# ---- modelled -------------------------------------------------------------------------
+
+
+def model_steps(llama: Llama, board: Board, positions: Sequence[int]) -> list[StepTimes]:
+    """The same for a board, from the cycle model (``perf.py``); in ascending order.
+
+    Raises
+    ------
+    LimitError
+        If a position is more than the model has.
+    """
+    steps = []
+    for position in sorted(set(positions)):
+        packed = llama.packed
+        p = predict(
+            packed.config,
+            board,
+            position=position,
+            weight_bits=packed.weight_bits,
+            group_size=packed.group_size,
+            kv_bits=llama.driver.kv_bits,
+        )
+        steps.append(
+            StepTimes(
+                position,
+                p.cycles,
+                p.work.stage_bytes(),
+                p.kernel.clock_mhz,
+                f"llama_pynq's cycle model of a {board.title}",
+                False,
+                p.roof_seconds,
+            )
+        )
+    return steps
