@@ -573,6 +573,40 @@ class LlamaDriver(DefaultIP):
         part.sync_from_device()
         return np.array(part, np.float32).reshape(n_rows, self._config.dim)
 
+    def read_cache(self, slot: int, positions: int) -> np.ndarray:
+        """Keys and values as they lie in the device's memory (``hls_src/cache.h``).
+
+        Parameters
+        ----------
+        slot : int
+        positions : int
+            How many, from the first.
+
+        Returns
+        -------
+        (2, n_layers, n_kv_heads, positions, head_size) float32
+            Of an int8 cache, integers times their scale.
+        """
+        c, limits = self._config, self.limits
+        if c is None:
+            raise RequestError("no model is loaded: call load_model() first")
+        if not (0 <= slot < self._slots and 0 < positions <= c.seq_len):
+            raise RequestError(
+                f"slot {slot}, {positions} positions: the KV cache has {self._slots} slots of "
+                f"{c.seq_len} positions"
+            )
+        ports, beat = limits.kv_ports, limits.kv_beat_bytes
+        share = limits.kv_port_bytes(c, self._kv_bits, 1)
+        heads = -(-c.n_kv_heads // ports)
+        out = np.empty((2, c.n_layers, c.n_kv_heads, positions, c.head_size), np.float32)
+        for port in range(min(ports, c.n_kv_heads)):
+            part = self._buffers[f"kv_cache_{port}"][slot * share : (slot + 1) * share]
+            part.sync_from_device()
+            records = np.asarray(part).view(np.ndarray).reshape(c.n_layers, heads, c.seq_len, -1)
+            mine = records[:, : len(range(port, c.n_kv_heads, ports)), :positions]
+            out[:, :, port::ports] = contract.read_records(mine, self._kv_bits, beat, c.head_size)
+        return out
+
     # ---- weights ---------------------------------------------------------------------
 
     @property

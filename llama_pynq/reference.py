@@ -598,9 +598,21 @@ class FloatModel:
         self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int] | None = None
     ) -> np.ndarray:
         """Logits of each row, (rows, vocab_size) float32."""
-        c = self.config
+        x = self.residual_stream(tokens, positions, slots)[-1]
+        return self._norm(x, self._final) @ self._classifier.T
+
+    @staticmethod
+    def _norm(v: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return v / np.sqrt(np.mean(v * v, axis=-1, keepdims=True) + RMS_EPSILON) * weight
+
+    def residual_stream(
+        self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Before each layer and after the last, (n_layers + 1, rows, dim) float32."""
+        c, norm = self.config, self._norm
         slots = slots or [0] * len(tokens)
         x = self._embedding[list(tokens)].copy()
+        stream = [x]
         angle = np.outer(positions, self._frequency)
         cos, sin = (f(angle).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))
 
@@ -610,9 +622,6 @@ class FloatModel:
             out[..., 0::2] = v[..., 0::2] * cos - v[..., 1::2] * sin
             out[..., 1::2] = v[..., 0::2] * sin + v[..., 1::2] * cos
             return out
-
-        def norm(v: np.ndarray, weight: np.ndarray) -> np.ndarray:
-            return v / np.sqrt(np.mean(v * v, axis=-1, keepdims=True) + RMS_EPSILON) * weight
 
         for layer, w in enumerate(self._layers):
             h = norm(x, w["rms_att_weight"])
@@ -633,7 +642,8 @@ class FloatModel:
             h = norm(x, w["rms_ffn_weight"])
             gate = h @ w["w1"].T
             x = x + (gate / (1 + np.exp(-gate)) * (h @ w["w3"].T)) @ w["w2"].T
-        return norm(x, self._final) @ self._classifier.T
+            stream.append(x)
+        return np.stack(stream)
 
 
 class QuantizedWeights(Protocol):

@@ -1,0 +1,263 @@
+"""What happens to a text inside the model, layer by layer.
+
+`look` runs the device a layer at a time, through the contract's layer range, and reads back the
+residual stream and the keys that the kernel wrote into its cache. The other functions make of it
+what lessons and views show. What is computed on the host says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .contract import RequestFlag, RowFlag, make_rows
+from .errors import RequestError
+from .llama import Llama, Session
+from .reference import (
+    FloatModel,
+    QuantizedWeights,
+    matvec,
+    quantize_groups,
+    rms_norm,
+    rope_turns,
+    rotate,
+)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A text on its way through the layers, as the device computed it.
+
+    Attributes
+    ----------
+    tokens : list of int
+        n of them, BOS included.
+    pieces : list of str
+        Their texts.
+    stream : (n_layers + 1, n, dim) float32
+        The residual stream before each layer, and after the last.
+    keys, values : (n_layers, n_kv_heads, n, head_size) float32
+        Read from the device's KV cache.
+    device : str
+    """
+
+    tokens: list[int]
+    pieces: list[str]
+    stream: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    device: str
+
+
+def look(llama: Llama, text: str) -> Inside:
+    """Run a text through the device layer by layer, and keep what passes.
+
+    Parameters
+    ----------
+    llama : Llama
+    text : str
+
+    Raises
+    ------
+    RequestError
+        If the text is longer than the context.
+    """
+    tokens, c = llama.tokenizer.encode(text, bos=True), llama.config
+    if len(tokens) > c.seq_len:
+        raise RequestError(
+            f"the text is {len(tokens)} tokens long, the model's context holds {c.seq_len}"
+        )
+    stream = np.empty((c.n_layers + 1, len(tokens), c.dim), np.float32)
+    most = llama.driver.limits.max_rows
+    with llama.session() as session:
+        for first in range(0, len(tokens), most):
+            part = slice(first, min(first + most, len(tokens)))
+            rows = make_rows(part.stop - first)
+            rows["token"], rows["slot"] = tokens[part], session.slot
+            rows["position"] = np.arange(first, part.stop)
+            # No layer at all: the embedding.
+            stream[0, part] = _through(session, rows, (0, 0), None)
+            for layer in range(c.n_layers):
+                stream[layer + 1, part] = _through(
+                    session, rows, (layer, layer + 1), stream[layer, part]
+                )
+        with session.device() as driver:
+            keys, values = driver.read_cache(session.slot, len(tokens))
+    pieces = _shown(llama, tokens)
+    return Inside(tokens, pieces, stream, keys, values, llama.driver.device.name)
+
+
+def _shown(llama: Llama, tokens: Sequence[int]) -> list[str]:
+    """Texts of tokens, one by one; what is half a character becomes a mark."""
+    t = llama.tokenizer
+    names = {t.bos_id: "<s>", t.eos_id: "</s>"}
+    return [names.get(i) or t.piece(i).decode("utf-8", "replace") for i in tokens]
+
+
+def _through(
+    session: Session, rows: np.ndarray, layers: tuple[int, int], x: np.ndarray | None
+) -> np.ndarray:
+    with session.device() as driver:
+        driver.run(rows, layers=layers, activations=x, flags=RequestFlag.ACTIVATIONS_OUT)
+        return driver.read_activations(len(rows))
+
+
+# ---- attention ------------------------------------------------------------------------
+
+
+def attention(inside: Inside, weights: QuantizedWeights) -> np.ndarray:
+    """How much every position looks at every other, by layer and head.
+
+    The keys are the device's own. The kernel does not give out its queries: they are computed here
+    from the device's residual stream, in the kernel's arithmetic.
+
+    Parameters
+    ----------
+    inside : Inside
+    weights : QuantizedWeights
+        Of the model: ``QuantizedModel(checkpoint)``.
+
+    Returns
+    -------
+    (n_layers, n_heads, n, n) float32
+        Row i sums to 1 over positions 0 to i.
+    """
+    c, n = weights.config, len(inside.tokens)
+    turns = rope_turns(c.head_size, c.rope_theta)
+    seen = np.tril(np.ones((n, n), bool))
+    found = np.empty((c.n_layers, c.n_heads, n, n), np.float32)
+    for layer in range(c.n_layers):
+        norm = rms_norm(inside.stream[layer], weights.vector("rms_att_weight", layer))
+        q = matvec(weights.matrix("wq", layer), *quantize_groups(norm, weights.group_size))
+        q = rotate(q.reshape(n, c.n_heads, c.head_size), np.arange(n), turns)
+        keys = np.repeat(inside.keys[layer], c.n_heads // c.n_kv_heads, axis=0)
+        scores = np.einsum("nhd,hmd->hnm", q, keys) / np.sqrt(np.float32(c.head_size))
+        scores = np.where(seen, scores, -np.inf)
+        weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        found[layer] = weight / weight.sum(axis=-1, keepdims=True)
+    return found
+
+
+# ---- what the layers would say --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The classifier's answer to the residual stream of every layer (logit lens).
+
+    Attributes
+    ----------
+    tokens : (n_layers + 1, n) int
+        The most probable next token after each position.
+    pieces : list of list of str
+        Their texts.
+    probability : (n_layers + 1, n) float32
+        Of that token.
+    """
+
+    tokens: np.ndarray
+    pieces: list[list[str]]
+    probability: np.ndarray
+
+
+def logit_lens(llama: Llama, inside: Inside) -> Lens:
+    """Ask the device's classifier after every layer, as if it were the last.
+
+    References
+    ----------
+    nostalgebraist, interpreting GPT: the logit lens, 2020
+    """
+    depth, n, _ = inside.stream.shape
+    end, most = llama.config.n_layers, llama.driver.limits.max_rows
+    tokens = np.empty((depth, n), np.int64)
+    probability = np.empty((depth, n), np.float32)
+    with llama.session() as session:
+        for level in range(depth):
+            for first in range(0, n, most):
+                part = slice(first, min(first + most, n))
+                rows = make_rows(part.stop - first)
+                rows["slot"], rows["position"] = session.slot, np.arange(first, part.stop)
+                rows["flags"] = RowFlag.SAMPLE
+                with session.device() as driver:
+                    x = inside.stream[level, part]
+                    (out,) = driver.run(rows, layers=(end, end), activations=x).rows
+                best = out["top"][:, 0]
+                tokens[level, part] = best["id"]
+                probability[level, part] = np.exp(best["logit"] - out["lse"])
+    pieces = [_shown(llama, row) for row in tokens.tolist()]
+    return Lens(tokens, pieces, probability)
+
+
+def quantization_error(inside: Inside, model: FloatModel) -> np.ndarray:
+    """How far the device's residual stream is from the float32 model's.
+
+    Parameters
+    ----------
+    inside : Inside
+    model : FloatModel
+        Of the same checkpoint, computed on the host.
+
+    Returns
+    -------
+    (n_layers + 1, n) float32
+        Length of the difference over the length of the float32 model's, before each layer and
+        after the last, at each position.
+    """
+    model.reset()
+    exact = model.residual_stream(inside.tokens, range(len(inside.tokens)))
+    away = np.linalg.norm(inside.stream - exact, axis=-1)
+    return away / np.linalg.norm(exact, axis=-1)
+
+
+# ---- the cache ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """The KV cache's memory, and how much of it texts fill.
+
+    Attributes
+    ----------
+    slots, seq_len : int
+        Sequences it has room for, and positions of each.
+    position_bytes : int
+        Keys and values of one position, all layers and heads, as they lie in memory.
+    used : tuple of int
+        Positions in use, of each text.
+    kv_format : str
+    """
+
+    slots: int
+    seq_len: int
+    position_bytes: int
+    used: tuple[int, ...]
+    kv_format: str
+
+    @property
+    def total_bytes(self) -> int:
+        return self.slots * self.seq_len * self.position_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(self.used) * self.position_bytes
+
+
+def cache_use(llama: Llama, lengths: Sequence[int]) -> CacheUse:
+    """The cache with texts of so many tokens in it.
+
+    Raises
+    ------
+    RequestError
+        If there are more texts than slots, or one is longer than the context.
+    """
+    driver, c = llama.driver, llama.config
+    if len(lengths) > driver.slots or any(not 0 <= n <= c.seq_len for n in lengths):
+        raise RequestError(
+            f"texts of {list(lengths)} tokens: the KV cache has {driver.slots} slots of "
+            f"{c.seq_len} positions"
+        )
+    ports = driver.limits.kv_ports
+    one = ports * driver.limits.kv_port_bytes(c, driver.kv_bits, 1) // c.seq_len
+    return CacheUse(driver.slots, c.seq_len, one, tuple(lengths), driver.kv_format)
