@@ -64,6 +64,7 @@ setup(
         "llama_pynq.models",
         "llama_pynq.overlay",
         "llama_pynq.train",
+        "llama_pynq.widgets",
     ],
     package_data={
         "llama_pynq.models": ["*.bin", "*.model", "*.md"],

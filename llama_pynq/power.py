@@ -114,6 +114,15 @@ class PowerRecorder:
         Sample this long on entering, with nothing running, and take the mean as idle power;
         default 0: no idle power is known.
 
+    Attributes
+    ----------
+    phases : list of Phase
+        What `generate` and others marked.
+    lost : dict of str to str
+        Rails that gave no reading the last time, and why.
+    last : Energy, str or None
+        Of the last texts that were generated with this recorder, or why there is none.
+
     Examples
     --------
     >>> with PowerRecorder(rails(overlay), idle_s=2) as recorder:
@@ -133,6 +142,7 @@ class PowerRecorder:
         self.rate_hz, self.idle_s = rate_hz, idle_s
         self.phases: list[Phase] = []
         self.lost: dict[str, str] = {}
+        self.last: Energy | str | None = None
         self._times: list[float] = []
         self._watts: list[list[float]] = []
         self._idle: float | None = None
@@ -142,7 +152,19 @@ class PowerRecorder:
 
     # ---- sampling --------------------------------------------------------------------
 
-    def __enter__(self) -> PowerRecorder:
+    @property
+    def running(self) -> bool:
+        """Whether it is sampling."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Begin to sample; `stop` ends it. A ``with`` block does both.
+
+        Raises
+        ------
+        RequestError
+            If it is sampling already.
+        """
         if self._thread is not None:
             raise RequestError("this recorder is already running: make another one")
         self._leave.clear()
@@ -156,6 +178,17 @@ class PowerRecorder:
             idle = self.energy(begin, time.perf_counter())
             self._idle = idle.mean_watts if isinstance(idle, Energy) else None
             self.mark("idle", begin, time.perf_counter())
+
+    def stop(self) -> None:
+        """End sampling; what was recorded stays. May be called twice."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._leave.set()
+            thread.join()
+            self.sample()
+
+    def __enter__(self) -> PowerRecorder:
+        self.start()
         return self
 
     def __exit__(
@@ -164,11 +197,7 @@ class PowerRecorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._leave.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.sample()
+        self.stop()
 
     def _run(self) -> None:
         due = time.perf_counter()
@@ -208,6 +237,14 @@ class PowerRecorder:
             return table[:, list(self.rails).index(name)]
         return table[:, [rail.counts for rail in self.rails.values()]].sum(axis=1)
 
+    @property
+    def why_empty(self) -> str:
+        """What was looked at where no rail was found; empty where there is one."""
+        if self.rails:
+            return ""
+        looked = "".join(f". Looked at {why}" for why in self._why)
+        return f"no rail was found; an external meter: rails(device, meter=...){looked}"
+
     def frame(self) -> Any:
         """The samples as a pandas DataFrame: seconds since the first, a column a rail."""
         pandas = import_module("pandas")
@@ -240,10 +277,15 @@ class PowerRecorder:
         Energy, or str
             The text says why there is none.
         """
+        found = self._energy(begin, end, texts)
+        if texts:
+            self.last = found
+        return found
+
+    def _energy(self, begin: float, end: float, texts: Sequence[tuple[int, int]]) -> Energy | str:
         counting = [rail for rail in self.rails.values() if rail.counts]
         if not self.rails:
-            looked = "".join(f". Looked at {why}" for why in self._why)
-            return f"no rail was found; an external meter: rails(device, meter=...){looked}"
+            return self.why_empty
         if not counting:
             return "none of the rails counts to the device's total"
         if counting[0].model is not None:

@@ -1,0 +1,20 @@
+"""Views for notebooks, one in each file. They are given data; none reaches into the device.
+
+Drawn as inline SVG and HTML with no script from anywhere, for ipywidgets 7.7 and 8. Importing
+this package loads ipywidgets, and nothing else of ``llama_pynq`` does.
+"""
+
+from .inside_views import AttentionView, CacheView, ErrorView, LensView
+from .layer_timing import LayerTiming
+from .power_view import PowerView
+from .prompt_panel import PromptPanel
+
+__all__ = [
+    "AttentionView",
+    "CacheView",
+    "ErrorView",
+    "LayerTiming",
+    "LensView",
+    "PowerView",
+    "PromptPanel",
+]

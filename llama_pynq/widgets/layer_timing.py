@@ -1,0 +1,241 @@
+"""Where a token's time goes: a Gantt chart of its stages, and how they grow with the position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ipywidgets as widgets
+
+from ..contract import Stage
+from ..errors import RequestError
+from ..timing import StepTimes
+from .svg import INK, PALE, STYLES, Drawing, escape, ticks
+
+_LANES = {
+    Stage.EMBED: "embed",
+    Stage.ATTENTION_NORM: "attention norm",
+    Stage.QKV: "QKV",
+    Stage.ROPE: "rope",
+    Stage.ATTENTION: "attention",
+    Stage.ATTENTION_OUT: "attention out",
+    Stage.FFN_NORM: "FFN norm",
+    Stage.GATE_UP: "gate, up",
+    Stage.DOWN: "down",
+    Stage.FINAL_NORM: "final norm",
+    Stage.CLASSIFIER: "classifier",
+    Stage.SAMPLE: "sample",
+}
+_STYLE = {
+    Stage.EMBED: 7,
+    Stage.ATTENTION_NORM: 6,
+    Stage.QKV: 0,
+    Stage.ROPE: 7,
+    Stage.ATTENTION: 1,
+    Stage.ATTENTION_OUT: 2,
+    Stage.FFN_NORM: 6,
+    Stage.GATE_UP: 3,
+    Stage.DOWN: 4,
+    Stage.FINAL_NORM: 6,
+    Stage.CLASSIFIER: 5,
+    Stage.SAMPLE: 7,
+}
+_GROUPS = {
+    0: "QKV", 1: "attention", 2: "attention out", 3: "gate, up", 4: "down", 5: "classifier",
+    6: "norms", 7: "embed, rope, sample",
+}  # fmt: skip
+_WIDTH, _LEFT, _LANE, _BARS = 900, 110, 17, 150
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
+
+
+class LayerTiming(widgets.VBox):
+    """Stages and layers of one token, measured beside modelled, and a slider for its position.
+
+    Parameters
+    ----------
+    measured : sequence of StepTimes
+        Of one token each, at several positions; from `timing.measure_steps`.
+    modelled : sequence of StepTimes, optional
+        The model's, at the same positions; from `timing.model_steps`.
+
+    Raises
+    ------
+    RequestError
+        If there are none, or the positions differ.
+    """
+
+    def __init__(self, measured: Sequence[StepTimes], modelled: Sequence[StepTimes] = ()) -> None:
+        positions = [step.position for step in measured]
+        if not positions:
+            raise RequestError("there are no steps to show: timing.measure_steps() makes them")
+        if modelled and positions != [step.position for step in modelled]:
+            raise RequestError("the measured and the modelled steps are of different positions")
+        self._measured, self._modelled = list(measured), list(modelled)
+        self.position = widgets.SelectionSlider(
+            options=positions,
+            value=positions[-1],
+            description="position",
+            continuous_update=True,
+            layout=widgets.Layout(width="480px"),
+        )
+        self._drawn = widgets.HTML()
+        self.position.observe(self._draw, names="value")
+        self._draw()
+        super().__init__([self.position, self._drawn])
+
+    def _draw(self, _: object = None) -> None:
+        at = list(self.position.options).index(self.position.value)
+        steps = [self._measured[at], *(self._modelled[at : at + 1])]
+        sets = [self._measured, *([self._modelled] if self._modelled else [])]
+        parts = [_gantt(step) for step in steps]
+        parts += [_bars(steps_of, at) for steps_of in sets]
+        self._drawn.value = (
+            "<div style='background:#fff;color:#222;padding:6px;max-width:920px'>"
+            f"{''.join(parts)}{_legend()}{_table(steps)}</div>"
+        )
+
+
+def _title(step: StepTimes, stage: Stage, layer: int) -> str:
+    us, cycles = step.us(stage, layer), step.cycles[stage, layer]
+    n_bytes = step.stage_bytes(stage, layer)
+    where = f"layer {layer}, {_LANES[stage]}" if stage in _PER_LAYER else _LANES[stage]
+    reads = f", reads {n_bytes:,} bytes" if n_bytes else ""
+    return f"{where}: {_amount(us)} µs {step.kind}, {cycles:,.0f} cycles{reads}"
+
+
+_PER_LAYER = [
+    Stage.ATTENTION_NORM, Stage.QKV, Stage.ROPE, Stage.ATTENTION, Stage.ATTENTION_OUT,
+    Stage.FFN_NORM, Stage.GATE_UP, Stage.DOWN,
+]  # fmt: skip
+
+
+def _gantt(step: StepTimes) -> str:
+    """Time to the right, a lane for each stage, a bar for each layer."""
+    height = 46 + _LANE * len(_LANES) + 30
+    label = f"Gantt chart of one token at position {step.position}, {step.kind}"
+    drawing = Drawing(_WIDTH, height, label)
+    drawing.text(4, 14, f"{step.kind.capitalize()}: {step.source}", size=13, bold=True)
+    roof = step.share_of_roof
+    share = "" if roof is None else f"; {roof:.0%} of the memory's roof"
+    drawing.text(
+        4, 30, f"one token at position {step.position}: {_amount(step.total_us)} µs in the kernel, "
+        f"stamps of {step.clock_mhz:g} MHz{share}", ink=PALE,
+    )  # fmt: skip
+    scale = (_WIDTH - _LEFT - 16) / step.total_us
+    bottom = 42 + _LANE * len(_LANES)
+    for value in ticks(step.total_us, 8):
+        x = _LEFT + value * scale
+        drawing.line([(x, 40), (x, bottom)], ink="#dddddd")
+        drawing.text(x, bottom + 14, _tick(value), size=10, anchor="middle", ink=PALE)
+    drawing.text(_LEFT - 6, bottom + 14, "µs", size=10, anchor="end", ink=PALE)
+    lanes = {stage: i for i, stage in enumerate(_LANES)}
+    for stage, name in _LANES.items():
+        drawing.text(_LEFT - 6, 54 + _LANE * lanes[stage], name, size=11, anchor="end")
+    begin = 0.0
+    for (stage, layer), cycles in step.cycles.items():
+        if stage not in lanes:
+            continue
+        us = cycles / step.clock_mhz
+        drawing.box(
+            _LEFT + begin * scale, 43 + _LANE * lanes[stage], max(us * scale, 0.7), _LANE - 4,
+            style=_STYLE[stage], title=_title(step, stage, layer), edge=INK if us * scale > 4
+            else "none",
+        )  # fmt: skip
+        begin += us
+    return drawing.render()
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:g}"
+
+
+def _bars(steps: Sequence[StepTimes], chosen: int) -> str:
+    """A bar for each position, its stages on top of one another."""
+    kind = steps[0].kind
+    drawing = Drawing(_WIDTH, _BARS + 62, f"Stages over positions, {kind}")
+    drawing.text(4, 14, f"{kind.capitalize()}: the same over positions (the slider's is boxed)",
+                 size=13, bold=True)  # fmt: skip
+    top = max(step.total_us for step in steps)
+    scale, foot = _BARS / top, _BARS + 26
+    for value in ticks(top, 4):
+        y = foot - value * scale
+        drawing.line([(_LEFT, y), (_WIDTH - 16, y)], ink="#dddddd")
+        drawing.text(_LEFT - 6, y + 4, _tick(value), size=10, anchor="end", ink=PALE)
+    drawing.text(_LEFT - 60, 40, "µs", size=10, ink=PALE)
+    room = (_WIDTH - _LEFT - 16) / len(steps)
+    width = min(room * 0.7, 48)
+    for i, step in enumerate(steps):
+        x, y = _LEFT + room * (i + 0.5) - width / 2, foot
+        for style, name in _GROUPS.items():
+            us = sum(step.us(stage) for stage, s in _STYLE.items() if s == style)
+            y -= us * scale
+            share = us / step.total_us
+            drawing.box(
+                x, y, width, us * scale, style=style,
+                title=f"position {step.position}, {name}: {_amount(us)} µs {kind}, {share:.0%}",
+            )  # fmt: skip
+        if i == chosen:
+            drawing.box(x - 3, y - 3, width + 6, foot - y + 6, edge=INK)
+        drawing.text(x + width / 2, foot + 16, step.position, size=10, anchor="middle")
+    drawing.text(_LEFT - 6, foot + 16, "position", size=10, anchor="end", ink=PALE)
+    return drawing.render()
+
+
+def _legend() -> str:
+    drawing = Drawing(_WIDTH, 22, "Legend")
+    x = 4.0
+    for style, name in _GROUPS.items():
+        assert style < STYLES
+        drawing.box(x, 4, 14, 14, style=style, edge=INK)
+        drawing.text(x + 19, 16, name, size=11)
+        x += 34 + 6.6 * len(name)
+    return drawing.render()
+
+
+def _table(steps: Sequence[StepTimes]) -> str:
+    """Stages over all layers: times, shares, bytes and shares of the roof."""
+    head = ["stage", "reads, bytes"]
+    for step in steps:
+        head += [f"{step.kind} µs", "cycles", "share", "of roof"]
+    rows = []
+    for stage, name in _LANES.items():
+        n_bytes = steps[0].stage_bytes(stage)
+        cells = [name, f"{n_bytes:,}" if n_bytes else ""]
+        for step in steps:
+            us = step.us(stage)
+            cells += [_amount(us), f"{us * step.clock_mhz:,.0f}", f"{us / step.total_us:.1%}"]
+            cells.append(_stage_roof(step, stage))
+        rows.append(cells)
+    total = ["all", f"{sum(steps[0].bytes.values()):,}"]
+    for step in steps:
+        roof = step.share_of_roof
+        total += [_amount(step.total_us), f"{sum(step.cycles.values()):,.0f}", "100%",
+                  "" if roof is None else f"{roof:.0%}"]  # fmt: skip
+    rows.append(total)
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        styled = (
+            f"<{tag} style='text-align:{'left' if i == 0 else 'right'};padding:1px 8px'>"
+            f"{escape(cell)}</{tag}>"
+            for i, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(styled)}</tr>"
+
+    body = "".join(line(cells, "td") for cells in rows)
+    return (
+        "<table style='font-size:12px;border-collapse:collapse;margin-top:6px'>"
+        f"<thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
+        "<p style='font-size:11px;color:#555;margin:4px 0'>All layers together. Of roof: the time "
+        "that reading the stage's bytes takes at the memory's peak times its efficiency, over the "
+        "stage's time; over 100% where loaders had read ahead.</p>"
+    )
+
+
+def _stage_roof(step: StepTimes, stage: Stage) -> str:
+    n_bytes, us = step.stage_bytes(stage), step.us(stage)
+    if step.roof_seconds is None or not n_bytes or not us:
+        return ""
+    at_roof = step.roof_seconds * 1e6 * n_bytes / sum(step.bytes.values())
+    return f"{at_roof / us:.0%}"

@@ -1,0 +1,169 @@
+"""The power of every rail over time, with what was generated marked on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import numpy as np
+
+from ..energy import Energy
+from ..power import PowerRecorder
+from .svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
+from .worker import Worker
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP = 900, 260, 60, 20, 80
+_UPDATES_PER_SECOND = 5.0
+_MOST_POINTS = 400
+
+
+class PowerView(widgets.VBox):
+    """A live plot of a recorder; it goes on for as long as the recorder samples.
+
+    Parameters
+    ----------
+    recorder : PowerRecorder
+    window_s : float
+        How much of the recording to show, up to its end; default 30.
+    """
+
+    def __init__(self, recorder: PowerRecorder, window_s: float = 30.0) -> None:
+        self._recorder = recorder
+        self._drawn = widgets.HTML()
+        self._worker = Worker()
+        self.window = widgets.BoundedFloatText(
+            value=window_s, min=1, max=3600, description="seconds",
+            layout=widgets.Layout(width="180px"),
+        )  # fmt: skip
+        self.window.observe(lambda _: self.draw(), names="value")
+        super().__init__([self._drawn, self.window])
+        self.draw()
+        self.follow()
+
+    def follow(self) -> None:
+        """Draw again and again until the recorder stops."""
+        if self._recorder.running:
+            self._worker.run(self._follow)
+
+    def _follow(self) -> None:
+        while self._recorder.running and not self._worker.stop.wait(1 / _UPDATES_PER_SECOND):
+            self.draw()
+        self.draw()
+
+    def close(self) -> None:
+        """Stop drawing, and take the view away."""
+        self._worker.stop.set()
+        super().close()
+
+    def draw(self) -> None:
+        """Draw what there is now."""
+        picture = _plot(self._recorder, self.window.value)
+        self._drawn.value = (
+            "<div style='background:#fff;color:#222;padding:6px;max-width:920px'>"
+            f"{picture}{_summary(self._recorder)}</div>"
+        )
+
+
+def _plot(recorder: PowerRecorder, window_s: float) -> str:
+    if not recorder.rails:
+        return f"<p>No power is shown: {escape(recorder.why_empty)}.</p>"
+    times = recorder.times
+    end = float(times[-1]) if len(times) else 0.0
+    begin = end - window_s
+    kinds = {"measured" if rail.measured else "modelled" for rail in recorder.rails.values()}
+    sources = dict.fromkeys(
+        f"{'measured' if r.measured else 'modelled'}: {r.source}" for r in recorder.rails.values()
+    )
+    drawing = Drawing(
+        _WIDTH, _HEIGHT + 18 * len(recorder.rails), f"Power over time, {' and '.join(kinds)}"
+    )
+    drawing.text(4, 15, f"Power, {' and '.join(sorted(kinds))}", size=13, bold=True)
+    drawing.text(4, 31, "; ".join(sources), ink=PALE)
+    shown = times >= begin
+    series = {name: recorder.watts(name)[: len(times)][shown] for name in recorder.rails}
+    top = max((float(np.nanmax(w)) for w in series.values() if np.isfinite(w).any()), default=1.0)
+    top = max(top, 1e-3) * 1.15
+    x_scale, y_scale = (_WIDTH - _LEFT - _RIGHT) / window_s, (_HEIGHT - _TOP - 34) / top
+    foot = _HEIGHT - 34
+
+    def at(time: float) -> float:
+        return _LEFT + (min(max(time, begin), end) - begin) * x_scale
+
+    for value in ticks(top, 4):
+        y = foot - value * y_scale
+        drawing.line([(_LEFT, y), (_WIDTH - _RIGHT, y)], ink="#dddddd")
+        drawing.text(_LEFT - 6, y + 4, f"{value:g}", size=10, anchor="end", ink=PALE)
+    drawing.text(16, (foot + _TOP) / 2 + 10, "watts", size=11, ink=PALE, turn=-90)
+    for value in ticks(window_s, 6):
+        x = _WIDTH - _RIGHT - value * x_scale
+        drawing.text(x, foot + 14, f"−{value:g}" if value else "now", size=10, anchor="middle",
+                     ink=PALE)  # fmt: skip
+    drawing.text(_LEFT - 34, foot + 14, "s", size=10, anchor="end", ink=PALE)
+    _phases(drawing, recorder, at, begin, foot)
+    chosen = times[shown]
+    step = max(1, math.ceil(len(chosen) / _MOST_POINTS))
+    for i, (name, watts) in enumerate(series.items()):
+        for run in _runs(chosen[::step], watts[::step]):
+            points = [(at(t), foot - w * y_scale) for t, w in run]
+            drawing.line(points, ink=colour(i), width=2, dash=DASHES[i % len(DASHES)], title=name)
+        y = _HEIGHT + 18 * i - 2
+        drawing.line([(_LEFT, y), (_LEFT + 40, y)], ink=colour(i), width=2,
+                     dash=DASHES[i % len(DASHES)])  # fmt: skip
+        now = watts[-1] if len(watts) else math.nan
+        state = f"{now:.2f} W now" if math.isfinite(now) else recorder.lost.get(name, "no reading")
+        drawing.text(_LEFT + 48, y + 4, f"{name}: {state}")
+    return drawing.render()
+
+
+_ROWS = {"prefill": 46, "idle": 46, "load": 46}  # heights of their names; others are below
+_FILLS = {"idle": "#eeeeee", "prefill": "#fde7c4", "decode": "#d6e8f7", "load": "#e7f3e0"}
+
+
+def _phases(
+    drawing: Drawing, recorder: PowerRecorder, at: Callable[[float], float], begin: float,
+    foot: float,
+) -> None:  # fmt: skip
+    """What was marked, as bands; names where there is room for them."""
+    free: dict[int, float] = {}
+    for phase in list(recorder.phases):
+        if phase.end < begin:
+            continue
+        x, right = at(phase.begin), at(phase.end)
+        drawing.box(x, _TOP - 18, max(right - x, 1), foot - _TOP + 18, edge="#aaaaaa",
+                    fill=_FILLS.get(phase.name, "#f4f4f4"), opacity=0.7,
+                    title=f"{phase.name}: {phase.end - phase.begin:.2f} s")  # fmt: skip
+        row = _ROWS.get(phase.name, 58)
+        width = 6.0 * len(phase.name)
+        left = min(x, _WIDTH - _RIGHT - width)
+        if left > free.get(row, -math.inf):
+            drawing.text(left, row, phase.name, size=10, ink=INK)
+            free[row] = left + width + 4
+
+
+def _runs(times: np.ndarray, watts: np.ndarray) -> list[list[tuple[float, float]]]:
+    """Stretches with no gap."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for t, w in zip(times, watts):
+        if math.isfinite(w):
+            runs[-1].append((float(t), float(w)))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _summary(recorder: PowerRecorder) -> str:
+    """The last text's energy, or why there is none."""
+    last = recorder.last
+    if last is None:
+        return "<p style='margin:4px 0'>Nothing was generated with this recorder yet.</p>"
+    if not isinstance(last, Energy):
+        return f"<p style='margin:4px 0'>The last text has no energy: {escape(last)}.</p>"
+    idle = "" if last.idle_watts is None else f"; idle {last.idle_watts:.2f} W"
+    return (
+        f"<p style='margin:4px 0'>The last text, {escape(last.kind)}: "
+        f"<b>{last.joules_per_token:.4g} J a token</b> ({last.mwh_per_token:.3g} mWh), "
+        f"{last.tokens} tokens, {last.joules:.4g} J in {last.seconds:.3g} s; mean "
+        f"{last.mean_watts:.2f} W, peak {last.peak_watts:.2f} W{idle}. "
+        f"Source: {escape(last.source)}.</p>"
+    )

@@ -1,0 +1,352 @@
+"""Type a prompt, watch the tokens come, and see how sure the model was of each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+
+from ..energy import Energy, EnergyMeter
+from ..llama import Generation, StreamToken
+from .svg import escape, shade
+from .worker import Pacer, Worker
+
+ALTERNATIVES = 5
+_CHUNK = 24
+"""Tokens in one piece of the text: only the last piece is sent again while tokens come."""
+
+_STYLE = """<style>
+.llama-text { display: block !important; position: relative; background: #fff; color: #222;
+  white-space: pre-wrap; overflow: visible !important; padding: 8px 8px 52px 8px; line-height: 1.9;
+  min-height: 90px; border: 1px solid #bbb; }
+.llama-text .widget-html, .llama-text .widget-html-content { display: inline !important;
+  position: static !important; overflow: visible !important; height: auto !important;
+  line-height: inherit !important; margin: 0 !important; white-space: pre-wrap; }
+.llama-text .widget-html > .widget-label { display: none !important; }
+.llama-token { padding: 1px 0; }
+.llama-token:hover, .llama-token:focus { outline: 2px solid #222; }
+.llama-token > .llama-tip { display: none; }
+.llama-token:hover > .llama-tip, .llama-token:focus > .llama-tip { display: block;
+  position: absolute; left: 0; right: 0; bottom: 0; background: #222; color: #fff;
+  padding: 4px 8px; font-size: 12px; line-height: 1.5; white-space: normal; z-index: 2; }
+.llama-prompt { color: #555; font-weight: bold; }
+</style>"""
+
+_COPY = (
+    "var t=this.parentNode.querySelector('textarea');t.hidden=false;t.select();"
+    "document.execCommand('copy');t.hidden=true;this.textContent='Copied'"
+)
+
+_PACES = [("as fast as it comes", 0.0), ("20 tokens a second", 20.0), ("5 tokens a second", 5.0)]
+
+
+def _underline(p: float) -> str:
+    """For who sees no colour: solid under the unlikely, dotted under the unsure."""
+    return "solid" if p < 0.1 else "dotted" if p < 0.5 else "none"
+
+
+def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
+    """One token: its text in the shade of its probability, and what else it could have been.
+
+    Parameters
+    ----------
+    token : StreamToken
+    name : callable
+        A token id's text.
+    """
+    text = escape(token.text)
+    if token.logprob is None:
+        return text
+    p = math.exp(token.logprob.logprob)
+    paper, ink = shade((1 - p) * 0.6)
+    others = " &nbsp;·&nbsp; ".join(
+        f"{_visible(name(i))} {math.exp(value):.1%}" for i, value in token.logprob.top.items()
+    )
+    tip = f"{_visible(name(token.logprob.token))} had {p:.1%} &nbsp;|&nbsp; most probable: {others}"
+    return (
+        f"<span class='llama-token' tabindex='0' style='background:{paper};color:{ink};"
+        f"text-decoration:underline {_underline(p)}'>{text}"
+        f"<span class='llama-tip' role='tooltip'>{tip}</span></span>"
+    )
+
+
+def _visible(text: str) -> str:
+    return escape(text.replace("\n", "⏎").replace(" ", "␣") or "∅")
+
+
+@dataclass
+class Run:
+    """A text of this panel's history.
+
+    Attributes
+    ----------
+    prompt, text : str
+    settings : dict
+        The arguments of `generate`, the seed that was used included.
+    result : Generation
+    """
+
+    prompt: str
+    text: str
+    settings: dict[str, Any]
+    result: Generation
+
+    @property
+    def label(self) -> str:
+        """A line in the list."""
+        n, rate = len(self.result.tokens), self.result.tokens_per_second
+        begin = " ".join((self.prompt + self.text).split())[:44]
+        speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
+        return f"{begin}… ({n} tokens{speed}, seed {self.settings['seed']})"
+
+
+class PromptPanel(widgets.VBox):
+    """A prompt, sampling controls, the text as it comes, and the runs so far.
+
+    Parameters
+    ----------
+    overlay : LlamaOverlay
+        With a model loaded. Only `stream_tokens`, `describe` and the model's description are
+        used.
+    power : PowerRecorder, optional
+        One that is recording: shows the energy.
+    prompt : str
+
+    Attributes
+    ----------
+    runs : list of Run
+        Newest last.
+    """
+
+    def __init__(
+        self, overlay: Any, power: EnergyMeter | None = None, prompt: str = "Once upon a time"
+    ) -> None:
+        self._overlay, self._power = overlay, power
+        self._worker, self._chunks = Worker(), list[widgets.HTML]()
+        self.runs: list[Run] = []
+        c = overlay.llama.model.config
+        wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="330px")}
+        self.prompt = widgets.Textarea(
+            prompt, placeholder="Type how the text begins", rows=2, description="prompt",
+            style=wide["style"], layout=widgets.Layout(width="670px"),
+        )  # fmt: skip
+        most = max(1, c.seq_len)
+        self.max_new_tokens = widgets.IntSlider(min(256, most), 1, most, description="max tokens",
+                                                **wide)  # fmt: skip
+        self.temperature = widgets.FloatSlider(0.8, min=0, max=2, step=0.05,
+                                               description="temperature", **wide)  # fmt: skip
+        self.top_k = widgets.IntSlider(0, 0, min(100, c.vocab_size), description="top-k (0: off)",
+                                       **wide)  # fmt: skip
+        self.top_p = widgets.FloatSlider(0.9, min=0.05, max=1, step=0.05,
+                                         description="top-p (1: off)", **wide)  # fmt: skip
+        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **wide)
+        self.new_seed = widgets.Checkbox(True, description="another seed each time", indent=False,
+                                         layout=widgets.Layout(width="200px"))  # fmt: skip
+        self.pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", **wide)
+        self.generate = widgets.Button(description="Generate", button_style="primary", icon="play")
+        self.stop = widgets.Button(description="Stop", disabled=True, icon="stop")
+        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
+        self.status = widgets.HTML("Ready.")
+        self.text = widgets.Box([])
+        self.text.add_class("llama-text")
+        self.history = widgets.Select(options=[], rows=3, description="runs",
+                                      style=wide["style"],
+                                      layout=widgets.Layout(width="670px"))  # fmt: skip
+        self.again = widgets.Button(description="Run again", disabled=True, icon="repeat")
+        self.copy = widgets.HTML()
+        self.generate.on_click(lambda _: self.start())
+        self.stop.on_click(lambda _: self._worker.stop.set())
+        self.again.on_click(lambda _: self._repeat())
+        self.history.observe(self._choose, names="index")
+        super().__init__([
+            widgets.HTML(_STYLE + _about(overlay)),
+            self.prompt,
+            widgets.HBox([self.max_new_tokens, self.temperature]),
+            widgets.HBox([self.top_k, self.top_p]),
+            widgets.HBox([self.seed, self.new_seed]),
+            widgets.HBox([self.pace, self.generate, self.stop]),
+            widgets.HBox([self.progress, self.status]),
+            self.history,
+            widgets.HBox([self.again, self.copy]),
+            widgets.HTML(_LEGEND),
+            self.text,
+        ])  # fmt: skip
+
+    # ---- running ---------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The controls, as arguments of `generate`."""
+        return {
+            "max_new_tokens": self.max_new_tokens.value,
+            "temperature": self.temperature.value,
+            "top_k": self.top_k.value,
+            "top_p": self.top_p.value,
+            "seed": None if self.new_seed.value else self.seed.value,
+        }
+
+    def start(self, settings: dict[str, Any] | None = None) -> None:
+        """Generate with the controls' settings, or others; does nothing while a text comes."""
+        prompt, chosen = self.prompt.value, settings or self.settings
+        if self._worker.run(lambda: self._generate(prompt, chosen)):
+            self.generate.disabled, self.again.disabled, self.stop.disabled = True, True, False
+
+    def wait(self) -> None:
+        """Wait until the text is complete."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        """Stop, and take the panel away."""
+        self._worker.stop.set()
+        self._worker.wait()
+        super().close()
+
+    def _generate(self, prompt: str, settings: dict[str, Any]) -> None:
+        """In the worker's thread: one text, from the first token to the last or to Stop."""
+        finished: list[Generation] = []
+        pace = self.pace.value
+        power = self._power if not pace else None  # pauses would count as the text's
+        show = _Shown(self, prompt, settings["max_new_tokens"], power)
+        try:
+            tokens = self._overlay.stream_tokens(
+                prompt, logprobs=ALTERNATIVES, power=power, on_finish=finished.append, **settings
+            )
+            try:
+                for token in tokens:
+                    show.add(token)
+                    if self._worker.stop.wait(1 / pace) if pace else self._worker.stop.is_set():
+                        break
+            finally:
+                tokens.close()
+            show.finish(finished[0] if finished else None)
+            if finished:
+                self._remember(prompt, settings, finished[0])
+        except Exception as error:  # in a thread, nobody else would see it
+            show.fail(error)
+        finally:
+            self.generate.disabled, self.stop.disabled = False, True
+            self.again.disabled = not self.runs
+
+    # ---- history ---------------------------------------------------------------------
+
+    def _remember(self, prompt: str, settings: dict[str, Any], result: Generation) -> None:
+        self.seed.value = result.seed
+        self.runs.append(Run(prompt, result.text, {**settings, "seed": result.seed}, result))
+        labels = [f"{i}. {run.label}" for i, run in enumerate(self.runs, 1)]
+        self.history.options = labels
+        self.history.index = len(labels) - 1
+
+    def _choose(self, _: object = None) -> None:
+        index = self.history.index
+        if index is None:
+            return
+        run = self.runs[index]
+        self.copy.value = (
+            f"<span><textarea hidden>{escape(run.prompt + run.text)}</textarea>"
+            f'<button class="jupyter-button" onclick="{_COPY}">Copy the text</button></span>'
+        )
+
+    def _repeat(self) -> None:
+        if self.history.index is not None:
+            run = self.runs[self.history.index]
+            self.prompt.value = run.prompt
+            self.start(run.settings)
+
+
+class _Shown:
+    """What the panel shows of one text; sends no oftener than a view may."""
+
+    def __init__(
+        self, panel: PromptPanel, prompt: str, most: int, power: EnergyMeter | None
+    ) -> None:
+        self._panel, self._most, self._power = panel, most, power
+        self._pacer, self._energy_pacer = Pacer(), Pacer(1)
+        self._parts: list[str] = []
+        self._count = 0
+        self._started, self._begin = time.perf_counter(), 0.0
+        self._energy = ""
+        self._chunk = widgets.HTML()
+        first = widgets.HTML(f"<span class='llama-prompt'>{escape(prompt)}</span>")
+        panel.text.children = [first, self._chunk]
+        panel.progress.max, panel.progress.value = most, 0
+        panel.status.value = "Reading the prompt…"
+        tokenizer = panel._overlay.llama.model.tokenizer
+        self._name = lambda i: tokenizer.piece(i).decode("utf-8", "replace")
+
+    def add(self, token: StreamToken) -> None:
+        if token.token is not None:
+            self._count += 1
+            self._begin = self._begin or time.perf_counter()
+        self._parts.append(token_html(token, self._name))
+        if len(self._parts) == _CHUNK:
+            self._chunk.value = "".join(self._parts)
+            self._parts, self._chunk = [], widgets.HTML()
+            self._panel.text.children = [*self._panel.text.children, self._chunk]
+        if self._pacer.due():
+            self._send()
+
+    def _send(self) -> None:
+        panel = self._panel
+        self._chunk.value = "".join(self._parts)
+        panel.progress.value = self._count
+        seconds = time.perf_counter() - self._begin
+        rate = f", {(self._count - 1) / seconds:,.0f} tokens/s" if self._count > 1 else ""
+        if self._power is not None and self._energy_pacer.due():
+            # A model's comes with the end of the text: it takes longer than a second's worth.
+            used = self._power.energy(self._started, time.perf_counter())
+            self._energy = f", {used.joules:.3g} J" if isinstance(used, Energy) else ""
+        panel.status.value = (
+            f"{self._count} of at most {self._most} tokens{rate}{self._energy} so far (measured)"
+        )
+
+    def finish(self, out: Generation | None) -> None:
+        self._chunk.value = "".join(self._parts)
+        self._panel.progress.value = self._most
+        if out is None:
+            self._panel.status.value = "Stopped before the first token."
+            return
+        rate = out.tokens_per_second
+        speed = "" if math.isnan(rate) else f", {rate:,.1f} tokens/s (measured, host's clock)"
+        ends = {"stop": "the text ended", "length": "at the limit", "closed": "stopped"}
+        self._panel.status.value = (
+            f"{len(out.tokens)} tokens{speed}, first after {out.prompt_seconds * 1e3:.0f} ms; "
+            f"{ends[out.finish_reason]}.{self._energy_of(out)}"
+        )
+
+    def _energy_of(self, out: Generation) -> str:
+        if isinstance(out.energy, Energy):
+            joules = out.energy.joules_per_token
+            return f"<br>{joules:.3g} J a token ({out.energy.kind}: {escape(out.energy.source)})"
+        if self._panel._power is None:
+            return ""
+        why = (
+            out.energy_note
+            if self._power is not None
+            else "only at full pace: the pauses would count"
+        )
+        return f"<br>No energy: {escape(why)}"
+
+    def fail(self, error: Exception) -> None:
+        self._panel.status.value = (
+            f"<b role='alert'>{escape(type(error).__name__)}:</b> {escape(error)}"
+        )
+
+
+def _about(overlay: Any) -> str:
+    model = overlay.llama.model
+    c = model.config
+    return (
+        f"<div style='color:var(--jp-ui-font-color1,#222)'><b>{escape(overlay.describe())}</b><br>"
+        f"model: {c.n_layers} layers of {c.dim}, vocabulary {c.vocab_size:,}, context "
+        f"{c.seq_len}; {escape(model.packed.note)}</div>"
+    )
+
+
+_LEGEND = (
+    "<small>Shade: how improbable the token was. Underlined: solid below 10%, dotted below 50%. "
+    "Point at a token, or go to it with Tab, for what else it could have been.</small>"
+)

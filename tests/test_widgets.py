@@ -1,0 +1,308 @@
+"""The views: what they show of the data they are given, and that they never say more."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+
+from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.contract import Stage
+from llama_pynq.energy import Energy
+from llama_pynq.errors import RequestError
+from llama_pynq.inside import CacheUse, Lens
+from llama_pynq.llama import StreamToken, TokenLogprob
+from llama_pynq.power import PowerRecorder, Rail, SensorLost
+from llama_pynq.timing import StepTimes
+from llama_pynq.widgets import (
+    AttentionView,
+    CacheView,
+    ErrorView,
+    LayerTiming,
+    LensView,
+    PowerView,
+    PromptPanel,
+)
+from llama_pynq.widgets.prompt_panel import token_html
+from llama_pynq.widgets.svg import Drawing, shade, ticks
+from llama_pynq.widgets.worker import Pacer, Worker
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with LlamaOverlay(device=EmulatedDevice(threads=1)) as overlay:
+        overlay.load_model()
+        yield overlay
+    patch.undo()
+
+
+@pytest.fixture
+def panel(overlay):
+    panel = PromptPanel(overlay)
+    panel.new_seed.value = False
+    yield panel
+    panel.close()
+
+
+def text_of(panel):
+    """What the panel's text box says, tips left out."""
+    shown = "".join(child.value for child in panel.text.children)
+    shown = re.sub(r"<span class='llama-tip'.*?</span>", "", shown)
+    return re.sub(r"<[^>]*>", "", shown).replace("&#x27;", "'").replace("&quot;", '"')
+
+
+# ---- the prompt panel -----------------------------------------------------------------
+
+
+def test_panel_shows_the_text_that_generate_gives(overlay, panel):
+    panel.seed.value, panel.max_new_tokens.value = 5, 100
+    panel.start()
+    panel.wait()
+    out = overlay.generate("Once upon a time", seed=5, max_new_tokens=100)
+    assert text_of(panel) == "Once upon a time" + out.text
+    assert panel.status.value.startswith(f"{len(out.tokens)} tokens, ")
+    assert "(measured" in panel.status.value
+    assert len(panel.text.children) > 3  # in pieces: the earlier ones are not sent again
+    assert (panel.generate.disabled, panel.stop.disabled) == (False, True)
+
+
+def test_panel_stops_and_then_generates_again(panel):
+    panel.pace.value = 20.0
+    panel.start()
+    deadline = time.monotonic() + 60
+    while "so far" not in panel.status.value and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert panel.generate.disabled and not panel.stop.disabled
+    panel.stop.click()
+    panel.wait()
+    assert panel.status.value.endswith("stopped.")
+    assert panel.runs[-1].result.finish_reason == "closed"
+    panel.pace.value = 0.0
+    panel.max_new_tokens.value = 4
+    panel.start()
+    panel.wait()
+    assert panel.status.value.startswith("4 tokens")
+    assert len(panel.runs) == 2
+
+
+def test_panel_runs_again_with_the_same_settings(panel):
+    panel.new_seed.value = True
+    for prompt in ("The fox", "One day"):
+        panel.prompt.value = prompt
+        panel.start()
+        panel.wait()
+    panel.history.index = 0
+    assert "The fox" in panel.copy.value
+    panel.again.click()
+    panel.wait()
+    first, _, again = panel.runs
+    assert (again.prompt, again.text) == ("The fox", first.text)
+    assert again.settings == first.settings and again.settings["seed"] is not None
+
+
+def test_panel_tells_an_error_and_the_next_text_comes(panel):
+    panel.prompt.value = "word " * 3000
+    panel.start()
+    panel.wait()
+    assert "RequestError" in panel.status.value and "tokens long" in panel.status.value
+    panel.prompt.value = "Once"
+    panel.start()
+    panel.wait()
+    assert "tokens/s" in panel.status.value
+
+
+def test_panel_shows_energy_or_why_there_is_none(overlay):
+    with PowerRecorder({"meter": Rail("meter", "a test's meter", lambda: 5.0)}) as recorder:
+        panel = PromptPanel(overlay, recorder)
+        panel.start()
+        panel.wait()
+        assert "J a token (measured: a test&#x27;s meter)" in panel.status.value
+        panel.pace.value = 20.0
+        panel.max_new_tokens.value = 2
+        panel.start()
+        panel.wait()
+        assert "No energy: only at full pace" in panel.status.value
+        panel.close()
+    panel = PromptPanel(overlay, PowerRecorder({}))
+    panel.start()
+    panel.wait()
+    assert "No energy: no rail was found" in panel.status.value
+    panel.close()
+
+
+def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: now[0])
+    sent = []
+    panel.progress.observe(lambda change: sent.append(change["new"]), names="value")
+    panel.max_new_tokens.value = 100
+    panel.start()
+    panel.wait()
+    assert sent == [1, 100]  # the clock stood still: the first token, and the end
+
+
+def test_token_shows_its_probability_and_the_others_and_escapes_text():
+    token = StreamToken(7, " <b>", TokenLogprob(7, np.log(0.05), {3: np.log(0.6), 7: np.log(0.05)}))
+    shown = token_html(token, lambda i: {3: "a\n", 7: " <b>"}[i])
+    assert "underline solid" in shown and "tabindex='0'" in shown
+    assert " &lt;b&gt;<span" in shown and "<b>" not in shown
+    assert "␣&lt;b&gt; had 5.0%" in shown and "a⏎ 60.0%" in shown
+    assert token_html(StreamToken(None, "rest", None), str) == "rest"
+
+
+# ---- layer timing ---------------------------------------------------------------------
+
+
+def step(position, scale, measured=True, roof=None):
+    cycles = {
+        (Stage.EMBED, 0): 10.0 * scale,
+        (Stage.QKV, 0): 200.0 * scale,
+        (Stage.ATTENTION, 0): (position + 1) * 10.0 * scale,
+        (Stage.CLASSIFIER, 1): 400.0 * scale,
+    }
+    n_bytes = {(Stage.QKV, 0): 1000, (Stage.ATTENTION, 0): 100, (Stage.CLASSIFIER, 1): 900}
+    return StepTimes(position, cycles, n_bytes, 100, "a test", measured, roof)
+
+
+def test_layer_timing_follows_its_slider():
+    view = LayerTiming(
+        [step(0, 1), step(50, 1)], [step(0, 2, False, 1e-6), step(50, 2, False, 1e-6)]
+    )
+    assert view.position.value == 50
+    late = view._drawn.value
+    view.position.value = 0
+    early = view._drawn.value
+    assert "position 50: " in late and "position 0: " in early
+    assert "layer 0, attention: 5.10 µs measured, 510 cycles, reads 100 bytes" in late
+    assert "layer 0, attention: 10.2 µs modelled" in late
+    assert "layer 0, attention: 0.10 µs measured, 10 cycles" in early
+
+
+def test_layer_timing_says_measured_and_modelled_and_has_a_roof_only_where_known():
+    alone = LayerTiming([step(0, 1)])._drawn.value
+    assert "modelled" not in alone and "of the memory" not in alone
+    both = LayerTiming([step(0, 1)], [step(0, 1, False, 3.1e-6)])._drawn.value
+    assert "Modelled: a test" in both and "50% of the memory&#x27;s roof" in both
+
+
+def test_layer_timing_refuses_nothing_and_other_positions():
+    with pytest.raises(RequestError, match="no steps to show"):
+        LayerTiming([])
+    with pytest.raises(RequestError, match="different positions"):
+        LayerTiming([step(1, 1)], [step(2, 1, False)])
+
+
+# ---- power ----------------------------------------------------------------------------
+
+
+def test_power_view_follows_the_recorder_and_tells_gaps_and_sources():
+    state = {"watts": 3.0}
+
+    def watts():
+        if state["watts"] is None:
+            raise SensorLost("unplugged")
+        return state["watts"]
+
+    recorder = PowerRecorder({"board": Rail("board", "a fake", watts)}, rate_hz=50)
+    recorder.start()
+    view = PowerView(recorder)
+    deadline = time.monotonic() + 60
+    state["watts"] = 7.5
+    while "7.50 W now" not in view._drawn.value and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "measured: a fake" in view._drawn.value and "modelled" not in view._drawn.value
+    assert "Nothing was generated" in view._drawn.value
+    state["watts"] = None
+    while "unplugged" not in view._drawn.value and time.monotonic() < deadline:
+        time.sleep(0.02)
+    begin = recorder.times[0]
+    recorder.mark("decode", begin, begin + 0.01)
+    recorder.energy(begin, begin + 0.01, [(3, 4)])
+    recorder.stop()
+    view._worker.wait()
+    assert "board: unplugged" in view._drawn.value
+    assert ">decode<" in view._drawn.value and "J a token" in view._drawn.value
+    view.close()
+
+
+def test_power_view_without_a_rail_says_why_and_shows_no_figure():
+    view = PowerView(PowerRecorder({}))
+    assert "No power is shown: no rail was found" in view._drawn.value
+    assert " W " not in view._drawn.value and "<svg" not in view._drawn.value
+
+
+def test_power_view_says_modelled_on_the_plot():
+    recorder = PowerRecorder({"board": Rail("board", "a model of X", lambda: 1.0, measured=False)})
+    recorder.last = Energy(1.0, 1.0, 1.0, 1.0, 1.0, 4, "a model of X", measured=False)
+    with recorder:
+        pass
+    shown = PowerView(recorder)._drawn.value
+    assert "Power, modelled" in shown and "modelled: a model of X" in shown
+    assert "measured" not in shown
+
+
+# ---- inside ---------------------------------------------------------------------------
+
+
+def test_attention_view_enlarges_the_chosen_head():
+    weights = np.zeros((2, 3, 4, 4), np.float32)
+    weights[:, :, np.arange(4), np.arange(4)] = 1
+    weights[1, 2, 3] = [0.25, 0.75, 0, 0]
+    view = AttentionView(weights, ["<s>", " a", " b", "\n"], "the test")
+    assert view._drawn.value.count("<image") == 6
+    view.layer.value, view.head.value = 1, 2
+    assert "⏎ ← ·a: 75.0%" in view._drawn.value and "Layer 1, head 2" in view._drawn.value
+
+
+def test_lens_error_and_cache_views_show_their_figures():
+    lens = Lens(np.array([[1], [2]]), [["a"], [" <b>"]], np.array([[0.5], [0.9]], np.float32))
+    shown = LensView(lens, ["x"], "src").value
+    assert "·&lt;b&gt;: 90.0%" in shown and shown.index("after layer 0") < shown.index("embedding")
+    error = np.array([[0.001, 0.003], [0.01, 0.02]], np.float32)
+    assert "mean 1.500%, largest 2.000%" in ErrorView(error, "src").value
+    view = CacheView(CacheUse(2, 100, 2**20, (30, 10), "float32"))
+    assert "40.00 of 200.00 MiB" in view._drawn.value
+    view.tokens.value = 90
+    assert "100.00 of 200.00 MiB" in view._drawn.value and "90/100" in view._drawn.value
+
+
+# ---- the room's tools -----------------------------------------------------------------
+
+
+def test_worker_runs_one_job_at_a_time():
+    worker, order = Worker(), []
+    assert worker.run(lambda: (worker.stop.wait(30), order.append("first")))
+    assert not worker.run(lambda: order.append("second"))
+    worker.stop.set()
+    worker.wait()
+    assert order == ["first"] and not worker.busy
+    assert worker.run(lambda: order.append("third")) and not worker.stop.is_set()
+    worker.wait()
+    assert order == ["first", "third"]
+
+
+def test_pacer_lets_through_one_in_a_period(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: now[0])
+    pacer, passed = Pacer(20), 0
+    for _ in range(1000):
+        passed += pacer.due()
+        now[0] += 0.001
+    assert passed == 20
+
+
+def test_drawing_escapes_and_names_itself():
+    drawing = Drawing(10, 10, "a 'quoted' <label>")
+    drawing.text(0, 0, "<script>")
+    drawing.box(0, 0, 1, 1, title="a & b")
+    svg = drawing.render()
+    assert "<script>" not in svg and "a &amp; b" in svg
+    assert "aria-label='a &#x27;quoted&#x27; &lt;label&gt;'" in svg
+
+
+def test_ticks_and_shades():
+    assert ticks(10, 5) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0) == ticks(float("nan")) == [0.0]
+    assert shade(-1) == shade(0) and shade(2) == shade(1) and shade(0)[0] == "#ffffff"
