@@ -240,3 +240,11 @@ def test_generate_whose_sensor_is_lost_says_why():
         assert (
             "no power recorder was given" in overlay.generate("Once", max_new_tokens=3).energy_note
         )
+
+
+def test_energy_as_text_has_its_units_and_its_source():
+    energy = Energy(4.0, 2.0, 2.0, 2.0, 3.0, 8, "a meter", measured=True, idle_watts=1.0)
+    assert str(energy) == (
+        "4 J in 2 s for 8 tokens: 0.5 J (0.139 mWh) a token, mean 2.00 W, peak 3.00 W, "
+        "idle 1.00 W; measured: a meter"
+    )

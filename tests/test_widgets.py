@@ -223,7 +223,7 @@ def test_power_view_follows_the_recorder_and_tells_gaps_and_sources():
     recorder.stop()
     view._worker.wait()
     assert "board: unplugged" in view._drawn.value
-    assert ">decode<" in view._drawn.value and "J a token" in view._drawn.value
+    assert ">decode<" in view._drawn.value and "mWh) a token" in view._drawn.value
     view.close()
 
 

@@ -1,0 +1,69 @@
+"""Where a token's time goes: bytes, growth with the position, and Amdahl's law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ..checkpoint import ModelConfig
+from ..perf import Work
+from . import exercise, expect
+
+
+@exercise("02.1", "Bytes of a token", stages=("the size", "scales", "every matrix"))
+def weight_bytes(answer: float, config: ModelConfig) -> Iterator[str]:
+    """Within 3% of what the cycle model counts, without the norms."""
+    work = Work(config, 64, 8, 32, 1, 0, True)
+    right = work.weight_bytes - 4 * config.dim * (2 * config.n_layers + 1)
+    ratio = float(answer) / right
+    yield expect(
+        0.1 < ratio < 10,
+        f"{answer:,.0f} bytes is {'far too many' if ratio > 1 else 'far too few'}: an int8 weight "
+        "is one byte, and there are n_layers layers.",
+    )
+    bare = right * 64 / 68
+    yield expect(
+        abs(float(answer) / bare - 1) > 0.01,
+        "That is the weights alone. Each group of 64 has a float32 scale: 4 bytes more.",
+    )
+    classifier = config.vocab_size * config.dim * 68 / 64
+    gate = config.n_layers * config.hidden_dim * config.dim * 68 / 64
+    if abs(float(answer) - (right - classifier)) < 0.03 * right:
+        hint = "The classifier is missing: vocab_size × dim."
+    elif abs(float(answer) - (right - gate)) < 0.03 * right:
+        hint = "One of gate, up and down is missing: each is hidden_dim × dim."
+    elif abs(float(answer) - (right + classifier)) < 0.03 * right:
+        hint = "The embedding is not read whole: one row of it for each token."
+    else:
+        hint = (
+            "Not within 3%. Go through the list: Q, K, V, attention out, gate, up, down, "
+            "classifier."
+        )
+    yield expect(abs(ratio - 1) < 0.03, hint)
+
+
+@exercise("02.2", "How attention grows", stages=("it is the positions' number that counts",))
+def growth(answer: float) -> Iterator[str]:
+    """(255 + 1) / (31 + 1)."""
+    near = abs(float(answer) - 255 / 31) < 0.01
+    hint = (
+        "Nearly: the token at position p attends to positions 0 to p, which are p + 1."
+        if near
+        else "Bytes are in proportion to the number of positions attended to: p + 1."
+    )
+    yield expect(abs(float(answer) - 8) < 1e-6, hint)
+
+
+@exercise("02.3", "Without a part", stages=("a part of no time", "half the time", "any share"))
+def amdahl(speedup_without: Callable[[float], float]) -> Iterator[str]:
+    """1 / (1 - share)."""
+    nothing = speedup_without(0.0)
+    yield expect(
+        abs(nothing - 1) < 1e-9,
+        f"Without a part that takes no time nothing changes: 1, not {nothing:g}.",
+    )
+    half = speedup_without(0.5)
+    yield expect(
+        abs(half - 2) < 1e-9, f"Without half of the time it is twice as fast, not {half:g} times."
+    )
+    right = all(abs(speedup_without(s) - 1 / (1 - s)) < 1e-9 for s in (0.1, 0.25, 0.9))
+    yield expect(right, "What remains is 1 - share of the time: the speed-up is its inverse.")
