@@ -725,14 +725,16 @@ class Llama:
                 power.sample()
             for _ in self._drive([s]):
                 left = time.perf_counter()
-                for i in range(shown, len(s.pieces)):
-                    token = s.tokens[i] if i < len(s.tokens) else None
-                    logprob = s.logprobs[i] if i < len(s.logprobs) else None
-                    yield StreamToken(token, s.pieces[i], logprob)
-                shown = len(s.pieces)
+                for piece in s.pieces[shown:]:
+                    token = s.tokens[shown] if shown < len(s.tokens) else None
+                    logprob = s.logprobs[shown] if shown < len(s.logprobs) else None
+                    shown += 1
+                    yield StreamToken(token, piece, logprob)
                 s.away += time.perf_counter() - left if s.tokens else 0.0
         except GeneratorExit:
-            s.finish_reason = s.finish_reason or "closed"
+            s.finish_reason = "closed"
+            for given in (s.tokens, s.pieces, s.logprobs):
+                del given[shown:]  # the device was ahead
             finish()
             raise
         finish()

@@ -99,7 +99,7 @@ class Run:
     def label(self) -> str:
         """A line in the list."""
         n, rate = len(self.result.tokens), self.result.tokens_per_second
-        begin = " ".join((self.prompt + self.text).split())[:44]
+        begin = " ".join((self.prompt + self.text).split())[:32]
         speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
         return f"{begin}… ({n} tokens{speed}, seed {self.settings['seed']})"
 
@@ -305,7 +305,8 @@ class _Shown:
 
     def finish(self, out: Generation | None) -> None:
         self._chunk.value = "".join(self._parts)
-        self._panel.progress.value = self._most
+        ended = out is not None and out.finish_reason != "closed"
+        self._panel.progress.value = self._most if ended else self._count
         if out is None:
             self._panel.status.value = "Stopped before the first token."
             return
