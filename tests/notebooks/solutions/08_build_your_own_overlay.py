@@ -1,0 +1,21 @@
+# %% exercise-08-1
+ports_bytes_per_cycle = kernel.channels * kernel.beat_bytes
+memory_bytes_per_cycle = (
+    board.memory.peak_bytes_per_s * board.memory.efficiency / (kernel.clock_mhz * 1e6)
+)
+limit = "memory" if memory_bytes_per_cycle < ports_bytes_per_cycle else "ports"
+
+
+# %% exercise-08-2
+speed_share = (ports_bytes_per_cycle / 2) / memory_bytes_per_cycle  # now the ports are the limit
+dsp_share = 0.92  # only the engines' multipliers are fewer, and they are a small part
+
+
+# %% exercise-08-3
+changes = {"kChannels": 4, "kMaxRows": 8, "kTopLogits": 16}
+
+
+# %% exercise-08-4
+same_text = True
+same_logits = True
+same_channel_bytes = False  # the tiles are dealt out to four channels instead of two
