@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 720, 250, 70, 34, 44
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 720, 264, 70, 34, 58
+_LETTER, _LINE = 6.5, 13  # about how wide a letter is, and how far lines are apart
 _FONT = "font-family='sans-serif' font-size='12' fill='#222'"
 
 
@@ -69,9 +71,12 @@ def bars(
         parts.append(
             f"<rect x='{left + step * 0.1:.1f}' y='{top:.1f}' width='{step * 0.8:.1f}' "
             f"height='{height:.1f}' fill='#1f5fa8'><title>{name}</title></rect>"
-            f"<text x='{left + step / 2:.1f}' y='{_HEIGHT - _BOTTOM + 16}' text-anchor='middle' "
-            f"{_FONT}>{html.escape(label)}</text>"
         )
+        for n, line in enumerate(textwrap.wrap(label, max(1, int(step / _LETTER)))):
+            parts.append(
+                f"<text x='{left + step / 2:.1f}' y='{_HEIGHT - _BOTTOM + 16 + n * _LINE}' "
+                f"text-anchor='middle' {_FONT}>{html.escape(line)}</text>"
+            )
     middle = _TOP + room / 2
     parts += [
         f"<text x='{_LEFT}' y='18' font-weight='bold' {_FONT}>{html.escape(title)}</text>",
