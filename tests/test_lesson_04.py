@@ -208,6 +208,11 @@ def test_bars_are_svg_with_a_text_that_says_the_same():
     assert "64 bars, 1 to 1" not in repr(bars([1.0] * 64, [""] * 64, "T", "x", "y"))
 
 
+def test_bars_wrap_labels_that_are_wider_than_a_bar():
+    source = bars([1.0] * 8, ["memory controllers"] * 8, "T", "x", "y").source
+    assert ">memory</text>" in source and ">controllers</text>" in source
+
+
 def test_bars_need_a_label_each():
     with pytest.raises(ValueError, match="2 values and 1 labels"):
         bars([1, 2], [""], "T", "x", "y")
