@@ -5,7 +5,6 @@ import pytest
 from solutions import solution
 
 from llama_pynq import labs
-from llama_pynq.labs.figures import bars
 from llama_pynq.reference import QuantizedMatrix, quantize_groups
 from llama_pynq.reference import matvec as kernel_matvec
 
@@ -196,23 +195,3 @@ def test_matvec_is_compared_with_the_device(activations, classifier):
 )
 def test_order_prediction(answers, state, hint):
     _check("04.5", *answers, 39.5, state=state, hint=hint)
-
-
-# ---- figures
-
-
-def test_bars_are_svg_with_a_text_that_says_the_same():
-    figure = bars([2, -1], ["<a>", "b"], "Title (modelled)", "what", "GB/s")
-    assert figure._repr_svg_().startswith("<svg ") and "&lt;a&gt;" in figure.source
-    assert repr(figure) == "Title (modelled). GB/s, by what: <a> 2, b -1"
-    assert "64 bars, 1 to 1" not in repr(bars([1.0] * 64, [""] * 64, "T", "x", "y"))
-
-
-def test_bars_wrap_labels_that_are_wider_than_a_bar():
-    source = bars([1.0] * 8, ["memory controllers"] * 8, "T", "x", "y").source
-    assert ">memory</text>" in source and ">controllers</text>" in source
-
-
-def test_bars_need_a_label_each():
-    with pytest.raises(ValueError, match="2 values and 1 labels"):
-        bars([1, 2], [""], "T", "x", "y")

@@ -4,6 +4,7 @@ Drawn as inline SVG and HTML with no script from anywhere, for ipywidgets 7.7 an
 this package loads ipywidgets, and nothing else of ``llama_pynq`` does.
 """
 
+from .bars import Bars
 from .inside_views import AttentionView, CacheView, ErrorView, LensView
 from .layer_timing import LayerTiming
 from .power_view import PowerView
@@ -11,6 +12,7 @@ from .prompt_panel import PromptPanel
 
 __all__ = [
     "AttentionView",
+    "Bars",
     "CacheView",
     "ErrorView",
     "LayerTiming",
