@@ -1,13 +1,14 @@
-"""What the command line shows of the boards: a table, and a drawing of the roofline.
+"""What the command line and the lessons show: a table of the boards, and drawings.
 
-Everything here is modelled (``perf.py``), and says so.
+What is modelled (``perf.py``) says so. matplotlib is imported when something is drawn.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +146,71 @@ def _unchecked(rows: Iterable[Row]) -> list[str]:
     return [f"Some figures not yet checked against the data sheet: {', '.join(names)}."]
 
 
+# ---- drawings -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a notebook shows as a cell's value, and that can be written to a file.
+
+    Attributes
+    ----------
+    figure : matplotlib.figure.Figure
+    text : str
+        What it shows, for those who do not see it.
+    """
+
+    figure: Any = field(repr=False)
+    text: str
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, whose suffix says the format.
+
+        Raises
+        ------
+        LlamaPynqError
+            If matplotlib does not know the format.
+        """
+        if path.suffix[1:] not in self.figure.canvas.get_supported_filetypes():
+            raise LlamaPynqError(
+                f"{path}: matplotlib writes no {path.suffix or 'file without a suffix'}; "
+                "end the name in .png, .svg or .pdf"
+            )
+        self.figure.savefig(path, dpi=150)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        file = io.StringIO()
+        self.figure.savefig(file, format="svg", metadata={"Title": self.text, "Date": None})
+        return {"text/plain": self.text, "image/svg+xml": file.getvalue()}
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, beside pyplot's.
+
+    Raises
+    ------
+    LlamaPynqError
+        If matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LlamaPynqError(
+            f"a drawing needs matplotlib, which cannot be imported ({error}): install it, "
+            "pip install matplotlib"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+_MARKERS = "os^Dv<>ph"  # curves are told apart without their colours
+
 # ---- roofline -------------------------------------------------------------------------
 
 
-def plot_roofline(rows: Sequence[Row], title: str, path: Path) -> None:
+def roofline(rows: Sequence[Row], title: str) -> Picture:
     """Draw tokens/s over bytes per token's arithmetic: memory's roof, and where each board is.
 
     Parameters
@@ -156,34 +218,24 @@ def plot_roofline(rows: Sequence[Row], title: str, path: Path) -> None:
     rows : sequence of Row
         Those whose model fits are drawn.
     title : str
-    path : Path
-        A picture's file; its suffix says the format.
 
     Raises
     ------
     LlamaPynqError
-        If no board holds the model, matplotlib is missing, or it does not know the format.
+        If no board holds the model, or matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LlamaPynqError(
-            f"--plot needs matplotlib, which cannot be imported ({error}): install it, "
-            "pip install matplotlib"
-        ) from error
     drawn = [row for row in rows if not row.reason]
     if not drawn:
-        raise LlamaPynqError("--plot: no board holds this model, so there is nothing to draw")
-    figure = Figure(figsize=(9, 0.62 * len(drawn) + 2.2), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    if path.suffix[1:] not in canvas.get_supported_filetypes():
-        raise LlamaPynqError(
-            f"--plot {path}: matplotlib writes no {path.suffix or 'file without a suffix'}; "
-            "end the name in .png, .svg or .pdf"
-        )
+        raise LlamaPynqError("no board holds this model, so there is nothing to draw")
+    figure = _figure(9, 0.62 * len(drawn) + 2.2)
     _draw(figure.add_subplot(), drawn, title)
-    figure.savefig(path, dpi=150)
+    speeds = "; ".join(f"{row.board.name} {row.one.tokens_per_second:,.0f}" for row in drawn)
+    return Picture(figure, f"Roofline, {title}. Modelled tokens/s of one sequence: {speeds}.")
+
+
+def plot_roofline(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Write the `roofline` to a picture's file; its suffix says the format."""
+    roofline(rows, title).save(path)
 
 
 def _draw(axes: Any, rows: Sequence[Row], title: str) -> None:
@@ -196,13 +248,13 @@ def _draw(axes: Any, rows: Sequence[Row], title: str) -> None:
     left = min(_intensity(row.one) for row in rows) / 2
     labels = []
     for i, ((slope, ceiling, _), alike) in enumerate(groups.items()):
-        colour = f"C{i}"
+        colour, marker = f"C{i}", _MARKERS[i % len(_MARKERS)]
         ridge = min(max(ceiling / slope, left), right)
         xs, ys = [left, ridge, right], [slope * left, slope * ridge, min(ceiling, slope * right)]
         axes.plot(xs, ys, color=colour, linewidth=1.2)
         for prediction, face in ((alike[0].one, "white"), (alike[0].batch, colour)):
             x, y = _intensity(prediction), prediction.tokens_per_second
-            axes.plot([x], [y], "o", color=colour, markerfacecolor=face, markersize=6)
+            axes.plot([x], [y], marker, color=colour, markerfacecolor=face, markersize=6)
         one, batch = alike[0].one, alike[0].batch
         names = ", ".join(row.board.name for row in alike)
         text = f"{names}: {one.tokens_per_second:,.0f} and {batch.tokens_per_second:,.0f} tok/s"
@@ -213,7 +265,9 @@ def _draw(axes: Any, rows: Sequence[Row], title: str) -> None:
     _label(axes, labels, right)
     axes.set_xlabel("operations per byte read (more sequences at once: to the right)")
     axes.set_ylabel("tokens/s")
-    axes.set_title(f"{title}\nmodelled, not measured: one sequence (rings), largest batch (dots)")
+    axes.set_title(
+        f"{title}\nmodelled, not measured: one sequence (hollow marks), largest batch (filled)"
+    )
     axes.grid(True, which="major", alpha=0.3)
 
 
@@ -263,3 +317,75 @@ def _label(axes: Any, labels: Sequence[tuple[float, str, str]], x: float) -> Non
                 "relpos": (0, 0.5),
             },
         )
+
+
+# ---- batches --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Speed against the rows of a step, for `batch_drawing`.
+
+    Attributes
+    ----------
+    label : str
+        Whose, and by what it was found.
+    kind : {"measured", "modelled", "roof"}
+    tokens_per_second : dict of int to float
+        Of all sequences together, by their number.
+    """
+
+    label: str
+    kind: str
+    tokens_per_second: dict[int, float]
+
+
+_BIG_AND_KEY: dict[str, Any] = {"gridspec_kw": {"height_ratios": (5, 1)}}
+_LINES = {"measured": "-", "modelled": "--", "roof": ":"}
+
+
+def batch_drawing(curves: Sequence[Curve], title: str) -> Picture:
+    """Draw rows against the tokens/s of all sequences, and the wait of one for its next token.
+
+    Parameters
+    ----------
+    curves : sequence of Curve
+    title : str
+
+    Raises
+    ------
+    LlamaPynqError
+        If matplotlib is missing.
+    """
+    figure = _figure(10, 4.8)
+    axes_of = figure.subplot_mosaic([["rates", "waits"], ["key", "key"]], **_BIG_AND_KEY)
+    panels = axes_of["rates"], axes_of["waits"]
+    for i, curve in enumerate(curves):
+        rows, rates = zip(*sorted(curve.tokens_per_second.items()))
+        waits = [1e3 * n / rate for n, rate in zip(rows, rates)]
+        look = {
+            "linestyle": _LINES[curve.kind],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "label": f"{curve.kind}: {curve.label}",
+        }
+        for axes, values in zip(panels, (rates, waits)):
+            axes.plot(rows, values, **look)
+    ticks = sorted({n for curve in curves for n in curve.tokens_per_second})
+    sides = ("tokens/s, all sequences together", "ms until one sequence has its next token")
+    for axes, side in zip(panels, sides):
+        axes.set_xticks(ticks)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("sequences in a step")
+        axes.set_ylabel(side)
+        axes.grid(True, alpha=0.3)
+    axes_of["key"].set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    axes_of["key"].legend(handles, labels, loc="center", frameon=False)
+    figure.suptitle(title)
+    return Picture(figure, f"{title}. {' '.join(map(_in_words, curves))}")
+
+
+def _in_words(curve: Curve) -> str:
+    rates = curve.tokens_per_second.items()
+    values = ", ".join(f"{n}: {rate:,.0f}" for n, rate in sorted(rates))
+    return f"{curve.label}, {curve.kind}, tokens/s by number of sequences: {values}."

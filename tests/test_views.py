@@ -7,7 +7,16 @@ import pytest
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import LimitError, LlamaPynqError
-from llama_pynq.views import SHAPES, _label, boards_table, compare, plot_roofline
+from llama_pynq.views import (
+    SHAPES,
+    Curve,
+    _label,
+    batch_drawing,
+    boards_table,
+    compare,
+    plot_roofline,
+    roofline,
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +94,36 @@ def test_labels_of_roofs_that_end_together_do_not_overlap():
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
+def test_a_notebook_shows_the_roofline_as_a_picture_and_in_words(rows):
+    bundle = roofline(rows, "stories110M")._repr_mimebundle_(include=None, exclude=None)
+    assert "<!-- modelled, not measured" in bundle["image/svg+xml"]
+    assert bundle["text/plain"].startswith("Roofline, stories110M. Modelled tokens/s")
+    assert "kv260 113" in bundle["text/plain"] and "pynq-z2" not in bundle["text/plain"]
+
+
+def test_groups_of_the_roofline_differ_in_their_marks(rows):
+    lines = roofline(rows, "stories110M").figure.axes[0].lines
+    marks = [line.get_marker() for line in lines if line.get_marker() != "None"]
+    assert len(set(marks)) == len(marks) // 2  # one sequence and largest batch
+
+
+def test_a_batch_drawing_has_throughput_and_the_wait_of_one():
+    here = Curve("this computer", "measured", {4: 200.0, 1: 100.0})
+    there = Curve("KV260", "modelled", {1: 50.0, 2: 80.0})
+    drawing = batch_drawing([here, there], "A model")
+    rates, waits, key = drawing.figure.axes
+    assert rates.lines[0].get_xydata().tolist() == [[1, 100], [4, 200]]
+    assert waits.lines[0].get_xydata().tolist() == [[1, 10], [4, 20]]
+    legend = [text.get_text() for text in key.get_legend().get_texts()]
+    assert legend == ["measured: this computer", "modelled: KV260"]
+    looks = {(line.get_marker(), line.get_linestyle()) for line in rates.lines}
+    assert len(looks) == 2  # told apart without their colours
+    assert (
+        "this computer, measured, tokens/s by number of sequences: 1: 100, 4: 200."
+        in (drawing._repr_mimebundle_()["text/plain"])
+    )
+
+
 def test_an_unknown_picture_format_is_refused(rows, tmp_path):
     with pytest.raises(LlamaPynqError, match=r"matplotlib writes no \.docx; end the name in"):
         plot_roofline(rows, "stories110M", tmp_path / "roof.docx")
@@ -98,7 +137,7 @@ def test_nothing_to_draw_is_refused(rows, tmp_path):
 
 def test_a_missing_matplotlib_is_named(rows, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(LlamaPynqError, match="--plot needs matplotlib"):
+    with pytest.raises(LlamaPynqError, match="a drawing needs matplotlib"):
         plot_roofline(rows, "stories110M", tmp_path / "roof.png")
 
 
