@@ -23,7 +23,7 @@ from llama_pynq.widgets import (
     PowerView,
     PromptPanel,
 )
-from llama_pynq.widgets.prompt_panel import token_html
+from llama_pynq.widgets.prompt_panel import token_html, visible
 from llama_pynq.widgets.svg import Drawing, shade, ticks
 from llama_pynq.widgets.worker import Pacer, Worker
 
@@ -145,7 +145,7 @@ def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monk
 
 def test_token_shows_its_probability_and_the_others_and_escapes_text():
     token = StreamToken(7, " <b>", TokenLogprob(7, np.log(0.05), {3: np.log(0.6), 7: np.log(0.05)}))
-    shown = token_html(token, lambda i: {3: "a\n", 7: " <b>"}[i])
+    shown = token_html(token, lambda i: visible({3: "a\n", 7: " <b>"}[i]))
     assert "underline solid" in shown and "tabindex='0'" in shown
     assert " &lt;b&gt;<span" in shown and "<b>" not in shown
     assert "␣&lt;b&gt; had 5.0%" in shown and "a⏎ 60.0%" in shown

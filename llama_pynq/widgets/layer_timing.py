@@ -121,7 +121,7 @@ def _gantt(step: StepTimes) -> str:
     share = "" if roof is None else f"; {roof:.0%} of the memory's roof"
     drawing.text(
         4, 30, f"one token at position {step.position}: {_amount(step.total_us)} µs in the kernel, "
-        f"stamps of {step.clock_mhz:g} MHz{share}", ink=PALE,
+        f"{'time stamps' if step.measured else 'clock'} of {step.clock_mhz:g} MHz{share}", ink=PALE,
     )  # fmt: skip
     scale = (_WIDTH - _LEFT - 16) / step.total_us
     bottom = 42 + _LANE * len(_LANES)

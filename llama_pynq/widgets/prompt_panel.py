@@ -16,7 +16,7 @@ from .svg import escape, shade
 from .worker import Pacer, Worker
 
 ALTERNATIVES = 5
-_CHUNK = 24
+_CHUNK = 40
 """Tokens in one piece of the text: only the last piece is sent again while tokens come."""
 
 _STYLE = """<style>
@@ -56,7 +56,7 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
     ----------
     token : StreamToken
     name : callable
-        A token id's text.
+        A token id's text, as HTML with its spaces visible.
     """
     text = escape(token.text)
     if token.logprob is None:
@@ -64,9 +64,9 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
     p = math.exp(token.logprob.logprob)
     paper, ink = shade((1 - p) * 0.6)
     others = " &nbsp;·&nbsp; ".join(
-        f"{_visible(name(i))} {math.exp(value):.1%}" for i, value in token.logprob.top.items()
+        f"{name(i)} {math.exp(value):.1%}" for i, value in token.logprob.top.items()
     )
-    tip = f"{_visible(name(token.logprob.token))} had {p:.1%} &nbsp;|&nbsp; most probable: {others}"
+    tip = f"{name(token.logprob.token)} had {p:.1%} &nbsp;|&nbsp; most probable: {others}"
     return (
         f"<span class='llama-token' tabindex='0' style='background:{paper};color:{ink};"
         f"text-decoration:underline {_underline(p)}'>{text}"
@@ -74,7 +74,8 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
     )
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """A token's text as HTML, with marks for spaces and for the ends of lines."""
     return escape(text.replace("\n", "⏎").replace(" ", "␣") or "∅")
 
 
@@ -126,7 +127,9 @@ class PromptPanel(widgets.VBox):
         self, overlay: Any, power: EnergyMeter | None = None, prompt: str = "Once upon a time"
     ) -> None:
         self._overlay, self._power = overlay, power
-        self._worker, self._chunks = Worker(), list[widgets.HTML]()
+        self._worker = Worker()
+        self._chunks = [widgets.HTML()]  # kept: to make a widget takes longer than a token
+        self._names: dict[int, str] = {}
         self.runs: list[Run] = []
         c = overlay.llama.model.config
         wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="330px")}
@@ -205,6 +208,20 @@ class PromptPanel(widgets.VBox):
         self._worker.wait()
         super().close()
 
+    def _chunk(self, i: int) -> widgets.HTML:
+        """The i-th piece of the text, empty."""
+        if i == len(self._chunks):
+            first = self._chunks[0]
+            self._chunks.append(widgets.HTML(layout=first.layout, style=first.style))
+        self._chunks[i].value = ""
+        return self._chunks[i]
+
+    def _name(self, token: int) -> str:
+        if token not in self._names:
+            piece = self._overlay.llama.model.tokenizer.piece(token)
+            self._names[token] = visible(piece.decode("utf-8", "replace"))
+        return self._names[token]
+
     def _generate(self, prompt: str, settings: dict[str, Any]) -> None:
         """In the worker's thread: one text, from the first token to the last or to Stop."""
         finished: list[Generation] = []
@@ -237,8 +254,9 @@ class PromptPanel(widgets.VBox):
         self.seed.value = result.seed
         self.runs.append(Run(prompt, result.text, {**settings, "seed": result.seed}, result))
         labels = [f"{i}. {run.label}" for i, run in enumerate(self.runs, 1)]
-        self.history.options = labels
-        self.history.index = len(labels) - 1
+        with self.history.hold_sync():
+            self.history.options = labels
+            self.history.index = len(labels) - 1
 
     def _choose(self, _: object = None) -> None:
         index = self.history.index
@@ -269,23 +287,23 @@ class _Shown:
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
         self._energy = ""
-        self._chunk = widgets.HTML()
-        first = widgets.HTML(f"<span class='llama-prompt'>{escape(prompt)}</span>")
+        first, self._chunk = panel._chunk(0), panel._chunk(1)
+        first.value = f"<span class='llama-prompt'>{escape(prompt)}</span>"
         panel.text.children = [first, self._chunk]
-        panel.progress.max, panel.progress.value = most, 0
+        with panel.progress.hold_sync():
+            panel.progress.max, panel.progress.value = most, 0
         panel.status.value = "Reading the prompt…"
-        tokenizer = panel._overlay.llama.model.tokenizer
-        self._name = lambda i: tokenizer.piece(i).decode("utf-8", "replace")
 
     def add(self, token: StreamToken) -> None:
         if token.token is not None:
             self._count += 1
             self._begin = self._begin or time.perf_counter()
-        self._parts.append(token_html(token, self._name))
+        self._parts.append(token_html(token, self._panel._name))
         if len(self._parts) == _CHUNK:
             self._chunk.value = "".join(self._parts)
-            self._parts, self._chunk = [], widgets.HTML()
-            self._panel.text.children = [*self._panel.text.children, self._chunk]
+            so_far = self._panel.text.children
+            self._parts, self._chunk = [], self._panel._chunk(len(so_far))
+            self._panel.text.children = [*so_far, self._chunk]
         if self._pacer.due():
             self._send()
 

@@ -1,0 +1,93 @@
+"""What the prompt panel costs beside generate() alone, and how long Stop takes.
+
+Runs in a real Jupyter kernel, so that the widgets' messages are made and sent. Both ways generate
+the same texts (a seed gives one text), in turn; medians count. Needs `pip install '.[lab]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+INSIDE = """
+import json, statistics, time
+from llama_pynq import LlamaOverlay
+from llama_pynq.random_model import random_model
+from llama_pynq.widgets import PromptPanel
+
+def measure(shape, rounds, tokens):
+    files = (None, None) if shape == "bundled" else random_model(shape)
+    with LlamaOverlay() as overlay:
+        overlay.load_model(*files)
+        panel = PromptPanel(overlay)
+        alone, shown, stops = [], [], []
+        for seed in range(1, rounds + 2):
+            settings = {"max_new_tokens": tokens, "temperature": 0.8, "top_p": 0.9, "seed": seed}
+            begin = time.perf_counter()
+            out = overlay.generate(panel.prompt.value, **settings)
+            middle = time.perf_counter()
+            panel.start(settings)
+            panel.wait()
+            end = time.perf_counter()
+            assert panel.runs[-1].text == out.text, panel.status.value
+            if seed > 1:  # the first is warming up
+                alone.append(middle - begin)
+                shown.append(end - middle)
+        panel.pace.value = 20.0
+        for _ in range(rounds):
+            panel.start({"max_new_tokens": tokens, "seed": 1})
+            time.sleep(0.3)
+            begin = time.perf_counter()
+            panel.stop.click()
+            panel.wait()
+            stops.append(time.perf_counter() - begin)
+        panel.close()
+    ratio = statistics.median(b / a for a, b in zip(alone, shown))
+    return {"shape": shape, "alone_ms": 1e3 * statistics.median(alone),
+            "panel_ms": 1e3 * statistics.median(shown), "ratio": ratio,
+            "stop_ms": 1e3 * statistics.median(stops), "stop_most_ms": 1e3 * max(stops)}
+"""
+
+
+def run(code: str) -> str:
+    """Execute code in a Jupyter kernel; what it printed."""
+    from jupyter_client.manager import start_new_kernel
+
+    manager, client = start_new_kernel()
+    printed: list[str] = []
+    try:
+
+        def take(message: dict) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream" and content["name"] == "stdout":
+                printed.append(content["text"])
+            if message["msg_type"] == "error":
+                sys.exit("\n".join(content["traceback"]))
+
+        client.execute_interactive(code, output_hook=take, timeout=None)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    return "".join(printed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--shapes", nargs="+", default=["bundled", "stories15M", "stories110M"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=200)
+    args = parser.parse_args()
+    for shape in args.shapes:
+        call = f"print('RESULT' + json.dumps(measure({shape!r}, {args.rounds}, {args.tokens})))"
+        text = run(INSIDE + call)
+        r = json.loads(text.rpartition("RESULT")[2])
+        print(
+            f"{shape}: {r['alone_ms']:.0f} ms alone, {r['panel_ms']:.0f} ms in the panel, "
+            f"{r['ratio'] - 1:+.1%} (median of {args.rounds} pairs); Stop after "
+            f"{r['stop_ms']:.0f} ms (at most {r['stop_most_ms']:.0f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
