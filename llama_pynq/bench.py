@@ -13,8 +13,7 @@ from . import __version__
 from .contract import RowFlag, make_rows
 from .llama import Generation, Llama
 from .llama_overlay import LlamaOverlay
-from .power import PowerRecorder
-from .sensors import Rails
+from .power import PowerRecorder, Rails
 
 
 @dataclass(frozen=True)

@@ -204,8 +204,8 @@ def _bench(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from .bench import measure
+    from .power import rails
     from .random_model import random_model
-    from .sensors import rails
 
     # A rate takes two tokens: it leaves out the first, which waits for the prompt.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):

@@ -24,6 +24,7 @@ from pynq import DefaultIP
 from . import contract
 from .checkpoint import ModelConfig
 from .contract import KernelLimits, RequestFlag, State
+from .energy import EnergyMeter
 from .errors import (
     DeviceMemoryError,
     KernelError,
@@ -758,13 +759,14 @@ class LlamaDriver(DefaultIP):
         kv_bits: int = 32,
         slots: int | None = None,
         rope_theta: float | None = None,
+        power: EnergyMeter | None = None,
     ) -> Llama:
         """Load a checkpoint, or the bundled model; see `llama.load`."""
         from .llama import load
 
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
-            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta,
+            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, power=power,
         )  # fmt: skip
         return self._llama
 

@@ -839,6 +839,7 @@ def load(
     kv_bits: int = 32,
     slots: int | None = None,
     rope_theta: float | None = None,
+    power: EnergyMeter | None = None,
 ) -> Llama:
     """Load a model onto the driver's device.
 
@@ -861,6 +862,8 @@ def load(
         itself for a larger batch.
     rope_theta : float, optional
         Not in a llama2.c file; default 10000. A packed file knows its own.
+    power : power.PowerRecorder, optional
+        One that is recording: loading is marked on it.
 
     Returns
     -------
@@ -923,5 +926,8 @@ def load(
         if slots is not None:
             raise
         llama.upload(1)
-    llama.load_seconds = time.perf_counter() - start
+    end = time.perf_counter()
+    llama.load_seconds = end - start
+    if power is not None:
+        power.mark("load", start, end)
     return llama

@@ -2,8 +2,8 @@
 
 `rails` finds what can be read of a device; `PowerRecorder` samples it in a thread of its own and
 answers `energy` for any stretch of time. Each figure carries where it comes from and whether it was
-measured or modelled; what has no source is not shown. The sources themselves are in
-``sensors.py``, the emulated boards' model in ``power_model.py``.
+measured or modelled; what has no source is not shown. A rail and its readings are in
+``readings.py``, the sources in ``sensors.py``, the emulated boards' model in ``power_model.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
 from typing import Any
@@ -21,75 +21,10 @@ import numpy as np
 
 from .energy import Energy
 from .errors import RequestError
+from .readings import Rail, Reading, SensorLost
+from .sensors import Rails, rails
 
-
-class SensorLost(Exception):
-    """A sensor gave no reading this time; the text says why."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One reading of a rail.
-
-    Attributes
-    ----------
-    watts : float
-    source : str
-        What was read, and by what.
-    measured : bool
-        False: a model's figure.
-    period_s : float
-        How often the source itself has a new value.
-    resolution_w : float
-        The smallest step of it; NaN where the source does not say.
-    """
-
-    watts: float
-    source: str
-    measured: bool
-    period_s: float
-    resolution_w: float
-
-
-@dataclass(frozen=True)
-class Rail:
-    """Something whose power can be read.
-
-    Attributes
-    ----------
-    name, source : str
-    watts : callable
-        Gives the power now, or `SensorLost`.
-    measured : bool
-    period_s, resolution_w : float
-        See `Reading`.
-    counts : bool
-        Whether it is part of the device's total; rails behind another one are not.
-    is_mean : bool
-        The reading is the mean since the one before (an energy counter), not the power now.
-    model : object, optional
-        Of an emulated board: gives the `Energy` of texts, for its watts are a model's.
-    """
-
-    name: str
-    source: str
-    watts: Callable[[], float] = field(repr=False)
-    measured: bool = True
-    period_s: float = 0.0
-    resolution_w: float = math.nan
-    counts: bool = True
-    is_mean: bool = False
-    model: Any = field(default=None, repr=False)
-
-    def read(self) -> Reading:
-        """The power now.
-
-        Raises
-        ------
-        SensorLost
-            If there is no reading this time.
-        """
-        return Reading(self.watts(), self.source, self.measured, self.period_s, self.resolution_w)
+__all__ = ["Phase", "PowerRecorder", "Rail", "Rails", "Reading", "SensorLost", "rails"]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from .boards import boards
 from .errors import RequestError
-from .power import Rail, SensorLost
 from .power_model import EnergyModel, idle_watts
+from .readings import Rail, SensorLost
 
 HWMON = Path("/sys/class/hwmon")
 POWERCAP = Path("/sys/class/powercap")

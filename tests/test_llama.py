@@ -500,6 +500,9 @@ def test_stream_with_power_has_the_energy_of_generate(overlay, bundled):
             return "a test measures nothing"
 
     meter, finished = Meter(), []
+    overlay.load_model(power=meter)
+    assert meter.calls == ["load"]
+    meter.calls.clear()
     list(overlay.stream(PROMPT, max_new_tokens=5, power=meter, on_finish=finished.append))
     out = finished[0]
     texts = [(len(out.prompt_tokens), len(out.tokens))]

@@ -12,8 +12,7 @@ import llama_pynq.power as module
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError
-from llama_pynq.power import PowerRecorder, Rail, SensorLost
-from llama_pynq.sensors import rails
+from llama_pynq.power import PowerRecorder, Rail, SensorLost, rails
 
 
 class Clock:
