@@ -82,8 +82,14 @@ TERMS: dict[str, Terms] = {
     "u200": _CARD,
     "u250": _CARD,
     "u50": _terms(12.0, "from memory", _ULTRASCALE, _HBM2),
-    "u280": _terms(20.0, "from memory", _ULTRASCALE, _HBM2),
-    "u55c": _terms(20.0, "from memory", _ULTRASCALE, _HBM2),
+    "u280": _terms(20.0, "from memory: a U55C's, and 32 GiB of DDR4", _ULTRASCALE, _HBM2),
+    "u55c": _terms(
+        14.5,
+        "two cards read 14.5 and 15.0 W in the examples of Paderborn's PC2 (Power and Energy "
+        "Measurements of FPGAs), which do not tell of any load",
+        _ULTRASCALE,
+        _HBM2,
+    ),
 }
 
 
