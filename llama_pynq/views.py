@@ -357,7 +357,7 @@ def batch_drawing(curves: Sequence[Curve], title: str) -> Picture:
     LlamaPynqError
         If matplotlib is missing.
     """
-    figure = _figure(10, 4.8)
+    figure = _figure(8.8, 4.6)
     axes_of = figure.subplot_mosaic([["rates", "waits"], ["key", "key"]], **_BIG_AND_KEY)
     panels = axes_of["rates"], axes_of["waits"]
     for i, curve in enumerate(curves):
