@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,14 +46,20 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
 
 
 def find_device() -> Device:
-    """The first board that PYNQ sees, else the emulated device."""
+    """The first board that PYNQ sees, else the emulated device.
+
+    With ``LLAMA_PYNQ_EMULATE=1`` in the environment the emulated device, whatever PYNQ sees.
+    """
     with warnings.catch_warnings():
         # Off-board, PYNQ complains of a descriptor it leaves open itself.
         warnings.simplefilter("ignore", ResourceWarning)
         devices = Device.devices
+    emulate = os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0")
     for device in devices:
-        if not isinstance(device, EmulatedDevice):
+        if isinstance(device, EmulatedDevice) == emulate:
             return device
+    if emulate:
+        return EmulatedDevice()
     if not devices:
         raise DeviceNotFound(
             "PYNQ finds no device on this board: is its image PYNQ's, and are you root? To use "
