@@ -1,4 +1,4 @@
-"""Builds the emulated overlay, and maps overlay/ and hls_src/ into the package."""
+"""Builds the emulated overlay, and maps overlay/, hls_src/ and notebooks/ into the package."""
 
 import sys
 from pathlib import Path
@@ -55,19 +55,25 @@ class PlatformWheel(bdist_wheel):
 setup(
     ext_modules=[Extension("llama_pynq.overlay.llama", sources=[])],
     cmdclass={"build_ext": BuildOverlay, "bdist_wheel": PlatformWheel},
-    package_dir={"llama_pynq.overlay": "overlay", "llama_pynq.hls_src": "hls_src"},
+    package_dir={
+        "llama_pynq.hls_src": "hls_src",
+        "llama_pynq.notebooks": "notebooks",
+        "llama_pynq.overlay": "overlay",
+    },
     packages=[
         "llama_pynq",
         "llama_pynq.emulation",
         *HLS_FOLDERS,
         "llama_pynq.labs",
         "llama_pynq.models",
+        "llama_pynq.notebooks",
         "llama_pynq.overlay",
         "llama_pynq.train",
         "llama_pynq.widgets",
     ],
     package_data={
         "llama_pynq.models": ["*.bin", "*.model", "*.md"],
+        "llama_pynq.notebooks": ["*.ipynb"],
         **{name: ["*.h", "*.cpp"] for name in HLS_FOLDERS},
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -43,3 +44,30 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that readers see complete or not at all."""
     with replacing(path) as file:
         file.write(data)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that readers see complete or not at all, and never in place of another.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something at `path`; it stays as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links, such as a memory card's
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.rename(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

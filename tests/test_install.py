@@ -18,10 +18,18 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+from tiny_lesson import notebook, write
 
 ROOT = Path(__file__).parents[1]
 OVERLAY_FILES = {f"llama_pynq/overlay/llama/llama.{kind}" for kind in ("xclbin", "bit", "hwh")}
 # Of the repository's files, those that are of no use without it.
+TINY = "99_tiny.ipynb"
+LITTER = (
+    "notebooks/.ipynb_checkpoints/99_tiny-checkpoint.ipynb",
+    "notebooks/__pycache__/__init__.cpython-311.pyc",
+    "notebooks/solutions/99_tiny.ipynb",
+    "tests/notebooks/solutions/99_tiny.py",
+)
 ONLY_IN_GIT = (".gitignore", ".gitattributes", ".ci/", ".github/")
 
 pytest.importorskip("build")
@@ -103,6 +111,10 @@ def source(tmp_path_factory):
     for name in project_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
+    # What JupyterLab and Python leave in a checkout, and a notebook, even if there were no other.
+    write(folder / "notebooks" / TINY, notebook())
+    for name in LITTER:
+        write(folder / name, "{}")
     return folder
 
 
@@ -157,6 +169,31 @@ def install(dependencies, tmp_path):
     return into
 
 
+GET_NOTEBOOKS = "import sys; from pynq._cli.get_notebooks import main; sys.exit(main())"
+
+
+def deliver(folder, notebooks):
+    """What PYNQ and our own command deliver: the notebooks, and nothing else."""
+    python = folder / "bin" / "python"
+    expected = {path.name: path.read_bytes() for path in notebooks.glob("*.ipynb")}
+    assert TINY in expected
+    get = [python, "-c", GET_NOTEBOOKS]
+    assert "- llama_pynq (source: llama_pynq)" in call(*get, "-l", cwd=folder).stdout
+    # As on an Alveo host, and as where there is no board and the overlays are not looked up.
+    for out, options in (("d", ["-d", "xilinx_u250"]), ("o", ["--ignore-overlays"])):
+        call(*get, *options, "-p", out, "llama_pynq", cwd=folder)
+    call(folder / "bin" / "llama-pynq", "notebooks", "ours", cwd=folder)
+    for out in ("d/llama_pynq", "o/llama_pynq", "ours"):
+        found = [path for path in (folder / out).rglob("*") if path.is_file()]
+        assert {str(p.relative_to(folder / out)): p.read_bytes() for p in found} == expected
+    # A second delivery, forced, replaces what was changed and keeps a copy of it.
+    (folder / "o" / "llama_pynq" / TINY).write_text("my work")
+    call(*get, "-o", "-f", "-p", "o", "llama_pynq", cwd=folder)
+    assert (folder / "o" / "llama_pynq" / TINY).read_bytes() == expected[TINY]
+    (backup,) = (folder / "o" / "llama_pynq").glob("*.backup-*.ipynb")
+    assert backup.read_text() == "my work"
+
+
 def try_out(folder, package_folder):
     """Use an installed llama_pynq as a script and as a library."""
     python = folder / "bin" / "python"
@@ -186,11 +223,13 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         metadata = archive.read(f"{name}-{version}.dist-info/METADATA").decode()
     info = f"{name}-{version}.dist-info/"
     package = {file for file in names if not file.startswith(info)}
-    expected = set(OVERLAY_FILES)
+    expected = {*OVERLAY_FILES, f"llama_pynq/notebooks/{TINY}"}
     for file in project_files():
         if file.startswith("llama_pynq/"):
             expected.add(file)
-        elif file.startswith(("hls_src/", "overlay/")) and not file.endswith((".tcl", ".md")):
+        elif file.startswith(("hls_src/", "notebooks/", "overlay/")) and not file.endswith(
+            (".tcl", ".md")
+        ):
             expected.add(f"llama_pynq/{file}")
     assert expected <= package, "files are missing"
     extra = package - expected
@@ -198,6 +237,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert not [file for file in names if file.endswith((".so", ".pyc", ".pyd", ".dll"))]
     assert "llama-pynq = llama_pynq.cli:main" in entry_points
     assert "[pynq.overlays]\nllama_pynq = llama_pynq.overlay" in entry_points
+    assert "[pynq.notebooks]\nllama_pynq = llama_pynq.notebooks" in entry_points
+    assert not [file for file in names if "solutions" in file or ".ipynb_checkpoints" in file]
+    assert not [file for file in names if file.startswith(("tests/", "llama_pynq/tests/"))]
     headers = HeaderParser().parsestr(metadata)
     assert headers["License-Expression"] == "Apache-2.0"
     assert headers["Requires-Python"] == "<3.13,>=3.10"
@@ -210,6 +252,8 @@ def test_sdist_holds_the_whole_project(sdist):
         names = {name.removeprefix(f"{top}/") for name in archive.getnames()}
     wanted = {name for name in project_files() if not name.startswith(ONLY_IN_GIT)}
     assert wanted - names == set()
+    assert f"notebooks/{TINY}" in names
+    assert not [name for name in names if name.startswith("notebooks/.")]
     assert not [name for name in names if name.startswith("overlay/llama")], "built here"
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
@@ -218,18 +262,21 @@ def test_wheel_works_in_an_empty_environment(wheel, install):
     folder = install(wheel)
     (site,) = folder.glob("lib/python3*/site-packages")
     try_out(folder, site / "llama_pynq")
+    deliver(folder, site / "llama_pynq" / "notebooks")
 
 
 def test_sdist_works_in_an_empty_environment(sdist, install):
     folder = install(sdist)
     (site,) = folder.glob("lib/python3*/site-packages")
     try_out(folder, site / "llama_pynq")
+    assert (site / "llama_pynq" / "notebooks" / TINY).is_file()
 
 
 def test_editable_install_works_in_an_empty_environment(source, install, tmp_path):
     checkout = shutil.copytree(source, tmp_path / "checkout")
     folder = install("--editable", checkout)
     try_out(folder, checkout / "llama_pynq")
+    deliver(folder, checkout / "notebooks")
     # What is edited is what runs.
     text = (checkout / "llama_pynq" / "__init__.py").read_text()
     (checkout / "llama_pynq" / "__init__.py").write_text(text + '__version__ = "9.9"\n')

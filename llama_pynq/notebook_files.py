@@ -1,0 +1,110 @@
+"""The notebooks that come with the package, and copies of them to work on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+
+from .errors import LlamaPynqError
+from .files import write_atomically, write_new
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What became of one notebook.
+
+    Attributes
+    ----------
+    path : Path
+        The copy.
+    state : {"copied", "kept", "unchanged", "replaced"}
+        "kept": a file of that name is there, and is not what the package has; "unchanged": it is.
+    backup : Path or None
+        Where what was replaced is.
+    """
+
+    path: Path
+    state: str
+    backup: Path | None = None
+
+
+def notebook_sources() -> list[Path]:
+    """The package's own notebooks, in the order of the lessons."""
+    folders = import_module("llama_pynq.notebooks").__path__
+    found = {path.name: path for folder in folders for path in _in(Path(folder))}
+    return [found[name] for name in sorted(found)]
+
+
+def _in(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.ipynb") if not path.name.startswith(".")]
+
+
+def copy_notebooks(folder: Path, *, reset: bool = False, now: datetime | None = None) -> list[Copy]:
+    """Copy the notebooks to a folder; nothing that is there is ever lost.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    reset : bool
+        Replace the notebooks that were changed, each after a copy of it was made beside it:
+        ``01_prompting.backup-20261123-104500.ipynb``. Otherwise they are kept as they are.
+    now : datetime, optional
+        For the backups' names; default: this second.
+
+    Returns
+    -------
+    list of Copy
+        One for each of the package's notebooks.
+
+    Raises
+    ------
+    LlamaPynqError
+        If `folder` is no folder, or cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise LlamaPynqError(f"{folder} is a file: give a folder for the notebooks")
+    stamp = f"{now or datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [_copy(source, folder / source.name, stamp if reset else None)
+                for source in notebook_sources()]  # fmt: skip
+    except OSError as error:
+        raise LlamaPynqError(
+            f"the notebooks cannot be copied to {folder} ({error.strerror or error}): give a "
+            "folder that you may write to"
+        ) from error
+
+
+def _copy(source: Path, target: Path, stamp: str | None) -> Copy:
+    data = source.read_bytes()
+    try:
+        write_new(target, data)
+        return Copy(target, "copied")
+    except FileExistsError:
+        pass
+    if not target.is_file():
+        return Copy(target, "kept")  # a folder, or a link to nowhere
+    before = target.read_bytes()
+    if before == data:
+        return Copy(target, "unchanged")
+    if stamp is None:
+        return Copy(target, "kept")
+    backup = _write_backup(target, before, stamp)
+    write_atomically(target, data)
+    return Copy(target, "replaced", backup)
+
+
+def _write_backup(path: Path, data: bytes, stamp: str) -> Path:
+    """Write a copy beside `path`, under a name that is free."""
+    number = 1
+    while True:
+        more = f"-{number}" if number > 1 else ""
+        backup = path.with_name(f"{path.stem}.backup-{stamp}{more}{path.suffix}")
+        try:
+            write_new(backup, data)
+            return backup
+        except FileExistsError:
+            number += 1
