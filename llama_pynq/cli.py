@@ -1,4 +1,4 @@
-"""The command line: ``llama-pynq generate|info|bench|pack|boards``."""
+"""The command line: ``llama-pynq generate|info|bench|pack|boards``, and `cli_notebooks`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
+from . import __version__, cli_notebooks
 from .errors import LlamaPynqError
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
                          "packed")  # fmt: skip
     compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
     compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
+
+    cli_notebooks.add_commands(commands)
     return parser
 
 
@@ -343,13 +345,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack the text's characters
-    args = _parser().parse_args(argv)
+    given, passed_on = cli_notebooks.split(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(given, argparse.Namespace(passed_on=passed_on))
     commands = {
         "generate": _generate,
         "info": _info,
         "bench": _bench,
         "pack": _pack,
         "boards": _boards,
+        **cli_notebooks.COMMANDS,
     }
     try:
         status = commands[args.command](args)
