@@ -4,17 +4,20 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import solutions
 import tiny_lesson
 from tiny_lesson import RIGHT_1, RIGHT_2, TO_DO_1, cell, notebook, write
 
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.labs import grade as grading
 from llama_pynq.labs.grade import Row, grade, lessons, submissions, suspicious, table
+from llama_pynq.notebook_files import notebook_sources
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -238,6 +241,13 @@ def double(x):
     assert "get_ipython" in row.note
 
 
+def test_forgery_that_cannot_be_prevented_is_noted(graded):
+    """docs/teaching.md says that it exists."""
+    cheat = f"get_ipython().display_formatter.format = lambda *_, **__: ({RECORD!r}, {{}})"
+    row = graded(notebook(f"{cheat}\ndef double(x):\n    return 0", RIGHT_2))[0]
+    assert row.state == "passed" and "get_ipython" in row.note
+
+
 @pytest.mark.parametrize(
     ("change", "value"),
     [("exercise", "99.2"), ("stages", ["of one"]), ("state", "best"), ("passed", 3), ("hint", 1)],
@@ -334,6 +344,31 @@ def test_every_lesson_of_the_package_can_be_graded():
         ids = [c["id"] for c in lesson.cells]
         for name in lesson.exercises:
             assert name.replace("exercise-", "check-") in ids
+
+
+@pytest.mark.parametrize("source", notebook_sources(), ids=lambda path: path.stem)
+def test_solutions_of_a_lesson_are_passed_without_a_note(source, tmp_path):
+    answers = solutions.cells(source.stem)
+    content = json.loads(source.read_text(encoding="utf-8"))
+    for entry in content["cells"]:
+        entry["source"] = answers.get(entry["id"], entry["source"])
+    path = write(tmp_path / "in" / "ada.ipynb", content)
+    rows = grade(path, tmp_path / "in", lessons([source]), 300)
+    assert len(rows) >= 2
+    assert {(row.state, row.error, row.note) for row in rows} == {("passed", "", "")}
+    assert all(row.passed == row.stages for row in rows)
+
+
+def test_lecturers_table_has_every_lesson_with_its_minutes_and_exercises():
+    text = (Path(__file__).parents[1] / "docs" / "teaching.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d\d_\w+) \| (\d+) \| (\d+) \|", text, re.MULTILINE)
+    found = []
+    for source in notebook_sources():
+        title = "".join(json.loads(source.read_text(encoding="utf-8"))["cells"][0]["source"])
+        (minutes,) = re.findall(r"\*\*Time[:.]\*\* (\d+) minutes", title)
+        (lesson,) = lessons([source]).values()
+        found.append((source.stem, minutes, str(len(lesson.exercises))))
+    assert table == found
 
 
 def test_exercise_without_a_check_is_refused(tmp_path, known):
