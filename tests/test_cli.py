@@ -762,10 +762,11 @@ def test_lab_serves_the_notebooks_in_the_jupyterlab_that_is_here(tmp_path):
                 if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
                     break
             listed = contents(f"{found[0]}api/contents?token=x")
-            while process.poll() is None:  # the first one asks, and two at once are one
-                process.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=1)
+            process.send_signal(signal.SIGINT)  # it asks
+            with suppress(subprocess.TimeoutExpired):  # two at once would be one
+                process.communicate(timeout=1)
+            process.send_signal(signal.SIGINT)
+            process.communicate()
             assert process.returncode == 0
         finally:
             process.kill()
