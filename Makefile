@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-pynq3 lint clean
+.PHONY: demo test test-pynq3 test-browser test-browser-lab3 lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-pynq generate "Once upon a time"
@@ -14,6 +14,13 @@ test: $(VENV)/.test-installed
 # The oldest PYNQ that is supported: the images of PYNQ-Z1/Z2 and KV260, and Alveo.
 test-pynq3: .venv-pynq3/.test-installed
 	.venv-pynq3/bin/python -m pytest tests/test_driver.py tests/test_llama.py tests/test_emulation_*.py
+
+# The notebooks in Chromium, in the newest JupyterLab, and in the one of PYNQ 3.0.1's images.
+test-browser: $(VENV)/.browser-installed
+	$(BIN)/python -m pytest tests/browser
+
+test-browser-lab3: .venv-lab3/.installed
+	.venv-lab3/bin/python -m pytest tests/browser
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -42,6 +49,17 @@ $(VENV)/.test-installed: $(VENV)/bin/python $(SOURCES)
 	$(PYTHON) -m venv .venv-pynq3
 	.venv-pynq3/bin/python -m pip install --quiet --upgrade pip
 	.venv-pynq3/bin/python -m pip install --quiet 'pynq==3.0.1' --editable '.[test]'
+	touch $@
+
+# Editable too, so a change of sources needs no second build.
+$(VENV)/.browser-installed: pyproject.toml | $(VENV)/.test-installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,browser,lab]'
+	touch $@
+
+.venv-lab3/.installed: $(SOURCES) tests/browser/pynq-3.0.1.txt
+	$(PYTHON) -m venv .venv-lab3
+	.venv-lab3/bin/python -m pip install --quiet --upgrade pip
+	.venv-lab3/bin/python -m pip install --quiet --constraint tests/browser/pynq-3.0.1.txt --editable '.[browser,lab]'
 	touch $@
 
 clean:

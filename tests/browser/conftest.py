@@ -1,0 +1,79 @@
+"""A browser, a JupyterLab server, and a page of it for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from jupyter_lab import Lab, Server
+
+# No GPU, no sandbox (root in a container has none), and no calls to Google's hosts.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def _unable(reason: str) -> None:
+    """Skip; in CI, where nobody reads of skipped tests, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        _unable("no browser: apt install chromium, or set CHROMIUM to the one you have")
+    try:
+        import jupyterlab  # noqa: F401
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        _unable(f"no {error.name}: pip install 'llama_pynq[browser,lab]'")
+    with sync_playwright() as playwright:
+        # Playwright gives it an empty profile and --headless.
+        started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from jupyter_lab import serve
+
+    with serve(tmp_path_factory.mktemp("jupyter")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LLAMA_PYNQ_SCREENSHOTS, else a temporary folder."""
+    wanted = os.environ.get("LLAMA_PYNQ_SCREENSHOTS")
+    folder = Path(wanted) if wanted else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def lab(browser: Any, server: Server, screenshots: Path) -> Iterator[Lab]:
+    """A page; the test fails, too, if its console had an error. Kernels end with the test."""
+    from jupyter_lab import Lab
+
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    lab = Lab(context.new_page(), server, screenshots)
+    yield lab
+    context.close()
+    server.end_kernels()
+    assert lab.errors == []
