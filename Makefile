@@ -53,13 +53,13 @@ $(VENV)/.test-installed: $(VENV)/bin/python $(SOURCES)
 
 # Editable too, so a change of sources needs no second build.
 $(VENV)/.browser-installed: pyproject.toml | $(VENV)/.test-installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,browser,lab]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
 	touch $@
 
 .venv-lab3/.installed: $(SOURCES) tests/browser/pynq-3.0.1.txt
 	$(PYTHON) -m venv .venv-lab3
 	.venv-lab3/bin/python -m pip install --quiet --upgrade pip
-	.venv-lab3/bin/python -m pip install --quiet --constraint tests/browser/pynq-3.0.1.txt --editable '.[browser,lab]'
+	.venv-lab3/bin/python -m pip install --quiet --constraint tests/browser/pynq-3.0.1.txt --editable '.[browser]'
 	touch $@
 
 clean:

@@ -101,11 +101,13 @@ def complaints(notebook: dict[str, Any], lesson: str) -> Iterator[str]:
 
 
 def _unpaired(cells: list[dict[str, Any]], lesson: str) -> Iterator[str]:
-    """Exercises without their check, and the other way round."""
+    """Exercises that do not have their check before the next one, and the other way round."""
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    steps = [cell for cell in code if re.match("(exercise|check)-", cell.get("id", ""))]
+    nothing: dict[str, Any] = {"id": "", "metadata": {}}
     exercises = 0
-    for before, cell in zip([{"id": ""}, *cells], [*cells, {"id": ""}]):
-        task = EXERCISE.fullmatch(before.get("id", ""))
-        check = CHECK.fullmatch(cell.get("id", ""))
+    for before, cell in zip([nothing, *steps], [*steps, nothing]):
+        task, check = EXERCISE.fullmatch(before["id"]), CHECK.fullmatch(cell["id"])
         if task:
             exercises += 1
             if task[1] != lesson:
@@ -113,7 +115,7 @@ def _unpaired(cells: list[dict[str, Any]], lesson: str) -> Iterator[str]:
             if "exercise" not in before["metadata"].get("tags", []):
                 yield f"cell {before['id']!r}: no tag 'exercise'"
         if (task and task.groups()) != (check and check.groups()):
-            yield f"cell {before['id']!r} is followed by {cell['id']!r}: exercise, then its check"
+            yield f"cell {before['id']!r}, then {cell['id']!r}: not an exercise and its check"
         elif check and not _ends_in(call := f'labs.check("{check[1]}.{check[2]}"', source(cell)):
             yield f"cell {cell['id']!r}: does not end in {call}"
     if exercises < 2:

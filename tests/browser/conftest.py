@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
         import jupyterlab  # noqa: F401
         from playwright.sync_api import sync_playwright
     except ImportError as error:
-        _unable(f"no {error.name}: pip install 'llama_pynq[browser,lab]'")
+        _unable(f"no {error.name}: pip install 'llama_pynq[browser]'")
     with sync_playwright() as playwright:
         # Playwright gives it an empty profile and --headless.
         started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from notebook_files import write
+from lesson_notebooks import write
 from playwright.sync_api import Locator, Page, expect
 
 HANGS_AFTER_S = 120  # only against hanging: nothing is judged by it

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from notebook_files import make_notebook
+from lesson_notebooks import make_notebook
 
 CELLS = {
     "text-title": "# Stand-in",
