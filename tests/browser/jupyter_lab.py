@@ -22,6 +22,7 @@ from lesson_notebooks import write
 from playwright.sync_api import Locator, Page, expect
 
 HANGS_AFTER_S = 120  # only against hanging: nothing is judged by it
+expect.set_options(timeout=HANGS_AFTER_S * 1000)
 
 # What JupyterLab itself puts on the console of a page that works.
 NOISE = re.compile("$^")
@@ -72,7 +73,11 @@ def serve(folder: Path) -> Iterator[Server]:
         yield Server(_url(process, folder), folder)
     finally:
         process.terminate()  # and it ends its kernels
-        process.wait(HANGS_AFTER_S)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # as 3.4 does where a kernel was just starting
+            process.kill()  # kernels see that their parent is gone
+            process.wait()
 
 
 def _free_port() -> int:
@@ -183,13 +188,13 @@ class Lab:
         before = prompt.inner_text()
         self.start(name)
         number = re.compile(rf"^(?!{re.escape(before)}$)\[\d+\]:$")
-        expect(prompt).to_have_text(number, timeout=HANGS_AFTER_S * 1000)
+        expect(prompt).to_have_text(number)
         raised = self.output(name).filter(has_text="Traceback (most recent call last)")
         assert not raised.count(), raised.inner_text()
 
-    def run_all(self) -> None:
-        """Run all code cells, one after the other."""
-        for name in self._cells:
+    def run_all(self, last: str | None = None) -> None:
+        """Run the code cells in their order: all, or up to `last`, that one included."""
+        for name in self._cells[: self._cells.index(last) + 1 if last else None]:
             if self.cell(name).and_(self.page.locator(".jp-CodeCell")).count():
                 self.run(name)
 
@@ -206,7 +211,9 @@ class Lab:
     # ---- widgets ----
 
     def button(self, text: str) -> Locator:
-        return self.page.locator(".jp-Notebook").get_by_role("button", name=text, exact=True)
+        """By its text alone: an icon counts in its accessible name, as a private character."""
+        exactly = re.compile(rf"^\s*{re.escape(text)}\s*$")
+        return self.page.locator(".jp-Notebook button").filter(has_text=exactly)
 
     def control(self, label: str) -> Locator:
         """What takes the keyboard in the widget with this description: a field, a slider."""
@@ -216,16 +223,20 @@ class Lab:
         return described.locator("input, textarea, select, [tabindex='0']").first
 
     def html(self, text: str) -> Locator:
-        """The HTML widget that now holds this text; it stays the same one when that changes."""
+        """The HTML widget that holds this text, whenever it is asked for."""
         return self.page.locator(".jp-Notebook .widget-html-content").filter(has_text=text)
 
     def watch(self, element: Locator, what: str = "textContent") -> Watch:
-        """Note from now on every state of an element: of its text, or of another property."""
+        """Note every state of an element from now on: of its text, or of another property."""
         return Watch(element, what)
 
     # ---- evidence ----
 
     def screenshot(self, name: str, of: Locator | None = None) -> Path:
+        """Of the page, or of an element: of all of it, were it higher than the page."""
         path = self._screenshots / f"{name}.png"
+        if of and (box := of.bounding_box()) and (page := self.page.viewport_size):
+            height = max(page["height"], int(box["height"]) + 300)
+            self.page.set_viewport_size({"width": page["width"], "height": height})
         (of or self.page).screenshot(path=path)
         return path

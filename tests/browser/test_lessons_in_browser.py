@@ -1,0 +1,68 @@
+"""The notebooks with widgets, as a person uses them."""
+
+import re
+
+from lesson_notebooks import ROOT, make_notebook, read
+from playwright.sync_api import expect
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def test_prompt_panel_streams_stops_and_generates_again(lab):
+    notebook = read(NOTEBOOKS / "01_prompting.ipynb")
+    (other,) = make_notebook({"other": "print(6 * 7)"})["cells"]
+    notebook["cells"].append(other)
+    lab.open(notebook)
+    lab.run_all("panel")
+    text = lab.page.locator(".llama-text")
+    tokens = text.locator(".llama-token")
+    lab.control("prompt").fill("The little fox")
+    lab.control("pace").select_option("5 tokens a second")
+    lab.control("max tokens").focus()
+    seen = lab.watch(text)
+
+    lab.button("Generate").click()
+    tokens.nth(3).wait_for()
+    lab.run("other")  # the kernel is there for others meanwhile
+    assert lab.output("other").inner_text().strip() == "42"
+    tokens.nth(7).wait_for()
+    lab.screenshot("01_prompting", lab.output("panel"))
+    lab.button("Stop").click()
+    expect(lab.button("Generate")).to_be_enabled()
+    growing = [state for state in seen.states if state.startswith("The little fox")]
+    assert len(growing) >= 5
+    assert all(later.startswith(sooner) for sooner, later in zip(growing, growing[1:]))
+    assert tokens.count() < 50  # of 256
+
+    lab.control("prompt").fill("One day")
+    lab.control("pace").select_option("as fast as it comes")
+    lab.button("Generate").click()
+    expect(lab.control("runs").locator("option")).to_have_count(2)
+    expect(text).to_have_text(re.compile("^One day"))
+
+
+def test_layer_timing_follows_the_slider(lab):
+    lab.open(read(NOTEBOOKS / "02_layer_timing.ipynb"))
+    lab.run_all("view")
+    drawn = lab.output("view").locator(".widget-html-content")
+    bars = drawn.locator("rect")
+    at_255 = bars.evaluate_all("bars => bars.map(bar => bar.outerHTML)")
+    lab.control("position").focus()
+    lab.page.keyboard.press("ArrowLeft")
+    expect(drawn).to_contain_text("one token at position 223")
+    at_223 = bars.evaluate_all("bars => bars.map(bar => bar.outerHTML)")
+    assert len(at_223) > 50 and at_223 != at_255
+    lab.screenshot("02_layer_timing", lab.output("view"))
+
+
+def test_power_plot_moves_and_marks_the_generation(lab):
+    lab.open(read(NOTEBOOKS / "03_power_and_energy.ipynb"))
+    lab.run_all("view")
+    plot = lab.output("view").locator(".widget-html-content")
+    seen = lab.watch(plot, "innerHTML")
+    lab.button("Generate").click()
+    expect(plot.locator("svg")).to_contain_text("decode")
+    rail = re.compile('<polyline points="([^"]*)"[^>]* stroke-width="2"')  # thinner: the grid
+    lines = {tuple(rail.findall(state)) for state in seen.states} - {()}
+    assert len(lines) >= 3
+    lab.screenshot("03_power_and_energy", lab.output("view"))
