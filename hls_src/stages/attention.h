@@ -651,9 +651,9 @@ LONGEST:
     const int mine = step.teams[i].last + 1;
     positions = mine > positions ? mine : positions;
   }
-  // A float multiplication weighs as much as some eight of the int8 ones.
+  // A float multiplication weighs as much as some four of the int8 ones.
   ParallelFor(groups * step.n_teams * chunks,
-              static_cast<int64_t>(16 * s.head_size) * heads * positions, teams);
+              static_cast<int64_t>(8 * s.head_size) * heads * positions, teams);
 }
 
 inline void WriteBeat(const Step& step, int layer, int row, int head, int part, const KvBeat& beat,
