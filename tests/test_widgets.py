@@ -72,7 +72,7 @@ def test_panel_stops_and_then_generates_again(panel):
     panel.pace.value = 20.0
     panel.start()
     deadline = time.monotonic() + 60
-    while "so far" not in panel.status.value and time.monotonic() < deadline:
+    while "at the pace chosen" not in panel.status.value and time.monotonic() < deadline:
         time.sleep(0.01)
     assert panel.generate.disabled and not panel.stop.disabled
     panel.stop.click()
@@ -100,6 +100,15 @@ def test_panel_runs_again_with_the_same_settings(panel):
     first, _, again = panel.runs
     assert (again.prompt, again.text) == ("The fox", first.text)
     assert again.settings == first.settings and again.settings["seed"] is not None
+    assert panel.seed.value == again.result.seed
+
+
+def test_panel_shows_any_seed_that_is_drawn(panel):
+    panel.seed.value = 2**32 - 1
+    panel.max_new_tokens.value = 2
+    panel.start()
+    panel.wait()
+    assert panel.runs[-1].settings["seed"] == panel.seed.value == 2**32 - 1
 
 
 def test_panel_tells_an_error_and_the_next_text_comes(panel):

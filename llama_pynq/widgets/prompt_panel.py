@@ -16,6 +16,8 @@ from .svg import escape, shade
 from .worker import Pacer, Worker
 
 ALTERNATIVES = 5
+MAX_SEED = 2**53 - 1
+"""JavaScript counts no further; seeds that are drawn are smaller."""
 _CHUNK = 40
 """Tokens in one piece of the text: only the last piece is sent again while tokens come."""
 
@@ -100,7 +102,7 @@ class Run:
     def label(self) -> str:
         """A line in the list."""
         n, rate = len(self.result.tokens), self.result.tokens_per_second
-        begin = " ".join((self.prompt + self.text).split())[:32]
+        begin = " ".join((self.prompt + self.text).split())[:26]
         speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
         return f"{begin}… ({n} tokens{speed}, seed {self.settings['seed']})"
 
@@ -146,7 +148,7 @@ class PromptPanel(widgets.VBox):
                                        **wide)  # fmt: skip
         self.top_p = widgets.FloatSlider(0.9, min=0.05, max=1, step=0.05,
                                          description="top-p (1: off)", **wide)  # fmt: skip
-        self.seed = widgets.BoundedIntText(1, min=0, max=2**31 - 1, description="seed", **wide)
+        self.seed = widgets.BoundedIntText(1, min=0, max=MAX_SEED, description="seed", **wide)
         self.new_seed = widgets.Checkbox(True, description="another seed each time", indent=False,
                                          layout=widgets.Layout(width="200px"))  # fmt: skip
         self.pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", **wide)
@@ -313,6 +315,9 @@ class _Shown:
         panel.progress.value = self._count
         seconds = time.perf_counter() - self._begin
         rate = f", {(self._count - 1) / seconds:,.0f} tokens/s" if self._count > 1 else ""
+        if panel.pace.value:
+            panel.status.value = f"{self._count} of at most {self._most} tokens, at the pace chosen"
+            return
         if self._power is not None and self._energy_pacer.due():
             # A model's comes with the end of the text: it takes longer than a second's worth.
             used = self._power.energy(self._started, time.perf_counter())

@@ -26,7 +26,6 @@ def test_prompt_panel_streams_stops_and_generates_again(lab):
     lab.run("other")  # the kernel is there for others meanwhile
     assert lab.output("other").inner_text().strip() == "42"
     tokens.nth(7).wait_for()
-    lab.screenshot("01_prompting", lab.output("panel"))
     lab.button("Stop").click()
     expect(lab.button("Generate")).to_be_enabled()
     growing = [state for state in seen.states if state.startswith("The little fox")]
@@ -39,6 +38,11 @@ def test_prompt_panel_streams_stops_and_generates_again(lab):
     lab.button("Generate").click()
     expect(lab.control("runs").locator("option")).to_have_count(2)
     expect(text).to_have_text(re.compile("^One day"))
+
+    tokens.nth(6).focus()  # by keyboard: what else it could have been
+    expect(tokens.nth(6).locator(".llama-tip")).to_be_visible()
+    expect(tokens.nth(6).locator(".llama-tip")).to_contain_text("most probable")
+    lab.screenshot("01_prompting", lab.output("panel"))
 
 
 def test_layer_timing_follows_the_slider(lab):
