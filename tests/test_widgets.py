@@ -250,6 +250,7 @@ def test_power_view_says_modelled_on_the_plot():
     shown = PowerView(recorder)._drawn.value
     assert "Power, modelled" in shown and "modelled: a model of X" in shown
     assert "measured" not in shown
+    assert "the plot's time is this computer's" in shown
 
 
 # ---- inside ---------------------------------------------------------------------------
