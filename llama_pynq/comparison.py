@@ -97,8 +97,7 @@ def measured(device: str, texts: Sequence[Generation]) -> Cost:
 
 
 _KINDS = ("published", "measured", "modelled")
-_HEAD = ("device", "batch", *(f"{kind}: {what}" for kind in _KINDS
-         for what in ("tok/s", "W", "idle W", "J/token", "mWh/token")))  # fmt: skip
+_HEAD = ("device", "batch", *_KINDS)
 
 
 def table(costs: Sequence[Cost]) -> str:
@@ -110,7 +109,7 @@ def table(costs: Sequence[Cost]) -> str:
     for (device, batch), kinds in lines.items():
         cells = [device, str(batch)]
         for kind in _KINDS:
-            cells += _cells(kinds.get(kind))
+            cells.append(_cell(kinds.get(kind)))
         rows.append(tuple(cells))
     sources = dict.fromkeys(f"{cost.device}, {cost.kind}: {cost.source}" for cost in costs)
     return "\n".join(
@@ -118,14 +117,15 @@ def table(costs: Sequence[Cost]) -> str:
     )
 
 
-def _cells(cost: Cost | None) -> list[str]:
+def _cell(cost: Cost | None) -> str:
+    """Its figures with their units; those without a source are left out."""
     if cost is None:
-        return [""] * 5
+        return ""
     figures = (
-        (cost.tokens_per_second, ".1f"),
-        (cost.watts, ".1f"),
-        (cost.idle_watts, ".1f"),
-        (cost.joules_per_token, ".3g"),
-        (cost.mwh_per_token, ".3g"),
+        (cost.tokens_per_second, "{:.1f} tok/s"),
+        (cost.watts, "{:.1f} W"),
+        (cost.idle_watts, "idle {:.1f} W"),
+        (cost.joules_per_token, "{:.3g} J/token"),
+        (cost.mwh_per_token, "{:.3g} mWh/token"),
     )
-    return ["" if value is None else format(value, form) for value, form in figures]
+    return ", ".join(form.format(value) for value, form in figures if value is not None)

@@ -7,8 +7,11 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import LlamaPynqError
 
 
 def cache_folder() -> Path:
@@ -71,3 +74,22 @@ def write_new(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def package_folders(name: str) -> list[str]:
+    """Where a folder of the checkout is that the installed package has as a package of its own.
+
+    Raises
+    ------
+    LlamaPynqError
+        If Python found the source folder instead of the installed package.
+    """
+    try:
+        return list(import_module(f"llama_pynq.{name}").__path__)
+    except ImportError as error:
+        here = Path(__file__).parent
+        raise LlamaPynqError(
+            f"Python has taken llama_pynq from the source folder {here}, which lacks {name}/: not "
+            "from where it was installed. Start it in another folder than the checkout, or install "
+            "with pip install -e ."
+        ) from error

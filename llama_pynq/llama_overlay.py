@@ -15,6 +15,7 @@ from pynq.pl_server.device import Device
 from .driver import LlamaDriver
 from .emulation.device import EmulatedDevice
 from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, RequestError
+from .files import package_folders
 from .interface import IP_NAME, VLNV
 from .llama import Generation, Llama, StreamToken
 from .lock import DeviceLock
@@ -33,9 +34,7 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
     OverlayMismatch
         If it was not compiled: the package was installed without a C++ compiler.
     """
-    from . import overlay
-
-    for folder in overlay.__path__:
+    for folder in package_folders("overlay"):
         path = Path(folder) / IP_NAME / f"{IP_NAME}{suffix}"
         if path.exists():
             return path
@@ -80,7 +79,8 @@ def _lock(device: Device) -> DeviceLock:
             raise
         raise DeviceBusy(
             f"{error} Or use an emulated device of another name beside it: "
-            "LlamaOverlay(device=llama_pynq.EmulatedDevice(name='second'))"
+            "from llama_pynq import EmulatedDevice; "
+            "LlamaOverlay(device=EmulatedDevice(name='second'))"
         ) from None
     return lock
 
@@ -203,8 +203,13 @@ class LlamaOverlay(pynq.Overlay):
         self._check_open()
         super().download(*args, **kwargs)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, or the device never became ours."""
+        return not self._device_lock.held
+
     def _check_open(self) -> None:
-        if not self._device_lock.held:
+        if self.closed:
             raise RequestError("the overlay is closed: open it again, LlamaOverlay()")
 
     def free(self) -> None:

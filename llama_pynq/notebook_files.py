@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 
 from .errors import LlamaPynqError
-from .files import write_atomically, write_new
+from .files import package_folders, write_atomically, write_new
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Copy:
 
 def notebook_sources() -> list[Path]:
     """The package's own notebooks, in the order of the lessons."""
-    folders = import_module("llama_pynq.notebooks").__path__
+    folders = package_folders("notebooks")
     found = {path.name: path for folder in folders for path in _in(Path(folder))}
     return [found[name] for name in sorted(found)]
 

@@ -34,8 +34,9 @@ def cells(text, device):
 
 def test_the_papers_own_figures_are_published_and_its_constant_is_left_out():
     text = table(PUBLISHED)
-    assert cells(text, "FPGA: VU9P (AWS F1)")[2:7] == ["57.1", "9.0", "", "0.158", "0.0438"]
-    assert cells(text, "CPU: Xeon E5-2686 v4")[2:7] == ["23.2", "", "", "", ""]
+    fpga = "57.1 tok/s, 9.0 W, 0.158 J/token, 0.0438 mWh/token"
+    assert cells(text, "FPGA: VU9P (AWS F1)") == ["FPGA: VU9P (AWS F1)", "1", fpga, "", ""]
+    assert cells(text, "CPU: Xeon E5-2686 v4")[2:] == ["23.2 tok/s", "", ""]
     assert "42.5 W is a fallback constant of its tool, not a reading" in text
 
 
@@ -44,15 +45,15 @@ def test_measured_cells_are_a_sensors(overlay):
     assert (cost.kind, cost.batch, cost.watts) == ("measured", 2, pytest.approx(12))
     assert cost.joules_per_token == pytest.approx(12 / cost.tokens_per_second)
     row = cells(table([cost]), "here")
-    assert row[7] != "" and row[8] == "12.0"
-    assert set(row[2:7]) == set(row[12:]) == {""}
+    assert "tok/s, 12.0 W, " in row[3] and "mWh/token" in row[3]
+    assert row[2] == row[4] == ""
 
 
 def test_without_a_sensor_the_measured_watts_are_empty(overlay):
     cost = measured("here", texts(overlay))
     assert cost.watts is None and cost.source == "host clock; no power sensor"
     row = cells(table([cost]), "here")
-    assert float(row[7]) > 0 and row[8:12] == [""] * 4
+    assert row[3] == f"{cost.tokens_per_second:.1f} tok/s"
 
 
 def test_modelled_watts_never_stand_among_the_measured(overlay):
@@ -67,10 +68,12 @@ def test_modelled_boards_have_batch_1_and_their_largest():
     ]  # fmt: skip
     one, two = costs[:2]
     assert two.joules_per_token < one.joules_per_token and one.watts > one.idle_watts
-    assert cells(table(costs), "FPGA: KV260")[12] == f"{one.tokens_per_second:.1f}"
+    modelled_cell = cells(table(costs), "FPGA: KV260")[4]
+    assert modelled_cell.startswith(f"{one.tokens_per_second:.1f} tok/s, ")
+    assert f"idle {one.idle_watts:.1f} W" in modelled_cell
 
 
 def test_kinds_of_one_device_share_its_line():
     costs = [Cost("x", 1, kind, 10.0, 5.0, None, "a") for kind in ("published", "modelled")]
     row = cells(table(costs), "x")
-    assert row[2] == row[12] == "10.0" and row[7] == ""
+    assert row[2] == row[4] == "10.0 tok/s, 5.0 W, 0.5 J/token, 0.139 mWh/token" and row[3] == ""

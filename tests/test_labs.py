@@ -40,6 +40,17 @@ def test_check_of_an_exercise_as_it_came_is_to_do(answer):
     assert "Replace the ..." in result.hint
 
 
+def test_check_of_a_function_that_forgot_its_return_says_so():
+    def double(x):
+        x = 2 * x
+
+    result = labs.check("99.1", double)
+    assert (result.state, result.hint) == (
+        "wrong",
+        "Your function returned nothing: is the return missing?",
+    )
+
+
 def test_check_reports_what_the_answer_raises():
     def answer(x):
         raise KeyError("scale")

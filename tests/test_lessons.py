@@ -92,6 +92,12 @@ def softmax(x, t=1.0):
         ("02.1", (solution("02")["weights"] * 68 / 64 - 32000 * 306, CONFIG), 2, "The classifier"),
         ("02.1", (solution("02")["weights"] * 68 / 64 + 32000 * 306, CONFIG), 2, "The embedding"),
         ("02.1", (solution("02")["weights"] * 68 / 64 - 6 * 768 * 306, CONFIG), 2, "gate, up"),
+        (
+            "02.1",
+            (solution("02")["weights"] * 68 / 64 - 6 * 288 * 306, CONFIG),
+            2,
+            "attention output",
+        ),
         ("02.1", (1.2 * 68 / 64 * solution("02")["weights"], CONFIG), 2, "Go through the list"),
         ("02.2", (255 / 31,), 0, "which are p + 1"),
         ("02.2", (2,), 0, "in proportion"),

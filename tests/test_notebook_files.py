@@ -11,6 +11,7 @@ from tiny_lesson import notebook, write
 
 from llama_pynq import files
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.files import package_folders
 from llama_pynq.notebook_files import copy_notebooks, notebook_sources
 
 NOW = datetime(2026, 11, 23, 10, 45, 0)
@@ -150,3 +151,8 @@ def test_write_new_works_without_links(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         files.write_new(tmp_path / "a", b"2")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"1")]
+
+
+def test_a_folder_that_only_the_installed_package_has_is_missed_by_name():
+    with pytest.raises(LlamaPynqError, match=r"source folder .*llama_pynq, which lacks nowhere/"):
+        package_folders("nowhere")

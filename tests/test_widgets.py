@@ -122,6 +122,18 @@ def test_panel_tells_an_error_and_the_next_text_comes(panel):
     assert "tokens/s" in panel.status.value
 
 
+def test_panel_of_a_closed_overlay_says_which_cells_to_run():
+    overlay = LlamaOverlay(device=EmulatedDevice(threads=1, name="closed"))
+    overlay.load_model()
+    panel = PromptPanel(overlay)
+    overlay.close()
+    with LlamaOverlay(device=EmulatedDevice(threads=1, name="closed")):
+        panel.start()
+        panel.wait()
+    assert "The overlay is closed" in panel.status.value
+    assert "first code cell" in panel.status.value and text_of(panel) == ""
+
+
 def test_panel_shows_energy_or_why_there_is_none(overlay):
     with PowerRecorder({"meter": Rail("meter", "a test's meter", lambda: 5.0)}) as recorder:
         panel = PromptPanel(overlay, recorder)
@@ -184,9 +196,9 @@ def test_layer_timing_follows_its_slider():
     view.position.value = 0
     early = view._drawn.value
     assert "position 50: " in late and "position 0: " in early
-    assert "layer 0, attention: 5.10 µs measured, 510 cycles, reads 100 bytes" in late
+    assert "layer 0, attention: 5.10 µs measured, 510 ticks, reads 100 bytes" in late
     assert "layer 0, attention: 10.2 µs modelled" in late
-    assert "layer 0, attention: 0.10 µs measured, 10 cycles" in early
+    assert "layer 0, attention: 0.10 µs measured, 10 ticks" in early
 
 
 def test_layer_timing_says_measured_and_modelled_and_has_a_roof_only_where_known():
@@ -315,4 +327,9 @@ def test_drawing_escapes_and_names_itself():
 def test_ticks_and_shades():
     assert ticks(10, 5) == [0, 2, 4, 6, 8, 10]
     assert ticks(0) == ticks(float("nan")) == [0.0]
+    for value in np.linspace(0, 1, 21):
+        paper, ink = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in shade(value))
+        light, dark = (((c / 255 + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722]
+                       for c in (np.maximum(paper, ink), np.minimum(paper, ink)))  # fmt: skip
+        assert (light + 0.05) / (dark + 0.05) > 3.8  # as legible as these colours get
     assert shade(-1) == shade(0) and shade(2) == shade(1) and shade(0)[0] == "#ffffff"

@@ -7,6 +7,7 @@ after stage, an empty text or a hint. The first hint ends it.
 
 from __future__ import annotations
 
+import dis
 import html
 import importlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,10 @@ _MARKS = {"passed": "✔", "wrong": "✘", "to do": "…", "not reached": "·"}
 
 class _ToDo(Exception):
     """The answer is still what the notebook came with."""
+
+
+class _NothingReturned(Exception):
+    """The learner's function ran to its end without a return."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +159,20 @@ def _answer(value: Any) -> Any:
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = value(*args, **kwargs)
-        if result is None or result is ...:
+        if result is ...:
             raise _ToDo
+        if result is None:
+            raise _ToDo if _as_it_came(value) else _NothingReturned
         return result
 
     return watched
+
+
+def _as_it_came(function: Callable[..., Any]) -> bool:
+    """Whether there is nothing in a function's body, as ``...`` is nothing."""
+    code = getattr(function, "__code__", None)
+    # Four instructions are not enough to take an argument, do something, and return.
+    return code is None or len(list(dis.get_instructions(code))) <= 4
 
 
 def check(name: str, *answers: Any) -> Result:
@@ -193,6 +207,8 @@ def check(name: str, *answers: Any) -> Result:
             passed += 1
     except _ToDo:
         state, hint = "to do", "Replace the ... in the cell above, run it, and run this one again."
+    except _NothingReturned:
+        state, hint = "wrong", "Your function returned nothing: is the return missing?"
     except Exception as error:  # the learner's code may raise anything
         state, hint = "wrong", f"Your code raised {type(error).__name__}: {error}"
     return Result(name, task.title, task.stages, passed, state, hint)

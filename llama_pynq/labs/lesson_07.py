@@ -122,7 +122,7 @@ def largest_batch(given: Callable[..., Any], measured: Mapping[int, float]) -> I
     if found == 8:
         yield (
             "8: with 320 tokens/s there is a token every 3 ms, but for one of the 8 readers. Each "
-            "of them waits 8 times as long, 25 ms."
+            "of them waits 8 times as long, 25 ms. Or are seconds compared with milliseconds?"
         )
     elif found in rates.values():
         yield "Return the number of sequences, not its tokens/s."

@@ -6,7 +6,10 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
+
+import numpy as np
 
 from ..boards import Board, boards
 from ..contract import KernelLimits
@@ -44,7 +47,7 @@ def with_constants(header: str, changes: Mapping[str, int], name: str) -> str:
     """
     text, _ = re.subn(r'(kBoardName\[\] = )".*";', rf'\g<1>"{name[:16]}";', header)
     for constant, value in changes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{constant} = {value!r}: give a whole number above 0")
         pattern = rf"(constexpr int {re.escape(constant)} = )\d+;"
         text, found = re.subn(pattern, rf"\g<1>{value};", text)
@@ -245,7 +248,8 @@ def _same(
     """`measured` is empty where nothing could be built: then what the design promises counts."""
     answers = (text, logits, bytes_of_channel)
     yield expect(
-        all(isinstance(answer, bool) for answer in answers), "Answer each with True or False."
+        all(isinstance(answer, (bool, np.bool_)) for answer in answers),
+        "Answer each with True or False.",
     )
     for what, stay, answer in (("text", "stays", text), ("logits", "stay", logits)):
         if not measured.get(what, True):

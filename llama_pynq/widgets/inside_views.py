@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 import numpy as np
 
+from ..errors import RequestError
 from ..inside import CacheUse, Lens
 from .svg import INK, PALE, Drawing, colour, escape, shade, ticks
 
@@ -43,6 +44,11 @@ class AttentionView(widgets.VBox):
     """
 
     def __init__(self, weights: np.ndarray, pieces: Sequence[str], source: str) -> None:
+        if weights.ndim != 4 or weights.shape[2:] != (len(pieces),) * 2:
+            raise RequestError(
+                f"weights of shape {weights.shape} and {len(pieces)} pieces: they must be of "
+                "(n_layers, n_heads, n, n), with a piece for each of the n tokens"
+            )
         self._weights, self._pieces, self._source = weights, list(pieces), source
         n_layers, n_heads = weights.shape[:2]
         slider = {"layout": widgets.Layout(width="320px")}
@@ -123,6 +129,8 @@ class LensView(widgets.HTML):
     """
 
     def __init__(self, lens: Lens, pieces: Sequence[str], source: str) -> None:
+        if lens.tokens.shape[1] != len(pieces):
+            raise RequestError(f"a lens of {lens.tokens.shape[1]} tokens, and {len(pieces)} pieces")
         depth = len(lens.pieces)
         names = ["embedding", *(f"after layer {i}" for i in range(depth - 1))]
         head = "".join(f"<th>{escape(_shown(piece))}</th>" for piece in pieces)

@@ -99,10 +99,11 @@ class LayerTiming(widgets.VBox):
 
 def _title(step: StepTimes, stage: Stage, layer: int) -> str:
     us, cycles = step.us(stage, layer), step.cycles[stage, layer]
+    unit = "ticks" if step.measured else "cycles"  # of a time stamp's clock, or of the kernel's
     n_bytes = step.stage_bytes(stage, layer)
     where = f"layer {layer}, {_LANES[stage]}" if stage in _PER_LAYER else _LANES[stage]
     reads = f", reads {n_bytes:,} bytes" if n_bytes else ""
-    return f"{where}: {_amount(us)} µs {step.kind}, {cycles:,.0f} cycles{reads}"
+    return f"{where}: {_amount(us)} µs {step.kind}, {cycles:,.0f} {unit}{reads}"
 
 
 _PER_LAYER = [
@@ -198,7 +199,8 @@ def _table(steps: Sequence[StepTimes]) -> str:
     """Stages over all layers: times, shares, bytes and shares of the roof."""
     head = ["stage", "reads, bytes"]
     for step in steps:
-        head += [f"{step.kind} µs", "cycles", "share", "of roof"]
+        ticks_of = "ticks" if step.measured else "cycles"
+        head += [f"{step.kind} µs", ticks_of, "share", "of roof"]
     rows = []
     for stage, name in _LANES.items():
         n_bytes = steps[0].stage_bytes(stage)

@@ -19,7 +19,7 @@ _MOST_POINTS = 400
 
 
 class PowerView(widgets.VBox):
-    """A live plot of a recorder; it goes on for as long as the recorder samples.
+    """A live plot of a recorder that is running, until it stops; `follow` goes on again.
 
     Parameters
     ----------

@@ -104,7 +104,7 @@ class Run:
         n, rate = len(self.result.tokens), self.result.tokens_per_second
         begin = " ".join((self.prompt + self.text).split())[:26]
         speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
-        return f"{begin}… ({n} tokens{speed}, seed {self.settings['seed']})"
+        return f"seed {self.settings['seed']}, {n} tokens{speed}: {begin}…"
 
 
 class PromptPanel(widgets.VBox):
@@ -355,6 +355,13 @@ class _Shown:
         return f"<br>No energy: {escape(why)}"
 
     def fail(self, error: Exception) -> None:
+        self._panel.text.children = []
+        if getattr(self._panel._overlay, "closed", False):
+            self._panel.status.value = (
+                "<b role='alert'>The overlay is closed.</b> Run the notebook's first code cell "
+                "again, and then this panel's."
+            )
+            return
         self._panel.status.value = (
             f"<b role='alert'>{escape(type(error).__name__)}:</b> {escape(error)}"
         )
