@@ -19,6 +19,7 @@ from .llama_overlay import LlamaOverlay
 from .perf import Work, predict
 
 StageKey = tuple[Stage, int]
+_WARM_UP = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,14 @@ def measure_steps(
     emulated = not overlay.is_board
     where = "this computer's CPU, emulating" if emulated else f"{overlay.device.name}"
     board = None if emulated else board_of(overlay)
-    steps, filled = [], 0
+    steps, filled = list[StepTimes](), 0
     with llama.session() as session:
         for position in wanted:
             _fill(session, filled, position)
             filled = position
+            if not steps:  # caches, clocks and threads of a host that was idle
+                for _ in range(_WARM_UP):
+                    _profile(session, position)
             runs = [_profile(session, position) for _ in range(repeats)]
             cycles = min(runs, key=lambda run: sum(run.values()))
             work = _work(llama, position)
