@@ -14,7 +14,7 @@ import numpy as np
 
 from .contract import RequestFlag, RowFlag, make_rows
 from .errors import RequestError
-from .llama import Llama, Session
+from .llama import Llama, Session, check_model
 from .reference import (
     FloatModel,
     QuantizedWeights,
@@ -64,6 +64,7 @@ def look(llama: Llama, text: str) -> Inside:
     RequestError
         If the text is longer than the context.
     """
+    check_model(llama)
     tokens, c = llama.tokenizer.encode(text, bos=True), llama.config
     if len(tokens) > c.seq_len:
         raise RequestError(
@@ -124,6 +125,10 @@ def attention(inside: Inside, weights: QuantizedWeights) -> np.ndarray:
     (n_layers, n_heads, n, n) float32
         Row i sums to 1 over positions 0 to i.
     """
+    if not hasattr(weights, "matrix"):
+        raise RequestError(
+            f"{type(weights).__name__} given for the weights: they are QuantizedModel(checkpoint)"
+        )
     c, n = weights.config, len(inside.tokens)
     turns = rope_turns(c.head_size, c.rope_theta)
     seen = np.tril(np.ones((n, n), bool))
@@ -169,6 +174,7 @@ def logit_lens(llama: Llama, inside: Inside) -> Lens:
     ----------
     nostalgebraist, interpreting GPT: the logit lens, 2020
     """
+    check_model(llama)
     depth, n, _ = inside.stream.shape
     end, most = llama.config.n_layers, llama.driver.limits.max_rows
     tokens = np.empty((depth, n), np.int64)

@@ -629,6 +629,7 @@ class Llama:
         sampling = Sampling.checked(
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
+        _check_meter(power)
         sequences = [self._sequence(p, sampling, stop, logprobs) for p in prompts]
         if power is not None:
             power.sample()
@@ -702,6 +703,7 @@ class Llama:
         sampling = Sampling.checked(
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
+        _check_meter(power)
         sequence = self._sequence(prompt, sampling, stop, logprobs)
         sequence.call_seconds = _STREAM_CALL_SECONDS
         return self._tokens(sequence, power, on_finish)
@@ -806,6 +808,29 @@ class Llama:
                     for i in range(len(part)):
                         result[first + i] = driver.read_logits(i)
         return result
+
+
+def check_model(llama: object) -> None:
+    """Refuse anything else where a loaded model is asked for.
+
+    Raises
+    ------
+    RequestError
+        If it is none: the overlay, most often.
+    """
+    if not isinstance(llama, Llama):
+        raise RequestError(
+            f"{type(llama).__name__} given where a loaded model is asked for: it is what "
+            "load_model() returns, and overlay.llama.model"
+        )
+
+
+def _check_meter(power: object) -> None:
+    if power is not None and not all(hasattr(power, n) for n in ("sample", "mark", "energy")):
+        raise RequestError(
+            f"power is {type(power).__name__}: it must be a PowerRecorder that is recording, "
+            "PowerRecorder(rails(overlay))"
+        )
 
 
 # ---- loading --------------------------------------------------------------------------

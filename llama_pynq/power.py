@@ -68,6 +68,8 @@ class PowerRecorder:
     def __init__(
         self, rails: Mapping[str, Rail], rate_hz: float = 10.0, idle_s: float = 0.0
     ) -> None:
+        if not isinstance(rails, Mapping):
+            raise RequestError(f"{type(rails).__name__} given for rails: give rails(overlay)")
         if not 0.1 <= rate_hz <= 1000:
             raise RequestError(f"rate_hz is {rate_hz!r}: it must be 0.1 to 1000")
         if not 0 <= idle_s <= 600:

@@ -14,7 +14,7 @@ import numpy as np
 from .boards import Board, boards
 from .contract import RequestFlag, RowFlag, Stage, make_rows
 from .errors import RequestError
-from .llama import Llama, Session
+from .llama import Llama, Session, check_model
 from .llama_overlay import LlamaOverlay
 from .perf import Work, predict
 
@@ -123,6 +123,8 @@ def measure_steps(
     RequestError
         If a position is outside the context, or `repeats` is not positive.
     """
+    if not isinstance(overlay, LlamaOverlay):
+        raise RequestError(f"{type(overlay).__name__} given: give the overlay, not its model")
     llama = overlay.llama.model
     wanted, seq_len = sorted(set(positions)), llama.config.seq_len
     outside = [p for p in wanted if not 0 <= p < seq_len]
@@ -187,14 +189,28 @@ def _profile(session: Session, position: int) -> dict[StageKey, float]:
 # ---- modelled -------------------------------------------------------------------------
 
 
-def model_steps(llama: Llama, board: Board, positions: Sequence[int]) -> list[StepTimes]:
+def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> list[StepTimes]:
     """The same for a board, from the cycle model (``perf.py``); in ascending order.
+
+    Parameters
+    ----------
+    llama : Llama
+    board : Board or str
+        One of `boards.boards()`, or its name.
+    positions : sequence of int
 
     Raises
     ------
     LimitError
         If a position is more than the model has.
+    RequestError
+        If there is no such board, or no model was given.
     """
+    check_model(llama)
+    if isinstance(board, str):
+        if board not in boards():
+            raise RequestError(f"there is no board {board!r}: choose one of {', '.join(boards())}")
+        board = boards()[board]
     steps = []
     for position in sorted(set(positions)):
         packed = llama.packed

@@ -6,14 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq import EmulatedDevice, LlamaOverlay, inside
 from llama_pynq.contract import Stage
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError
 from llama_pynq.inside import CacheUse, Lens
 from llama_pynq.llama import StreamToken, TokenLogprob
 from llama_pynq.power import PowerRecorder, Rail, SensorLost
-from llama_pynq.timing import StepTimes
+from llama_pynq.timing import StepTimes, measure_steps, model_steps
 from llama_pynq.widgets import (
     AttentionView,
     CacheView,
@@ -288,6 +288,35 @@ def test_lens_error_and_cache_views_show_their_figures():
     assert "40.00 of 200.00 MiB" in view._drawn.value
     view.tokens.value = 90
     assert "100.00 of 200.00 MiB" in view._drawn.value and "90/100" in view._drawn.value
+
+
+# ---- wrong use -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use, message",
+    [
+        (lambda o: PromptPanel(o.llama.model), "Llama given: give the overlay, not its model"),
+        (lambda o: PromptPanel(o, power={}), "power is dict: give a PowerRecorder"),
+        (lambda o: PowerView({}), "dict given: give a PowerRecorder"),
+        (lambda o: PowerRecorder(o), "given for rails: give rails"),
+        (lambda o: measure_steps(o.llama.model, [1]), "give the overlay, not its model"),
+        (lambda o: model_steps(o, "kv260", [1]), "overlay.llama.model"),
+        (lambda o: model_steps(o.llama.model, "kv9", [1]), "no board 'kv9': choose one of pynq"),
+        (lambda o: inside.look(o, "a"), "overlay.llama.model"),
+        (lambda o: inside.attention(inside.look(o.llama.model, "a"), 1), "QuantizedModel"),
+        (lambda o: o.generate("a", power=5), "power is int: it must be a PowerRecorder"),
+        (lambda o: o.stream("a", power={}), "power is dict: it must be a PowerRecorder"),
+        (
+            lambda o: AttentionView(np.zeros((1, 2, 3, 3)), ["a"], ""),
+            r"shape \(1, 2, 3, 3\) and 1 pieces",
+        ),
+    ],
+)
+def test_wrong_use_is_refused_by_name(overlay, use, message):
+    with pytest.raises(RequestError, match=message):
+        use(overlay)
+    assert overlay.generate("", max_new_tokens=1).tokens
 
 
 # ---- the room's tools -----------------------------------------------------------------

@@ -143,7 +143,9 @@ def exercises(lesson: str) -> list[Exercise]:
     except ModuleNotFoundError as error:
         if error.name != f"{__name__}.lesson_{lesson}":
             raise
-        raise RequestError(f"there is no lesson {lesson!r} with exercises") from None
+        raise RequestError(
+            f"there is no lesson {lesson!r} with exercises: they are named like '04.1'"
+        ) from None
     return [e for name, e in sorted(_exercises.items()) if name.startswith(f"{lesson}.")]
 
 

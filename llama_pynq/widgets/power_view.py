@@ -9,6 +9,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from ..energy import Energy
+from ..errors import RequestError
 from ..power import PowerRecorder
 from .svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
 from .worker import Worker
@@ -29,9 +30,11 @@ class PowerView(widgets.VBox):
     """
 
     def __init__(self, recorder: PowerRecorder, window_s: float = 30.0) -> None:
+        self._worker = Worker()  # before anything may fail: ipywidgets closes what failed
+        if not isinstance(recorder, PowerRecorder):
+            raise RequestError(f"{type(recorder).__name__} given: give a PowerRecorder")
         self._recorder = recorder
         self._drawn = widgets.HTML()
-        self._worker = Worker()
         self.window = widgets.BoundedFloatText(
             value=window_s, min=1, max=3600, description="seconds",
             layout=widgets.Layout(width="180px"),

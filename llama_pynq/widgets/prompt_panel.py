@@ -11,6 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from ..energy import Energy, EnergyMeter
+from ..errors import RequestError
 from ..llama import Generation, StreamToken
 from .svg import escape, shade
 from .worker import Pacer, Worker
@@ -128,8 +129,14 @@ class PromptPanel(widgets.VBox):
     def __init__(
         self, overlay: Any, power: EnergyMeter | None = None, prompt: str = "Once upon a time"
     ) -> None:
+        self._worker = Worker()  # before anything may fail: ipywidgets closes what failed
+        if not hasattr(overlay, "stream_tokens") or not hasattr(overlay, "describe"):
+            raise RequestError(f"{type(overlay).__name__} given: give the overlay, not its model")
+        if power is not None and not hasattr(power, "sample"):
+            raise RequestError(
+                f"power is {type(power).__name__}: give a PowerRecorder that records"
+            )
         self._overlay, self._power = overlay, power
-        self._worker = Worker()
         self._chunks = [widgets.HTML()]  # kept: to make a widget takes longer than a token
         self._names: dict[int, str] = {}
         self.runs: list[Run] = []
