@@ -55,8 +55,8 @@ _DDR4, _DDR3, _HBM2 = 120e-12, 250e-12, 40e-12
 _ULTRASCALE, _ZYNQ7 = 5e-8, 8e-8
 _MAC = 2e-12
 _SOURCE = (
-    "memory: some 15 pJ a bit of DDR4, 30 of DDR3, HBM2 at 4 to 5 (O'Connor et al., MICRO 2017; "
-    "the other two from memory); fabric and product: round figures, chosen with PUBLISHED in view"
+    "memory: HBM2 at 4 to 5 pJ a bit (O'Connor et al., MICRO 2017); assumed: some 15 of DDR4, 30 "
+    "of DDR3; fabric and product: round figures, chosen with PUBLISHED in view"
 )
 
 
@@ -74,15 +74,32 @@ _CARD = _terms(
 )  # fmt: skip
 
 TERMS: dict[str, Terms] = {
-    "pynq-z1": _terms(2.2, "2 to 3 W typical, from memory", _ZYNQ7, _DDR3),
-    "pynq-z2": _terms(2.2, "2 to 3 W typical, from memory", _ZYNQ7, _DDR3),
+    "pynq-z1": _terms(2.2, "assumed: no reading of an idle board was found", _ZYNQ7, _DDR3),
+    "pynq-z2": _terms(2.2, "assumed: no reading of an idle board was found", _ZYNQ7, _DDR3),
     "kv260": _KV260,
     "zcu104": _terms(5.0, "taken as a KV260's and a larger board", _ULTRASCALE, _DDR4),
-    "aws-f1": _terms(3.0, "the chip alone (AWS reports Vccint), from memory", _ULTRASCALE, _DDR4),
+    "aws-f1": _terms(
+        3.0,
+        "assumed for the chip alone: AWS reports Vccint (aws-fpga, afi_power.md)",
+        _ULTRASCALE,
+        _DDR4,
+    ),
     "u200": _CARD,
     "u250": _CARD,
-    "u50": _terms(12.0, "from memory", _ULTRASCALE, _HBM2),
-    "u280": _terms(20.0, "from memory: a U55C's, and 32 GiB of DDR4", _ULTRASCALE, _HBM2),
+    "u50": _terms(
+        17.4,
+        "a card that was only looked at: 12.213 V at 1.363 A, 3.3 V at 0.223 A (XRT, pull "
+        "request 5184)",
+        _ULTRASCALE,
+        _HBM2,
+    ),
+    "u280": _terms(
+        14.5,
+        "as the U55C, which has the same part; its DDR4, which the kernel leaves alone, is "
+        "not counted",
+        _ULTRASCALE,
+        _HBM2,
+    ),
     "u55c": _terms(
         14.5,
         "two cards read 14.5 and 15.0 W in the examples of Paderborn's PC2 (Power and Energy "
@@ -147,15 +164,15 @@ PUBLISHED = (
     ),
     Published(
         "LlamaF, ZCU102", 1.48 / 0.291, _KV260, 164e3, 205, 1.48 * 1.1e9,
-        "1.48 tok/s at 0.291 tok/s/W, 1.1 GB a token; LUT and clock of its table, from memory",
+        "1.48 tok/s at 0.291 tok/s/W, 1.1 GB a token; LUT and clock assumed",
     ),
     Published(
         "TeLLMe, KV260", 7.0, _KV260, 98e3, 250, 9 * 0.2e9,
-        "abstract: 7 W, 9 tok/s; 0.2 GB a token and 98,000 LUT from memory",
+        "abstract: 7 W, 9 tok/s; 0.2 GB a token and 98,000 LUT assumed",
     ),
     Published(
         "TeLLMe v2, KV260", 5.0, _KV260, 98e3, 250, 25 * 0.15e9,
-        "abstract: 5 W, 25 tok/s; 0.15 GB a token and 98,000 LUT from memory",
+        "abstract: 5 W, 25 tok/s; 0.15 GB a token and 98,000 LUT assumed",
     ),
 )  # fmt: skip
 
