@@ -12,13 +12,13 @@ import sys
 
 INSIDE = """
 import json, statistics, time
-from llama_pynq import LlamaOverlay
+from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.random_model import random_model
 from llama_pynq.widgets import PromptPanel
 
-def measure(shape, rounds, tokens):
+def measure(shape, rounds, tokens, threads):
     files = (None, None) if shape == "bundled" else random_model(shape)
-    with LlamaOverlay() as overlay:
+    with LlamaOverlay(device=EmulatedDevice(threads=threads)) as overlay:
         overlay.load_model(*files)
         panel = PromptPanel(overlay)
         alone, shown, stops = [], [], []
@@ -77,9 +77,12 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["bundled", "stories15M", "stories110M"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--threads", type=int, help="of the emulated device; default: all CPUs, so "
+                        "that it waits for whatever the panel does")  # fmt: skip
     args = parser.parse_args()
     for shape in args.shapes:
-        call = f"print('RESULT' + json.dumps(measure({shape!r}, {args.rounds}, {args.tokens})))"
+        given = f"{shape!r}, {args.rounds}, {args.tokens}, {args.threads}"
+        call = f"print('RESULT' + json.dumps(measure({given})))"
         text = run(INSIDE + call)
         r = json.loads(text.rpartition("RESULT")[2])
         print(

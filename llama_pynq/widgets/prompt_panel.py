@@ -291,7 +291,8 @@ class _Shown:
         self, panel: PromptPanel, prompt: str, most: int, power: EnergyMeter | None
     ) -> None:
         self._panel, self._most, self._power = panel, most, power
-        self._pacer, self._energy_pacer = Pacer(), Pacer(1)
+        # The emulated device keeps every core busy: what is sent, it waits for.
+        self._pacer, self._status_pacer, self._energy_pacer = Pacer(12), Pacer(4), Pacer(1)
         self._parts: list[str] = []
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
@@ -319,6 +320,8 @@ class _Shown:
     def _send(self) -> None:
         panel = self._panel
         self._chunk.value = "".join(self._parts)
+        if not self._status_pacer.due():
+            return
         panel.progress.value = self._count
         seconds = time.perf_counter() - self._begin
         rate = f", {(self._count - 1) / seconds:,.0f} tokens/s" if self._count > 1 else ""
