@@ -19,7 +19,7 @@ from .worker import Pacer, Worker
 ALTERNATIVES = 5
 MAX_SEED = 2**53 - 1
 """JavaScript counts no further; seeds that are drawn are smaller."""
-_CHUNK = 40
+_CHUNK = 80
 """Tokens in one piece of the text: only the last piece is sent again while tokens come."""
 
 _STYLE = """<style>
@@ -218,11 +218,10 @@ class PromptPanel(widgets.VBox):
         super().close()
 
     def _chunk(self, i: int) -> widgets.HTML:
-        """The i-th piece of the text, empty."""
+        """The i-th piece of the text; still with what it held in the text before."""
         if i == len(self._chunks):
             first = self._chunks[0]
             self._chunks.append(widgets.HTML(layout=first.layout, style=first.style))
-        self._chunks[i].value = ""
         return self._chunks[i]
 
     def _name(self, token: int) -> str:
@@ -299,7 +298,7 @@ class _Shown:
         self._energy = ""
         first, self._chunk = panel._chunk(0), panel._chunk(1)
         first.value = f"<span class='llama-prompt'>{escape(prompt)}</span>"
-        panel.text.children = [first, self._chunk]
+        panel.text.children = [first]
         with panel.progress.hold_sync():
             panel.progress.max, panel.progress.value = most, 0
         panel.status.value = "Reading the prompt…"
@@ -310,16 +309,21 @@ class _Shown:
             self._begin = self._begin or time.perf_counter()
         self._parts.append(token_html(token, self._panel._name))
         if len(self._parts) == _CHUNK:
-            self._chunk.value = "".join(self._parts)
-            so_far = self._panel.text.children
-            self._parts, self._chunk = [], self._panel._chunk(len(so_far))
-            self._panel.text.children = [*so_far, self._chunk]
+            self._send_text()
+            self._parts, self._chunk = [], self._panel._chunk(len(self._panel.text.children))
         if self._pacer.due():
             self._send()
 
+    def _send_text(self) -> None:
+        if not self._parts:
+            return
+        self._chunk.value = "".join(self._parts)
+        if self._panel.text.children[-1] is not self._chunk:
+            self._panel.text.children = [*self._panel.text.children, self._chunk]
+
     def _send(self) -> None:
         panel = self._panel
-        self._chunk.value = "".join(self._parts)
+        self._send_text()
         if not self._status_pacer.due():
             return
         panel.progress.value = self._count
@@ -337,7 +341,7 @@ class _Shown:
         )
 
     def finish(self, out: Generation | None) -> None:
-        self._chunk.value = "".join(self._parts)
+        self._send_text()
         ended = out is not None and out.finish_reason != "closed"
         self._panel.progress.value = self._most if ended else self._count
         if out is None:
