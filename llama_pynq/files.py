@@ -1,4 +1,4 @@
-"""The user's cache folder, and files that are written whole or not at all."""
+"""Where things lie, the user's cache and the package's folders, and files written whole."""
 
 from __future__ import annotations
 

@@ -903,6 +903,7 @@ def load(
         If it does not fit. No model is loaded then.
     """
     start = time.perf_counter()
+    _check_meter(power)
     limits = driver.limits
     if slots is not None and not (isinstance(slots, int) and 1 <= slots <= 1024):
         raise RequestError(f"slots is {slots!r}: it must be 1 to 1024")

@@ -42,7 +42,7 @@ class PowerRecorder:
     Parameters
     ----------
     rails : mapping of str to Rail
-        From `sensors.rails`. Where it is empty, `energy` says why.
+        From `rails`. Where it is empty, `energy` says why.
     rate_hz : float
         Samples a second; default 10.
     idle_s : float
@@ -109,12 +109,19 @@ class PowerRecorder:
         self._thread = threading.Thread(target=self._run, name="power", daemon=True)
         self._thread.start()
         if self.idle_s:
-            begin = time.perf_counter()
-            time.sleep(self.idle_s)
-            self.sample()
-            idle = self.energy(begin, time.perf_counter())
-            self._idle = idle.mean_watts if isinstance(idle, Energy) else None
-            self.mark("idle", begin, time.perf_counter())
+            try:
+                self._measure_idle()
+            except BaseException:  # Ctrl-C: a with block that was not entered is not left either
+                self.stop()
+                raise
+
+    def _measure_idle(self) -> None:
+        begin = time.perf_counter()
+        time.sleep(self.idle_s)
+        self.sample()
+        idle = self.energy(begin, time.perf_counter())
+        self._idle = idle.mean_watts if isinstance(idle, Energy) else None
+        self.mark("idle", begin, time.perf_counter())
 
     def stop(self) -> None:
         """End sampling; what was recorded stays. May be called twice."""

@@ -77,7 +77,7 @@ TERMS: dict[str, Terms] = {
     "pynq-z1": _terms(2.2, "assumed: no reading of an idle board was found", _ZYNQ7, _DDR3),
     "pynq-z2": _terms(2.2, "assumed: no reading of an idle board was found", _ZYNQ7, _DDR3),
     "kv260": _KV260,
-    "zcu104": _terms(5.0, "taken as a KV260's and a larger board", _ULTRASCALE, _DDR4),
+    "zcu104": _terms(5.0, "assumed: as a KV260's module, on a larger board", _ULTRASCALE, _DDR4),
     "aws-f1": _terms(
         3.0,
         "assumed for the chip alone: AWS reports Vccint (aws-fpga, afi_power.md)",
@@ -195,7 +195,7 @@ class EnergyModel:
 
     driver: Any
     board: Board
-    _active: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
+    _active: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
 
     def _predict(self, position: int, rows: int) -> Prediction:
         packed = self.driver.packed
@@ -215,7 +215,7 @@ class EnergyModel:
         if packed is None:
             return idle_watts(self.board)
         # Kept: a recorder asks many times a second, and predicting takes some 35 ms.
-        key = id(packed), self.driver.kv_bits
+        key = packed.config, packed.weight_bits, packed.group_size, self.driver.kv_bits
         if key not in self._active:
             self._active[key] = watts_of(self._predict(packed.config.seq_len // 2, 1))
         return self._active[key]

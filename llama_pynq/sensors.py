@@ -83,7 +83,7 @@ def rails(
         return found
     found.take(_board_rails(), "PYNQ's libsensors", "PYNQ has no configuration for this board")
     if not found:
-        found.take(hwmon_rails(hwmon), "hwmon", f"no chip under {hwmon} measures power")
+        found.take(hwmon_rails(hwmon), "hwmon", _no_hwmon(hwmon))
     return found
 
 
@@ -203,18 +203,18 @@ def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
     """
     found: dict[str, Rail] = {}
     for file in sorted(root.glob("hwmon*/power*_input")):
-        remedy = f"Allow it: sudo chmod a+r {file}"
+        remedy = _remedy(file)
+        label = file.with_name(file.name.replace("_input", "_label"))
+        interval = file.parent / "update_interval"
         try:
             chip = _read(file.parent / "name", remedy)
             _number(file, remedy)
+            name = f"{chip} {_read(label, remedy)}" if label.exists() else chip
+            period = _number(interval, remedy) / 1000 if interval.exists() else math.nan
         except SensorLost:
-            continue
-        label = file.with_name(file.name.replace("_input", "_label"))
-        name = f"{chip} {_read(label, remedy)}" if label.exists() else chip
+            continue  # `_no_hwmon` has the reason
         while name in found:
             name += "'"
-        interval = file.parent / "update_interval"
-        period = _number(interval, remedy) / 1000 if interval.exists() else math.nan
 
         def watts(file: Path = file, remedy: str = remedy) -> float:
             return _number(file, remedy) * 1e-6
@@ -223,6 +223,20 @@ def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
         resolution = 0.01 if chip.startswith("ina260") else math.nan
         found[name] = Rail(name, f"hwmon, {chip}", watts, True, period, resolution)
     return found
+
+
+def _remedy(file: Path) -> str:
+    return f"Allow it: sudo chmod a+r {file}"
+
+
+def _no_hwmon(root: Path) -> str:
+    """Why `hwmon_rails` found nothing."""
+    for file in sorted(root.glob("hwmon*/power*_input")):
+        try:
+            _number(file, _remedy(file))
+        except SensorLost as error:
+            return str(error)
+    return f"no chip under {root} measures power"
 
 
 class _Counter:
@@ -270,7 +284,7 @@ def cpu_rails(root: Path = POWERCAP) -> dict[str, Rail]:
             name += "'"
         counts = name.startswith("package") and not inside or name.startswith("dram")
         source = f"RAPL, {name}"
-        found[name] = Rail(name, source, counter, True, 0.001, 61e-6, counts, is_mean=True)
+        found[name] = Rail(name, source, counter, True, 0.001, counts=counts, is_mean=True)
     return found
 
 

@@ -133,6 +133,14 @@ def sections(text: str) -> dict[str, str]:
     return {name: part.strip("\n") for name, part in zip(parts[::2], parts[1::2])}
 
 
+def solution(notebook: str, **given: Any) -> dict[str, Any]:
+    """What a notebook's solutions define, given the names that it has by then."""
+    names = dict(given)
+    for source in sections((SOLUTIONS / f"{notebook}.py").read_text(encoding="utf-8")).values():
+        exec(source, names)
+    return names
+
+
 def fill(notebook: dict[str, Any], solutions: str) -> dict[str, Any]:
     """A copy of a notebook with every exercise solved.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from solutions import solution
+from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.reference import QuantizedMatrix, quantize_groups

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
+from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.boards import boards
 from llama_pynq.perf import buffers, kernel_of, predict
 from llama_pynq.views import SHAPES
 
-SOLUTIONS = Path(__file__).parent / "notebooks" / "solutions" / "06_which_board.py"
 STORIES, KV260 = SHAPES["stories110M"], boards()["kv260"]
 
 
 @pytest.fixture(scope="module")
 def solved():
-    return runpy.run_path(str(SOLUTIONS), {"config": STORIES, "board": KV260, "CONTEXT": 256})
+    return solution("06_which_board", config=STORIES, board=KV260, CONTEXT=256)
 
 
 def _hint(name, *answers):
@@ -115,7 +112,10 @@ def test_halved_scales_are_told():
 
 def test_norms_may_be_counted():
     right = _counted()
-    with_norms = lambda c, n, w=8, k=32: right(c, n, w, k) + 4 * c.dim * (2 * c.n_layers + 1)  # noqa: E731
+
+    def with_norms(c, n, w=8, k=32):
+        return right(c, n, w, k) + 4 * c.dim * (2 * c.n_layers + 1)
+
     assert labs.check("06.1", with_norms).state == "passed"
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-
 import pytest
+from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.perf import predict
 from llama_pynq.random_model import SHAPES
 
-SOLUTIONS = Path(__file__).parent / "notebooks" / "solutions" / "07_batching.py"
 MEASURED = {1: 876.0, 2: 1088.0, 4: 1491.0, 8: 1814.0}
 
 
 @pytest.fixture(scope="module")
 def solved():
-    return runpy.run_path(str(SOLUTIONS))
+    return solution("07_batching")
 
 
 def _hint(name, *answers):

@@ -1,7 +1,7 @@
 """Lesson 08: its checks pass the solution on every board, and name each of the usual mistakes."""
 
 import pytest
-from solutions import solution
+from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.boards import boards

@@ -1,24 +1,19 @@
 """Lessons 01, 02, 03 and 05: solutions pass, and each typical mistake is named."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from lesson_notebooks import SOLUTIONS, solution
 
 from llama_pynq import labs
 from llama_pynq.checkpoint import ModelConfig
 
-SOLUTIONS = Path(__file__).parent / "notebooks" / "solutions"
 CONFIG = ModelConfig(288, 768, 6, 6, 6, 32000, 256, True)
 TEXTS = {(0, 1): "a", (0, 2): "a", (1, 1): "b", (1, 2): "c"}
 
 
-def solution(lesson):
-    """What the lesson's solutions define."""
+def solved(lesson):
     (path,) = SOLUTIONS.glob(f"{lesson}_*.py")
-    space = {"np": np, "config": CONFIG}
-    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), space)
-    return space
+    return solution(path.stem, np=np, config=CONFIG)
 
 
 def wrong(name, *answers):
@@ -46,7 +41,7 @@ MORE = {"01.1": (TEXTS,), "02.1": (CONFIG,)}
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_solution_passes_every_stage(name):
-    space = solution(name[:2])
+    space = solved(name[:2])
     result = labs.check(name, *(space[a] for a in ANSWERS[name]), *MORE.get(name, ()))
     assert (result.state, result.hint) == ("passed", "")
     assert result.passed == len(result.stages)
@@ -88,17 +83,17 @@ def softmax(x, t=1.0):
             "never keep more than there are",
         ),
         ("02.1", (8 * 15e7, CONFIG), 0, "far too many"),
-        ("02.1", (solution("02")["weights"], CONFIG), 1, "4 bytes more"),
-        ("02.1", (solution("02")["weights"] * 68 / 64 - 32000 * 306, CONFIG), 2, "The classifier"),
-        ("02.1", (solution("02")["weights"] * 68 / 64 + 32000 * 306, CONFIG), 2, "The embedding"),
-        ("02.1", (solution("02")["weights"] * 68 / 64 - 6 * 768 * 306, CONFIG), 2, "gate, up"),
+        ("02.1", (solved("02")["weights"], CONFIG), 1, "4 bytes more"),
+        ("02.1", (solved("02")["weights"] * 68 / 64 - 32000 * 306, CONFIG), 2, "The classifier"),
+        ("02.1", (solved("02")["weights"] * 68 / 64 + 32000 * 306, CONFIG), 2, "The embedding"),
+        ("02.1", (solved("02")["weights"] * 68 / 64 - 6 * 768 * 306, CONFIG), 2, "gate, up"),
         (
             "02.1",
-            (solution("02")["weights"] * 68 / 64 - 6 * 288 * 306, CONFIG),
+            (solved("02")["weights"] * 68 / 64 - 6 * 288 * 306, CONFIG),
             2,
             "attention output",
         ),
-        ("02.1", (1.2 * 68 / 64 * solution("02")["weights"], CONFIG), 2, "Go through the list"),
+        ("02.1", (1.2 * 68 / 64 * solved("02")["weights"], CONFIG), 2, "Go through the list"),
         ("02.2", (255 / 31,), 0, "which are p + 1"),
         ("02.2", (2,), 0, "in proportion"),
         ("02.3", (lambda s: 1 - s,), 1, "twice as fast, not 0.5"),

@@ -247,3 +247,17 @@ def test_energy_as_text_has_its_units_and_its_source():
         "4 J in 2 s for 8 tokens: 0.5 J (0.139 mWh) a token, mean 2.00 W, peak 3.00 W, "
         "idle 1.00 W; measured: a meter"
     )
+
+
+def test_ctrl_c_while_idle_power_is_measured_ends_the_sampling(monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    recorder = PowerRecorder({"a": Rail("a", "a test", lambda: 1.0)}, idle_s=5)
+    monkeypatch.setattr("llama_pynq.power.time.sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt), recorder:
+        pass
+    assert not recorder.running
+    monkeypatch.setattr("llama_pynq.power.time.sleep", lambda seconds: None)
+    with recorder:
+        assert recorder.running

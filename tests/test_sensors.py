@@ -88,6 +88,11 @@ def test_hwmon_permission_denied_names_the_file_and_the_remedy(tmp_path, monkeyp
         rail.watts()
     file = folder / "power1_input"
     assert str(error.value) == f"{file}: permission denied. Allow it: sudo chmod a+r {file}"
+    # From the start, too: no rail, and the reason among those that a user is told.
+    monkeypatch.setattr("pynq.get_rails", dict)
+    found = rails(SimpleNamespace(name="board"), hwmon=tmp_path)
+    assert not found
+    assert found.why[-1] == f"hwmon: {error.value}"
 
 
 # ---- RAPL -------------------------------------------------------------------------------

@@ -162,11 +162,7 @@ def _summary(recorder: PowerRecorder) -> str:
         return "<p style='margin:4px 0'>Nothing was generated with this recorder yet.</p>"
     if not isinstance(last, Energy):
         return f"<p style='margin:4px 0'>The last text has no energy: {escape(last)}.</p>"
-    note = (
-        ""
-        if last.measured
-        else (
-            " Joules and seconds are the modelled board's own; the plot's time is this computer's."
-        )
-    )
+    note = ""
+    if not last.measured:
+        note = " Joules and seconds are the modelled board's; the plot's time is this computer's."
     return f"<p style='margin:4px 0'>The last text: {escape(last)}.{note}</p>"

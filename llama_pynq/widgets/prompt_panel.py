@@ -235,7 +235,7 @@ class PromptPanel(widgets.VBox):
         finished: list[Generation] = []
         pace = self.pace.value
         power = self._power if not pace else None  # pauses would count as the text's
-        show = _Shown(self, prompt, settings["max_new_tokens"], power)
+        show = _Shown(self, prompt, settings["max_new_tokens"], power, paced=pace > 0)
         try:
             tokens = self._overlay.stream_tokens(
                 prompt, logprobs=ALTERNATIVES, power=power, on_finish=finished.append, **settings
@@ -287,9 +287,9 @@ class _Shown:
     """What the panel shows of one text; sends no oftener than a view may."""
 
     def __init__(
-        self, panel: PromptPanel, prompt: str, most: int, power: EnergyMeter | None
+        self, panel: PromptPanel, prompt: str, most: int, power: EnergyMeter | None, paced: bool
     ) -> None:
-        self._panel, self._most, self._power = panel, most, power
+        self._panel, self._most, self._power, self._paced = panel, most, power, paced
         # The emulated device keeps every core busy: what is sent, it waits for.
         self._pacer, self._status_pacer, self._energy_pacer = Pacer(12), Pacer(4), Pacer(1)
         self._parts: list[str] = []
@@ -329,7 +329,7 @@ class _Shown:
         panel.progress.value = self._count
         seconds = time.perf_counter() - self._begin
         rate = f", {(self._count - 1) / seconds:,.0f} tokens/s" if self._count > 1 else ""
-        if panel.pace.value:
+        if self._paced:
             panel.status.value = f"{self._count} of at most {self._most} tokens, at the pace chosen"
             return
         if self._power is not None and self._energy_pacer.due():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +38,11 @@ def browser() -> Iterator[Any]:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         _unable("no browser: apt install chromium, or set CHROMIUM to the one you have")
-    try:
-        import jupyterlab  # noqa: F401
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        _unable(f"no {error.name}: pip install 'llama_pynq[browser]'")
+    for needed in ("jupyterlab", "playwright"):
+        if find_spec(needed) is None:
+            _unable(f"no {needed}: pip install 'llama_pynq[browser]'")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         # Playwright gives it an empty profile and --headless.
         started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
