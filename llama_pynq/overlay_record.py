@@ -1,0 +1,175 @@
+"""``overlay.json``: what an overlay's files are, who built them with what, and what was seen.
+
+It lies beside the files. A build writes it; ``llama-pynq overlay`` reads it. In
+``overlay/<board>/`` it may stand alone, as a link: then every file has a URL to fetch it from.
+Standard library only: a machine with Vitis needs no PYNQ.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from .boards import boards
+from .errors import OverlayMismatch
+from .files import write_atomically
+
+RECORD_NAME = "overlay.json"
+FORMAT = 1
+_BLOCK = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class OverlayFile:
+    """One file of an overlay.
+
+    Attributes
+    ----------
+    name : str
+        Without a folder: ``llama.bit``, ``llama.hwh`` or ``llama.xclbin``.
+    sha256 : str
+        64 hexadecimal digits, lower case.
+    n_bytes : int
+    url : str or None
+        Where it can be fetched, https or file; None for a file that is there.
+    """
+
+    name: str
+    sha256: str
+    n_bytes: int
+    url: str | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> OverlayFile:
+        """The file at `path`."""
+        return cls(path.name, sha256_of(path), path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class OverlayRecord:
+    """An overlay: its files, its origin, and what is known of it.
+
+    Attributes
+    ----------
+    board : str
+        Of `llama_pynq.boards.boards`.
+    abi : int
+        Version of the kernel's contract, ``kAbiVersion``.
+    clock_mhz : float
+        What the kernel was built for.
+    files : tuple of OverlayFile
+        ``.bit`` and ``.hwh``, or ``.xclbin``.
+    tools : dict of str to str
+        Name and version of each vendor tool: ``{"vivado": "2022.1"}``.
+    built : str
+        Date, ISO 8601.
+    built_by, source : str
+        A person or project; the commit of hls_src (``git describe --always --dirty``).
+    platform : str or None
+        The shell that an .xclbin was linked for.
+    report : dict of str to float
+        What the tools reported: ``lut``, ``dsp``, ``bram36``, ``uram``, ``wns_ns``. May be empty.
+    measured : str or None
+        Which board it was run on and when, with what result; None if it was not.
+    """
+
+    board: str
+    abi: int
+    clock_mhz: float
+    files: tuple[OverlayFile, ...]
+    tools: dict[str, str]
+    built: str
+    built_by: str
+    source: str
+    platform: str | None = None
+    report: dict[str, float] | None = None
+    measured: str | None = None
+
+    @property
+    def main(self) -> OverlayFile:
+        """The file that is loaded: the ``.xclbin`` or the ``.bit``."""
+        return next(f for f in self.files if not f.name.endswith(".hwh"))
+
+    def write(self, folder: Path) -> Path:
+        """Write it into `folder`, atomically; its path."""
+        path = folder / RECORD_NAME
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        write_atomically(path, text.encode())
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> OverlayRecord:
+        """Read and check a record.
+
+        Raises
+        ------
+        OverlayMismatch
+            If it is damaged, of another format, or names files that an overlay cannot have.
+        FileNotFoundError
+            If there is none.
+        """
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OverlayMismatch(f"{path} is damaged: it is not JSON ({error})") from error
+        try:
+            return cls._checked(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise OverlayMismatch(f"{path} is no record of an overlay: {what}") from error
+
+    @classmethod
+    def _checked(cls, fields: Any) -> OverlayRecord:
+        if not isinstance(fields, dict):
+            raise TypeError("it is not a JSON object")
+        fields = dict(fields)
+        if (found := fields.pop("format")) != FORMAT:
+            raise ValueError(
+                f"its format is {found!r}, this version of llama_pynq reads {FORMAT}: install "
+                "the version that it came with"
+            )
+        record = cls(**{**fields, "files": tuple(OverlayFile(**f) for f in fields["files"])})
+        if record.board not in boards():
+            raise ValueError(f"it names a board {record.board!r}, not one of {', '.join(boards())}")
+        for name, kind in (("abi", int), ("clock_mhz", (int, float)), ("tools", dict)):
+            if not isinstance(getattr(record, name), kind):
+                raise TypeError(f"{name} is {getattr(record, name)!r}")
+        for name in ("built", "built_by", "source"):
+            if not isinstance(getattr(record, name), str):
+                raise TypeError(f"{name} is {getattr(record, name)!r}")
+        datetime.date.fromisoformat(record.built)
+        for file in record.files:
+            cls._check_file(file)
+        kinds = sorted(Path(f.name).suffix for f in record.files)
+        if kinds not in ([".bit", ".hwh"], [".xclbin"]):
+            raise ValueError(f"its files are {kinds}: a .bit and its .hwh, or an .xclbin, belong")
+        if len({Path(f.name).stem for f in record.files}) > 1:
+            raise ValueError("its .bit and .hwh have different names: PYNQ takes them by one")
+        return record
+
+    @staticmethod
+    def _check_file(file: OverlayFile) -> None:
+        # A record may come from the network: a name must not lead out of its folder.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", file.name):
+            raise ValueError(f"{file.name!r} is no plain file name")
+        if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
+            raise ValueError(f"the sha256 of {file.name} is {file.sha256!r}")
+        if not isinstance(file.n_bytes, int) or file.n_bytes < 0:
+            raise ValueError(f"n_bytes of {file.name} is {file.n_bytes!r}")
+        if file.url is not None and urlsplit(file.url).scheme not in ("https", "file"):
+            raise ValueError(f"the URL of {file.name} is {file.url!r}: https or file is expected")

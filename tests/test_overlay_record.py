@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_pynq.boards import boards
+from llama_pynq.errors import OverlayMismatch
+from llama_pynq.overlay_record import OverlayFile, OverlayRecord
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
+DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> OverlayRecord:
+    stem = draw(NAMES)
+    kinds = draw(st.sampled_from([(".bit", ".hwh"), (".xclbin",)]))
+    url = st.none() | NAMES.map(lambda name: f"https://example.org/{name}")
+    return OverlayRecord(
+        board=draw(st.sampled_from(sorted(boards()))),
+        abi=draw(st.integers(1, 9)),
+        clock_mhz=draw(st.floats(50, 400)),
+        files=tuple(
+            OverlayFile(stem + kind, draw(DIGESTS), draw(st.integers(0, 1 << 40)), draw(url))
+            for kind in kinds
+        ),
+        tools=draw(st.dictionaries(NAMES, NAMES)),
+        built=draw(st.dates()).isoformat(),
+        built_by=draw(st.text()),
+        source=draw(st.text()),
+        platform=draw(st.none() | NAMES),
+        report=draw(st.none() | st.dictionaries(NAMES, st.floats(-9, 1e6))),
+        measured=draw(st.none() | st.text()),
+    )
+
+
+@given(records())
+def test_record_written_is_read_back(tmp_path_factory, record):
+    folder = tmp_path_factory.mktemp("record")
+    assert OverlayRecord.read(record.write(folder)) == record
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> dict:
+    (tmp_path / "llama.bit").write_bytes(b"bits")
+    (tmp_path / "llama.hwh").write_bytes(b"")
+    files = tuple(OverlayFile.of(tmp_path / name) for name in ("llama.bit", "llama.hwh"))
+    record = OverlayRecord(
+        "kv260", 3, 300.0, files, {"vivado": "2022.1"}, "2026-11-23", "us", "v1", None, {}
+    )
+    return json.loads(record.write(tmp_path).read_text())
+
+
+def test_record_hashes_its_files(fields):
+    assert [f["n_bytes"] for f in fields["files"]] == [4, 0]
+    # sha256 of the empty string, FIPS 180-4's well-known one.
+    assert fields["files"][1]["sha256"].startswith("e3b0c44298fc1c149afbf4c8996fb924")
+
+
+def damage(**changes):
+    return lambda fields: {**fields, **changes}
+
+
+def first_file(**changes):
+    return lambda fields: {
+        **fields,
+        "files": [{**fields["files"][0], **changes}, fields["files"][1]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: [f], "it is not a JSON object"),
+        (damage(format=2), "its format is 2, this version of llama_pynq reads 1"),
+        (lambda f: {k: v for k, v in f.items() if k != "board"}, "board"),
+        (damage(board="kv261"), "names a board 'kv261', not one of pynq-z1"),
+        (damage(abi="3"), "abi is '3'"),
+        (damage(built="yesterday"), "yesterday"),
+        (damage(colour="red"), "colour"),
+        (first_file(name="../llama.bit"), "'../llama.bit' is no plain file name"),
+        (first_file(name="other.bit"), "different names"),
+        (first_file(sha256="beef"), "the sha256 of llama.bit is 'beef'"),
+        (first_file(n_bytes=-1), "n_bytes of llama.bit is -1"),
+        (first_file(url="http://example.org/llama.bit"), "https or file is expected"),
+        (lambda f: {**f, "files": f["files"][:1]}, r"its files are \['.bit'\]"),
+    ],
+)
+def test_damaged_record_is_refused_by_name(tmp_path, fields, change, message):
+    path = tmp_path / "overlay.json"
+    path.write_text(json.dumps(change(fields)))
+    with pytest.raises(OverlayMismatch, match=message) as caught:
+        OverlayRecord.read(path)
+    assert str(path) in str(caught.value)
+
+
+def test_record_that_is_no_json_is_refused(tmp_path):
+    path = tmp_path / "overlay.json"
+    path.write_text("{")
+    with pytest.raises(OverlayMismatch, match="is damaged: it is not JSON"):
+        OverlayRecord.read(path)
