@@ -51,63 +51,59 @@ class Terms:
     source: str
 
 
-_DDR4, _DDR3, _HBM2 = 120e-12, 250e-12, 40e-12
-_ULTRASCALE, _ZYNQ7 = 5e-8, 8e-8
-_MAC = 2e-12
+_DDR4, _HBM2 = 112e-12, 31e-12
+_FABRIC = 5e-8
+_MAC = 2.1e-12
 _SOURCE = (
-    "memory: HBM2 at 4 to 5 pJ a bit (O'Connor et al., MICRO 2017); assumed: some 15 of DDR4, 30 "
-    "of DDR3; fabric and product: round figures, chosen with PUBLISHED in view"
+    "memory: 14 pJ a bit of GDDR5, which DDR4 is taken as, and 3.9 of HBM2 (O'Connor et al., MICRO "
+    "2017); product: 0.3 pJ in 45 nm (Horowitz, ISSCC 2014), times 7 for an FPGA's hard "
+    "multipliers (Kuon and Rose, TCAD 2007); fabric: fitted to PUBLISHED"
 )
 
 
-def _terms(static: float, source: str, fabric: float, byte: float) -> Terms:
-    return Terms(static, source, fabric, byte, _MAC, _SOURCE)
+def _terms(static: float, source: str, byte: float = _DDR4) -> Terms:
+    return Terms(static, source, _FABRIC, byte, _MAC, _SOURCE)
 
 
 _KV260 = _terms(
     3.5, "a K26 module reads 4.3 to 4.8 W while a DPU runs (Simfero, 2026), of which the DPU is "
-    "about 1 W", _ULTRASCALE, _DDR4,
+    "about 1 W",
 )  # fmt: skip
 _CARD = _terms(
     14.0, "U200 and U250 read 16 to 25 W with 10 to 27% of the device in use (Hastlayer, "
-    "Benchmarks.md): less at 0%", _ULTRASCALE, _DDR4,
+    "Benchmarks.md): less at 0%",
 )  # fmt: skip
 
 TERMS: dict[str, Terms] = {
-    "pynq-z1": _terms(2.2, "assumed: no reading of an idle board was found", _ZYNQ7, _DDR3),
-    "pynq-z2": _terms(2.2, "assumed: no reading of an idle board was found", _ZYNQ7, _DDR3),
     "kv260": _KV260,
-    "zcu104": _terms(5.0, "assumed: as a KV260's module, on a larger board", _ULTRASCALE, _DDR4),
-    "aws-f1": _terms(
-        3.0,
-        "assumed for the chip alone: AWS reports Vccint (aws-fpga, afi_power.md)",
-        _ULTRASCALE,
-        _DDR4,
+    "zcu104": _terms(
+        14.05, "the board's 12 V input in a cell of PYNQ's own notebook (zcu104_pmbus.ipynb), "
+        "which does not tell of any load",
     ),
+    "aws-f1": _terms(3.0, "fitted to HLSTransform's 9 W, the chip alone"),
     "u200": _CARD,
     "u250": _CARD,
     "u50": _terms(
         17.4,
         "a card that was only looked at: 12.213 V at 1.363 A, 3.3 V at 0.223 A (XRT, pull "
         "request 5184)",
-        _ULTRASCALE,
         _HBM2,
     ),
     "u280": _terms(
         14.5,
         "as the U55C, which has the same part; its DDR4, which the kernel leaves alone, is "
         "not counted",
-        _ULTRASCALE,
         _HBM2,
     ),
     "u55c": _terms(
         14.5,
         "two cards read 14.5 and 15.0 W in the examples of Paderborn's PC2 (Power and Energy "
         "Measurements of FPGAs), which do not tell of any load",
-        _ULTRASCALE,
         _HBM2,
     ),
-}
+}  # fmt: skip
+"""By board. One that nobody published a reading of, such as a PYNQ-Z2, is not here: it has no
+modelled watts."""
 
 
 def watts(
@@ -122,13 +118,18 @@ def watts(
     )
 
 
-def watts_of(prediction: Prediction) -> float:
-    """Power of a board during the step that was predicted."""
+def watts_of(prediction: Prediction) -> float | None:
+    """Power of a board during the step that was predicted; None where `TERMS` lacks the board."""
+    terms = TERMS.get(prediction.board.name)
+    return None if terms is None else _step_watts(terms, prediction)
+
+
+def _step_watts(terms: Terms, prediction: Prediction) -> float:
     board, work = prediction.board, prediction.work
     luts = resources(board, prediction.kernel).lut
     macs = work.rows * work.weight_bytes * 8 / work.weight_bits  # a product a weight
     return watts(
-        TERMS[board.name],
+        terms,
         luts,
         prediction.kernel.clock_mhz,
         prediction.read_bytes / prediction.seconds,
@@ -136,9 +137,15 @@ def watts_of(prediction: Prediction) -> float:
     )
 
 
-def idle_watts(board: Board) -> float:
-    """Power of a board whose kernel waits."""
-    return TERMS[board.name].static_watts
+def joules_per_token(prediction: Prediction) -> float | None:
+    """Energy of a token of the step that was predicted; None where `TERMS` lacks the board."""
+    power = watts_of(prediction)
+    return None if power is None else power / prediction.tokens_per_second
+
+
+def idle_watts(board: Board) -> float | None:
+    """Power of a board whose kernel waits; None where `TERMS` lacks the board."""
+    return TERMS[board.name].static_watts if board.name in TERMS else None
 
 
 # ---- held to what others measured -----------------------------------------------------
@@ -191,11 +198,23 @@ class EnergyModel:
     driver : LlamaDriver
         With weights loaded; its shape and formats count.
     board : Board
+        One of `TERMS`.
     """
 
     driver: Any
     board: Board
     _active: dict[tuple[Any, ...], float] = field(default_factory=dict, repr=False)
+
+    @property
+    def _terms(self) -> Terms:
+        return TERMS[self.board.name]
+
+    def _watts(self, prediction: Prediction) -> float:
+        return _step_watts(self._terms, prediction)
+
+    def idle_watts(self) -> float:
+        """While the kernel waits."""
+        return self._terms.static_watts
 
     def _predict(self, position: int, rows: int) -> Prediction:
         packed = self.driver.packed
@@ -213,11 +232,11 @@ class EnergyModel:
         """While a token is decoded, halfway through the context."""
         packed = self.driver.packed
         if packed is None:
-            return idle_watts(self.board)
+            return self.idle_watts()
         # Kept: a recorder asks many times a second, and predicting takes some 35 ms.
         key = packed.config, packed.weight_bits, packed.group_size, self.driver.kv_bits
         if key not in self._active:
-            self._active[key] = watts_of(self._predict(packed.config.seq_len // 2, 1))
+            self._active[key] = self._watts(self._predict(packed.config.seq_len // 2, 1))
         return self._active[key]
 
     def energy(self, texts: Sequence[tuple[int, int]]) -> Energy:
@@ -241,7 +260,7 @@ class EnergyModel:
             places = np.linspace(0, last, _POSITIONS).astype(int)
             predictions = [self._predict(int(p), len(part)) for p in places]
             at = [p.seconds for p in predictions]
-            power = [watts_of(p) for p in predictions]
+            power = [self._watts(p) for p in predictions]
             seconds += steps * float(np.mean(at))
             joules += steps * float(np.mean(np.array(at) * power))
             peak = max(peak, *power)
@@ -254,7 +273,7 @@ class EnergyModel:
             tokens=sum(m for _, m in texts),
             source=f"llama_pynq's model of {self.board.title}, good to {ERROR:.0%}",
             measured=False,
-            idle_watts=idle_watts(self.board),
+            idle_watts=self.idle_watts(),
         )
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 
 from .boards import boards
 from .errors import RequestError
-from .power_model import EnergyModel, idle_watts
+from .power_model import TERMS, EnergyModel
 from .readings import Rail, SensorLost
 
 HWMON = Path("/sys/class/hwmon")
@@ -73,7 +73,8 @@ def rails(
         if device.limits is None:
             found.take(cpu_rails(powercap), "RAPL of the CPU that emulates", _no_rapl(powercap))
         else:
-            found["board"] = _modelled_rail(overlay, device)
+            rail = _modelled_rail(overlay, device)
+            found.take({"board": rail} if rail else {}, "the model", _NO_TERMS)
         return found
     sensors = _sensors_of(device)
     if sensors is not None:
@@ -87,17 +88,22 @@ def rails(
     return found
 
 
-def _modelled_rail(overlay: Any, device: Any) -> Rail:
+_NO_TERMS = "nobody published what the board draws when idle, so it has no modelled watts"
+
+
+def _modelled_rail(overlay: Any, device: Any) -> Rail | None:
     driver = getattr(overlay, "llama", None)
     if driver is None:
         raise RequestError(
             f"{device.name} has no sensor, and its model needs the overlay: rails(overlay)"
         )
     board = boards()[device.board.name]
+    if board.name not in TERMS:
+        return None
     model = EnergyModel(driver, board)
 
     def watts() -> float:
-        return model.active_watts() if driver.running else idle_watts(board)
+        return model.active_watts() if driver.running else model.idle_watts()
 
     source = f"llama_pynq's model of {board.title}"
     return Rail("board", source, watts, measured=False, model=model)

@@ -16,7 +16,7 @@ from .boards import Board, boards
 from .checkpoint import ModelConfig
 from .errors import LlamaPynqError
 from .perf import Prediction, Work, fits, kernel_of, predict
-from .power_model import ERROR, watts_of
+from .power_model import ERROR, TERMS, joules_per_token
 from .random_model import SHAPES as _RANDOM_SHAPES
 
 SHAPES = {
@@ -93,7 +93,8 @@ J/token: modelled watts (llama_pynq/power_model.py) over tok/s at batch 1."""
 
 _POWER_NOTE = (
     f"The power model is within {ERROR:.0%} of what others published of other accelerators; its\n"
-    "static part is what the board's own sensor sees: a module's, a card's, on AWS F1 the chip's."
+    "static part is what somebody's sensor read: of a KV260's module, of a ZCU104's or a card's\n"
+    "input; on AWS F1 it is the chip, fitted to HLSTransform's 9 W."
 )
 
 
@@ -118,14 +119,14 @@ def boards_table(rows: Sequence[Row]) -> str:
         ).rstrip()
         for line in lines
     ]
-    notes = [_NOTES, _POWER_NOTE, *_unchecked(rows)]
+    notes = [_NOTES, _POWER_NOTE, *_powerless(rows), *_unchecked(rows)]
     notes += [f"{row.board.name}: {row.reason}." for row in rows if row.reason]
     return "\n".join([*text, "", *notes])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     one, batch = row.one, row.batch
-    joules = watts_of(one) / one.tokens_per_second
+    joules = joules_per_token(one)
     size = f"{one.bytes / 1e6:.1f}"
     if row.reason:
         return row.board.name, "no", size, f"{one.roof_tokens_per_second:,.1f}", "", "", "", ""
@@ -137,8 +138,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{one.tokens_per_second:,.1f}",
         f"{one.share_of_roof:.0%}",
         f"{batch.work.rows}: {batch.tokens_per_second:,.1f}",
-        f"{joules:.3f}",
+        "–" if joules is None else f"{joules:.3f}",
     )
+
+
+def _powerless(rows: Iterable[Row]) -> list[str]:
+    names = [row.board.name for row in rows if row.board.name not in TERMS]
+    return [f"No J/token: nobody published what an idle board draws: {', '.join(names)}."]
 
 
 def _unchecked(rows: Iterable[Row]) -> list[str]:

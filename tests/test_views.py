@@ -49,6 +49,14 @@ def test_a_row_holds_what_the_model_predicts(rows):
     assert f"{row.batch.work.rows}: {row.batch.tokens_per_second:,.1f}" in cells
 
 
+def test_a_board_without_a_published_reading_has_no_joules():
+    lines = boards_table(compare(SHAPES["stories15M"])).splitlines()
+    ends = {line.split()[0]: line.split()[-1] for line in lines[1:11]}
+    assert ends["pynq-z2"] == ends["pynq-z1"] == "–"
+    assert float(ends["kv260"]) > 0
+    assert "No J/token: nobody published what an idle board draws: pynq-z1, pynq-z2." in lines
+
+
 def test_fewer_bits_make_a_model_fit():
     small = compare(SHAPES["stories110M"], weight_bits=4, kv_bits=8)
     assert all(not row.reason for row in small if row.board.name == "pynq-z2")
