@@ -260,12 +260,14 @@ def _logprob(
 ) -> TokenLogprob:
     """What a result says of a token's probability, and of the `n` most probable ones."""
     lse = float(out["lse"])
-    ids, logits = out["top"]["id"], out["top"]["logit"]
-    if n > len(ids):
+    best = out["top"]
+    if n > len(best):
         logits = full_logits()
         ids = np.argsort(-logits, kind="stable")[:n]
-        logits = logits[ids]
-    top = {int(i): float(v) - lse for i, v in zip(ids[:n], logits) if i >= 0}
+        pairs = list(zip(ids.tolist(), logits[ids].tolist()))
+    else:
+        pairs = best[:n].tolist()
+    top = {i: value - lse for i, value in pairs if i >= 0}
     return TokenLogprob(token, logit - lse, top)
 
 

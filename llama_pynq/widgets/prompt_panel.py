@@ -19,9 +19,10 @@ from .worker import Pacer, Worker
 ALTERNATIVES = 5
 MAX_SEED = 2**53 - 1
 """JavaScript counts no further; seeds that are drawn are smaller."""
-_CHUNK = 80
+_CHUNK = 128
 """Tokens in one piece of the text: only the last piece is sent again while tokens come."""
 
+_SHADES = 10  # as classes: a style of its own would double what is sent for a token
 _STYLE = """<style>
 .llama-text { display: block !important; position: relative; background: #fff; color: #222;
   white-space: pre-wrap; overflow: visible !important; padding: 8px 8px 52px 8px; line-height: 1.9;
@@ -36,8 +37,14 @@ _STYLE = """<style>
 .llama-token:hover > .llama-tip, .llama-token:focus > .llama-tip { display: block;
   position: absolute; left: 0; right: 0; bottom: 0; background: #222; color: #fff;
   padding: 4px 8px; font-size: 12px; line-height: 1.5; white-space: normal; z-index: 2; }
+.llama-unsure { text-decoration: underline dotted; }
+.llama-unlikely { text-decoration: underline solid; }
 .llama-prompt { color: #555; font-weight: bold; }
-</style>"""
+""" + "\n".join(
+    f".llama-shade{i} {{ background: {paper}; color: {ink}; }}"
+    for i in range(_SHADES + 1)
+    for paper, ink in [shade(0.6 * i / _SHADES)]
+) + "</style>"  # fmt: skip
 
 _COPY = (
     "var t=this.parentNode.querySelector('textarea');t.hidden=false;t.select();"
@@ -47,9 +54,10 @@ _COPY = (
 _PACES = [("as fast as it comes", 0.0), ("20 tokens a second", 20.0), ("5 tokens a second", 5.0)]
 
 
-def _underline(p: float) -> str:
-    """For who sees no colour: solid under the unlikely, dotted under the unsure."""
-    return "solid" if p < 0.1 else "dotted" if p < 0.5 else "none"
+def _classes(p: float) -> str:
+    """Shade, and an underline for who sees no colour: solid if unlikely, dotted if unsure."""
+    underline = " llama-unlikely" if p < 0.1 else " llama-unsure" if p < 0.5 else ""
+    return f"llama-token llama-shade{round((1 - p) * _SHADES)}{underline}"
 
 
 def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
@@ -65,14 +73,12 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
     if token.logprob is None:
         return text
     p = math.exp(token.logprob.logprob)
-    paper, ink = shade((1 - p) * 0.6)
     others = " &nbsp;·&nbsp; ".join(
         f"{name(i)} {math.exp(value):.1%}" for i, value in token.logprob.top.items()
     )
     tip = f"{name(token.logprob.token)} had {p:.1%} &nbsp;|&nbsp; most probable: {others}"
     return (
-        f"<span class='llama-token' tabindex='0' style='background:{paper};color:{ink};"
-        f"text-decoration:underline {_underline(p)}'>{text}"
+        f"<span class='{_classes(p)}' tabindex='0'>{text}"
         f"<span class='llama-tip' role='tooltip'>{tip}</span></span>"
     )
 
@@ -161,7 +167,6 @@ class PromptPanel(widgets.VBox):
         self.pace = widgets.Dropdown(options=_PACES, value=0.0, description="pace", **wide)
         self.generate = widgets.Button(description="Generate", button_style="primary", icon="play")
         self.stop = widgets.Button(description="Stop", disabled=True, icon="stop")
-        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
         self.status = widgets.HTML("Ready.")
         self.text = widgets.Box([])
         self.text.add_class("llama-text")
@@ -181,7 +186,7 @@ class PromptPanel(widgets.VBox):
             widgets.HBox([self.top_k, self.top_p]),
             widgets.HBox([self.seed, self.new_seed]),
             widgets.HBox([self.pace, self.generate, self.stop]),
-            widgets.HBox([self.progress, self.status]),
+            self.status,
             self.history,
             widgets.HBox([self.again, self.copy]),
             widgets.HTML(_LEGEND),
@@ -205,7 +210,7 @@ class PromptPanel(widgets.VBox):
         """Generate with the controls' settings, or others; does nothing while a text comes."""
         prompt, chosen = self.prompt.value, settings or self.settings
         if self._worker.run(lambda: self._generate(prompt, chosen)):
-            self.generate.disabled, self.again.disabled, self.stop.disabled = True, True, False
+            self.generate.disabled, self.stop.disabled = True, False
 
     def wait(self) -> None:
         """Wait until the text is complete."""
@@ -262,9 +267,12 @@ class PromptPanel(widgets.VBox):
         self.seed.value = result.seed
         self.runs.append(Run(prompt, result.text, {**settings, "seed": result.seed}, result))
         labels = [f"{i}. {run.label}" for i, run in enumerate(self.runs, 1)]
+        self.history.unobserve(self._choose, names="index")  # else for the first one, too
         with self.history.hold_sync():
             self.history.options = labels
             self.history.index = len(labels) - 1
+        self.history.observe(self._choose, names="index")
+        self._choose()
 
     def _choose(self, _: object = None) -> None:
         index = self.history.index
@@ -291,7 +299,7 @@ class _Shown:
     ) -> None:
         self._panel, self._most, self._power, self._paced = panel, most, power, paced
         # The emulated device keeps every core busy: what is sent, it waits for.
-        self._pacer, self._status_pacer, self._energy_pacer = Pacer(12), Pacer(4), Pacer(1)
+        self._pacer, self._status_pacer, self._energy_pacer = Pacer(8), Pacer(4), Pacer(1)
         self._parts: list[str] = []
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
@@ -299,9 +307,14 @@ class _Shown:
         first, self._chunk = panel._chunk(0), panel._chunk(1)
         first.value = f"<span class='llama-prompt'>{escape(prompt)}</span>"
         panel.text.children = [first]
-        with panel.progress.hold_sync():
-            panel.progress.max, panel.progress.value = most, 0
-        panel.status.value = "Reading the prompt…"
+        panel.status.value = self._progress("Reading the prompt…")
+
+    def _progress(self, words: str) -> str:
+        """A bar and words beside it: in one widget, for each message costs the emulator time."""
+        return (
+            f"<progress max='{self._most}' value='{self._count}' style='width: 220px; "
+            f"margin-right: 8px; vertical-align: middle'></progress>{words}"
+        )
 
     def add(self, token: StreamToken) -> None:
         if token.token is not None:
@@ -326,31 +339,32 @@ class _Shown:
         self._send_text()
         if not self._status_pacer.due():
             return
-        panel.progress.value = self._count
         seconds = time.perf_counter() - self._begin
         rate = f", {(self._count - 1) / seconds:,.0f} tokens/s" if self._count > 1 else ""
         if self._paced:
-            panel.status.value = f"{self._count} of at most {self._most} tokens, at the pace chosen"
+            panel.status.value = self._progress(
+                f"{self._count} of at most {self._most} tokens, at the pace chosen"
+            )
             return
         if self._power is not None and self._energy_pacer.due():
             # A model's comes with the end of the text: it takes longer than a second's worth.
             used = self._power.energy(self._started, time.perf_counter())
             self._energy = f", {used.joules:.3g} J" if isinstance(used, Energy) else ""
-        panel.status.value = (
+        panel.status.value = self._progress(
             f"{self._count} of at most {self._most} tokens{rate}{self._energy} so far (measured)"
         )
 
     def finish(self, out: Generation | None) -> None:
         self._send_text()
-        ended = out is not None and out.finish_reason != "closed"
-        self._panel.progress.value = self._most if ended else self._count
         if out is None:
-            self._panel.status.value = "Stopped before the first token."
+            self._panel.status.value = self._progress("Stopped before the first token.")
             return
+        if out.finish_reason != "closed":
+            self._count = self._most  # the bar is full, though the text may be shorter
         rate = out.tokens_per_second
         speed = "" if math.isnan(rate) else f", {rate:,.1f} tokens/s (measured, host's clock)"
         ends = {"stop": "the text ended", "length": "at the limit", "closed": "stopped"}
-        self._panel.status.value = (
+        self._panel.status.value = self._progress(
             f"{len(out.tokens)} tokens{speed}, first after {out.prompt_seconds * 1e3:.0f} ms; "
             f"{ends[out.finish_reason]}.{self._energy_of(out)}"
         )
