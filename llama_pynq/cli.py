@@ -1,8 +1,9 @@
-"""The command line: ``llama-pynq generate|info|bench|pack|boards``, and `cli_notebooks`."""
+"""The command line, ``llama-pynq COMMAND``; its part for courses is `cli_notebooks`."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__, cli_notebooks
 from .errors import LlamaPynqError
+from .files import write_new
 
 if TYPE_CHECKING:
     from .checkpoint import ModelConfig
@@ -28,12 +30,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llama_pynq {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    device = argparse.ArgumentParser(add_help=False)
-    group = device.add_argument_group("device and model")
+    where = argparse.ArgumentParser(add_help=False)
+    group = where.add_argument_group("device")
     group.add_argument("--overlay", metavar="FILE", help="default: the one for the device found")
     group.add_argument("--emulate", action="store_true", help="use no board, even if one is there")
     group.add_argument("--threads", type=int, metavar="N",
                        help="of the emulated device; default: all CPUs")  # fmt: skip
+    device = argparse.ArgumentParser(add_help=False, parents=[where])
+    group = device.add_argument_group("model")
     group.add_argument("--model", metavar="FILE", help="llama2.c checkpoint or packed model; "
                        "default: the bundled one")  # fmt: skip
     group.add_argument("--tokenizer", metavar="FILE", help="llama2.c's tokenizer.bin or a "
@@ -72,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--meter", metavar="FILE", help="with --power: an external meter's CSV "
                        "file, with a column 'watts', or 'volts' and 'amperes'")  # fmt: skip
     bench.add_argument("--json", action="store_true", help="print JSON, not a table")
+
+    selftest = commands.add_parser(
+        "selftest",
+        parents=[where],
+        help="check that a device computes what it should; a report to paste into an issue",
+    )
+    selftest.add_argument("--shape", default="stories15M", metavar="NAME", help="of the random "
+                          "weights to measure speed with: stories15M, stories42M or stories110M "
+                          "(%(default)s)")  # fmt: skip
+    selftest.add_argument("--quick", action="store_true", help="measure speed with the bundled "
+                          "model: nothing is made, but it says little of a fast board")  # fmt: skip
+    selftest.add_argument("--output", metavar="FILE", help="write the report to a file, too")
 
     pack = commands.add_parser(
         "pack", parents=[device], help="write the packed file that a device loads directly"
@@ -233,6 +249,26 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _selftest(args: argparse.Namespace) -> int:
+    from .random_model import SHAPES
+    from .selftest import run
+
+    if args.shape not in SHAPES:
+        raise LlamaPynqError(
+            f"there is no random model {args.shape!r}: choose one of {', '.join(SHAPES)}"
+        )
+    if args.output is not None and Path(args.output).exists():
+        raise LlamaPynqError(f"{args.output} exists: give the name of a new file")
+    with _open(args) as overlay:
+        found = run(
+            overlay, None if args.quick else args.shape, functools.partial(print, flush=True)
+        )
+    if args.output is not None:
+        write_new(Path(args.output), found.text().encode() + b"\n")
+        print(f"written to {args.output}", file=sys.stderr)
+    return 0 if found.passed else 1
+
+
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
     from .contract import KernelLimits
@@ -353,6 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bench": _bench,
         "pack": _pack,
         "boards": _boards,
+        "selftest": _selftest,
         **cli_notebooks.COMMANDS,
     }
     try:

@@ -228,6 +228,14 @@ class LlamaDriver(DefaultIP):
         """Arguments that point at a buffer."""
         return [a for a in self._arguments if a.is_pointer and a.buffer == buffer]
 
+    def banks(self) -> dict[str, str | None]:
+        """Memory bank of each buffer, as the overlay's metadata names it; None without banks."""
+        return {
+            argument.buffer: (self._registers.get(argument.name) or {}).get("memory")
+            for argument in self._arguments
+            if argument.is_pointer
+        }
+
     def _allocate(self, name: str, n: int, dtype: Any) -> Any:
         argument = self._pointers(name)[0].name
         register = self._registers.get(argument) or self._registers.get(f"{argument}_1")

@@ -715,6 +715,17 @@ class KernelModel:
         hidden = swiglu(matvec(w.matrix("w1", index), *h), matvec(w.matrix("w3", index), *h))
         return add(x, matvec(w.matrix("w2", index), *quantize_groups(hidden, size)))
 
+    def cached(self, slot: int, positions: int) -> np.ndarray:
+        """The KV cache, (2, n_layers, n_kv_heads, positions, head_size) float32.
+
+        As `driver.LlamaDriver.read_cache`: of an int8 cache, integers times their scale.
+        """
+        layers = []
+        for index in range(self.config.n_layers):
+            keys, values, scales = self._cache.read(index, slot, positions)
+            layers.append(np.stack([keys, values]) * scales[..., None])
+        return np.stack(layers, axis=1).swapaxes(2, 3)
+
     def classify(self, x: np.ndarray) -> np.ndarray:
         """Logits (rows, vocab_size) float32 of a residual stream (rows, dim)."""
         w = self._weights

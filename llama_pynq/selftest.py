@@ -1,0 +1,515 @@
+"""Does this device compute what it should, and how fast? What the first owner of a board runs.
+
+The kernel's arithmetic is a specification, so each stage of a small model has one right answer,
+kept here as a hash (`GOLDEN`). Where a stage differs, the NumPy reference says at which token,
+and which channel of the memory holds its weights. The report is text to paste into an issue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import numpy as np
+import pynq
+
+from . import __version__
+from .checkpoint import ModelConfig, load_checkpoint
+from .contract import RequestFlag, RowFlag, Stage, make_rows
+from .driver import LlamaDriver
+from .errors import KernelTimeout, LlamaPynqError
+from .llama import Generation, Llama
+from .llama_overlay import LlamaOverlay
+from .overlay_record import sha256_of
+from .packing import QuantizedModel, Target, open_packed, write_packed
+from .perf import predict
+from .random_model import random_model, write_random_checkpoint
+from .reference import KernelModel
+from .timing import board_of, measure_steps
+
+CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)
+"""Of the model with golden answers: rows for every weight channel, heads for every KV port."""
+
+FORMATS = {
+    "int8/32": (32, 8, 32),
+    "int8/64": (64, 8, 32),
+    "int4/64, int8 KV": (64, 4, 8),
+}
+"""Group size, bits of a weight, bits of the KV cache, by name."""
+
+GOLDEN = {
+    "int8/32": {
+        "embedding": "79d424d97a1acc3c",
+        "keys and values": "714af22e1e18659f",
+        "layers": "2a111b355c9948d4",
+        "classifier": "28f6785feeeff920",
+        "sampling": "dcc0542fca801b3b",
+        "many steps": "3900bdd86a720358",
+    },
+    "int8/64": {
+        "embedding": "ad94334309a4dfa6",
+        "keys and values": "afe160528370ae7b",
+        "layers": "4c95529891bf21ef",
+        "classifier": "fac5b33e1d550f85",
+        "sampling": "6bacb20e7f785410",
+        "many steps": "92a6f5e897e6150a",
+    },
+    "int4/64, int8 KV": {
+        "embedding": "070c24ef838efba6",
+        "keys and values": "77f4a9457c42b003",
+        "layers": "ba4947ef77140ec2",
+        "classifier": "2ef74a4d8683f9ce",
+        "sampling": "67fad3d2f7815f17",
+        "many steps": "8f382aeb4542e3f9",
+    },
+}
+"""First 16 digits of the SHA-256 of each stage's answer, by format and stage."""
+
+STORY = "2601cb3b689ecb0b"
+"""The same of the tokens that the bundled model writes."""
+
+_TOKENS = [(31 * i + 5) % CONFIG.vocab_size for i in range(24)]
+_SLOT, _SLOTS = 1, 2
+_STEPS = 16  # of a call: every board takes as many
+_TOP = 16  # logits that every board returns
+_SEED = 2**40 + 3
+_ROUND_TRIP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes
+    ----------
+    name : str
+    passed : bool or None
+        None: it does not apply to this device.
+    detail : str
+        What was found; of a failure, where, and what it points at.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+    @property
+    def line(self) -> str:
+        """As the report has it."""
+        mark = {True: "ok", False: "FAILED", None: "-"}[self.passed]
+        return f"{mark:<6}  {self.name:<36}  {self.detail}"
+
+
+@dataclass
+class SelfTest:
+    """What `run` found.
+
+    Attributes
+    ----------
+    about : list of str
+        Device, overlay and versions.
+    checks : list of Check
+    figures : list of str
+        Speed, each measured or modelled.
+    """
+
+    about: list[str]
+    checks: list[Check] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    @property
+    def verdict(self) -> str:
+        """One line."""
+        failed = [check.name for check in self.checks if check.passed is False]
+        done = sum(check.passed is not None for check in self.checks)
+        if failed:
+            return f"{len(failed)} of {done} checks FAILED: {'; '.join(failed)}"
+        return f"all {done} checks passed"
+
+    def text(self) -> str:
+        """All of it, to paste."""
+        checks = [check.line for check in self.checks]
+        return "\n".join([*self.about, "", *checks, "", *self.figures, "", self.verdict])
+
+
+def run(
+    overlay: LlamaOverlay,
+    shape: str | None = "stories15M",
+    show: Callable[[str], None] = lambda line: None,
+) -> SelfTest:
+    """Test a device. The model that was loaded is replaced.
+
+    Parameters
+    ----------
+    overlay : LlamaOverlay
+    shape : str, optional
+        Of the random weights that speed is measured with, of `random_model.SHAPES`; None: with
+        the bundled model.
+    show : callable
+        Gets each line as soon as it is known.
+    """
+    found = SelfTest(_about(overlay))
+    for line in found.about:
+        show(line)
+    show("")
+    for name, check in _checks(overlay):
+        try:
+            done = Check(name, *check())
+        except LlamaPynqError as error:
+            done = Check(name, False, f"{type(error).__name__}: {error}")
+            if isinstance(error, KernelTimeout):
+                overlay.reset()  # a hung kernel would fail all that follows
+        found.checks.append(done)
+        show(done.line)
+    show("")
+    try:
+        figures = _speed(overlay, shape)
+    except LlamaPynqError as error:
+        figures = [f"no speed: {type(error).__name__}: {error}"]
+    found.figures += figures
+    for line in (*figures, "", found.verdict):
+        show(line)
+    return found
+
+
+def _about(overlay: LlamaOverlay) -> list[str]:
+    file = Path(overlay.bitfile_name)
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    now = datetime.now(timezone.utc)
+    return [
+        f"llama_pynq {__version__} self-test, {now:%Y-%m-%d %H:%M} UTC",
+        f"device   {overlay.describe()}",
+        f"overlay  {file.name}, sha256 {sha256_of(file)}",
+        f"host     {machine}, PYNQ {pynq.__version__}, NumPy {installed_version('numpy')}",
+    ]
+
+
+Outcome = tuple[bool | None, str]
+
+
+def _checks(overlay: LlamaOverlay) -> Iterator[tuple[str, Callable[[], Outcome]]]:
+    driver = overlay.llama
+    yield "kernel", lambda: _identity(driver)
+    yield "host to memory and back", lambda: _round_trip(overlay)
+    for name, (group_size, weight_bits, kv_bits) in FORMATS.items():
+        with contextlib.closing(_Small(driver, group_size, weight_bits, kv_bits)) as small:
+            yield f"{name}: weight channels", small.table
+            if small.loaded:
+                for stage in small.STAGES:
+                    yield f"{name}: {stage}", functools.partial(small.check, name, stage)
+    yield "a story", lambda: _story(overlay)
+
+
+def _identity(driver: LlamaDriver) -> Outcome:
+    k = driver.limits
+    return True, (
+        f"{k.board}, contract {k.abi}: {k.channels} weight channels of {k.beat_bytes} bytes, "
+        f"{k.kv_ports} KV ports of {k.kv_beat_bytes}, {k.max_rows} rows, {k.clock_mhz} MHz"
+    )
+
+
+def _round_trip(overlay: LlamaOverlay) -> Outcome:
+    """Write every bank of the memory from the host, forget, and read it back."""
+    from pynq.pl_server.embedded_device import EmbeddedDevice
+
+    if isinstance(overlay.device, EmbeddedDevice):
+        return None, "processor and fabric share one memory: see the weight channels"
+    banks: dict[str, list[str]] = {}
+    for name, bank in overlay.llama.banks().items():
+        banks.setdefault(bank or "the one memory", []).append(name)
+    wrong = []
+    for bank in banks:
+        target = overlay.device.get_memory_by_name(bank) if bank in overlay.mem_dict else None
+        buffer = pynq.allocate((_ROUND_TRIP_BYTES // 8,), "u8", target=target or overlay.device)
+        try:
+            pattern = np.arange(buffer.size, dtype="u8") * np.uint64(0x9E3779B97F4A7C15)
+            buffer[:] = pattern
+            buffer.sync_to_device()
+            buffer[:] = 0
+            buffer.sync_from_device()
+            if not np.array_equal(buffer, pattern):
+                wrong.append(f"{bank} (of {', '.join(banks[bank])})")
+        finally:
+            buffer.freebuffer()
+    size = f"{_ROUND_TRIP_BYTES >> 20} MiB in each of {len(banks)} banks"
+    return not wrong, f"{size}; wrong: {'; '.join(wrong)}" if wrong else size
+
+
+# ---- a small model, stage by stage ----------------------------------------------------
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """First 16 digits of the SHA-256 of the arrays' bits, little-endian."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+    return sha.hexdigest()[:16]
+
+
+class _Small:
+    """The small model in one format, on the device."""
+
+    STAGES = ("embedding", "keys and values", "layers", "classifier", "sampling", "many steps")
+
+    def __init__(
+        self, driver: LlamaDriver, group_size: int, weight_bits: int, kv_bits: int
+    ) -> None:
+        self._driver, self._kv_bits = driver, kv_bits
+        self._files = contextlib.ExitStack()
+        folder = Path(self._files.enter_context(tempfile.TemporaryDirectory()))
+        with (folder / "model.bin").open("wb") as file:
+            write_random_checkpoint(file, CONFIG, seed=1)
+        checkpoint = self._files.enter_context(load_checkpoint(folder / "model.bin"))
+        model = QuantizedModel(checkpoint, group_size, weight_bits)
+        write_packed(model, Target.of(driver.limits), folder / "model.safetensors")
+        self._packed = open_packed(folder / "model.safetensors")
+        self._reference = KernelModel(model, kv_bits)
+        self._stream: np.ndarray | None = None
+
+    def close(self) -> None:
+        """Remove its files."""
+        self._files.close()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are on the device."""
+        return self._driver.packed is self._packed
+
+    def _load(self) -> None:
+        """Once; and again after a reset."""
+        if not self.loaded:
+            self._stream = None
+            self._driver.load_weights(self._packed, _SLOTS, self._kv_bits)
+
+    def table(self) -> Outcome:
+        """Read the whole embedding through the kernel: every weight channel's memory."""
+        self._load()
+        tokens = list(range(CONFIG.vocab_size))
+        positions = [i % CONFIG.seq_len for i in tokens]  # of no account, but no two alike
+        got = self._through(tokens, positions, (0, 0), None)
+        different = (got != self._reference.embed(tokens)).any(axis=1)
+        if different.any():
+            return False, f"{different.sum()} of {len(tokens)} rows differ: {self._at(different)}"
+        return True, f"{len(tokens)} rows, each read by the kernel from where it lies"
+
+    def _at(self, different: np.ndarray) -> str:
+        """Which channels hold the output rows that differ."""
+        limits = self._driver.limits
+        channels = np.flatnonzero(different) // limits.tile_rows % limits.channels
+        count = np.bincount(channels, minlength=limits.channels)
+        if (count > 0).all():
+            return "of every weight channel"
+        return "of " + ", ".join(f"weights_{c}" for c in np.flatnonzero(count))
+
+    def check(self, format_name: str, stage: str) -> Outcome:
+        """Compute a stage on the device, and compare its hash with the golden one."""
+        arrays = self.compute(stage)
+        got, golden = digest(*arrays), GOLDEN[format_name][stage]
+        if got == golden:
+            return True, got
+        return False, f"{got}, not {golden}: {self._where(stage, arrays)}"
+
+    def compute(self, stage: str) -> tuple[np.ndarray, ...]:
+        """What the device says of a stage, as arrays of its bits."""
+        self._load()
+        c, driver = CONFIG, self._driver
+        stream = self._residual_stream()
+        if stage == "embedding":
+            return (stream[0],)
+        if stage == "keys and values":
+            return (driver.read_cache(_SLOT, len(_TOKENS)),)
+        if stage == "layers":
+            return (stream[1:],)
+        last = len(_TOKENS) - 1
+        rows = make_rows(1)
+        rows["token"], rows["position"], rows["slot"] = _TOKENS[last], last, _SLOT
+        rows["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
+        if stage == "many steps":
+            rows["temperature"], rows["seed"] = 0.9, _SEED
+            with driver.exclusive():
+                steps = driver.run(rows, n_steps=_STEPS).rows
+            return steps["token"], steps["lse"]
+        with driver.exclusive():
+            layers, x = (c.n_layers, c.n_layers), stream[-1, last:]
+            if stage == "classifier":
+                driver.run(rows, layers=layers, activations=x)
+                return (driver.read_logits(0),)
+            rows["temperature"], rows["seed"], rows["top_k"] = 0.8, _SEED, 12
+            (result,) = driver.run(rows, layers=layers, activations=x).rows[0]
+        return tuple(
+            np.atleast_1d(part)
+            for part in (
+                result["token"],
+                result["lse"],
+                result["lse_temperature"],
+                result["top"]["id"][:_TOP],
+                result["top"]["logit"][:_TOP],
+            )
+        )
+
+    def _residual_stream(self) -> np.ndarray:
+        """(n_layers + 1, n, dim) float32: before each layer and after the last; fills the cache."""
+        if self._stream is None:
+            c, positions = CONFIG, list(range(len(_TOKENS)))
+            parts = [self._through(_TOKENS, positions, (0, 0), None)]
+            for layer in range(c.n_layers):
+                parts.append(self._through(_TOKENS, positions, (layer, layer + 1), parts[-1]))
+            self._stream = np.stack(parts)
+        return self._stream
+
+    def _through(
+        self,
+        tokens: list[int],
+        positions: list[int],
+        layers: tuple[int, int],
+        x: np.ndarray | None,
+    ) -> np.ndarray:
+        """Residual stream after some layers, (n, dim) float32."""
+        driver, n = self._driver, len(tokens)
+        most = driver.limits.max_rows
+        out = []
+        for first in range(0, n, most):
+            part = slice(first, min(first + most, n))
+            rows = make_rows(part.stop - first)
+            rows["token"], rows["position"], rows["slot"] = tokens[part], positions[part], _SLOT
+            with driver.exclusive():
+                driver.run(
+                    rows,
+                    layers=layers,
+                    activations=None if x is None else x[part],
+                    flags=RequestFlag.ACTIVATIONS_OUT,
+                )
+                out.append(driver.read_activations(len(rows)))
+        return np.concatenate(out)
+
+    def _where(self, stage: str, arrays: tuple[np.ndarray, ...]) -> str:
+        """Where a stage's answer leaves the reference's, given the device's input to it."""
+        c, n, stream = CONFIG, len(_TOKENS), self._residual_stream()
+        positions, slots = list(range(n)), [_SLOT] * n
+        self._reference.reset()
+        if stage == "embedding":
+            tokens = np.zeros(c.vocab_size, bool)
+            tokens[np.array(_TOKENS)] = (arrays[0] != self._reference.embed(_TOKENS)).any(axis=1)
+            return f"rows {self._at(tokens)}" if tokens.any() else _AS_REFERENCE
+        expected = [
+            self._reference.layer(i, stream[i], positions, slots) for i in range(c.n_layers)
+        ]
+        if stage == "keys and values":
+            different = (arrays[0] != self._reference.cached(_SLOT, n)).any(axis=(0, 1, 3, 4))
+            ports = {int(head) % self._driver.limits.kv_ports for head in np.flatnonzero(different)}
+            names = ", ".join(f"kv_cache_{port}" for port in sorted(ports))
+            return f"of {names}" if ports else _AS_REFERENCE
+        if stage == "layers":
+            for i in range(c.n_layers):
+                different = (arrays[0][i] != expected[i]).any(axis=1)
+                if different.any():
+                    first = int(np.flatnonzero(different)[0])
+                    return f"layer {i} differs at {different.sum()} of {n} positions, first {first}"
+            return _AS_REFERENCE
+        if stage == "classifier":
+            different = arrays[0] != self._reference.classify(stream[-1, -1:])[0]
+            return f"logits {self._at(different)}" if different.any() else _AS_REFERENCE
+        return "the classifier's check says whether its logits are right"
+
+
+_AS_REFERENCE = "but equal to the reference on this host: is NumPy's arithmetic IEEE here?"
+
+
+def _story(overlay: LlamaOverlay) -> Outcome:
+    llama = overlay.load_model()
+    out = llama.generate("Once upon a time", max_new_tokens=80, temperature=0.8, top_p=0.9, seed=1)
+    assert isinstance(out, Generation)
+    got = digest(np.array(out.tokens, "<i4"))
+    text = f"Once upon a time{out.text}".replace("\n", " ")
+    return got == STORY, f"{got}: {text}" if got == STORY else f"{got}, not {STORY}: {text}"
+
+
+# ---- speed ----------------------------------------------------------------------------
+
+_REPEATS = 5
+
+
+def _speed(overlay: LlamaOverlay, shape: str | None) -> list[str]:
+    """Measured speed and bandwidth, beside what the cycle model expects of the board."""
+    llama = overlay.load_model(*(random_model(shape) if shape else ()))
+    position = min(255, llama.config.seq_len - 1)
+    (step,) = measure_steps(overlay, [position], _REPEATS)
+    rate = _decode(llama, position + 1)
+    classifier = step.us(Stage.CLASSIFIER)
+    who = "measured, the kernel's time stamps"
+    lines = [
+        f"speed with {'random weights of ' + shape if shape else 'the bundled model'}, "
+        f"{llama.packed.weight_bytes / 1e6:.1f} MB of weights, one sequence, position {position}",
+        f"  decode             {rate:10,.1f} tokens/s  (measured, host's clock, median of "
+        f"{_REPEATS})",
+        f"  a step             {step.total_us:10,.1f} us        ({who})",
+        f"  its bytes          {sum(step.bytes.values()) / step.total_us / 1e3:10,.2f} GB/s      "
+        f"({who})",
+        f"  the classifier's   {step.stage_bytes(Stage.CLASSIFIER) / classifier / 1e3:10,.2f} "
+        f"GB/s      ({who})",
+        f"  the kernel's clock {_clock_mhz(overlay.llama):10,.1f} MHz       (its cycles over the "
+        f"host's time, at most; the header says {overlay.llama.limits.clock_mhz})",
+    ]
+    board = board_of(overlay)
+    if board is None:
+        return [*lines, "  no board: nothing to expect of this computer"]
+    packed = llama.packed
+    expected = predict(
+        packed.config, board, position=position, weight_bits=packed.weight_bits,
+        group_size=packed.group_size, kv_bits=overlay.llama.kv_bits,
+    )  # fmt: skip
+    roof = f"{expected.share_of_roof:.0%} of the memory's roof"
+    reads = board.memory.peak_bytes_per_s * board.memory.efficiency / 1e9
+    lines.append(
+        f"  its memory gives   {reads:10,.2f} GB/s      (peak times efficiency of long reads: "
+        "llama_pynq/boards.py)"
+    )
+    lines.append(
+        f"  a {board.title} should decode {expected.tokens_per_second:,.1f} tokens/s at that "
+        f"position, {roof} (modelled)"
+    )
+    if overlay.is_board:
+        lines.append(f"  measured over modelled: {rate / expected.tokens_per_second:.2f}")
+    else:
+        lines.append("  the figures above are of this computer's CPU: nothing to compare")
+    return lines
+
+
+def _decode(llama: Llama, tokens: int) -> float:
+    """Tokens/s of one sequence; the host's clock, from the first token to the last."""
+    rates = []
+    for _ in range(_REPEATS):
+        out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0)
+        assert isinstance(out, Generation)
+        rates.append(out.tokens_per_second)
+    return statistics.median(rates)
+
+
+def _clock_mhz(driver: LlamaDriver) -> float:
+    """Cycles that the kernel counts in a microsecond of the host's; a little too low."""
+    best = 0.0
+    for _ in range(_REPEATS):
+        rows = make_rows(1)
+        rows["flags"] = RowFlag.SAMPLE
+        with driver.exclusive():
+            begin = time.perf_counter()
+            done = driver.run(rows, n_steps=_STEPS, flags=RequestFlag.PROFILE)
+            seconds = min(done.elapsed_s, time.perf_counter() - begin)
+        cycles = sum(int(step["end"][-1]) - int(step["begin"][0]) for step in done.profile)
+        best = max(best, cycles / seconds / 1e6)
+    return best

@@ -1,0 +1,181 @@
+"""The self-test: its golden answers are the reference's, and it finds what is broken and where."""
+
+import numpy as np
+import pytest
+
+from llama_pynq import EmulatedDevice, LlamaOverlay, selftest
+from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.cli import main
+from llama_pynq.emulation.device import EmulatedDevice as Device
+from llama_pynq.errors import KernelTimeout
+from llama_pynq.llama_overlay import emulated_overlay
+from llama_pynq.packing import QuantizedModel
+from llama_pynq.random_model import write_random_checkpoint
+from llama_pynq.reference import KernelModel
+
+TOKENS, SLOT = selftest._TOKENS, selftest._SLOT
+
+
+@pytest.fixture(params=[".xclbin", ".bit"])
+def overlay(request):
+    with LlamaOverlay(emulated_overlay(request.param), EmulatedDevice(threads=2)) as overlay:
+        yield overlay
+
+
+def failed(found):
+    return {check.name: check.detail for check in found.checks if check.passed is False}
+
+
+def no_speed(monkeypatch):
+    monkeypatch.setattr(selftest, "_speed", lambda overlay, shape: [])
+
+
+def test_everything_passes_on_the_emulated_device(overlay, capsys):
+    found = selftest.run(overlay, None, print)
+    assert found.passed and len(found.checks) == 24
+    assert found.verdict == "all 24 checks passed"
+    assert capsys.readouterr().out.split() == found.text().split()
+    text = found.text()
+    assert f"contract 3: {overlay.llama.limits.channels} weight channels" in text
+    assert "4 MiB in each of" in text and "Once upon a time, " in text
+    assert "decode" in text and "measured, host's clock" in text
+    assert "no board: nothing to expect of this computer" in text
+
+
+@pytest.mark.parametrize("name", selftest.FORMATS)
+def test_golden_answers_are_the_references(name, tmp_path):
+    group_size, bits, kv_bits = selftest.FORMATS[name]
+    with (tmp_path / "model.bin").open("wb") as file:
+        write_random_checkpoint(file, selftest.CONFIG, seed=1)
+    positions, slots = list(range(len(TOKENS))), [SLOT] * len(TOKENS)
+    with load_checkpoint(tmp_path / "model.bin") as checkpoint:
+        model = KernelModel(QuantizedModel(checkpoint, group_size, bits), kv_bits)
+        stream = [model.embed(TOKENS)]
+        for layer in range(selftest.CONFIG.n_layers):
+            stream.append(model.layer(layer, stream[-1], positions, slots))
+        logits = model.classify(stream[-1][-1:])[0]
+    golden = selftest.GOLDEN[name]
+    assert selftest.digest(stream[0]) == golden["embedding"]
+    assert selftest.digest(model.cached(SLOT, len(TOKENS))) == golden["keys and values"]
+    assert selftest.digest(np.stack(stream[1:])) == golden["layers"]
+    assert selftest.digest(logits) == golden["classifier"]
+
+
+def test_model_has_rows_for_every_channel_and_heads_for_every_port():
+    from llama_pynq.contract import KernelLimits
+    from llama_pynq.interface import board_headers
+
+    for header in board_headers().values():
+        limits = KernelLimits.from_header(header)
+        assert selftest.CONFIG.vocab_size >= limits.channels * limits.tile_rows
+        assert selftest.CONFIG.n_kv_heads >= limits.kv_ports
+        assert limits.top_logits >= selftest._TOP and limits.max_steps >= selftest._STEPS
+
+
+def test_damaged_weight_channel_is_named(overlay, monkeypatch):
+    no_speed(monkeypatch)
+    load = overlay.llama.load_weights
+
+    def damage(packed, slots, kv_bits=32):
+        load(packed, slots, kv_bits)
+        buffer = overlay.llama._buffers["weights_1"]
+        buffer[:] ^= 0x11
+        buffer.sync_to_device()
+
+    monkeypatch.setattr(overlay.llama, "load_weights", damage)
+    found = failed(selftest.run(overlay))
+    assert found["int8/32: weight channels"].startswith("320 of 640 rows differ: of weights_1")
+    assert found["int8/64: embedding"].endswith("rows of weights_1")
+    assert "layer 0 differs at 24 of 24 positions, first 0" in found["int8/32: layers"]
+    assert "a story" in found and "kernel" not in found
+    # After it, the overlay works.
+    monkeypatch.undo()
+    no_speed(monkeypatch)
+    assert selftest.run(overlay).passed
+
+
+def test_damaged_logits_name_their_channel(overlay, monkeypatch):
+    no_speed(monkeypatch)
+    read = overlay.llama.read_logits
+
+    def damaged(row):
+        logits = read(row)
+        logits[32] += 1  # of the second tile
+        return logits
+
+    monkeypatch.setattr(overlay.llama, "read_logits", damaged)
+    found = failed(selftest.run(overlay))
+    assert set(found) == {f"{name}: classifier" for name in selftest.FORMATS}
+    assert found["int8/32: classifier"].endswith("logits of weights_1")
+
+
+def test_damaged_cache_port_is_named(overlay, monkeypatch):
+    no_speed(monkeypatch)
+    read = overlay.llama.read_cache
+
+    def damaged(slot, positions):
+        cache = read(slot, positions)
+        cache[:, :, 3] *= 2  # of the second port: heads are dealt out
+        return cache
+
+    monkeypatch.setattr(overlay.llama, "read_cache", damaged)
+    found = failed(selftest.run(overlay))
+    assert set(found) == {f"{name}: keys and values" for name in selftest.FORMATS}
+    assert found["int8/32: keys and values"].endswith(": of kv_cache_1")
+
+
+def test_bank_that_does_not_keep_what_is_written_is_named(monkeypatch):
+    flush = Device.flush
+
+    def forgetful(self, bo, offset, ptr, size):
+        if bo.bank != "DDR[2]":
+            flush(self, bo, offset, ptr, size)
+
+    with LlamaOverlay(emulated_overlay(), EmulatedDevice(threads=2)) as overlay:
+        monkeypatch.setattr(Device, "flush", forgetful)
+        passed, detail = selftest._round_trip(overlay)
+    assert passed is False
+    assert detail.endswith("wrong: DDR[2] (of kv_cache_1, weights_1)")
+
+
+def test_hung_call_fails_one_check_and_the_rest_goes_on(overlay, monkeypatch):
+    no_speed(monkeypatch)
+    run, hung = overlay.llama.run, []
+
+    def once(*args, **kwargs):
+        if kwargs.get("n_steps", 1) > 1 and not hung:
+            hung.append(True)
+            raise KernelTimeout("the kernel did not finish")
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(overlay.llama, "run", once)
+    found = failed(selftest.run(overlay))
+    assert found == {"int8/32: many steps": "KernelTimeout: the kernel did not finish"}
+
+
+def test_emulated_board_is_not_compared_with_the_boards_model():
+    with LlamaOverlay(device=EmulatedDevice("kv260", threads=2)) as overlay:
+        lines = selftest._speed(overlay, None)
+    assert any("a KV260 should decode" in line and "(modelled)" in line for line in lines)
+    assert lines[-1].strip() == "the figures above are of this computer's CPU: nothing to compare"
+    assert not any("over modelled" in line for line in lines)
+
+
+def test_command_prints_and_writes_the_report(tmp_path, capsys, monkeypatch):
+    no_speed(monkeypatch)
+    file = tmp_path / "report.txt"
+    assert main(["selftest", "--emulate", "--quick", "--output", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "all 24 checks passed" in out
+    assert file.read_text().split() == out.split()
+    assert main(["selftest", "--emulate", "--output", str(file)]) == 1
+    assert f"{file} exists: give the name of a new file" in capsys.readouterr().err
+    assert main(["selftest", "--emulate", "--shape", "7B"]) == 1
+    assert "no random model '7B': choose one of stories15M" in capsys.readouterr().err
+
+
+def test_command_fails_where_a_check_fails(capsys, monkeypatch):
+    no_speed(monkeypatch)
+    monkeypatch.setattr(selftest, "STORY", "0" * 16)
+    assert main(["selftest", "--emulate", "--quick"]) == 1
+    assert "1 of 24 checks FAILED: a story" in capsys.readouterr().out
