@@ -3,6 +3,7 @@
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from llama_pynq import labs
@@ -79,3 +80,15 @@ def test_result_is_shown_as_text_and_as_html_without_colour_alone():
         "  1 < 2",
     ]
     assert bundle[labs.RESULT_TYPE]["state"] == "wrong"
+
+
+def test_a_number_as_text_is_refused_in_words_and_one_in_an_array_is_taken():
+    @exercise("99.3", "a number", stages=("it is 2.5",))
+    def number(given):
+        yield expect(given == 2.5, "no")
+
+    assert (
+        labs.check("99.3", "2.5").hint == "'2.5' is text. Give the number itself, without quotes."
+    )
+    assert labs.check("99.3", np.array(2.5)).state == "passed"
+    assert labs.check("99.3", "constant").hint == "no"

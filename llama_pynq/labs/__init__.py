@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..errors import RequestError
 
 RESULT_TYPE = "application/vnd.llama-pynq.check+json"
@@ -25,6 +27,10 @@ _MARKS = {"passed": "✔", "wrong": "✘", "to do": "…", "not reached": "·"}
 
 class _ToDo(Exception):
     """The answer is still what the notebook came with."""
+
+
+class _Unusable(Exception):
+    """The answer is of a kind that no check takes; the text says what to give."""
 
 
 class _NothingReturned(Exception):
@@ -156,6 +162,10 @@ def _answer(value: Any) -> Any:
     """The learner's answer; a function is watched for one that was left as it came."""
     if value is None or value is ...:
         raise _ToDo
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()  # a number: what NumPy's functions make of some answers
+    if isinstance(value, str) and _is_number(value):
+        raise _Unusable(f"{value!r} is text. Give the number itself, without quotes.")
     if not callable(value) or isinstance(value, type):
         return value
 
@@ -168,6 +178,14 @@ def _answer(value: Any) -> Any:
         return result
 
     return watched
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_it_came(function: Callable[..., Any]) -> bool:
@@ -209,6 +227,8 @@ def check(name: str, *answers: Any) -> Result:
             passed += 1
     except _ToDo:
         state, hint = "to do", "Replace the ... in the cell above, run it, and run this one again."
+    except _Unusable as error:
+        state, hint = "wrong", str(error)
     except _NothingReturned:
         state, hint = "wrong", "Your function returned nothing: is the return missing?"
     except Exception as error:  # the learner's code may raise anything

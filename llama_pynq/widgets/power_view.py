@@ -156,13 +156,13 @@ def _runs(times: np.ndarray, watts: np.ndarray) -> list[list[tuple[float, float]
 
 
 def _summary(recorder: PowerRecorder) -> str:
-    """The last text's energy, or why there is none."""
+    """The energy of what was generated last, a text or a batch, or why there is none."""
     last = recorder.last
     if last is None:
         return "<p style='margin:4px 0'>Nothing was generated with this recorder yet.</p>"
     if not isinstance(last, Energy):
-        return f"<p style='margin:4px 0'>The last text has no energy: {escape(last)}.</p>"
+        return f"<p style='margin:4px 0'>No energy of what was generated last: {escape(last)}.</p>"
     note = ""
     if not last.measured:
         note = " Joules and seconds are the modelled board's; the plot's time is this computer's."
-    return f"<p style='margin:4px 0'>The last text: {escape(last)}.{note}</p>"
+    return f"<p style='margin:4px 0'>Generated last: {escape(last)}.{note}</p>"
