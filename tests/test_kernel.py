@@ -25,7 +25,7 @@ from llama_pynq.reference import KEEP_ALL, KernelModel, Truncation, sample
 
 f32 = np.float32
 
-STREAMS = ("kv260", "pynq_z2", "u50")
+STREAMS = ("kv260", "pynq_z2", "u280")
 BUILDS = [(board, False) for board in BOARDS] + [(board, True) for board in STREAMS]
 ODD = ("odd", True)
 
@@ -153,7 +153,7 @@ def models(draw):
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
-@given(model=models(), build=st.sampled_from([("host", False), ("u50", True), ("kv260", False),
+@given(model=models(), build=st.sampled_from([("host", False), ("u280", True), ("kv260", False),
        ("pynq_z2", True), ("odd", True)]), kv_bits=st.sampled_from(contract.KV_BITS),
        seed=st.integers(0, 2**32 - 1))  # fmt: skip
 def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
@@ -202,7 +202,7 @@ def test_kernel_equals_reference_over_four_blocks():
         check_call(session, reference, [tokens[position]], [position], temperature=0.9, seed=8)
 
 
-@pytest.mark.parametrize("board", ["host", "kv260", "u50"])
+@pytest.mark.parametrize("board", ["host", "kv260", "u280"])
 def test_kernel_equals_reference_with_subnormal_norm_weights(board):
     class Subnormal(RandomModel):
         def vector(self, name, layer=None):
@@ -500,7 +500,7 @@ def test_abort_word_of_another_call_is_ignored(session):
 IN, OUT = RequestFlag.ACTIVATIONS_IN, RequestFlag.ACTIVATIONS_OUT
 
 
-@pytest.mark.parametrize("build", [("host", False), ("u50", True), ("kv260", True)],
+@pytest.mark.parametrize("build", [("host", False), ("u280", True), ("kv260", True)],
                          ids=build_name)  # fmt: skip
 def test_layers_one_by_one_equal_one_call(build):
     _, whole_results, whole = new_session(MODEL, *build).run([1, 9], [0, 1])
@@ -552,7 +552,7 @@ def test_activations_out_change_no_result(session):
 # ---- profile ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [("host", False), ("u50", True)], ids=build_name)
+@pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
 @pytest.mark.parametrize("classify", [True, False])
 def test_profile_names_every_stage_in_order(build, classify):
     session = new_session(MODEL, *build)
@@ -734,7 +734,7 @@ class Overflowing(RandomModel):
 
 
 @pytest.mark.parametrize("name", ["wcls", "wq", "wk", "wv", "wo", "w1", "w2"])
-@pytest.mark.parametrize("build", [("host", False), ("u50", True)], ids=build_name)
+@pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
 def test_error_logits_not_finite_wherever_the_overflow_is(build, name):
     model = Overflowing(CONFIG, 32, seed=1)
     model.name, model.size = name, 2.0**125
@@ -758,7 +758,7 @@ def test_describe_touches_only_the_results(session):
     assert (session.buffers["results"][contract.DESCRIBE_WORDS :] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize("build", [("host", False), ("u50", True)], ids=build_name)
+@pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
 def test_call_reads_nothing_it_should_not_write(build):
     """Weights, model, request stay; results and logits end where the contract says."""
     session = new_session(MODEL, *build)

@@ -23,7 +23,7 @@ GROUPS = st.sampled_from([32, 64])
 
 
 # Tile rows, channels and row limits differ most between these two.
-@pytest.fixture(scope="session", params=["host", "u50"])
+@pytest.fixture(scope="session", params=["host", "u280"])
 def stages(request):
     return kernel_library.stage_library(request.param)
 

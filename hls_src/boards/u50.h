@@ -12,7 +12,7 @@ constexpr int kChannels = 24;
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 16;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
-constexpr int kProductRows = 2;    // rows whose products share a multiplier
+constexpr int kProductRows = 1;    // rows whose products share a multiplier
 constexpr int kWavesInFlight = 8;  // that engines go through before they are collected
 
 // KV cache.
@@ -20,7 +20,7 @@ constexpr int kKvPorts = 12;
 constexpr int kKvBeatBytes = 64;
 constexpr int kAttentionLanes = 8;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 2;     // of a score, and of its exponential
-constexpr int kQueries = 2;         // that share a block of keys and values
+constexpr int kQueries = 1;         // that share a block of keys and values
 
 constexpr int kUltraRam = 1;  // 1: the part has it, and large memories go there
 
@@ -30,7 +30,7 @@ constexpr int kGateCycles = 4;     // for a tile of hidden units
 constexpr int kSampleCycles = 12;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 2;
+constexpr int kMaxRows = 1;  // two take all of the LUTs by llama_pynq/resources.py
 constexpr int kMaxSteps = 64;
 constexpr int kMaxDim = 4096;
 constexpr int kMaxHiddenDim = 11008;
