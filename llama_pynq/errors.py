@@ -29,6 +29,10 @@ class OverlayMismatch(LlamaPynqError, RuntimeError):
     """The loaded overlay is not ours, or speaks another version of the contract."""
 
 
+class InstallError(LlamaPynqError, RuntimeError):
+    """An overlay could not be fetched, added or removed."""
+
+
 class DeviceBusy(LlamaPynqError, RuntimeError):
     """Another process, or another thread, is using the device."""
 

@@ -14,15 +14,27 @@ from typing import BinaryIO
 from .errors import LlamaPynqError
 
 
-def cache_folder() -> Path:
-    """``$LLAMA_PYNQ_CACHE``, else ``llama_pynq`` in the user's cache folder."""
-    if folder := os.environ.get("LLAMA_PYNQ_CACHE"):
+def _folder(variable: str, xdg: str, default: str) -> Path:
+    """The folder that `variable` names, else ours below the user's folder of a kind."""
+    if folder := os.environ.get(variable):
         return Path(folder)
     if os.name == "nt":
         base = os.environ.get("LOCALAPPDATA")
         return Path(base or Path.home() / "AppData" / "Local") / "llama_pynq"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "llama_pynq"
+    return Path(os.environ.get(xdg) or Path.home() / default) / "llama_pynq"
+
+
+def cache_folder() -> Path:
+    """``$LLAMA_PYNQ_CACHE``, else ``llama_pynq`` in the user's cache folder."""
+    return _folder("LLAMA_PYNQ_CACHE", "XDG_CACHE_HOME", ".cache")
+
+
+def data_folder() -> Path:
+    """``$LLAMA_PYNQ_OVERLAYS``, else ``llama_pynq`` in the user's data folder.
+
+    For what must outlive a cache that is cleared: an overlay is hours of a build.
+    """
+    return _folder("LLAMA_PYNQ_OVERLAYS", "XDG_DATA_HOME", ".local/share")
 
 
 @contextlib.contextmanager

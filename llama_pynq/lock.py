@@ -16,7 +16,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from llama_pynq.errors import DeviceBusy
+from llama_pynq.errors import DeviceBusy, LlamaPynqError
 
 # Where Windows locks a byte it also forbids reading it; the pid is kept well before.
 _LOCKED_BYTE = 1 << 30
@@ -92,30 +92,21 @@ def _open(path: Path) -> int:
     return os.open(path, flags)
 
 
-_held: weakref.WeakSet[DeviceLock] = weakref.WeakSet()
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
-class DeviceLock:
-    """The right to use a device, exclusive among the processes of this machine.
+class FileLock:
+    """A lock on a file, exclusive among the processes of this machine.
 
     Parameters
     ----------
-    name : str
-        The device's name (``device.name``).
-    folder : Path, optional
-        Where the lock file lies; default `lock_folder()`.
-
-    Examples
-    --------
-    >>> with DeviceLock("pynq-z2"):
-    ...     overlay = Overlay("llama.bit")
+    path : Path
+        The lock file; it is made, and stays.
     """
 
-    def __init__(self, name: str, folder: Path | None = None) -> None:
-        self.name = name
-        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-        self.path = (folder or lock_folder()) / f"llama_pynq-{safe}.lock"
-        self._close: weakref.finalize[[int], DeviceLock] | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._close: weakref.finalize[[int], FileLock] | None = None
 
     @property
     def held(self) -> bool:
@@ -127,8 +118,8 @@ class DeviceLock:
 
         Raises
         ------
-        DeviceBusy
-            If another process, or another lock in this process, holds it.
+        LlamaPynqError
+            If another process, or another lock in this process, holds it; of a device, DeviceBusy.
         """
         if self.held:
             raise self._busy(os.getpid())
@@ -158,7 +149,7 @@ class DeviceLock:
         if close is not None and (detached := close.detach()):
             os.close(detached[2][0])
 
-    def __enter__(self) -> DeviceLock:
+    def __enter__(self) -> FileLock:
         self.acquire()
         return self
 
@@ -184,6 +175,32 @@ class DeviceLock:
             os.write(handle, f"{os.getpid()}\n".encode())
         except OSError:
             pass  # another user's file, opened for reading: the lock holds all the same
+
+    def _busy(self, pid: int | None) -> LlamaPynqError:
+        """What to say when process `pid` holds it; None if that is not known."""
+        raise NotImplementedError
+
+
+class DeviceLock(FileLock):
+    """The right to use a device, exclusive among the processes of this machine.
+
+    Parameters
+    ----------
+    name : str
+        The device's name (``device.name``).
+    folder : Path, optional
+        Where the lock file lies; default `lock_folder()`.
+
+    Examples
+    --------
+    >>> with DeviceLock("pynq-z2"):
+    ...     overlay = Overlay("llama.bit")
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.name = name
+        safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        super().__init__((folder or lock_folder()) / f"llama_pynq-{safe}.lock")
 
     def _busy(self, pid: int | None) -> DeviceBusy:
         if pid == os.getpid():

@@ -1,9 +1,11 @@
 """The cache folder, and writing a file whole or not at all."""
 
+from pathlib import Path
+
 import pytest
 
 from llama_pynq import files
-from llama_pynq.files import cache_folder, write_atomically
+from llama_pynq.files import cache_folder, data_folder, write_atomically
 
 
 def test_cache_folder_is_what_the_variable_says(monkeypatch, tmp_path):
@@ -16,6 +18,17 @@ def test_cache_folder_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setattr(files.os, "name", "posix")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "llama_pynq"
+
+
+def test_data_folder_is_no_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLAMA_PYNQ_OVERLAYS", raising=False)
+    monkeypatch.setattr(files.os, "name", "posix")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert data_folder() == tmp_path / "llama_pynq"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert data_folder() == Path.home() / ".local" / "share" / "llama_pynq"
+    monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "mine"))
+    assert data_folder() == tmp_path / "mine"
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
