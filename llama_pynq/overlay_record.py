@@ -34,6 +34,23 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_fetchable(url: str) -> bool:
+    """Whether a URL is https, file, or http of this very computer.
+
+    What is fetched is checked by its hash whatever the way. A record may itself be fetched, and
+    then nothing but the way vouches for it; to the computer itself, such as through a tunnel or
+    to a mirror on it, nobody is on the way.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if parts.scheme == "http":
+        return host in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "file" or (parts.scheme == "https" and bool(host))
+
+
 @dataclass(frozen=True)
 class OverlayFile:
     """One file of an overlay.
@@ -46,7 +63,7 @@ class OverlayFile:
         64 hexadecimal digits, lower case.
     n_bytes : int
     url : str or None
-        Where it can be fetched, https or file; None for a file that is there.
+        Where it can be fetched (`is_fetchable`); None for a file that is there.
     """
 
     name: str
@@ -68,10 +85,11 @@ class OverlayRecord:
     ----------
     board : str
         Of `llama_pynq.boards.boards`.
-    abi : int
-        Version of the kernel's contract, ``kAbiVersion``.
-    clock_mhz : float
-        What the kernel was built for.
+    abi : int or None
+        Version of the kernel's contract, ``kAbiVersion``; None where a file was added without its
+        record. The driver asks the kernel in any case.
+    clock_mhz : float or None
+        What the kernel was built for; None where nobody recorded it.
     files : tuple of OverlayFile
         ``.bit`` and ``.hwh``, or ``.xclbin``.
     tools : dict of str to str
@@ -89,8 +107,8 @@ class OverlayRecord:
     """
 
     board: str
-    abi: int
-    clock_mhz: float
+    abi: int | None
+    clock_mhz: float | None
     files: tuple[OverlayFile, ...]
     tools: dict[str, str]
     built: str
@@ -146,11 +164,14 @@ class OverlayRecord:
         record = cls(**{**fields, "files": tuple(OverlayFile(**f) for f in fields["files"])})
         if record.board not in boards():
             raise ValueError(f"it names a board {record.board!r}, not one of {', '.join(boards())}")
-        for name, kind in (("abi", int), ("clock_mhz", (int, float)), ("tools", dict)):
-            if not isinstance(getattr(record, name), kind):
-                raise TypeError(f"{name} is {getattr(record, name)!r}")
-        for name in ("built", "built_by", "source"):
-            if not isinstance(getattr(record, name), str):
+        none = type(None)
+        kinds_of: dict[str, tuple[type, ...]] = {
+            "abi": (int, none), "clock_mhz": (int, float, none), "tools": (dict,), "built": (str,),
+            "built_by": (str,), "source": (str,), "platform": (str, none), "report": (dict, none),
+            "measured": (str, none),
+        }  # fmt: skip
+        for name, allowed in kinds_of.items():
+            if not isinstance(getattr(record, name), allowed):
                 raise TypeError(f"{name} is {getattr(record, name)!r}")
         datetime.date.fromisoformat(record.built)
         for file in record.files:
@@ -171,5 +192,5 @@ class OverlayRecord:
             raise ValueError(f"the sha256 of {file.name} is {file.sha256!r}")
         if not isinstance(file.n_bytes, int) or file.n_bytes < 0:
             raise ValueError(f"n_bytes of {file.name} is {file.n_bytes!r}")
-        if file.url is not None and urlsplit(file.url).scheme not in ("https", "file"):
+        if file.url is not None and not is_fetchable(file.url):
             raise ValueError(f"the URL of {file.name} is {file.url!r}: https or file is expected")

@@ -17,11 +17,12 @@ DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 def records(draw: st.DrawFn) -> OverlayRecord:
     stem = draw(NAMES)
     kinds = draw(st.sampled_from([(".bit", ".hwh"), (".xclbin",)]))
-    url = st.none() | NAMES.map(lambda name: f"https://example.org/{name}")
+    hosts = st.sampled_from(["https://example.org", "http://127.0.0.1:80", "http://[::1]", "file:"])
+    url = st.none() | st.builds("{}/{}".format, hosts, NAMES)
     return OverlayRecord(
         board=draw(st.sampled_from(sorted(boards()))),
-        abi=draw(st.integers(1, 9)),
-        clock_mhz=draw(st.floats(50, 400)),
+        abi=draw(st.none() | st.integers(1, 9)),
+        clock_mhz=draw(st.none() | st.floats(50, 400)),
         files=tuple(
             OverlayFile(stem + kind, draw(DIGESTS), draw(st.integers(0, 1 << 40)), draw(url))
             for kind in kinds
@@ -85,6 +86,11 @@ def first_file(**changes):
         (first_file(sha256="beef"), "the sha256 of llama.bit is 'beef'"),
         (first_file(n_bytes=-1), "n_bytes of llama.bit is -1"),
         (first_file(url="http://example.org/llama.bit"), "https or file is expected"),
+        (first_file(url="http://localhost.example.org/llama.bit"), "https or file is expected"),
+        (first_file(url="https:///llama.bit"), "https or file is expected"),
+        (first_file(url="https://[::1/llama.bit"), "https or file is expected"),
+        (first_file(url="ftp://localhost/llama.bit"), "https or file is expected"),
+        (damage(measured=True), "measured is True"),
         (lambda f: {**f, "files": f["files"][:1]}, r"its files are \['.bit'\]"),
     ],
 )

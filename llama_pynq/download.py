@@ -1,0 +1,186 @@
+"""Fetching a file whose size and hash are known: resumed where it broke off, and checked whole.
+
+The standard library's urllib, which heeds the usual proxy variables (``https_proxy``).
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import re
+import shutil
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from .errors import InstallError
+from .overlay_record import is_fetchable, sha256_of
+
+TIMEOUT_S = 30.0
+"""How long a server may be silent."""
+_BLOCK = 1 << 18
+_MIB = 1 << 20
+_RANGE_NOT_SATISFIABLE = 416
+_PARTIAL_CONTENT = 206
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are there and those of the whole file; first before any came."""
+
+
+def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -> None:
+    """Fetch a file, going on from what of it is at `part` already.
+
+    Whatever breaks off the transfer leaves the part for the next call. A complete file of
+    another hash is deleted: going on from it could not make it right.
+
+    Parameters
+    ----------
+    url : str
+        See `overlay_record.is_fetchable`.
+    part : Path
+        Where it goes; its folder must be there.
+    sha256 : str
+        Of the whole file, in lower-case hexadecimal.
+    n_bytes : int
+        Of the whole file.
+    progress : callable
+
+    Raises
+    ------
+    InstallError
+        If it cannot be had, or is not the file of that hash.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    if have > n_bytes:
+        have = 0
+    if have < n_bytes or n_bytes == 0:
+        _check_room(part.parent, n_bytes - have)
+        _transfer(url, part, have, n_bytes, progress)
+    else:
+        progress(n_bytes, n_bytes)
+    if (found := sha256_of(part)) != sha256:
+        part.unlink()
+        raise InstallError(
+            f"what came from {url} is not the file that was asked for: its sha256 is {found}, not "
+            f"{sha256}. It was deleted. Give the command again; if this stays so, the file behind "
+            "the link was changed: tell whoever gave you the link"
+        )
+
+
+def read_small(url: str, most_bytes: int) -> tuple[bytes, str]:
+    """The contents behind a URL, and the URL that redirections led to.
+
+    Raises
+    ------
+    InstallError
+        If it cannot be had, or is longer than `most_bytes`.
+    """
+    with _open(url, 0) as response:
+        final = response.url
+        if not is_fetchable(final):
+            raise InstallError(f"{url} leads to {final}, which is not https: it is not trusted")
+        try:
+            data: bytes = response.read(most_bytes + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise InstallError(f"{url} could not be read ({error}): try again") from error
+    if len(data) > most_bytes:
+        raise InstallError(f"{url} has more than {most_bytes} bytes: is it the right link?")
+    return data, final
+
+
+def _check_room(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise _no_room(folder, f"{n_bytes / _MIB:.1f} MiB more are needed, {free / _MIB:.1f} free")
+
+
+def _no_room(folder: Path, why: str) -> InstallError:
+    return InstallError(
+        f"no room left in {folder} ({why}): make room, or set LLAMA_PYNQ_OVERLAYS to a folder on "
+        "another disk, and give the command again"
+    )
+
+
+def _open(url: str, start: int) -> Any:
+    """The response to a request for a URL from byte `start` on."""
+    request = Request(url, headers={"User-Agent": "llama_pynq"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        return urlopen(request, timeout=TIMEOUT_S)
+    except HTTPError as error:
+        error.close()
+        if error.code == _RANGE_NOT_SATISFIABLE and start:
+            return _open(url, 0)
+        raise InstallError(
+            f"{url} cannot be fetched: its server says {error.code} {error.reason}"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        hint = "is this computer connected? Behind a proxy, set https_proxy"
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            hint = "is this computer's clock right? A board without a battery starts in the past"
+        raise InstallError(f"{url} cannot be fetched ({reason}): {hint}") from error
+
+
+def _first_byte(response: Any) -> int:
+    """Where a response begins in its file: a server may ignore that it was asked for a range."""
+    if getattr(response, "status", None) != _PARTIAL_CONTENT:
+        return 0
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found.group(1)) if found else -1
+
+
+def _transfer(url: str, part: Path, have: int, n_bytes: int, progress: Progress) -> None:
+    response = _open(url, have)
+    if _first_byte(response) not in (0, have):
+        response.close()
+        have, response = 0, _open(url, 0)
+    with response:
+        done = _first_byte(response)
+        announced = response.headers.get("Content-Length")
+        if announced is not None and done + int(announced) != n_bytes:
+            raise InstallError(
+                f"{url} has {done + int(announced)} bytes, not the {n_bytes} of its record: the "
+                "file behind the link was changed. Tell whoever gave you the link"
+            )
+        progress(done, n_bytes)
+        with part.open("ab" if done else "wb") as file:
+            while block := _read(response, url, done, n_bytes):
+                done += len(block)
+                if done > n_bytes:
+                    break
+                try:
+                    file.write(block)
+                    file.flush()
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise _no_room(part.parent, str(error.strerror)) from error
+                progress(done, n_bytes)
+    if done > n_bytes:
+        part.unlink()
+        raise InstallError(
+            f"{url} has more than the {n_bytes} bytes of its record: the file behind the link was "
+            "changed. Tell whoever gave you the link"
+        )
+    if done < n_bytes:
+        raise _broken_off(url, done, n_bytes, "the connection ended")
+
+
+def _read(response: Any, url: str, done: int, n_bytes: int) -> bytes:
+    try:
+        block: bytes = response.read1(_BLOCK)
+        return block
+    except (OSError, http.client.HTTPException) as error:
+        raise _broken_off(url, done, n_bytes, str(error)) from error
+
+
+def _broken_off(url: str, done: int, n_bytes: int, why: str) -> InstallError:
+    return InstallError(
+        f"{url} broke off after {done} of {n_bytes} bytes ({why}). What came is kept: the same "
+        "command goes on from there"
+    )
