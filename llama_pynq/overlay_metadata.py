@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from .boards import boards
 from .emulation import container
@@ -23,7 +24,7 @@ class OverlayMetadata:
     Attributes
     ----------
     clock_mhz : float or None
-        Of the kernel's clock, or of the processing system's first for the fabric.
+        Of the kernel.
     part : str or None
         Of a .bit: the device that it configures.
     platform : str or None
@@ -125,12 +126,11 @@ def _bit(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
 
     header = parse_bit_header(data)
     parser = RuntimeMetadataParser(Metadata(input=str(path.with_suffix(".hwh"))))
-    clocks = [c["frequency"] for c in parser.clock_dict.values() if c.get("enable")]
     version = re.match(r"Version=(\S+)", header.get("version", ""))
     date = re.fullmatch(r"(\d{4})/(\d\d)/(\d\d)", header.get("date", ""))
     return (
         OverlayMetadata(
-            float(clocks[0]) if clocks else None,
+            _clock_mhz(path.with_suffix(".hwh")),
             header["part"],
             None,
             {"vivado": version.group(1)} if version else {},
@@ -138,6 +138,15 @@ def _bit(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
         ),
         parser.ip_dict,
     )
+
+
+def _clock_mhz(path: Path) -> float | None:
+    """What Vivado writes beside the kernel's clock port; PYNQ's parsers pass over it."""
+    for module in ElementTree.parse(path).iterfind(f".//MODULE[@INSTANCE='{IP_NAME}']"):
+        for port in module.iterfind("./PORTS/PORT[@NAME='ap_clk']"):
+            if hertz := port.get("CLKFREQUENCY"):
+                return int(hertz) / 1e6
+    return None
 
 
 def _check_ip(path: Path, ips: dict[str, Any]) -> None:

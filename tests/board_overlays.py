@@ -39,11 +39,18 @@ def bit(part: str, configuration: bytes = b"configuration") -> bytes:
     return header + b"e" + struct.pack(">I", len(data)) + data
 
 
+def hwh_text() -> str:
+    """A .hwh whose kernel has a clock port, as Vivado writes it."""
+    text = hwh.write_hwh(zynq_design(2, 2, 100)).decode()
+    port = '<PORT CLKFREQUENCY="250000000" DIR="I" NAME="ap_clk" SIGIS="clk"/>'
+    return text.replace("<ADDRESSBLOCKS>", f"<PORTS>{port}</PORTS><ADDRESSBLOCKS>", 1)
+
+
 def write_files(folder: Path, board: str, configuration: bytes = b"configuration") -> Path:
     """The overlay's files; the one that is loaded."""
     folder.mkdir(parents=True, exist_ok=True)
     if board in PARTS:
-        (folder / "llama.hwh").write_bytes(hwh.write_hwh(zynq_design(2, 2, 250)))
+        (folder / "llama.hwh").write_text(hwh_text())
         (folder / "llama.bit").write_bytes(bit(PARTS[board], configuration))
         return folder / "llama.bit"
     data = xclbin.write(configuration, xclbin_design(2, 2, 300))

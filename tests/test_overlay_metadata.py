@@ -1,12 +1,10 @@
 """What PYNQ's parsers find in an overlay's files, and which files are refused."""
 
 import pytest
-from board_overlays import PARTS, PLATFORMS, bit, write_files
+from board_overlays import PARTS, PLATFORMS, bit, hwh_text, write_files
 
 from llama_pynq import interface
 from llama_pynq.boards import boards
-from llama_pynq.emulation import hwh
-from llama_pynq.emulation.design import zynq_design
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.overlay_metadata import OverlayMetadata, board_named, read_metadata
@@ -52,6 +50,12 @@ def test_bit_says_part_clock_tool_and_date(tmp_path, board):
     found = read_metadata(write_files(tmp_path, board))
     assert found == OverlayMetadata(250.0, PARTS[board], None, {"vivado": "2022.1"}, "2026-10-30")
     assert found.boards == (["pynq-z1", "pynq-z2"] if "z020" in PARTS[board] else [board])
+
+
+def test_bit_without_a_clock_port_leaves_it_open(tmp_path):
+    path = write_files(tmp_path, "kv260")
+    path.with_suffix(".hwh").write_text(hwh_text().replace("ap_clk", "clk"))
+    assert read_metadata(path).clock_mhz is None
 
 
 @pytest.mark.parametrize("board", PLATFORMS)
@@ -105,7 +109,7 @@ def test_files_that_are_no_overlay_are_refused_by_name(tmp_path):
 )
 def test_another_kernel_is_refused_by_name(tmp_path, old, new, message):
     path = write_files(tmp_path, "kv260")
-    text = hwh.write_hwh(zynq_design(2, 2, 250)).decode()
+    text = hwh_text()
     assert old in text
     if old.startswith('"/'):  # the instance's name, everywhere
         text = text.replace('INSTANCE="llama"', 'INSTANCE="llama_0"')
