@@ -19,6 +19,8 @@ from .files import package_folders
 from .interface import IP_NAME, VLNV
 from .llama import Generation, Llama, StreamToken
 from .lock import DeviceLock
+from .overlay_record import OverlayRecord
+from .overlays import overlay_for, record_of
 
 
 def emulated_overlay(suffix: str = ".xclbin") -> Path:
@@ -91,7 +93,8 @@ class LlamaOverlay(pynq.Overlay):
     Parameters
     ----------
     bitfile_name : str or Path, optional
-        Default: the overlay for the device. A bare name is looked up as PYNQ does.
+        Default: the overlay for the device: for a board the first that `overlays` finds. A bare
+        name is looked up as PYNQ does.
     device : pynq.Device, optional
         Default: the first board found, else the emulated device; `describe` says which.
 
@@ -104,7 +107,8 @@ class LlamaOverlay(pynq.Overlay):
     DeviceBusy
         If another process, or another overlay of this one, uses the device.
     OverlayMismatch
-        If the overlay is not ours, or of another version.
+        If the overlay is not ours, or of another version; or if there is none for this board,
+        with the command that fetches or builds one.
 
     Examples
     --------
@@ -122,13 +126,9 @@ class LlamaOverlay(pynq.Overlay):
         if device is None:
             device = find_device()
         if bitfile_name is None:
-            if not isinstance(device, EmulatedDevice):
-                raise OverlayMismatch(
-                    f"no overlay for {device.name} comes with this version of llama_pynq. Give "
-                    "the file of one you built, LlamaOverlay('llama.bit') or --overlay, or use the "
-                    "emulated device: LlamaOverlay(device=llama_pynq.EmulatedDevice()) or --emulate"
-                )
-            bitfile_name = emulated_overlay()
+            bitfile_name = (
+                emulated_overlay() if isinstance(device, EmulatedDevice) else overlay_for(device)
+            )
         self._device_lock = _lock(device)
         try:
             with warnings.catch_warnings():
@@ -142,6 +142,7 @@ class LlamaOverlay(pynq.Overlay):
                     f"{VLNV}, only {found or 'none'}"
                 )
             self._limits = self.llama.limits
+            self._record = record_of(Path(self.bitfile_name))
         except BaseException:
             self._device_lock.release()
             raise
@@ -151,15 +152,26 @@ class LlamaOverlay(pynq.Overlay):
         """Whether this is hardware, and not the emulated device."""
         return not isinstance(self.device, EmulatedDevice)
 
+    @property
+    def record(self) -> OverlayRecord | None:
+        """Who built the file, with what, and whether it was measured; None if it has no record."""
+        return self._record
+
     def describe(self) -> str:
-        """One line: the device, whether it is emulated, and the kernel's board."""
+        """One line: the device, whether it is emulated, and the kernel's board.
+
+        Of a board also the overlay's file, and whether that was ever measured.
+        """
         device = self.device
         if isinstance(device, EmulatedDevice):
             threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
             what = f"emulated device on this computer's CPU, {threads}; no board in use"
-        else:
-            what = "board"
-        return f"{device.name} ({what}), kernel {self._limits.board}"
+            return f"{device.name} ({what}), kernel {self._limits.board}"
+        measured = self._record.measured if self._record is not None else None
+        return (
+            f"{device.name} (board), kernel {self._limits.board}, overlay {self.bitfile_name} "
+            f"({f'measured: {measured}' if measured else 'not known to be measured'})"
+        )
 
     # ---- the driver's methods --------------------------------------------------------
 

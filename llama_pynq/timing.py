@@ -16,6 +16,7 @@ from .contract import RequestFlag, RowFlag, Stage, make_rows
 from .errors import RequestError
 from .llama import Llama, Session, check_model
 from .llama_overlay import LlamaOverlay
+from .overlays import board_of_device
 from .perf import Work, predict
 
 StageKey = tuple[Stage, int]
@@ -83,9 +84,8 @@ class StepTimes:
 
 def board_of(overlay: LlamaOverlay) -> Board | None:
     """The board that an overlay runs on, or emulates; None for the plain emulated device."""
-    emulated = getattr(overlay.device, "board", None)
-    name = emulated.name if emulated is not None else overlay.llama.limits.board
-    return boards().get(name)
+    # One config header serves several boards: what the device says comes first.
+    return boards().get(board_of_device(overlay.device) or overlay.llama.limits.board)
 
 
 def _work(llama: Llama, position: int) -> Work:

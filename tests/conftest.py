@@ -17,9 +17,10 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Neither the user's cache nor a notebook that holds the device matters to a test."""
+    """Neither the user's cache and overlays nor a notebook that holds the device matter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path_factory.mktemp("overlays")))
         patch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
 

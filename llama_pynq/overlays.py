@@ -1,0 +1,281 @@
+"""Which overlay for which board: the board of a device, where overlays lie, and their states.
+
+In this order, and the first that is there is taken:
+
+1. ``added``: the user's own builds, in `files.data_folder`;
+2. ``installed``: what ``llama-pynq overlay install`` fetched, beside them;
+3. ``package``: ``overlay/<board>/`` of llama_pynq itself, which holds the files or a link.
+
+Each folder has an ``overlay.json`` (`overlay_record`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .boards import boards
+from .contract import ABI_VERSION
+from .errors import OverlayMismatch
+from .files import data_folder, package_folders
+from .overlay_metadata import board_named, read_metadata
+from .overlay_record import RECORD_NAME, OverlayRecord, sha256_of
+
+if TYPE_CHECKING:
+    from pynq.pl_server.device import Device
+
+ADDED, INSTALLED, PACKAGE = "added", "installed", "package"
+
+# What PYNQ's images call their board; Kria-PYNQ has no such file, and names it in BOARD.
+_BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
+
+EMULATE = (
+    "Meanwhile the emulated device runs everything, with no board: "
+    "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate"
+)
+
+
+# ---- boards ---------------------------------------------------------------------------
+
+
+def board_of_device(device: Device) -> str | None:
+    """The board that a PYNQ device is, or emulates.
+
+    Parameters
+    ----------
+    device : pynq.Device
+
+    Returns
+    -------
+    str or None
+        Of `boards.boards`; None for the plain emulated device, and for a board that is not there.
+    """
+    from .emulation.device import EmulatedDevice
+
+    if isinstance(device, EmulatedDevice):
+        return device.board.name if device.board.name in boards() else None
+    # A card's is its shell. A remote board's is its own pynq_board. On Kria-PYNQ XRT takes it
+    # from /etc/xocl.txt, and elsewhere on Zynq it is "edge" or empty.
+    names = [device.name]
+    if device.has_capability("MEMORY_MAPPED"):  # a Zynq's processor, on which this runs
+        names += _local_names()
+    return next((board for name in names if (board := board_named(name))), None)
+
+
+def _local_names() -> Iterator[str]:
+    try:
+        yield _BOARD_FILE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        pass
+    yield os.environ.get("BOARD", "")
+
+
+# ---- what is there --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoundOverlay:
+    """An overlay's folder, and what is in it.
+
+    Attributes
+    ----------
+    board : str
+    origin : {"added", "installed", "package"}
+    folder : Path
+    record : OverlayRecord or None
+        None if it cannot be read.
+    damage : str or None
+        What is wrong with it, as far as names and sizes tell; see `check`.
+    """
+
+    board: str
+    origin: str
+    folder: Path
+    record: OverlayRecord | None
+    damage: str | None
+
+    @property
+    def is_link(self) -> bool:
+        """Whether its files are yet to be fetched."""
+        return self.record is not None and self.damage is None and not self.path.exists()
+
+    @property
+    def path(self) -> Path:
+        """The file that is loaded."""
+        return self.folder if self.record is None else self.folder / self.record.main.name
+
+    @property
+    def other_version(self) -> str | None:
+        """What is wrong with the version of its contract; None if nothing is known to be."""
+        if self.record is None or self.record.abi in (None, ABI_VERSION):
+            return None
+        return (
+            f"speaks version {self.record.abi} of the kernel's contract, this llama_pynq version "
+            f"{ABI_VERSION}"
+        )
+
+    @property
+    def state(self) -> str:
+        """One of "damaged", "other version", "link" and "ready"."""
+        if self.damage is not None:
+            return "damaged"
+        if self.other_version is not None:
+            return "other version"
+        return "link" if self.is_link else "ready"
+
+    def check(self, metadata: bool = True) -> None:
+        """Hash the files, and read their metadata.
+
+        Parameters
+        ----------
+        metadata : bool
+            False: hash only, as before every use.
+
+        Raises
+        ------
+        OverlayMismatch
+            If something differs from the record, or is not this version's.
+        """
+        for problem in (self.damage, self.other_version):
+            if problem is not None:
+                raise OverlayMismatch(f"{self.where} {problem}. {self._remedy()}")
+        assert self.record is not None
+        if self.is_link:
+            return
+        for file in self.record.files:
+            if sha256_of(self.folder / file.name) != file.sha256:
+                raise OverlayMismatch(
+                    f"{self.where} is damaged: {file.name} is not the file of its record, by its "
+                    f"sha256. {self._remedy()}"
+                )
+        if metadata:
+            read_metadata(self.path)
+
+    @property
+    def where(self) -> str:
+        """The overlay, for messages."""
+        return f"the {self.origin} overlay of {self.board}, {self.folder},"
+
+    def _remedy(self) -> str:
+        board = self.board
+        link = any(o.is_link and not o.other_version for o in overlays_of(board))
+        if self.origin == PACKAGE:
+            return "Reinstall llama_pynq" if self.other_version is None else _build(board)
+        if self.origin == INSTALLED and link:
+            return f"llama-pynq overlay install {board} fetches it anew"
+        return f"llama-pynq overlay remove {board} takes it away. {_build(board)}"
+
+
+def _read(board: str, origin: str, folder: Path) -> FoundOverlay:
+    record, damage = None, None
+    try:
+        record = OverlayRecord.read(folder / RECORD_NAME)
+        damage = _damage(board, folder, record)
+    except FileNotFoundError:
+        damage = f"has no {RECORD_NAME}"
+    except OverlayMismatch as error:
+        damage = f"cannot be used: {error}"
+    except OSError as error:
+        damage = f"cannot be read ({error.strerror})"
+    return FoundOverlay(board, origin, folder, record, damage)
+
+
+def _damage(board: str, folder: Path, record: OverlayRecord) -> str | None:
+    if record.board != board:
+        return f"is of another board by its record, {record.board}"
+    sizes = {f.name: (folder / f.name).stat().st_size for f in record.files
+             if (folder / f.name).exists()}  # fmt: skip
+    if not sizes and all(f.url for f in record.files):
+        return None
+    for file in record.files:
+        if file.name not in sizes:
+            return f"lacks {file.name}"
+        if sizes[file.name] != file.n_bytes:
+            return f"is damaged: {file.name} has {sizes[file.name]} bytes, not {file.n_bytes}"
+    return None
+
+
+def user_folder(origin: str, board: str) -> Path:
+    """Where an added or installed overlay of a board lies, or would."""
+    return data_folder() / origin / board
+
+
+def overlays_of(board: str) -> list[FoundOverlay]:
+    """Every overlay of a board, in the order of precedence."""
+    places = [(origin, user_folder(origin, board)) for origin in (ADDED, INSTALLED)]
+    found = [_read(board, *place) for place in places if _may_exist(place[1])]
+    for folder in package_folders("overlay"):
+        path = Path(folder) / board
+        if _may_exist(path / RECORD_NAME):
+            found.append(_read(board, PACKAGE, path))
+    return found
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # another user's folder: what it holds is not to be passed over in silence
+    return True
+
+
+def record_of(path: Path) -> OverlayRecord | None:
+    """The record beside an overlay's file; None if there is none, or it is of another file."""
+    try:
+        record = OverlayRecord.read(path.parent / RECORD_NAME)
+        if record.main.name == path.name and record.main.sha256 == sha256_of(path):
+            return record
+    except (OSError, OverlayMismatch):
+        pass
+    return None
+
+
+# ---- the one to use -------------------------------------------------------------------
+
+
+def _build(board: str) -> str:
+    return (
+        f"To build one, with AMD's tools in a checkout of llama_pynq: make -C hls_src overlay "
+        f"BOARD={board}, then llama-pynq overlay add hls_src/build/{board}/overlay"
+    )
+
+
+def how_to_get(board: str) -> str:
+    """What to do to get an overlay of a board."""
+    if any(o.is_link and not o.other_version for o in overlays_of(board)):
+        return f"To fetch one: llama-pynq overlay install {board}"
+    return f"None comes with this version of llama_pynq. {_build(board)}"
+
+
+def overlay_for(device: Device) -> Path:
+    """The overlay file for a board, its hash checked.
+
+    Raises
+    ------
+    OverlayMismatch
+        If there is none, or the first by precedence is damaged or of another version.
+    """
+    board = board_of_device(device)
+    if board is None:
+        raise OverlayMismatch(
+            f"no overlay can be chosen for the device {device.name!r}: by its name it is none of "
+            f"{', '.join(boards())}. Give the overlay's file: LlamaOverlay('llama.bit'), or "
+            f"--overlay. {EMULATE}"
+        )
+    for overlay in overlays_of(board):
+        if overlay.is_link:
+            continue
+        try:
+            overlay.check(metadata=False)
+        except OverlayMismatch as error:
+            raise OverlayMismatch(f"{error}. {EMULATE}") from error
+        return overlay.path
+    raise OverlayMismatch(
+        f"there is no overlay of {board} on this computer, neither in {data_folder()} nor in the "
+        f"package. {how_to_get(board)}. {EMULATE}"
+    )

@@ -1,0 +1,27 @@
+"""A device that is no EmulatedDevice, as a board is none, and runs what one runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pynq.pl_server.device import Device
+
+from llama_pynq import EmulatedDevice
+
+
+class StandInBoard(Device):
+    """A board by its name; the emulated device does what a board's would."""
+
+    def __init__(self, name: str) -> None:
+        inner = EmulatedDevice(threads=1, name=name)
+        object.__setattr__(self, "inner", inner)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "inner" or name.startswith("__"):
+            return object.__getattribute__(self, name)
+        if name == "board":
+            raise AttributeError("a board does not say so")
+        return getattr(object.__getattribute__(self, "inner"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.inner, name, value)
