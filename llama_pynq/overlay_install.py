@@ -1,0 +1,378 @@
+"""Fetching, adding and removing overlays in the user's folder.
+
+One process at a time works on a board's overlays. Others see a folder complete or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urljoin
+
+from .boards import boards
+from .contract import ABI_VERSION
+from .download import Progress, fetch, read_small
+from .errors import InstallError, LlamaPynqError, OverlayMismatch
+from .files import data_folder
+from .lock import FileLock
+from .overlay_metadata import OverlayMetadata, read_metadata
+from .overlay_record import RECORD_NAME, OverlayFile, OverlayRecord, is_fetchable, sha256_of
+from .overlays import (
+    ADDED,
+    INSTALLED,
+    PACKAGE,
+    FoundOverlay,
+    how_to_get,
+    overlays_of,
+    user_folder,
+)
+
+_MOST_RECORD_BYTES = 1 << 20
+_NOT_RECORDED = "not recorded"
+
+FileProgress = Callable[[str], Progress]
+"""Called with a file's name; what it returns is told of that file's progress."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of an overlay.
+
+    Attributes
+    ----------
+    overlay : FoundOverlay
+    changed : bool
+        False: the same was there already, and is undamaged.
+    backup : Path or None
+        Where what was replaced is kept.
+    """
+
+    overlay: FoundOverlay
+    changed: bool
+    backup: Path | None = None
+
+
+class _BoardLock(FileLock):
+    def __init__(self, board: str) -> None:
+        self.board = board
+        super().__init__(data_folder() / f"{board}.lock")
+
+    def _busy(self, pid: int | None) -> LlamaPynqError:
+        return InstallError(
+            f"another process ({'unknown' if pid is None else pid}) is at work on the overlays of "
+            f"{self.board}: wait until it has ended, then give the command again"
+        )
+
+
+@contextlib.contextmanager
+def _at_work_on(board: str) -> Iterator[None]:
+    """Hold the board's lock, and say what to do where the folder cannot be written."""
+    try:
+        with _BoardLock(board):
+            for origin in (ADDED, INSTALLED):
+                for left in user_folder(origin, board).parent.glob(f".{board}.*"):
+                    shutil.rmtree(left)  # of a process that was killed
+            yield
+    except OSError as error:
+        raise InstallError(
+            f"{data_folder()} cannot be written ({error.strerror or error}): set "
+            "LLAMA_PYNQ_OVERLAYS to a folder that you may write to, or make room there"
+        ) from error
+
+
+@contextlib.contextmanager
+def _replacing_folder(target: Path, backup: Path | None = None) -> Iterator[Path]:
+    """A new folder that takes the place of `target` when the block ends without an error.
+
+    Two renamings: between them nothing is there, and a reader would say so. Whatever was there
+    goes to `backup`, or away.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        new, old = staging / "new", staging / "old"
+        new.mkdir()
+        yield new
+        if os.path.lexists(target):
+            os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            if old.exists():
+                os.rename(old, target)
+            raise
+        if backup is not None and old.exists():
+            os.rename(old, backup)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _same(board: str, origin: str, record: OverlayRecord) -> FoundOverlay | None:
+    """The board's overlay of that origin if it is undamaged and has the files of `record`."""
+    for overlay in overlays_of(board):
+        if overlay.origin == origin and overlay.record is not None and overlay.state == "ready":
+            hashes = [{f.name: f.sha256 for f in r.files} for r in (overlay.record, record)]
+            with contextlib.suppress(OverlayMismatch):
+                overlay.check(metadata=False)
+                if hashes[0] == hashes[1]:
+                    return overlay
+    return None
+
+
+def _of(board: str, origin: str) -> FoundOverlay:
+    return next(o for o in overlays_of(board) if o.origin == origin)
+
+
+def _check_version(record: OverlayRecord, where: object) -> None:
+    if record.abi not in (None, ABI_VERSION):
+        raise OverlayMismatch(
+            f"{where} is of an overlay that speaks version {record.abi} of the kernel's contract, "
+            f"this llama_pynq version {ABI_VERSION}: take the overlay and the package of one "
+            "release"
+        )
+
+
+# ---- install --------------------------------------------------------------------------
+
+
+def install(board: str, source: str | None, progress: FileProgress) -> Done:
+    """Fetch the overlay of a board.
+
+    Parameters
+    ----------
+    board : str
+    source : str, optional
+        An ``overlay.json``, or the folder that has it, or its URL; default: the link that comes
+        with llama_pynq. Files without a URL of their own are looked for beside it.
+    progress : callable
+
+    Raises
+    ------
+    InstallError
+        If there is nothing to fetch, or it cannot be fetched.
+    OverlayMismatch
+        If what is fetched is no overlay of this version for this board.
+    """
+    _check_board(board)
+    record, where = _packaged(board) if source is None else _record_from(source)
+    if record.board != board:
+        raise OverlayMismatch(f"{where} is of an overlay of {record.board}, not of {board}")
+    _check_version(record, where)
+    with _at_work_on(board):
+        if (same := _same(board, INSTALLED, record)) is not None:
+            return Done(same, False)
+        folder = data_folder() / "parts"
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {f: folder / f"{board}-{f.sha256}" for f in record.files}
+        for file, part in parts.items():
+            assert file.url is not None
+            fetch(file.url, part, file.sha256, file.n_bytes, progress(file.name))
+        with _replacing_folder(user_folder(INSTALLED, board)) as staging:
+            for file, part in parts.items():
+                os.replace(part, staging / file.name)
+            read_metadata(staging / record.main.name)
+            record.write(staging)
+        for left in folder.glob(f"{board}-*"):
+            left.unlink()  # of a file that another link named
+        return Done(_of(board, INSTALLED), True)
+
+
+def _check_board(board: str) -> None:
+    if board not in boards():
+        raise InstallError(f"there is no board {board!r}: choose one of {', '.join(boards())}")
+
+
+def _packaged(board: str) -> tuple[OverlayRecord, Path]:
+    for overlay in overlays_of(board):
+        if overlay.origin == PACKAGE and overlay.record is not None:
+            if overlay.is_link:
+                return overlay.record, overlay.folder / RECORD_NAME
+            raise InstallError(f"{overlay.where} comes with llama_pynq: there is nothing to fetch")
+    raise InstallError(f"there is no link to an overlay of {board}. {how_to_get(board)}")
+
+
+def _record_from(source: str) -> tuple[OverlayRecord, str]:
+    """A record that the user names; every file of it has a URL."""
+    if "://" in source:
+        if not is_fetchable(source):
+            raise InstallError(f"{source} is not https: it is not trusted")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / RECORD_NAME
+            data, base = read_small(source, _MOST_RECORD_BYTES)
+            path.write_bytes(data)
+            try:
+                record = OverlayRecord.read(path)
+            except OverlayMismatch as error:
+                raise OverlayMismatch(str(error).replace(str(path), source)) from error
+    else:
+        path = Path(source) / RECORD_NAME if Path(source).is_dir() else Path(source)
+        if not path.is_file():
+            raise InstallError(f"there is no {path}: give an {RECORD_NAME}, or the URL of one")
+        record, base = OverlayRecord.read(path), path.resolve().as_uri()
+    files = tuple(replace(f, url=f.url or urljoin(base, f.name)) for f in record.files)
+    return replace(record, files=files), source
+
+
+# ---- add ------------------------------------------------------------------------------
+
+
+def add(path: Path, board: str | None, force: bool, board_found: Callable[[], str | None]) -> Done:
+    """Register a build of one's own: copy it to where it is found.
+
+    Parameters
+    ----------
+    path : Path
+        A .bit with its .hwh beside it, an .xclbin, or the folder of a build, which has a record.
+    board : str, optional
+        Default: of the record beside the file, else what the file says, else the device found.
+    force : bool
+        Replace one that was added before; it is kept as a backup.
+    board_found : callable
+        The board of the device that is there; asked if nothing else tells.
+
+    Raises
+    ------
+    InstallError
+        If it is not known for which board it is, or there is one already.
+    OverlayMismatch
+        If it is no overlay of this version for this board.
+    """
+    if board is not None:
+        _check_board(board)
+    path, record = _build_at(path)
+    metadata = read_metadata(path)
+    if record is None:
+        record = _make_record(path, metadata, board, board_found)
+    elif board not in (None, record.board):
+        raise OverlayMismatch(
+            f"{path.parent / RECORD_NAME} says that {path.name} was built for {record.board}, not "
+            f"for {board}: leave out --board, or build it for {board}"
+        )
+    if metadata.boards and record.board not in metadata.boards:
+        what = metadata.platform or metadata.part
+        raise OverlayMismatch(
+            f"{path} was built for {what}, which is {' or '.join(metadata.boards)}, not "
+            f"{record.board}"
+        )
+    with _at_work_on(record.board):
+        return _copy(path.parent, record, force)
+
+
+def _build_at(path: Path) -> tuple[Path, OverlayRecord | None]:
+    """The file that is loaded, and the record beside it, checked against the files."""
+    if path.is_dir():
+        path = path / RECORD_NAME
+        if not path.exists():
+            raise InstallError(f"there is no {path}: give the .bit or .xclbin file itself")
+    if path.suffix == ".hwh":
+        path = path.with_suffix(".bit")
+    if not path.is_file():
+        raise InstallError(f"there is no file {path}: give a .bit or .xclbin file")
+    beside = path.parent / RECORD_NAME
+    if not beside.exists():
+        return path, None
+    record = OverlayRecord.read(beside)
+    main = path.parent / record.main.name
+    if path not in (beside, main):
+        return path, None  # of another file
+    _check_version(record, beside)
+    for file in record.files:
+        found = path.parent / file.name
+        if not found.exists():
+            raise OverlayMismatch(f"{found} is missing, which {beside} names")
+        if sha256_of(found) != file.sha256:
+            raise OverlayMismatch(
+                f"{found} is not the file that {beside} was written for, by its sha256: build "
+                "again, or take the record away if you know better"
+            )
+    return main, record
+
+
+def _make_record(
+    path: Path, metadata: OverlayMetadata, board: str | None,
+    board_found: Callable[[], str | None],
+) -> OverlayRecord:  # fmt: skip
+    """A record of what the file says of itself; what it does not say stays open."""
+    if board is None:
+        board = metadata.boards[0] if len(metadata.boards) == 1 else board_found()
+    if board is None:
+        raise InstallError(
+            f"{path} does not say for which board it is, and no board is found here: add --board, "
+            f"one of {', '.join(metadata.boards or boards())}"
+        )
+    paths = [path] if path.suffix == ".xclbin" else [path, path.with_suffix(".hwh")]
+    written = datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
+    return OverlayRecord(
+        board=board,
+        abi=None,
+        clock_mhz=metadata.clock_mhz,
+        files=tuple(OverlayFile.of(p) for p in paths),
+        tools=metadata.tools,
+        built=metadata.built or written,
+        built_by=_NOT_RECORDED,
+        source=_NOT_RECORDED,
+        platform=metadata.platform,
+    )
+
+
+def _copy(folder: Path, record: OverlayRecord, force: bool) -> Done:
+    board, target = record.board, user_folder(ADDED, record.board)
+    if (same := _same(board, ADDED, record)) is not None:
+        return Done(same, False)
+    backup = None
+    if os.path.lexists(target):
+        if not force:
+            raise InstallError(
+                f"there is an overlay of yours for {board} already, {target}: replace it with "
+                "--force, which keeps it as a backup"
+            )
+        stamp = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        backup = _free_name(target.with_name(f"{board}.backup-{stamp}"))
+    with _replacing_folder(target, backup) as staging:
+        for file in record.files:
+            shutil.copyfile(folder / file.name, staging / file.name)
+            if sha256_of(staging / file.name) != file.sha256:
+                raise InstallError(f"{folder / file.name} changed while it was copied: try again")
+        # It is here now: a URL would say that it may be fetched.
+        files = tuple(replace(file, url=None) for file in record.files)
+        replace(record, files=files).write(staging)
+    return Done(_of(board, ADDED), True, backup)
+
+
+def _free_name(path: Path) -> Path:
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+# ---- remove ---------------------------------------------------------------------------
+
+
+def remove(board: str) -> FoundOverlay:
+    """Delete the first overlay of a board that is in the user's folder; which it was.
+
+    Raises
+    ------
+    InstallError
+        If there is none.
+    """
+    _check_board(board)
+    with _at_work_on(board):
+        for overlay in overlays_of(board):
+            if overlay.origin != PACKAGE:
+                doomed = Path(tempfile.mkdtemp(dir=overlay.folder.parent, prefix=f".{board}."))
+                os.rename(overlay.folder, doomed / "old")
+                shutil.rmtree(doomed)
+                return overlay
+        raise InstallError(
+            f"there is no overlay of {board} to remove: none was installed or added in "
+            f"{data_folder()}"
+        )
