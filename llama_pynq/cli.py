@@ -1,4 +1,4 @@
-"""The command line, ``llama-pynq COMMAND``; its part for courses is `cli_notebooks`."""
+"""The command line, ``llama-pynq COMMAND``; its other parts are `cli_overlay` and `cli_notebooks`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_notebooks
+from . import __version__, cli_notebooks, cli_overlay
 from .errors import LlamaPynqError
 from .files import write_new
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .contract import KernelLimits
     from .llama import Generation, Llama
     from .llama_overlay import LlamaOverlay
+    from .overlay_record import OverlayRecord
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
     compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
 
+    cli_overlay.add_commands(commands)
     cli_notebooks.add_commands(commands)
     return parser
 
@@ -202,7 +204,8 @@ def _info(args: argparse.Namespace) -> int:
         print(f"llama_pynq {__version__}")
         others = dict.fromkeys((device.name for device in Device.devices), "")
         section("devices", {**others, overlay.device.name: "(in use)"})
-        section("overlay", {"file": overlay.bitfile_name, "device": overlay.describe()})
+        built = _built(overlay.record) if overlay.is_board else {}
+        section("overlay", {"file": overlay.bitfile_name, "device": overlay.describe(), **built})
         section("kernel limits", asdict(overlay.llama.limits))
         weights = f"{llama.packed.weight_bytes / 2**20:.1f} MiB packed, {llama.packed.note}"
         section(
@@ -216,6 +219,22 @@ def _info(args: argparse.Namespace) -> int:
             },
         )
     return 0
+
+
+def _built(record: OverlayRecord | None) -> dict[str, object]:
+    """Who built an overlay, with what, and what was seen of it."""
+    if record is None:
+        return {
+            "record": "none beside the file: not known who built it, or whether it was measured"
+        }
+    tools = ", ".join(f"{name} {version}" for name, version in record.tools.items())
+    return {
+        "built": f"{record.built}, by {record.built_by}, from {record.source}",
+        "with": tools or "not recorded",
+        "for": record.board if record.platform is None else f"{record.board}, {record.platform}",
+        "clock": "not recorded" if record.clock_mhz is None else f"{record.clock_mhz:g} MHz",
+        "measured": record.measured or "no",
+    }
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -390,6 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pack": _pack,
         "boards": _boards,
         "selftest": _selftest,
+        **cli_overlay.COMMANDS,
         **cli_notebooks.COMMANDS,
     }
     try:

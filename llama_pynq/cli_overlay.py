@@ -1,0 +1,260 @@
+"""The command line's part for overlays: ``llama-pynq overlay list|install|verify|add|remove``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .boards import boards
+from .errors import LlamaPynqError, OverlayMismatch
+
+if TYPE_CHECKING:
+    from .download import Progress
+    from .overlay_record import OverlayRecord
+    from .overlays import FoundOverlay
+
+_MIB = 1 << 20
+_BAR = 30
+_REDRAW_S = 0.1
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands to the command line's."""
+    overlay = commands.add_parser("overlay", help="overlays of boards: list, fetch, check, add")
+    tools = overlay.add_subparsers(dest="tool", required=True, metavar="COMMAND")
+    board = {"metavar": "BOARD", "help": "such as kv260; llama-pynq overlay list has them all"}
+
+    tools.add_parser(
+        "list",
+        help="every board, and which overlay of it is here",
+        description="For every board the overlays that are here or can be fetched; of several "
+        "the first is used: your own before installed ones before the package's.",
+    )
+    install = tools.add_parser(
+        "install",
+        help="fetch the overlay of a board, and check it",
+        description="Fetch the overlay of a board. What broke off goes on with the same command. "
+        "Nothing is used before its sha256 is what the link says.",
+    )
+    install.add_argument("board", **board)
+    install.add_argument(
+        "--from", dest="source", metavar="RECORD", help="an overlay.json, the folder that has it, "
+        "or its https URL, instead of the link that comes with llama_pynq; files without a URL of "
+        "their own are taken from beside it",
+    )  # fmt: skip
+    verify = tools.add_parser(
+        "verify",
+        help="hash the overlays that are here, and read their metadata; status 1 if one differs",
+    )
+    verify.add_argument("board", nargs="?", metavar="BOARD", help="default: all of them")
+    add = tools.add_parser(
+        "add",
+        help="register a build of one's own",
+        description="Copy a build to your own folder, where LlamaOverlay() finds it first.",
+    )
+    add.add_argument("file", metavar="FILE", help=".bit with its .hwh beside it, .xclbin, or the "
+                     "folder of a build, hls_src/build/BOARD/overlay")  # fmt: skip
+    add.add_argument("--board", metavar="BOARD", help="default: what overlay.json beside the file "
+                     "says, or the file itself, or the board that is found")  # fmt: skip
+    add.add_argument("--force", action="store_true",
+                     help="replace the one added before, which is kept as a backup")  # fmt: skip
+    remove = tools.add_parser("remove", help="delete what was added, or else installed")
+    remove.add_argument("board", **board)
+
+
+def _overlay(args: argparse.Namespace) -> int:
+    return _TOOLS[args.tool](args)
+
+
+# ---- list -----------------------------------------------------------------------------
+
+_HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where")
+
+
+def _list(args: argparse.Namespace) -> int:
+    from .files import data_folder
+    from .llama_overlay import emulated_overlay
+    from .overlays import PACKAGE, overlays_of
+
+    found = {board: overlays_of(board) for board in boards()}
+    rows = [_HEAD]
+    for board, overlays in found.items():
+        rows += [_row(board, o) for o in overlays] or [(board, "none", "", "", "", "", "", "")]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print()
+    everything = [overlay for overlays in found.values() for overlay in overlays]
+    for overlay in everything:
+        if problem := overlay.damage or overlay.other_version:
+            print(f"{overlay.where} {problem}")
+    if not any(overlay.origin == PACKAGE for overlay in everything):
+        print("No overlay is released with this version of llama_pynq.")
+    if any(overlay.state == "link" for overlay in everything):
+        print("To fetch one: llama-pynq overlay install BOARD")
+    print(
+        "To build one, with AMD's tools in a checkout: make -C hls_src overlay BOARD=NAME, then\n"
+        "llama-pynq overlay add hls_src/build/NAME/overlay"
+    )
+    try:
+        print(f"The emulated device, for which no board is needed, uses {emulated_overlay()}")
+    except OverlayMismatch as error:
+        print(f"For the emulated device {error}")
+    print(f"Your own and installed overlays lie in {data_folder()}")
+    return 0
+
+
+def _row(board: str, overlay: FoundOverlay) -> tuple[str, str, str, str, str, str, str, str]:
+    state = "link, not fetched" if overlay.state == "link" else overlay.state
+    record = overlay.record
+    if record is None:
+        return board, state, "", "", "", "", "", str(overlay.folder)
+    clock = "?" if record.clock_mhz is None else f"{record.clock_mhz:g} MHz"
+    tools = ", ".join(f"{name} {version}" for name, version in record.tools.items()) or "?"
+    measured = record.measured or "no"
+    where = f"{overlay.origin}: {overlay.folder}"
+    return board, state, clock, tools, record.built, record.built_by, measured, where
+
+
+# ---- install --------------------------------------------------------------------------
+
+
+def _install(args: argparse.Namespace) -> int:
+    from .overlay_install import install
+    from .overlays import overlays_of
+
+    try:
+        done = install(args.board, args.source, _progress)
+    except KeyboardInterrupt:
+        _end_line()
+        print("what came is kept: the same command goes on from there", file=sys.stderr)
+        raise
+    except LlamaPynqError:
+        _end_line()
+        raise
+    how = "installed, its sha256 checked" if done.changed else "there already, its sha256 checked"
+    print(f"{done.overlay.path}: {how}; {_measured(done.overlay.record)}")
+    first = overlays_of(args.board)[0]
+    if first.folder != done.overlay.folder:
+        print(
+            f"{first.where} comes first, and is what LlamaOverlay() uses: llama-pynq overlay "
+            f"remove {args.board} takes it away",
+            file=sys.stderr,
+        )
+    return 0
+
+
+_open_line = False  # whether the terminal's cursor is behind a progress bar
+
+
+def _end_line() -> None:
+    global _open_line
+    if _open_line:
+        print(file=sys.stderr)
+    _open_line = False
+
+
+def _progress(name: str) -> Progress:
+    """A bar on a terminal, else a line at every tenth."""
+    terminal = sys.stderr.isatty()
+    last_time, last_tenth = 0.0, -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last_time, last_tenth
+        global _open_line
+        share = done / total if total else 1.0
+        size = f"{done / _MIB:.1f} of {total / _MIB:.1f} MiB"
+        if terminal:
+            now = time.monotonic()
+            if now - last_time < _REDRAW_S and done < total:
+                return
+            last_time = now
+            filled = int(share * _BAR)
+            bar = "#" * filled + "." * (_BAR - filled)
+            print(f"\r{name}  [{bar}] {share:4.0%}  {size}", end="", file=sys.stderr, flush=True)
+            _open_line = True
+            if done == total:
+                _end_line()
+        elif (tenth := int(share * 10)) > last_tenth:
+            begun = last_tenth < 0 and 0 < done < total
+            last_tenth = tenth
+            print(f"{name}: {size}{', going on from there' * begun}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _measured(record: OverlayRecord | None) -> str:
+    measured = record.measured if record is not None else None
+    return f"measured: {measured}" if measured else "not yet measured on a board"
+
+
+# ---- verify, add, remove --------------------------------------------------------------
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .overlays import overlays_of
+
+    if args.board is not None and args.board not in boards():
+        raise LlamaPynqError(
+            f"there is no board {args.board!r}: choose one of {', '.join(boards())}"
+        )
+    wrong = n = 0
+    for board in [args.board] if args.board else list(boards()):
+        for overlay in overlays_of(board):
+            n += 1
+            try:
+                overlay.check()
+            except OverlayMismatch as error:
+                wrong += 1
+                print(f"{board}: WRONG: {error}")
+                continue
+            says = (
+                "link, not fetched" if overlay.is_link else "sha256, kernel and version are right"
+            )
+            print(f"{board}: {overlay.path}: {says}")
+    if not n:
+        print(f"there is no overlay{f' of {args.board}' if args.board else ''} to verify")
+    return 1 if wrong else 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    from .overlay_install import add
+
+    done = add(Path(args.file), args.board, args.force, _board_found)
+    print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
+          f"{done.overlay.board}; {_measured(done.overlay.record)}")  # fmt: skip
+    if done.backup is not None:
+        print(f"what was there is now {done.backup}")
+    return 0
+
+
+def _board_found() -> str | None:
+    from .llama_overlay import find_device
+    from .overlays import board_of_device
+
+    return board_of_device(find_device())
+
+
+def _remove(args: argparse.Namespace) -> int:
+    from .overlay_install import remove
+    from .overlays import overlays_of
+
+    removed = remove(args.board)
+    left = [o for o in overlays_of(args.board) if not o.is_link]
+    uses = f"now used: {left[0].path}" if left else f"there is no other of {args.board}"
+    print(f"{removed.folder}: removed; {uses}")
+    return 0
+
+
+_TOOLS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": _list,
+    "install": _install,
+    "verify": _verify,
+    "add": _add,
+    "remove": _remove,
+}
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"overlay": _overlay}
