@@ -14,11 +14,15 @@ import sys
 import tarfile
 import venv
 import zipfile
+from dataclasses import replace
 from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+from board_overlays import write_overlay
 from tiny_lesson import notebook, write
+
+from llama_pynq.overlay_record import OverlayRecord
 
 ROOT = Path(__file__).parents[1]
 OVERLAY_FILES = {f"llama_pynq/overlay/llama/llama.{kind}" for kind in ("xclbin", "bit", "hwh")}
@@ -298,6 +302,35 @@ def test_install_without_a_compiler_leaves_out_the_emulator(source, wheel, insta
         "llama-pynq: the emulated overlay is not installed: the package was built without a C++ "
         "compiler. Install one (Debian, Ubuntu: apt install g++) and reinstall llama_pynq\n"
     )
+
+
+def test_overlays_of_boards_travel_with_their_records(source, install, tmp_path):
+    checkout = shutil.copytree(source, tmp_path / "checkout")
+    write_overlay(checkout / "overlay" / "kv260", "kv260")
+    write_overlay(tmp_path / "u50", "u50")
+    record = OverlayRecord.read(tmp_path / "u50" / "overlay.json")
+    files = tuple(replace(f, url=f"https://example.org/{f.name}") for f in record.files)
+    (checkout / "overlay" / "u50").mkdir()
+    replace(record, files=files).write(checkout / "overlay" / "u50")
+    (checkout / "overlay" / "kv260" / "vivado.log").write_text("no part of an overlay")
+    expected = {"kv260/llama.bit", "kv260/llama.hwh", "kv260/overlay.json", "u50/overlay.json"}
+    sdist, _ = build("sdist", checkout, tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        top = f"{sdist.name.removesuffix('.tar.gz')}/overlay/"
+        names = {n.removeprefix(top) for n in archive.getnames() if n.startswith(top)}
+    assert {name for name in names if "." in name} == {*expected, "__init__.py", "README.md"}
+    wheel, _ = build("wheel", checkout, tmp_path / "wheel", CXX="/nonexistent/g++")
+    with zipfile.ZipFile(wheel) as archive:
+        top = "llama_pynq/overlay/"
+        names = {n.removeprefix(top) for n in archive.namelist() if n.startswith(top)}
+    assert names == {*expected, "__init__.py", "README.md"}
+    folder = install(wheel)
+    own = {"LLAMA_PYNQ_OVERLAYS": str(tmp_path / "user")}
+    command = folder / "bin" / "llama-pynq"
+    printed = call(command, "overlay", "verify", cwd=folder, **own).stdout
+    assert "/overlay/kv260/llama.bit: sha256, kernel and version are right\n" in printed
+    assert "/overlay/u50/llama.xclbin: link, not fetched\n" in printed
+    assert not (tmp_path / "user").exists(), "nothing is fetched, and nothing written"
 
 
 def test_build_stops_where_the_kernel_does_not_compile(source, tmp_path):
