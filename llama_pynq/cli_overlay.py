@@ -137,7 +137,7 @@ def _install(args: argparse.Namespace) -> int:
         _end_line()
         raise
     how = "installed, its sha256 checked" if done.changed else "there already, its sha256 checked"
-    print(f"{done.overlay.path}: {how}; {_measured(done.overlay.record)}")
+    print(f"{done.overlay.path}: {how}; {_known(done.overlay.record)}")
     first = overlays_of(args.board)[0]
     if first.folder != done.overlay.folder:
         print(
@@ -187,9 +187,13 @@ def _progress(name: str) -> Progress:
     return tell
 
 
-def _measured(record: OverlayRecord | None) -> str:
-    measured = record.measured if record is not None else None
-    return f"measured: {measured}" if measured else "not yet measured on a board"
+def _known(record: OverlayRecord | None) -> str:
+    """What a user has to know of an overlay: the shell it needs, and whether it was ever run."""
+    if record is None:
+        return "without a record"
+    shell = "" if record.platform is None else f"for the shell {record.platform}; "
+    measured = f"measured: {record.measured}" if record.measured else "not known to be measured"
+    return shell + measured
 
 
 # ---- verify, add, remove --------------------------------------------------------------
@@ -226,7 +230,7 @@ def _add(args: argparse.Namespace) -> int:
 
     done = add(Path(args.file), args.board, args.force, _board_found)
     print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
-          f"{done.overlay.board}; {_measured(done.overlay.record)}")  # fmt: skip
+          f"{done.overlay.board}; {_known(done.overlay.record)}")  # fmt: skip
     if done.backup is not None:
         print(f"what was there is now {done.backup}")
     return 0

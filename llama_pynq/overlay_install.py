@@ -95,20 +95,18 @@ def _replacing_folder(target: Path, backup: Path | None = None) -> Iterator[Path
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    new, old = staging / "new", backup or staging / "old"
     try:
-        new, old = staging / "new", staging / "old"
         new.mkdir()
         yield new
-        if os.path.lexists(target):
-            os.rename(target, old)
         try:
+            if os.path.lexists(target):
+                os.rename(target, old)
             os.rename(new, target)
         except BaseException:
-            if old.exists():
+            if old.exists() and not target.exists():
                 os.rename(old, target)
             raise
-        if backup is not None and old.exists():
-            os.rename(old, backup)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

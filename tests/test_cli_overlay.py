@@ -113,7 +113,7 @@ def test_install_prints_lines_where_there_is_no_terminal(cli, server, tmp_path):
     status, out, err = cli("install", "kv260")
     path = tmp_path / "user" / "installed" / "kv260" / "llama.bit"
     assert (status, out) == (
-        0, f"{path}: installed, its sha256 checked; not yet measured on a board\n"
+        0, f"{path}: installed, its sha256 checked; not known to be measured\n"
     )  # fmt: skip
     lines = err.splitlines()
     assert lines[0] == "llama.bit: 0.0 of 4.9 MiB" and lines[-1].startswith("llama.hwh: ")
@@ -248,6 +248,11 @@ def test_add_says_where_and_keeps_a_backup(cli, tmp_path):
     assert "there already, unchanged, for kv260" in cli("add", "build/llama.bit")[1]
     write_overlay(tmp_path / "build", "kv260", b"other")
     assert "replace it with --force" in cli("add", "build")[2]
+    card = cli("add", write_files(tmp_path / "card", "u50"))[1]
+    assert card.endswith(
+        "added, for u50; for the shell xilinx_u50_gen3x16_xdma_5_202210_1; not known to be "
+        "measured\n"
+    )
     status, out, _ = cli("add", "build", "--force")
     assert status == 0
     assert re.search(rf"what was there is now {place.parent}.backup-\d{{8}}-\d{{6}}\n", out)
@@ -261,7 +266,7 @@ def test_add_takes_the_board_that_is_found(cli, tmp_path, monkeypatch):
     assert status == 1 and "add --board, one of pynq-z1, pynq-z2" in err
     monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
     monkeypatch.setattr(Device, "_devices", [StandInBoard("Pynq-Z1")], raising=False)
-    assert "added, for pynq-z1; not yet measured" in cli("add", "plain/llama.bit")[1]
+    assert "added, for pynq-z1; not known" in cli("add", "plain/llama.bit")[1]
 
 
 def test_remove_says_what_is_used_then(cli, server, tmp_path):

@@ -64,6 +64,13 @@ def test_fetch_cut_goes_on_where_it_broke_off(fetch, server, tmp_path):
     assert server.log == [None, "bytes=300000-"]
 
 
+def test_fetch_cut_goes_on_where_a_link_leads(fetch, server, tmp_path):
+    server.moved["m"] = f"{server.url}/f"
+    (tmp_path / "part").write_bytes(DATA[:1000])
+    assert fetch(f"{server.url}/m")[0] == (1000, len(DATA))
+    assert server.log == ["bytes=1000-"] * 2
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 5000), max_size=6), st.binary(max_size=5000), st.booleans())
 def test_fetch_cut_anywhere_ends_with_the_file(tmp_path_factory, cuts, data, ranges):

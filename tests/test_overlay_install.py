@@ -99,6 +99,23 @@ def test_install_fetches_checks_and_places_the_files(user, link, build, server):
     assert not fetch().changed and server.log == []
 
 
+def test_interruption_while_a_build_is_replaced_loses_neither(user, build, tmp_path, monkeypatch):
+    path = added(build).overlay.path
+    write_overlay(tmp_path / "new", "kv260", b"new")
+    rename = os.rename
+
+    def interrupt(source, target):
+        if Path(source).name == "new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(overlay_install.os, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        added(tmp_path / "new", force=True)
+    assert same_files(path.parent, build)
+    assert [p.name for p in path.parent.parent.iterdir()] == ["kv260"]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
