@@ -216,9 +216,11 @@ def _verify(args: argparse.Namespace) -> int:
                 wrong += 1
                 print(f"{board}: WRONG: {error}")
                 continue
-            says = (
-                "link, not fetched" if overlay.is_link else "sha256, kernel and version are right"
-            )
+            says = "sha256, kernel and version are right"
+            if overlay.is_link:
+                says = "link, not fetched"
+            elif overlay.record is not None and overlay.record.abi is None:
+                says = "sha256 and kernel are right, its version is not recorded"
             print(f"{board}: {overlay.path}: {says}")
     if not n:
         print(f"there is no overlay{f' of {args.board}' if args.board else ''} to verify")

@@ -230,6 +230,8 @@ def test_verify_finds_what_differs_and_says_so_in_its_status(cli, server, tmp_pa
     assert "by its sha256. llama-pynq overlay install kv260 fetches it anew\n" in out
     assert cli("verify", "u50")[0] == 0
     write_overlay(tmp_path / "user" / "added" / "u50", "u50", abi=1)
+    cli("add", write_files(tmp_path / "plain", "zcu104"))
+    assert "are right, its version is not recorded\n" in cli("verify", "zcu104")[1]
     status, out, _ = cli("verify", "u50")
     assert status == 1 and "speaks version 1 of the kernel's contract" in out
 
