@@ -290,8 +290,7 @@ def test_killed_process_leaves_what_the_next_goes_on_from(user, link, build, ser
     server.gate.clear()
     first = start(user.parent / "package")
     server.halfway.wait()
-    (part,) = iter(lambda: list((user / "parts").glob("*")) or None, None).__next__()
-    while not part.stat().st_size:
+    while not any(part.stat().st_size for part in (user / "parts").glob("*")):
         assert first.poll() is None
     first.kill()
     first.communicate()
