@@ -1,4 +1,4 @@
-"""The command line, ``llama-pynq COMMAND``; its other parts are `cli_overlay` and `cli_notebooks`."""
+"""The command line, ``llama-pynq COMMAND``; parts of it are `cli_overlay` and `cli_notebooks`."""
 
 from __future__ import annotations
 
@@ -227,11 +227,8 @@ def _built(record: OverlayRecord | None) -> dict[str, object]:
         return {
             "record": "none beside the file: not known who built it, or whether it was measured"
         }
-    tools = ", ".join(f"{name} {version}" for name, version in record.tools.items())
     return {
-        "built": f"{record.built}, by {record.built_by}, from {record.source}",
-        "with": tools or "not recorded",
-        "for": record.board if record.platform is None else f"{record.board}, {record.platform}",
+        "built": record.origin,
         "clock": "not recorded" if record.clock_mhz is None else f"{record.clock_mhz:g} MHz",
         "measured": record.measured or "no",
     }

@@ -169,7 +169,8 @@ class LlamaOverlay(pynq.Overlay):
             return f"{device.name} ({what}), kernel {self._limits.board}"
         measured = self._record.measured if self._record is not None else None
         return (
-            f"{device.name} (board), kernel {self._limits.board}, overlay {self.bitfile_name} "
+            f"{device.name} (board), kernel {self._limits.board}, overlay "
+            f"{Path(self.bitfile_name).name} "
             f"({f'measured: {measured}' if measured else 'not known to be measured'})"
         )
 

@@ -34,7 +34,7 @@ from .overlays import (
 )
 
 _MOST_RECORD_BYTES = 1 << 20
-_NOT_RECORDED = "not recorded"
+_UNKNOWN = "unknown"
 
 FileProgress = Callable[[str], Progress]
 """Called with a file's name; what it returns is told of that file's progress."""
@@ -313,8 +313,8 @@ def _make_record(
         files=tuple(OverlayFile.of(p) for p in paths),
         tools=metadata.tools,
         built=metadata.built or written,
-        built_by=_NOT_RECORDED,
-        source=_NOT_RECORDED,
+        built_by=_UNKNOWN,
+        source=_UNKNOWN,
         platform=metadata.platform,
     )
 

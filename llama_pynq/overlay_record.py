@@ -123,6 +123,16 @@ class OverlayRecord:
         """The file that is loaded: the ``.xclbin`` or the ``.bit``."""
         return next(f for f in self.files if not f.name.endswith(".hwh"))
 
+    @property
+    def origin(self) -> str:
+        """One line: when it was built, by whom, from what, with what, and for which shell."""
+        tools = ", ".join(f"{name} {version}" for name, version in self.tools.items())
+        return (
+            f"{self.built} by {self.built_by}, from {self.source}"
+            f"{f', with {tools}' if tools else ''}"
+            f"{f', for {self.platform}' if self.platform else ''}"
+        )
+
     def write(self, folder: Path) -> Path:
         """Write it into `folder`, atomically; its path."""
         path = folder / RECORD_NAME

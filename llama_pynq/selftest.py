@@ -190,11 +190,13 @@ def run(
 def _about(overlay: LlamaOverlay) -> list[str]:
     file = Path(overlay.bitfile_name)
     machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    built = [] if overlay.record is None else [f"built    {overlay.record.origin}"]
     now = datetime.now(timezone.utc)
     return [
         f"llama_pynq {__version__} self-test, {now:%Y-%m-%d %H:%M} UTC",
         f"device   {overlay.describe()}",
         f"overlay  {file.name}, sha256 {sha256_of(file)}",
+        *built,
         f"host     {machine}, PYNQ {pynq.__version__}, NumPy {installed_version('numpy')}",
     ]
 

@@ -97,7 +97,7 @@ def test_list_shows_states_origins_and_what_is_known(cli, server, tmp_path):
         **dict.fromkeys(boards(), "none"), "kv260": "link, not fetched", "zcu104": "ready",
         "u50": "ready", "u55c": "other version", "pynq-z1": "damaged", "pynq-z2": "damaged",
     }  # fmt: skip
-    assert rows["zcu104"][4:6] == ["not recorded", "no"]
+    assert rows["zcu104"][4:6] == ["unknown", "no"]
     assert rows["u50"][5] == "U50, 2026-11-02: 900/s"
     assert "No overlay is released" not in out
     assert "To fetch one: llama-pynq overlay install BOARD\n" in out
@@ -294,11 +294,9 @@ def test_commands_use_what_was_added(cli, capsys, tmp_path, monkeypatch):
     assert overlay.splitlines() == [
         "overlay",
         f"  file             {folder / 'llama.bit'}",
-        f"  device           KV260 (board), kernel host, overlay {folder / 'llama.bit'} (not known "
-        "to be measured)",
-        "  built            2026-10-30, by a student, from v0.1-3-gabcdef",
-        "  with             vivado 2022.1",
-        "  for              kv260",
+        "  device           KV260 (board), kernel host, overlay llama.bit (not known to be "
+        "measured)",
+        "  built            2026-10-30 by a student, from v0.1-3-gabcdef, with vivado 2022.1",
         "  clock            250 MHz",
         "  measured         no",
     ]

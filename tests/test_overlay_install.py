@@ -387,7 +387,7 @@ def test_add_bit_without_a_record_says_what_the_file_says(user, tmp_path):
     record = added(path).overlay.record
     assert record == OverlayRecord(
         "kv260", None, 250.0, tuple(OverlayFile.of(p) for p in (path, path.with_suffix(".hwh"))),
-        {"vivado": "2022.1"}, "2026-10-30", "not recorded", "not recorded",
+        {"vivado": "2022.1"}, "2026-10-30", "unknown", "unknown",
     )  # fmt: skip
     overlays_of("kv260")[0].check()
 
@@ -402,7 +402,7 @@ def test_add_xclbin_without_a_record_is_known_by_its_platform(user, tmp_path):
 def test_add_file_beside_a_record_of_another_is_taken_for_itself(user, build):
     shutil.copy(build / "llama.bit", build / "mine.bit")
     shutil.copy(build / "llama.hwh", build / "mine.hwh")
-    assert added(build / "mine.bit").overlay.record.built_by == "not recorded"
+    assert added(build / "mine.bit").overlay.record.built_by == "unknown"
 
 
 def test_add_asks_for_the_board_where_nothing_tells(user, tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_record_hashes_its_files(fields):
     assert [f["n_bytes"] for f in fields["files"]] == [4, 0]
     # sha256 of the empty string, FIPS 180-4's well-known one.
     assert fields["files"][1]["sha256"].startswith("e3b0c44298fc1c149afbf4c8996fb924")
+
+
+def test_origin_is_one_line(fields, tmp_path):
+    record = OverlayRecord.read(tmp_path / "overlay.json")
+    assert record.origin == "2026-11-23 by us, from v1, with vivado 2022.1"
+    bare = replace(record, tools={}, platform="xilinx_u50_x")
+    assert bare.origin == "2026-11-23 by us, from v1, for xilinx_u50_x"
 
 
 def damage(**changes):

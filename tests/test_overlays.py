@@ -9,7 +9,7 @@ from board_overlays import record_of_files, write_overlay
 from pynq.pl_server.device import Device
 from stand_in_board import StandInBoard
 
-from llama_pynq import EmulatedDevice, LlamaOverlay, overlays
+from llama_pynq import EmulatedDevice, LlamaOverlay, overlays, selftest
 from llama_pynq.contract import ABI_VERSION
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.llama_overlay import emulated_overlay
@@ -220,7 +220,12 @@ def test_overlay_for_a_board_is_chosen_checked_and_described(places, monkeypatch
         assert overlay.is_board
         assert overlay.record == OverlayRecord.read(path.parent / "overlay.json")
         assert overlay.describe() == (
-            f"KV260 (board), kernel host, overlay {path} (measured: KV260, 2026-11-01: 61 tokens/s)"
+            "KV260 (board), kernel host, overlay llama.bit "
+            "(measured: KV260, 2026-11-01: 61 tokens/s)"
+        )
+        # What the self-test's report says of it.
+        assert "built    2026-10-30 by a student, from v0.1-3-gabcdef, with vivado 2022.1" in (
+            selftest._about(overlay)
         )
         assert board_of(overlay).name == "kv260"
 
