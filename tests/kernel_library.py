@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable
@@ -34,6 +35,19 @@ def board_header(board: str) -> Path:
     """A board's config header: one of hls_src/boards, or the tests' own ``odd``."""
     folder = HLS_SRC if board in BOARDS else REPOSITORY / "tests" / "hls"
     return folder / "boards" / f"{board}.h"
+
+
+def header_constants(board):
+    """Every ``constexpr int`` or ``uint32_t`` of the board's, config.h's and contract.h's."""
+    values = {}
+    for path in (HLS_SRC / "boards" / f"{board}.h", HLS_SRC / "config.h", HLS_SRC / "contract.h"):
+        found = re.findall(
+            r"^constexpr (?:int|uint32_t) (k\w+) = ([^;]+);", path.read_text(), re.MULTILINE
+        )
+        for name, text in found:
+            if not name.startswith("kMaxIn"):  # arrays on chip: no business of the host's
+                values[name] = eval(text.replace(" / ", " // "), {}, values)
+    return values
 
 
 def _sources_hash(*extra: str) -> str:

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from kernel_library import BOARDS, HLS_SRC, compile_kernels, kernel_library
+from kernel_library import BOARDS, HLS_SRC, compile_kernels, header_constants, kernel_library
 
 from llama_pynq import contract, interface
 
@@ -17,19 +17,6 @@ def compiled_side_by_side():
 def snake(name):
     """RequestStopList -> REQUEST_STOP_LIST."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).upper()
-
-
-def header_constants(board):
-    """Every ``constexpr int`` or ``uint32_t`` of the board's, config.h's and contract.h's."""
-    values = {}
-    for path in (HLS_SRC / "boards" / f"{board}.h", HLS_SRC / "config.h", HLS_SRC / "contract.h"):
-        found = re.findall(
-            r"^constexpr (?:int|uint32_t) (k\w+) = ([^;]+);", path.read_text(), re.MULTILINE
-        )
-        for name, text in found:
-            if not name.startswith("kMaxIn"):  # arrays on chip: no business of the host's
-                values[name] = eval(text.replace(" / ", " // "), {}, values)
-    return values
 
 
 HEADER = header_constants("host")
