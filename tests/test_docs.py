@@ -1,0 +1,284 @@
+"""The documentation says what the code does: its numbers, its examples, and the files it names."""
+
+import doctest
+import json
+import re
+import runpy
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from kernel_library import HLS_SRC, REPOSITORY, header_constants
+
+from llama_pynq import contract, interface
+from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.contract import KernelLimits
+from llama_pynq.emulation import hwh
+from llama_pynq.emulation.build import FLAGS
+from llama_pynq.emulation.design import zynq_design
+from llama_pynq.packing import (
+    PACK_VERSION,
+    QuantizedModel,
+    Target,
+    channel_bytes,
+    pack_channels,
+    write_packed,
+)
+from llama_pynq.reference import QuantizedMatrix
+
+DOCS = REPOSITORY / "docs"
+KERNEL = (DOCS / "kernel.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("*.svg"))]
+
+
+def rows_under(first_cell):
+    """Cells of the table whose head begins with a cell, without the head."""
+    lines = KERNEL[KERNEL.index(f"\n| {first_cell} |") + 1 :].splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+
+
+# ---- docs/kernel.md: words, codes and constants ----------------------------------------------
+
+
+CONSTANTS = header_constants("host")
+STATED = re.findall(r"^\| (-?\w+) \| `(k\w+)` \|", KERNEL, re.MULTILINE)
+
+
+def test_constants_have_the_values_stated():
+    assert len(STATED) > 100
+    assert {name: int(value, 0) for value, name in STATED} == {
+        name: CONSTANTS[name] for _, name in STATED
+    }
+
+
+def test_every_word_flag_stage_and_error_is_stated():
+    """A constant added to contract.h must be added to the page."""
+    text = (HLS_SRC / "contract.h").read_text()
+    names = set(re.findall(r"constexpr \w+ (k\w+)", text)) - {name for _, name in STATED}
+    assert names == {
+        "kMaxStopTokens", "kRequestWords", "kRowWords", "kModelWords", "kStatusWords",
+        "kDescribeWords", "kResultWords", "kResultsWords", "kMaxStepEvents", "kProfileStepWords",
+        "kProfileWords",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "head, dtype", [("word of a row", contract.ROW_DTYPE), ("word of a result", None)]
+)
+def test_types_of_words_as_stated(head, dtype):
+    dtype = dtype or contract.result_dtype(CONSTANTS["kTopLogits"])
+    at = {offset // 4: kind.name for kind, offset in dtype.fields.values()}
+    if head == "word of a row":
+        assert at[4] == "uint64"
+        at |= {4: "uint32", 5: "uint32"}  # one seed in two words
+    for word, _, kind, *_ in rows_under(head):
+        if kind != "pairs":
+            assert at[int(word)] == kind
+
+
+def test_sizes_in_words_as_stated():
+    c = CONSTANTS
+    assert f"the rows, {c['kRowWords']} words each" in KERNEL
+    assert f"how many, 0 to {c['kMaxStopTokens']}" in KERNEL
+    assert f"| int32 | {c['kMaxStopTokens']} token ids |" in KERNEL
+    assert f"{c['kStatusWords']} + (*s* × rows + *r*) × ({c['kResultTop']} + 2 × kTopL" in KERNEL
+    assert f"From word {c['kStatusWords']} (`kStatusWords`)" in KERNEL
+    assert f"a record of {c['kProfileStepWords']} words" in KERNEL
+    assert f"at most {c['kMaxStepEvents']}. A\n" in KERNEL
+    assert 4 * (c["kDescribeWords"] - c["kDescribeBoard"]) == 16
+    assert 4 * (c["kRequestStopList"] - c["kRequestAbort"]) == 64
+
+
+def test_errors_of_the_functions_as_the_source_says():
+    text = (HLS_SRC / "float_math.h").read_text()
+    found = re.findall(r"(\w+) error (\d\.\de-\d)", text)
+    assert found == [
+        (kind, value)
+        for _, _, cell in rows_under("function")
+        for value, kind in [cell.split()]
+    ]  # fmt: skip
+
+
+def test_compiler_flags_as_built():
+    section = KERNEL[KERNEL.index("**Compiler options.**") :].partition("## 6")[0]
+    given, _, forbidden = section.partition("Forbidden")
+    stated = re.findall(r"`(-f[\w=-]+)`", given)
+    assert len(stated) == 3 and set(stated) <= set(FLAGS)
+    assert not set(re.findall(r"`(-[\w=-]+)`", forbidden)) & set(FLAGS)
+
+
+# ---- registers -------------------------------------------------------------------------------
+
+
+def test_tables_in_step_with_the_headers():
+    updated = runpy.run_path(str(DOCS / "kernel_tables.py"))["updated"]
+    assert updated(KERNEL) == KERNEL, "run: python docs/kernel_tables.py"
+
+
+def test_control_registers_as_the_metadata_lists_them():
+    xml = hwh.write_hwh(zynq_design(2, 1, 100)).decode()
+    listed = re.findall(
+        r'<REGISTER NAME="(\w+)">.*?NAME="ADDRESS_OFFSET" VALUE="(\d+)"', xml, re.DOTALL
+    )
+    stated = [(name, str(int(offset, 16))) for offset, name, _ in rows_under("offset")]
+    assert listed[: len(stated)] == stated
+    assert listed[len(stated)][0] == "request_1"
+
+
+def test_control_bits_as_the_driver_uses_them():
+    for bit, name, *_ in rows_under("bit"):
+        assert int(bit, 16) == getattr(interface, name)
+
+
+@pytest.mark.parametrize("column, board", [(3, "u250"), (4, "pynq-z2")])
+def test_register_offsets_as_the_board_has_them(column, board):
+    constants = interface.board_constants(interface.board_headers()[board])
+    counts = {"weights_c": constants["kChannels"], "kv_read_p": constants["kKvPorts"]}
+    counts["kv_write_p"] = counts["kv_read_p"]
+    arguments = interface.arguments(constants["kChannels"], constants["kKvPorts"])
+    stated = {}
+    for cells in rows_under("argument"):
+        name, at = cells[0].strip("`"), cells[column]
+        first, _, stride = at.partition(" + ")
+        for i in range(counts.get(name, 1)):
+            one = f"{name[:-1]}{i}" if name in counts else name
+            stated[one] = int(first, 16) + i * int(stride.partition("·")[0] or "0", 16)
+    assert stated == {r.name: r.offset for r in interface.registers(arguments)}
+    for register in interface.zynq_registers(arguments):
+        name, _, half = register.name.rpartition("_")
+        if name in stated and register.name not in stated:
+            assert register.offset == stated[name] + 4 * (int(half) - 1)
+
+
+# ---- memory ----------------------------------------------------------------------------------
+
+
+def test_examples_run_as_printed():
+    result = doctest.testfile(str(DOCS / "kernel.md"), module_relative=False)
+    assert result.failed == 0 and result.attempted > 10
+
+
+def test_offsets_of_the_tiny_matrix_add_up():
+    table = rows_under("what")
+    assert len(table) == 4
+    for _, terms, total in table:
+        assert eval(terms.replace("×", "*")) == int(total)
+
+
+def test_kv_record_bytes_as_stated():
+    any_board = KernelLimits.from_header(HLS_SRC / "boards" / "host.h")
+    for cells in rows_under("head_size"):
+        head_size, beat, float32, int8 = map(int, cells)
+        limits = replace(any_board, kv_ports=1, kv_beat_bytes=beat)
+        config = ModelConfig(head_size, 32, 1, 1, 1, 32, 1, tied=True)
+        assert [limits.kv_port_bytes(config, bits, 1) for bits in (32, 8)] == [float32, int8]
+
+
+class OneValue:
+    """A model of zeros but for one value of one tensor: where it lies shows in the bytes."""
+
+    config = ModelConfig(64, 96, 1, 4, 2, 80, 16, tied=False)
+    group_size, weight_bits = 64, 8
+    rows = {"wq": 64, "wk": 32, "wv": 32, "wo": 64, "w1": 96, "w3": 96, "w2": 64, "wcls": 80,
+            "token_embedding_table": 80}  # fmt: skip
+
+    def __init__(self, name=None, row=0):
+        self._name, self._row = name, row
+
+    def matrix(self, name, layer=None):
+        groups = 2 if name == "w2" else 1
+        q = np.zeros((self.rows[name], groups * 64), np.int8)
+        if name == self._name:
+            q[self._row, 0] = 1
+        return QuantizedMatrix(q, np.zeros((self.rows[name], groups), np.float32))
+
+    def vector(self, name, layer=None):
+        return np.full(64, -1.0 if name == self._name else 1.0, np.float32)
+
+    def begins(self, name, row=0):
+        """(channel, byte) where a tensor's value, or its row's first one, lies."""
+        here, there = (pack_channels(m, TARGET) for m in (OneValue(name, row), OneValue()))
+        at = [(c, int(i)) for c in range(2) for i in np.flatnonzero(here[c] != there[c])]
+        return at[0]
+
+
+TARGET = Target(channels=2, tile_rows=16)
+
+
+def test_blocks_lie_in_the_order_stated():
+    model = OneValue()
+    table = {names: cells for names, *cells in rows_under("block")}
+    assert [int(n) for n in table.pop("end")[:2]] == channel_bytes(model.config, 64, TARGET)
+    for names, (first, second, _) in table.items():
+        name, *others = names.split(", ")
+        if second == "–":  # a norm; a float's sign is in its last byte
+            assert model.begins(name) == (0, int(first) + 3)
+            continue
+        assert model.begins(name) == (0, int(first))
+        if name == "w1":
+            assert others == ["w3"] and model.begins("w3") == (1, int(second))
+        else:
+            assert model.begins(name, row=16) == (1, int(second))
+        if name == "wq":
+            assert others == ["wk", "wv"]
+            assert model.begins("wk") == (0, int(first) + 2 * 1088), "after 4 tiles of wq"
+            assert model.begins("wv") == (0, int(first) + 3 * 1088), "and 2 of wk"
+
+
+def test_blocks_take_the_bytes_stated():
+    """A block ends where the next begins, in both channels."""
+    table = rows_under("block")
+    for column in (1, 2):
+        at = [(row[3], int(row[column])) for row in table if row[column] != "–"]
+        for (size, begin), (_, end) in zip(at, at[1:]):
+            assert eval(size.replace("×", "*")) == end - begin
+
+
+def test_packed_file_holds_what_is_stated(tmp_path):
+    path = tmp_path / "model.safetensors"
+    models = REPOSITORY / "llama_pynq" / "models"
+    write_packed(
+        QuantizedModel(load_checkpoint(models / "stories.bin")), TARGET, path, b"tokenizer"
+    )
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    meta = header.pop("__metadata__")
+    stated = {key.strip("`"): text for key, text in rows_under("key")}
+    assert set(stated) == set(meta)
+    assert list(header) == ["channel_0", "channel_1", "tokenizer"]
+    assert {tensor["dtype"] for tensor in header.values()} == {"U8"}
+    assert (8 + size) % 64 == 0
+    for key in ("format", "pack_version", "abi"):
+        assert stated[key].startswith(f"`{meta[key]}`")
+    assert meta["pack_version"] == str(PACK_VERSION)
+    names = stated["config"].removeprefix("JSON: ").split(", ")
+    assert names == [field.name for field in fields(ModelConfig)]
+
+
+# ---- every page: the files it names ----------------------------------------------------------
+
+
+ROOTS = "llama_pynq|hls_src|tests|docs|notebooks|overlay|benchmarks"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_to_files_that_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?://|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_paths_and_modules_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(rf"(?<![\w./~-])((?:{ROOTS})/[\w./-]*\w)", text):
+        assert (REPOSITORY / path).exists(), path
+    for name in re.findall(r"python -m ([\w.]+)|`(llama_pynq(?:\.\w+)+)`", text):
+        module = "".join(name)
+        parts = module.split(".")
+        if parts[0] == "llama_pynq" and "EmulatedDevice" not in parts:
+            path = REPOSITORY.joinpath(*parts)
+            assert path.is_dir() or path.with_suffix(".py").exists(), module
