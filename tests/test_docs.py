@@ -47,9 +47,8 @@ STATED = re.findall(r"^\| (-?\w+) \| `(k\w+)` \|", KERNEL, re.MULTILINE)
 
 def test_constants_have_the_values_stated():
     assert len(STATED) > 100
-    assert {name: int(value, 0) for value, name in STATED} == {
-        name: CONSTANTS[name] for _, name in STATED
-    }
+    for value, name in STATED:
+        assert int(value, 0) == CONSTANTS[name], name
 
 
 def test_every_word_flag_stage_and_error_is_stated():
@@ -282,3 +281,21 @@ def test_paths_and_modules_named_exist(page):
         if parts[0] == "llama_pynq" and "EmulatedDevice" not in parts:
             path = REPOSITORY.joinpath(*parts)
             assert path.is_dir() or path.with_suffix(".py").exists(), module
+
+
+def test_files_in_the_figure_exist():
+    svg = (DOCS / "architecture.svg").read_text(encoding="utf-8")
+    texts = re.findall(r'class="file"[^>]*>([^<]*)<', svg)
+    named = [name for text in texts for name in re.findall(r"[\w/*]+(?:\.py|\.h|/)", text)]
+    assert len(named) > 20
+    for name in named:
+        folders = (REPOSITORY, REPOSITORY / "llama_pynq", HLS_SRC)
+        assert any(list(folder.glob(name)) for folder in folders), name
+
+
+def test_every_folder_is_in_the_architecture():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    packages = [path.parent for path in (REPOSITORY / "llama_pynq").glob("*/__init__.py")]
+    folders = [REPOSITORY / name for name in ROOTS.split("|")]
+    for folder in (*packages, *folders):
+        assert f"(../{folder.relative_to(REPOSITORY)})" in text, folder
