@@ -76,6 +76,12 @@ def test_types_of_words_as_stated(head, dtype):
             assert at[int(word)] == kind
 
 
+def test_constants_named_anywhere_exist():
+    source = "".join(path.read_text() for path in HLS_SRC.rglob("*.h"))
+    for name in set(re.findall(r"\bk[A-Z]\w+\b", KERNEL)):
+        assert re.search(rf"\bconstexpr \w+ {name}\b", source), name
+
+
 def test_sizes_in_words_as_stated():
     c = CONSTANTS
     assert f"the rows, {c['kRowWords']} words each" in KERNEL
