@@ -58,7 +58,7 @@ _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
-_EXPECTED_PART = 0.9  # of the last call's time, when the next one is of the same shape
+_EXPECTED_PART = 0.9  # of what the steps of the last call took, if the next one's are like them
 _REMOTE_PAUSE = 0.1  # of the time waited so far, between two questions over a network
 _PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
@@ -141,8 +141,8 @@ class LlamaDriver(DefaultIP):
         self._hung = False
         self._closed = False
         self._last_seconds = 0.0
-        self._last_shape: tuple[int, ...] = ()
         self._last_wait = 0.0
+        self._pace: tuple[tuple[int, ...], float] = (), 0.0  # shape of the last call, s a step
 
     # ---- what the kernel is ----------------------------------------------------------
 
@@ -533,8 +533,8 @@ class LlamaDriver(DefaultIP):
         if profiled:
             self._profile_buffer(n_steps)
         generation = self._generation
-        shape = (n, n_steps, begin, end, flags)
-        expected = self._last_wait if shape == self._last_shape else 0.0
+        shape = (n, begin, end, flags)
+        expected = n_steps * self._pace[1] if shape == self._pace[0] else 0.0
         start = time.perf_counter()
         self._running = True
         try:
@@ -545,7 +545,6 @@ class LlamaDriver(DefaultIP):
                 self._settle()
             raise
         self._running = False
-        self._last_shape = shape
         dtype = self._result_dtype
         row_words = n * dtype.itemsize // 4
         words = self._read_results(contract.STATUS_WORDS + n_steps * row_words)
@@ -553,6 +552,7 @@ class LlamaDriver(DefaultIP):
         status = words[: contract.STATUS_WORDS].tolist()
         self._check_status(status)
         steps = status[contract.STATUS_STEPS]
+        self._pace = shape, self._last_wait / max(1, steps)
         done = bytearray(words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words])
         return CallResult(
             rows=np.frombuffer(done, dtype).reshape(steps, n),

@@ -137,15 +137,18 @@ def test_call_like_the_last_one_is_slept_through_before_the_first_question(
         overlay.load_model()
         driver = overlay.llama
         driver.run(sampled())
-        driver._last_wait = 0.25
+        shape, _ = driver._pace
         with monkeypatch.context() as patch:
             patch.setattr(driver_module.time, "sleep", naps.append)
-            driver.run(sampled())
-            assert naps[0] == pytest.approx(0.9 * 0.25)
-            driver._last_wait = 0.25
-            naps.clear()
-            driver.run(sampled(), n_steps=2)
-            assert naps[0] == 0
+            for n_steps, layers, nap in [
+                (1, None, 0.9 * 0.25),
+                (3, None, 0.9 * 0.75),
+                (1, (0, 1), 0),
+            ]:
+                driver._pace = shape, 0.25
+                naps.clear()
+                driver.run(sampled(), n_steps=n_steps, layers=layers)
+                assert naps[0] == pytest.approx(nap)
 
 
 def test_ports_and_clock_are_set_on_the_board(board, device, bitfile, monkeypatch):
