@@ -66,10 +66,10 @@ class _Words:
 class _Device(EmbeddedDevice):
     """PYNQ's device, but for the files of Linux."""
 
-    board: ZynqBoard
+    behind: ZynqBoard
 
     def mmap(self, base_addr: int, length: int) -> Any:
-        hook = _Words(self.board, base_addr)
+        hook = _Words(self.behind, base_addr)
         return tinynumpy.ndarray(shape=(length // 4,), dtype="u4", hook=hook)
 
     def shutdown(self) -> None:
@@ -79,7 +79,7 @@ class _Device(EmbeddedDevice):
         """Writes into PYNQ's own folder."""
 
     def set_axi_port_width(self, parser: Any) -> None:
-        self.board.program()
+        self.behind.program()
         super().set_axi_port_width(parser)
 
 
@@ -126,7 +126,7 @@ class ZynqBoard:
             patch.setattr(pynq.buffer, "libc", unmap, raising=False)
             patch.setattr(pynq.buffer, "ctypes", pyxrt_module.ctypes, raising=False)
         self.device = _Device()
-        self.device.board = self
+        self.device.behind = self
         self.device.arch = arch
         patch.setattr(Device, "_active_device", self.device, raising=False)
 
