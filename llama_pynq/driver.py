@@ -4,10 +4,10 @@ PYNQ binds it by VLNV to the IP named ``llama`` of any overlay, on Zynq, Alveo o
 emulated device. It writes arguments where the overlay's metadata says, checks what the
 kernel says of itself, and waits with a deadline.
 
-On every device it writes the registers itself, on Alveo too: XRT's scheduler (ERT) leaves a
-compute unit alone that it was given no command for, and its own start copies every argument at
-each call and waits without a limit. So nothing here may be mixed with `start_ert`. Not yet seen
-on a card or a board.
+On every device it writes the registers itself, on Alveo too: XRT's scheduler sleeps while it is
+given no command (xrt_cu.c), and its own start copies every argument at each call and, in PYNQ,
+waits without a limit. So nothing here may be mixed with `start_ert`. Not yet seen on a card or a
+board.
 """
 
 from __future__ import annotations
@@ -353,9 +353,10 @@ class LlamaDriver(DefaultIP):
                 self._hung = True
                 raise KernelTimeout(
                     f"{self.device.name}: the kernel still runs though its overlay was downloaded "
-                    "again: XRT does not program a card anew with what the card already holds. "
-                    "Close the overlay, reset the card (xbutil reset --device BDF, which ends "
-                    "every program's use of it), and open the overlay again"
+                    "again: XRT does not program a card anew with what the card already holds, "
+                    "unless xrt.ini says so ([Runtime] force_program_xclbin=true, XRT 2.13). Close "
+                    "the overlay, reset the card (xbutil reset --device BDF, which ends every "
+                    "program's use of it), and open the overlay again"
                 )
             if self._chained and control & AP_DONE:
                 self._write_register(CONTROL_OFFSET, AP_CONTINUE)
