@@ -122,7 +122,9 @@ def test_story_is_that_of_the_emulated_device(pyxrt, hbm):
         overlay.load_model(weight_bits=4)
         overlay.load_model()
         assert story(overlay) == tokens
-        assert overlay.describe() == f"{NAME} (card at 0000:03:00.1, through pyxrt), kernel host"
+        assert overlay.describe().startswith(
+            f"{NAME} (card at 0000:03:00.1, through pyxrt), kernel "
+        )
 
 
 def test_sequence_over_two_to_the_31_is_a_c_int(pyxrt, hbm):
