@@ -3,6 +3,11 @@
 PYNQ binds it by VLNV to the IP named ``llama`` of any overlay, on Zynq, Alveo or the
 emulated device. It writes arguments where the overlay's metadata says, checks what the
 kernel says of itself, and waits with a deadline.
+
+On every device it writes the registers itself, on Alveo too: XRT's scheduler sleeps while it is
+given no command (xrt_cu.c), and its own start copies every argument at each call and, in PYNQ,
+waits without a limit. So nothing here may be mixed with `start_ert`. Not yet seen on a card or a
+board.
 """
 
 from __future__ import annotations
@@ -53,6 +58,8 @@ _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
+_EXPECTED_PART = 0.9  # of what the steps of the last call took, if the next one's are like them
+_REMOTE_PAUSE = 0.1  # of the time waited so far, between two questions over a network
 _PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _PLACEHOLDER_WORDS = 1024
@@ -120,6 +127,9 @@ class LlamaDriver(DefaultIP):
             self.device.has_capability("MEMORY_MAPPED")
         )
         self._sleeps = not getattr(self.device, "waits_in_reads", False)
+        # Over a network a register costs a round trip, and buffers are moved whole: PYNQ.remote
+        # would write a slice's bytes at the start of its buffer.
+        self._remote = self.device.has_capability("REMOTE")
         self._limits: KernelLimits | None = None
         self._buffers: dict[str, Any] = {}
         self._config: ModelConfig | None = None
@@ -131,6 +141,8 @@ class LlamaDriver(DefaultIP):
         self._hung = False
         self._closed = False
         self._last_seconds = 0.0
+        self._last_wait = 0.0
+        self._pace: tuple[tuple[int, ...], float] = (), 0.0  # shape of the last call, s a step
 
     # ---- what the kernel is ----------------------------------------------------------
 
@@ -246,16 +258,24 @@ class LlamaDriver(DefaultIP):
             )
         bank = register.get("memory")
         target = self.device.get_memory_by_name(bank) if bank else self.device
-        n_bytes = n * np.dtype(dtype).itemsize
+        size = f"{n * np.dtype(dtype).itemsize / 2**20:.1f} MiB"
+        what = f"of bank {bank}" if bank else "of contiguous memory"
+        more = "" if bank else ", or enlarge the board's contiguous memory (cma= on Zynq)"
         try:
-            return pynq.allocate((n,), dtype, target=target)
+            buffer = pynq.allocate((n,), dtype, target=target)
+            if self._remote and not buffer.buffer_id:  # PYNQ.remote's way to say it
+                buffer.freed = True
+                raise MemoryError(
+                    "the board did not allocate it; what a lost connection left there goes when "
+                    "the board is restarted"
+                )
+            return buffer
         except DeviceMemoryError:
             raise
         except (MemoryError, RuntimeError, OSError) as error:
             raise DeviceMemoryError(
-                f"{self.device.name}: no room for {n_bytes / 2**20:.1f} MiB of contiguous memory "
-                f"for {name!r} ({error}). Close other overlays and buffers, use a smaller model "
-                "or fewer slots, or enlarge the board's contiguous memory (cma= on Zynq)"
+                f"{self.device.name}: no room for {size} {what} for {name!r} ({error}). Close "
+                f"other overlays and buffers, use a smaller model or fewer slots{more}"
             ) from error
 
     def _write_pointer(self, argument: Argument) -> None:
@@ -272,9 +292,9 @@ class LlamaDriver(DefaultIP):
 
     def _replace(self, name: str, n: int, dtype: Any) -> Any:
         """A new buffer; the old one goes first, to make room."""
-        old = self._buffers.pop(name, None)
-        if old is not None:
-            _free(old)
+        if name in self._buffers:
+            # Nothing may refer to it any longer: pyxrt frees what nobody holds.
+            _free(self._buffers.pop(name))
         try:
             self._buffers[name] = self._allocate(name, n, dtype)
         finally:
@@ -294,8 +314,10 @@ class LlamaDriver(DefaultIP):
             return
         try:
             if self._running and not self._hung:
-                with contextlib.suppress(KernelTimeout):
+                try:
                     self._settle()
+                except Exception:  # whatever is wrong with the device: what is ours is closed
+                    self._hung = True
             self._drop()
         finally:
             self._lock.release()
@@ -307,6 +329,7 @@ class LlamaDriver(DefaultIP):
         self._packed = None
         self._config = None
         self._limits = None
+        self.__dict__.pop("_results_part", None)  # PYNQ 4 frees what nobody refers to
         if self._hung:
             _abandoned.append(self._buffers)
         else:
@@ -325,6 +348,18 @@ class LlamaDriver(DefaultIP):
         download()
         self._generation += 1
         with self._lock:
+            control = self._read_register(CONTROL_OFFSET)
+            if not control & (AP_IDLE | AP_DONE):
+                self._hung = True
+                raise KernelTimeout(
+                    f"{self.device.name}: the kernel still runs though its overlay was downloaded "
+                    "again: XRT does not program a card anew with what the card already holds, "
+                    "unless xrt.ini says so ([Runtime] force_program_xclbin=true, XRT 2.13). Close "
+                    "the overlay, reset the card (xbutil reset --device BDF, which ends every "
+                    "program's use of it), and open the overlay again"
+                )
+            if self._chained and control & AP_DONE:
+                self._write_register(CONTROL_OFFSET, AP_CONTINUE)
             self._hung = self._running = False
             self._drop()
             self.__dict__.pop("_register_map", None)
@@ -356,9 +391,14 @@ class LlamaDriver(DefaultIP):
             self._write_register(CONTROL_OFFSET, AP_CONTINUE)
         return True
 
-    def _wait(self, seconds: float, generation: int) -> None:
-        """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between."""
+    def _wait(self, seconds: float, generation: int, expected: float = 0.0) -> None:
+        """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between.
+
+        Over a network most of the `expected` seconds are slept before the first question.
+        """
         start = time.monotonic()
+        if self._remote:
+            time.sleep(_EXPECTED_PART * min(expected, seconds))
         while not self._finished():
             waited = time.monotonic() - start
             if self._generation != generation:
@@ -370,15 +410,18 @@ class LlamaDriver(DefaultIP):
                     f"{seconds:g} s. Call reset() on the overlay: it downloads the overlay again "
                     "and reloads the model. A longer limit: driver.timeout_s"
                 )
-            if self._sleeps and waited > _SPIN_S:
+            if self._remote:
+                time.sleep(max(_SLEEP_S, _REMOTE_PAUSE * waited))
+            elif self._sleeps and waited > _SPIN_S:
                 time.sleep(_SLEEP_S)
+        self._last_wait = time.monotonic() - start
 
     def _settle(self) -> None:
         """End a call that an exception left running: it stops after its current step."""
         control = self._read_register(CONTROL_OFFSET)
         if not control & (AP_IDLE | AP_DONE):
             self._request[contract.REQUEST_ABORT] = self._sequence
-            self._buffers["request"][_ABORT_WORDS].sync_to_device()
+            self._send("request", _ABORT_WORDS)
             limit = min(self.timeout_s, max(_SETTLE_S, 10 * self._last_seconds))
             self._wait(limit, self._generation)
         elif self._chained:
@@ -486,16 +529,18 @@ class LlamaDriver(DefaultIP):
         if activations is not None:
             buffer = self._buffers["activations"]
             buffer[: activations.size] = np.asarray(activations, np.float32).reshape(-1)
-            buffer[: activations.size].sync_to_device()
+            self._send("activations", slice(activations.size))
         profiled = flags & _PROFILE
         if profiled:
             self._profile_buffer(n_steps)
         generation = self._generation
+        shape = (n, begin, end, flags)
+        expected = n_steps * self._pace[1] if shape == self._pace[0] else 0.0
         start = time.perf_counter()
         self._running = True
         try:
             self._launch(contract.COMMAND_RUN)
-            self._wait(self.timeout_s, generation)
+            self._wait(self.timeout_s, generation, expected)
         except KeyboardInterrupt:
             with contextlib.suppress(KernelTimeout):
                 self._settle()
@@ -508,6 +553,7 @@ class LlamaDriver(DefaultIP):
         status = words[: contract.STATUS_WORDS].tolist()
         self._check_status(status)
         steps = status[contract.STATUS_STEPS]
+        self._pace = shape, self._last_wait / max(1, steps)
         done = bytearray(words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words])
         return CallResult(
             rows=np.frombuffer(done, dtype).reshape(steps, n),
@@ -516,12 +562,24 @@ class LlamaDriver(DefaultIP):
             profile=self._read_profile(steps) if profiled else [],
         )
 
+    def _send(self, name: str, part: slice) -> None:
+        """Bring part of a buffer to the device."""
+        buffer = self._buffers[name]
+        (buffer if self._remote else buffer[part]).sync_to_device()
+
+    def _fetch(self, name: str, part: slice) -> np.ndarray:
+        """Part of a buffer, as the device has it now."""
+        buffer = self._buffers[name]
+        (buffer if self._remote else buffer[part]).sync_from_device()
+        return np.asarray(buffer[part]).view(np.ndarray)
+
     def _read_results(self, n: int) -> np.ndarray:
         """The first `n` words of the results, as the device has them now."""
         part, words = self._results_part
         if len(words) != n:
-            part = self._buffers["results"][:n]
-            words = np.asarray(part).view(np.ndarray)
+            results = self._buffers["results"]
+            part = results if self._remote else results[:n]
+            words = np.asarray(part).view(np.ndarray)[:n]
             # Kept: most calls are of the last one's size, and slicing takes longer than copying.
             self._results_part = part, words
         part.sync_from_device()
@@ -532,7 +590,8 @@ class LlamaDriver(DefaultIP):
             raise KernelError(
                 f"{self.device.name}: the kernel reports call "
                 f"{status[contract.STATUS_SEQUENCE]} instead of {self._sequence}: it never wrote "
-                "its status. Call reset() on the overlay"
+                "its status, or another program, or another computer, uses the device. See that "
+                "none does, and call reset() on the overlay"
             )
         if status[contract.STATUS_STATE] == State.ERROR:
             code, detail = status[contract.STATUS_ERROR], status[contract.STATUS_DETAIL]
@@ -546,9 +605,7 @@ class LlamaDriver(DefaultIP):
 
     def _read_profile(self, steps: int) -> list[np.ndarray]:
         stride = self.limits.profile_step_words
-        buffer = self._buffers["profile"]
-        buffer[: stride * steps].sync_from_device()
-        words = np.asarray(buffer).view(np.ndarray)
+        words = self._fetch("profile", slice(stride * steps))
         profile = []
         for step in range(steps):
             record = words[step * stride : (step + 1) * stride]
@@ -568,9 +625,7 @@ class LlamaDriver(DefaultIP):
         """
         assert self._config is not None
         size = self._config.vocab_size
-        part = self._buffers["logits"][row * size : (row + 1) * size]
-        part.sync_from_device()
-        return np.array(part, np.float32)
+        return self._fetch("logits", slice(row * size, (row + 1) * size)).astype(np.float32)
 
     def read_activations(self, n_rows: int) -> np.ndarray:
         """Residual stream of the last call, (n_rows, dim) float32.
@@ -578,9 +633,8 @@ class LlamaDriver(DefaultIP):
         The call must have had `RequestFlag.ACTIVATIONS_OUT`; see `exclusive`.
         """
         assert self._config is not None
-        part = self._buffers["activations"][: n_rows * self._config.dim]
-        part.sync_from_device()
-        return np.array(part, np.float32).reshape(n_rows, self._config.dim)
+        part = self._fetch("activations", slice(n_rows * self._config.dim))
+        return part.astype(np.float32).reshape(n_rows, self._config.dim)
 
     def read_cache(self, slot: int, positions: int) -> np.ndarray:
         """Keys and values as they lie in the device's memory (``hls_src/cache.h``).
@@ -609,9 +663,8 @@ class LlamaDriver(DefaultIP):
         heads = -(-c.n_kv_heads // ports)
         out = np.empty((2, c.n_layers, c.n_kv_heads, positions, c.head_size), np.float32)
         for port in range(min(ports, c.n_kv_heads)):
-            part = self._buffers[f"kv_cache_{port}"][slot * share : (slot + 1) * share]
-            part.sync_from_device()
-            records = np.asarray(part).view(np.ndarray).reshape(c.n_layers, heads, c.seq_len, -1)
+            part = self._fetch(f"kv_cache_{port}", slice(slot * share, (slot + 1) * share))
+            records = part.reshape(c.n_layers, heads, c.seq_len, -1)
             mine = records[:, : len(range(port, c.n_kv_heads, ports)), :positions]
             out[:, :, port::ports] = contract.read_records(mine, self._kv_bits, beat, c.head_size)
         return out
@@ -691,17 +744,20 @@ class LlamaDriver(DefaultIP):
             self._packed = packed
 
     def _upload(self, packed: PackedModel, channel: int, buffer: Any) -> None:
-        # The emulated device's host copy is of no use once the weights are on the device.
+        # The emulated device's host copy is of no use once the weights are on the device. Elsewhere
+        # one sync does: PYNQ 4 syncs the whole buffer, whatever the slice.
         release = getattr(self.device, "release_host_pages", None)
 
         def write(offset: int, part: np.ndarray) -> None:
             there = buffer[offset : offset + len(part)]
             there[:] = part
-            there.sync_to_device()
             if release is not None:
+                there.sync_to_device()
                 release(there)
 
         packed.upload(channel, write)
+        if release is None:
+            buffer.sync_to_device()
 
     def _place_cache(self, packed: PackedModel, kv_bits: int, slots: int) -> None:
         """Allocate the KV cache for `slots` sequences, and describe the model."""

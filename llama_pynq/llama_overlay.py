@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,12 @@ from .interface import IP_NAME, VLNV
 from .llama import Generation, Llama, StreamToken
 from .lock import DeviceLock
 from .overlay_record import OverlayRecord
-from .overlays import overlay_for, record_of
+from .overlays import board_of_device, overlay_for, record_of
+from .pyxrt_device import PyxrtDevice
+
+# The parameters of a Zynq UltraScale+'s and a Zynq-7000's processor: PL clocks in MHz.
+_CLOCKS = ("PSU__CRL_APB__PL{}_REF_CTRL__ACT_FREQMHZ", "PCW_ACT_FPGA{}_PERIPHERAL_FREQMHZ")
+_TOO_FAST, _CLOCK_STEPS = 1.005, 32
 
 
 def emulated_overlay(suffix: str = ".xclbin") -> Path:
@@ -54,7 +61,18 @@ def find_device() -> Device:
     with warnings.catch_warnings():
         # Off-board, PYNQ complains of a descriptor it leaves open itself.
         warnings.simplefilter("ignore", ResourceWarning)
-        devices = Device.devices
+        try:
+            devices = Device.devices
+        except RuntimeError as error:
+            boards = os.environ.get("PYNQ_REMOTE_DEVICES")
+            if not boards:
+                raise
+            del Device._devices  # else PYNQ remembers having found none
+            raise DeviceNotFound(
+                f"no answer from the boards that PYNQ_REMOTE_DEVICES names ({boards}): {error}. "
+                "Are they on, in this network, and do they run PYNQ.remote's image? To use none, "
+                "unset the variable"
+            ) from error
     emulate = os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0")
     for device in devices:
         if isinstance(device, EmulatedDevice) == emulate:
@@ -69,11 +87,43 @@ def find_device() -> Device:
     return devices[0]
 
 
+def lock_name(device: Device) -> str:
+    """What a device's lock is called: one name for one device, and another for its twin."""
+    if hasattr(device, "lock_name"):
+        return str(device.lock_name)
+    if device.has_capability("REMOTE"):
+        # The tag counts this computer's boards; the address is the board's own.
+        return f"{device.name}-{device.ip_addr}-{device.port}"
+    # Two equal cards have one name; XRT's tag, its number, tells them apart.
+    return f"{device.name}-{getattr(device, 'tag', '')}"
+
+
+@contextlib.contextmanager
+def _active(device: Device) -> Iterator[None]:
+    """Make `device` the one that PYNQ's parts take that are not told which.
+
+    Of a remote board PYNQ 4 sets the width of the ports on the active device, which may be none,
+    or another, and its clocks on the first device that a process ever used.
+    """
+    if not device.has_capability("REMOTE"):
+        yield
+        return
+    before = vars(Device).get("_active_device")
+    Device.active_device = device
+    if vars(pynq.Clocks).get("_real_instance") is not None:
+        del pynq.Clocks._real_instance
+    try:
+        yield
+    finally:
+        if before is not None:
+            Device.active_device = before
+        else:
+            del Device._active_device
+
+
 def _lock(device: Device) -> DeviceLock:
     """The device's lock, acquired."""
-    # Two equal cards have one name; XRT's tag, the PCIe address, tells them apart.
-    name = getattr(device, "lock_name", f"{device.name}-{getattr(device, 'tag', '')}")
-    lock = DeviceLock(name)
+    lock = DeviceLock(lock_name(device))
     try:
         lock.acquire()
     except DeviceBusy as error:
@@ -96,7 +146,10 @@ class LlamaOverlay(pynq.Overlay):
         Default: the overlay for the device: for a board the first that `overlays` finds. A bare
         name is looked up as PYNQ does.
     device : pynq.Device, optional
-        Default: the first board found, else the emulated device; `describe` says which.
+        Default: the first board found, else the emulated device; `describe` says which. A board
+        on the network that runs PYNQ.remote's image:
+        ``pynq.pl_server.remote_device.RemoteDevice(ip_addr="192.168.2.99")``. Processes of one
+        computer take turns on a device; those of two computers cannot see each other.
 
     Attributes
     ----------
@@ -130,6 +183,7 @@ class LlamaOverlay(pynq.Overlay):
                 emulated_overlay() if isinstance(device, EmulatedDevice) else overlay_for(device)
             )
         self._device_lock = _lock(device)
+        self._opened, self._clock_note = False, ""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
@@ -144,7 +198,7 @@ class LlamaOverlay(pynq.Overlay):
             self._limits = self.llama.limits
             self._record = record_of(Path(self.bitfile_name))
         except BaseException:
-            self._device_lock.release()
+            self._give_back()
             raise
 
     @property
@@ -163,13 +217,21 @@ class LlamaOverlay(pynq.Overlay):
         Of a board also the overlay's file, and whether that was ever measured.
         """
         device = self.device
+        name, what = device.name, "board"
         if isinstance(device, EmulatedDevice):
             threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
             what = f"emulated device on this computer's CPU, {threads}; no board in use"
-            return f"{device.name} ({what}), kernel {self._limits.board}"
+            return f"{name} ({what}), kernel {self._limits.board}"
+        if device.has_capability("REMOTE"):
+            what = f"board at {device.ip_addr}, through PYNQ.remote"
+        elif isinstance(device, PyxrtDevice):
+            what = f"card at {device.bdf}, through pyxrt"
+        elif device.has_capability("MEMORY_MAPPED"):
+            # XRT calls every Zynq "edge".
+            name = board_of_device(device) or name
         measured = self._record.measured if self._record is not None else None
         return (
-            f"{device.name} (board), kernel {self._limits.board}, overlay "
+            f"{name} ({what}), kernel {self._limits.board}{self._clock_note}, overlay "
             f"{Path(self.bitfile_name).name} "
             f"({f'measured: {measured}' if measured else 'not known to be measured'})"
         )
@@ -214,7 +276,63 @@ class LlamaOverlay(pynq.Overlay):
     def download(self, *args: Any, **kwargs: Any) -> None:
         """PYNQ's, which needs the device to be ours. What was loaded is lost: see `reset`."""
         self._check_open()
-        super().download(*args, **kwargs)
+        with _active(self.device):
+            if self.device.has_capability("REMOTE"):
+                self._send_bitstream()
+            with warnings.catch_warnings():
+                # What the clock is in the end, `describe` says.
+                warnings.filterwarnings("ignore", "Setting frequency to the closest", UserWarning)
+                super().download(*args, **kwargs)
+                self._set_clocks()
+        description = self.ip_dict.get(IP_NAME, {})
+        if self._opened and "index" in description:
+            # XRT's download closes the context that keeps others from programming the card.
+            self.device.open_context(description)
+        self._opened = True
+
+    def _send_bitstream(self) -> None:
+        """Bring the bitstream to a remote board under a name of its own.
+
+        PYNQ takes a file of the same name that lies on the board for the same file, be it an older
+        build's or cut short.
+        """
+        data = self.parser.bin_data
+        name = f"{IP_NAME}-{hashlib.sha256(data).hexdigest()[:16]}.bin"
+        path, whole = f"/lib/firmware/{name}", f"/lib/firmware/{name}.whole"
+        if not self.device.exists_file(whole).exists:
+            self.device.write_file(path, data)
+            self.device.write_file(whole, b"1")
+        self.binfile_name = name
+
+    def _set_clocks(self) -> None:
+        """Hold a Zynq's PL clocks to what the design was made for.
+
+        PYNQ 3.0.1 writes the design's divisors, whatever the boot image's PLL runs at, and PYNQ 4
+        takes the nearest that the PLL gives, be it faster.
+        """
+        device, self._clock_note = self.device, ""
+        if not (device.has_capability("MEMORY_MAPPED") or device.has_capability("REMOTE")):
+            return
+        processor = self.ip_dict.get(getattr(self.parser, "ps_name", None), {})
+        parameters = processor.get("parameters", {})
+        for index, clock in self.clock_dict.items():
+            design = next(
+                (
+                    float(parameters[n.format(index)])
+                    for n in _CLOCKS
+                    if n.format(index) in parameters
+                ),
+                None,
+            )
+            if not clock.get("enable") or not design:
+                continue
+            for step in range(_CLOCK_STEPS):
+                mhz = getattr(pynq.Clocks, f"fclk{index}_mhz")
+                if mhz <= _TOO_FAST * design:
+                    break
+                pynq.Clocks.set_pl_clk(index, clk_mhz=design * 0.97**step)
+            if not design <= _TOO_FAST * mhz <= _TOO_FAST**2 * design:
+                self._clock_note += f", PL clock {index} {mhz:g} of {design:g} MHz"
 
     @property
     def closed(self) -> bool:
@@ -233,7 +351,16 @@ class LlamaOverlay(pynq.Overlay):
     def close(self) -> None:
         """Free the buffers and give the device to others; may be called twice."""
         if self._device_lock.held:
-            self.llama.close()
+            try:
+                self.llama.close()
+            finally:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        """Let other processes have the device: XRT keeps a card for whoever has a context open."""
+        try:
+            getattr(self.device, "free_bitstream", lambda: None)()
+        finally:
             self._device_lock.release()
 
     def __enter__(self) -> LlamaOverlay:

@@ -63,6 +63,7 @@ def rails(
         Empty where nothing can be read; its `why` has the reasons.
     """
     from .emulation.device import EmulatedDevice
+    from .pyxrt_device import PyxrtDevice
 
     found = Rails()
     overlay, device = device, getattr(device, "device", device)
@@ -75,6 +76,12 @@ def rails(
         else:
             rail = _modelled_rail(overlay, device)
             found.take({"board": rail} if rail else {}, "the model", _NO_TERMS)
+        return found
+    remote = "REMOTE" in getattr(device, "capabilities", {})
+    if remote or isinstance(device, PyxrtDevice):
+        # Whatever this computer can read is not the board's.
+        what = "PYNQ.remote" if remote else "pyxrt"
+        found.take({}, what, "it gives no sensors; an external meter does, rails(..., meter=)")
         return found
     sensors = _sensors_of(device)
     if sensors is not None:

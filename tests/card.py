@@ -1,0 +1,381 @@
+"""What is behind the stand-ins for vendors' libraries, and what a driver does to it, told once.
+
+A `Card` is an emulated device's memory and kernel, with a list of everything that happened, in the
+order it happened. The stand-ins (`xrt_library`, `pyxrt_module`, `remote_board`, `zynq_board`) have
+the vendors' surface and nothing else, and call a card. The functions below the class say what the
+driver is to do, from the contract and the kernel's arguments alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from llama_pynq import contract, interface
+from llama_pynq.emulation import container, hwh, memory, xclbin
+from llama_pynq.emulation.container import Container
+from llama_pynq.emulation.design import BANK_STRIDE, Bank
+from llama_pynq.emulation.device import EmulatedDevice
+from llama_pynq.emulation.hwh import data_registers
+from llama_pynq.llama_overlay import emulated_overlay
+
+PLACEHOLDER = 4096  # bytes of a buffer that waits for its size
+CTRL, START, CONTINUE = "CTRL", 0x01, 0x10
+IO_BUFFERS = ("request", "results", "logits", "activations", "model", "profile")
+
+
+def banked_overlay(path: Path, tags: tuple[str, ...], bank_of: dict[str, str]) -> Path:
+    """The installed kernel in an .xclbin with other banks.
+
+    Parameters
+    ----------
+    path : Path
+        Of the new file.
+    tags : tuple of str
+        MEM_TOPOLOGY, in order.
+    bank_of : dict
+        Tag for each of the kernel's pointers, by the name of its buffer.
+    """
+    source = emulated_overlay(".xclbin")
+    contents = xclbin.read(source.read_bytes(), str(source))
+    buffers = {a.name: a.buffer for a in interface.arguments(2, 2)}
+    design = dataclasses.replace(
+        contents.design,
+        banks=tuple(Bank(tag, BANK_STRIDE * (i + 1)) for i, tag in enumerate(tags)),
+        arguments=tuple(
+            dataclasses.replace(a, bank=bank_of[buffers[a.name]] if a.is_pointer else None)
+            for a in contents.design.arguments
+        ),
+    )
+    path.write_bytes(xclbin.write(container.pack(Container(design, contents.payloads)), design))
+    return path
+
+
+_AS_ZYNQ_7000 = (
+    (r"zynq_ultra_ps_e:3.4", "processing_system7:5.5"),
+    (r"zynq_ultra_ps_e", "processing_system7"),
+    (r"M_AXI_HPM0_FPD", "M_AXI_GP0"),
+    (r"PSU__FPGA_PL(\d)_ENABLE", r"PCW_FPGA_FCLK\1_ENABLE"),
+    (r"PSU__CRL_APB__PL(\d)_REF_CTRL__DIVISOR", r"PCW_FCLK\1_PERIPHERAL_DIVISOR"),
+    (r"PSU__CRL_APB__PL(\d)_REF_CTRL__SRCSEL", r"PCW_FCLK\1_PERIPHERAL_CLKSRC"),
+    (r"PSU__CRL_APB__PL(\d)_REF_CTRL__ACT_", r"PCW_ACT_FPGA\1_PERIPHERAL_"),
+)
+
+
+def zynq_overlay(folder: Path, parameters: dict[str, str], zynq_7000: bool = False) -> Path:
+    """The installed kernel as llama.bit and llama.hwh, whose processor has more parameters."""
+    source = emulated_overlay(".bit")
+    contents = hwh.read_bit(source.read_bytes(), str(source))
+    text = source.with_suffix(".hwh").read_text()
+    for pattern, new in _AS_ZYNQ_7000 if zynq_7000 else ():
+        text = re.sub(pattern, new, text)
+    for key in parameters:  # a second one of a name would be ignored
+        text = "".join(
+            line for line in text.splitlines(keepends=True) if f'NAME="{key}"' not in line
+        )
+    more = "".join(f'<PARAMETER NAME="{k}" VALUE="{v}" />' for k, v in parameters.items())
+    head, end, tail = text.rpartition("</PARAMETERS>")
+    metadata = (head + more + end + tail).encode()
+    digest = hashlib.sha256(metadata).hexdigest()
+    contents = dataclasses.replace(contents, metadata_sha256=digest)
+    (folder / "llama.hwh").write_bytes(metadata)
+    (folder / "llama.bit").write_bytes(hwh.write_bit(container.pack(contents)))
+    return folder / "llama.bit"
+
+
+class Card:
+    """Memory, registers and kernel of an emulated device, and a log of what was done to them.
+
+    Attributes
+    ----------
+    log : list of tuple
+        See the functions below.
+    ddr : int
+        Where buffers begin on a device without banks.
+    programmed : bool
+        Whether a download programs the fabric even with what it holds already; XRT's does not.
+    """
+
+    ddr = 0x8_0000_0000
+
+    def __init__(self, programmed: bool = True) -> None:
+        self.device = EmulatedDevice(threads=1, name="behind")
+        self.programmed = programmed
+        self.log: list[tuple[Any, ...]] = []
+        self.base = 0
+        self._held = b""
+        self._folder = Path(tempfile.mkdtemp(prefix="card_"))
+        self._names: dict[int, str] = {}
+        self._pointers: dict[int, str] = {}
+        self._low: dict[int, int] = {}
+        self._buffer_of: dict[str, str] = {}
+        self._live: dict[int, memory.Allocation] = {}
+        self._called: dict[int, str] = {}
+
+    def load(self, data: bytes, suffix: str, metadata: bytes = b"") -> None:
+        """Program the fabric with the bytes of an overlay file."""
+        self.log.append(("download",))
+        if data == self._held and not self.programmed:
+            return
+        path = self._folder / f"llama{suffix}"
+        path.write_bytes(data)
+        if metadata:
+            path.with_suffix(".hwh").write_bytes(metadata)
+        self.device.download(SimpleNamespace(bitfile_name=str(path), partial=False))
+        contents = self.device._read_overlay(path)
+        self.base = contents.design.base_address
+        self._held = data
+        self._names = {r.offset: r.name for r in data_registers(contents.design)} | {0: CTRL}
+        self._pointers = {a.offset: a.name for a in contents.design.arguments if a.is_pointer}
+        self._buffer_of = {a.name: a.buffer for a in interface.arguments(64, 64)}
+        self.banks = [bank.tag for bank in contents.design.banks] or ["PSDDR"]
+        self._bases = [bank.base_address for bank in contents.design.banks] or [self.ddr]
+
+    # ---- memory ----------------------------------------------------------------------
+
+    def allocate(self, n_bytes: int, bank: int = 0) -> memory.Allocation:
+        allocation = self.device.memory.allocate(n_bytes, self.banks[bank], self._bases[bank])
+        self._live[allocation.address] = allocation
+        self.log.append(("allocate", self.banks[bank], n_bytes))
+        return allocation
+
+    def free(self, allocation: memory.Allocation) -> None:
+        self.log.append(("free", self._called.pop(allocation.address, "unnamed")))
+        del self._live[allocation.address]
+        self.device.memory.free(allocation)
+
+    def sync(
+        self, allocation: memory.Allocation, to: bool, host: int, offset: int, size: int
+    ) -> None:
+        """Copy `size` bytes at `offset` between the buffer and its host copy at `host`."""
+        assert not allocation.freed and 0 <= offset <= offset + size <= allocation.n_bytes
+        name = self._called.get(allocation.address, "unnamed")
+        self.log.append(("to card" if to else "from card", name, offset, size))
+        ends = allocation.device_pointer + offset, host + offset
+        ctypes.memmove(*(ends if to else ends[::-1]), size)
+
+    # ---- registers -------------------------------------------------------------------
+
+    def read(self, address: int) -> int:
+        word = int.from_bytes(self.device.read_registers(address, 4), "little")
+        event = ("read", self._names.get(address - self.base, hex(address)))
+        if self.log[-1:] != [event]:  # how often a poll asks is a matter of speed
+            self.log.append(event)
+        return word
+
+    def write(self, address: int, value: int) -> None:
+        offset = address - self.base
+        self.device.write_registers(address, value.to_bytes(4, "little"))
+        if offset in self._pointers:
+            self._low[offset] = value
+        elif offset - 4 in self._pointers:
+            self.point(self._pointers[offset - 4], value << 32 | self._low.pop(offset - 4))
+        else:
+            self.log.append(("write", self._names.get(offset, hex(address)), value))
+
+    def point(self, argument: str, address: int) -> None:
+        """A pointer was given to the kernel."""
+        allocation = self._live[address]  # it must be the start of a live buffer
+        self._called[address] = self._buffer_of[argument]
+        self.log.append(("point", argument, allocation.bank, allocation.n_bytes))
+
+
+# ---- what a driver is to do ------------------------------------------------------------------
+
+Events = Iterator[tuple[Any, ...]]
+
+
+class Expected:
+    """The driver's transactions on a kernel of `channels` and `kv_ports`.
+
+    Parameters
+    ----------
+    banks : dict
+        Bank of each buffer, by name; one that is missing is in PSDDR.
+    chained : bool
+        ap_ctrl_chain: the end of each call is acknowledged.
+    whole : bool
+        Syncs are of whole buffers.
+    least : int
+        No buffer is smaller.
+    """
+
+    def __init__(
+        self,
+        limits: contract.KernelLimits,
+        banks: dict[str, str],
+        chained: bool,
+        whole: bool,
+        least: int = 1,
+    ) -> None:
+        self.limits, self.banks = limits, banks
+        self.chained, self.whole, self.least = chained, whole, least
+        self.arguments = interface.arguments(limits.channels, limits.kv_ports)
+        self.caches = [f"kv_cache_{p}" for p in range(limits.kv_ports)]
+        self.weights = [f"weights_{c}" for c in range(limits.channels)]
+        self.buffers = [*IO_BUFFERS, *self.caches, *self.weights]
+
+    def make(self, name: str, n_bytes: int) -> Events:
+        bank, n_bytes = self.banks.get(name, "PSDDR"), self.size(n_bytes)
+        yield ("allocate", bank, n_bytes)
+        for argument in self.arguments:
+            if argument.is_pointer and argument.buffer == name:
+                yield ("point", argument.name, bank, n_bytes)
+
+    def size(self, n_bytes: int) -> int:
+        return max(n_bytes, self.least)
+
+    def replace(self, name: str, n_bytes: int) -> Events:
+        yield ("free", name)
+        yield from self.make(name, n_bytes)
+
+    def call(self, sequence: int, command: int) -> Events:
+        yield ("write", "sequence", sequence)
+        yield ("write", "command", command)
+        yield ("write", CTRL, START)
+        yield ("read", CTRL)
+        if self.chained:
+            yield ("write", CTRL, CONTINUE)
+
+    @property
+    def results_bytes(self) -> int:
+        return 4 * self.limits.results_words
+
+    def open(self, sequence: int) -> Events:
+        """`LlamaOverlay()`, after the download: the kernel is asked what it is."""
+        limits = self.limits
+        for name in self.buffers:
+            yield from self.make(name, PLACEHOLDER)
+        yield ("to card", "results", 0, self.size(PLACEHOLDER))
+        yield from self.call(sequence, contract.COMMAND_DESCRIBE)
+        yield ("from card", "results", 0, self.size(PLACEHOLDER))
+        yield from self.replace("request", 4 * limits.request_words)
+        yield from self.replace("results", self.results_bytes)
+        yield from self.replace("activations", 4 * limits.max_rows * limits.max_dim)
+        yield from self.replace("model", 4 * limits.model_words)
+
+    def load(self, model: Any, slots: int) -> Events:
+        """A model's weights, an empty cache for its sequences, and its description."""
+        limits, packed = self.limits, model.packed
+        for name in (*self.caches, "logits", *self.weights):
+            yield from self.replace(name, PLACEHOLDER)
+        for name, size in zip(self.weights, packed.sizes):
+            yield from self.replace(name, size)
+            yield ("to card", name, 0, self.size(size))
+        yield from self.replace("logits", 4 * limits.max_rows * packed.config.vocab_size)
+        for name in self.caches:
+            yield from self.replace(name, PLACEHOLDER)
+        for name in self.caches:
+            yield from self.replace(name, limits.kv_port_bytes(packed.config, 32, slots))
+        yield ("to card", "model", 0, self.size(4 * limits.model_words))
+
+    def token(self, sequence: int, rows: int = 1) -> Events:
+        """One call of one step."""
+        yield ("to card", "request", 0, self.size(4 * self.limits.request_words))
+        yield from self.call(sequence, contract.COMMAND_RUN)
+        size = 4 * contract.STATUS_WORDS + rows * self.limits.result_dtype.itemsize
+        yield ("from card", "results", 0, self.results_bytes if self.whole else size)
+
+    def drop(self) -> Events:
+        """Every buffer goes, in no order that matters."""
+        for name in sorted(self.buffers):
+            yield ("free", name)
+
+
+def split_frees(log: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """A log of frees, sorted."""
+    assert {event[0] for event in log} <= {"free"}, log
+    return sorted(log)
+
+
+def story(overlay: Any) -> list[int]:
+    """Tokens that need every part of a kernel's work: several calls, of rows and of steps."""
+    return overlay.generate("The little fox", max_new_tokens=12, temperature=0.8, seed=3).tokens
+
+
+def walk(overlay: Any, card: Card, expected: Expected) -> None:
+    """Load a model, make a token, reset and close: each is compared with what is to happen."""
+    driver = overlay.llama
+    log = card.log
+    model = overlay.load_model()
+    assert log == list(expected.load(model, driver.slots))
+    log.clear()
+    overlay.generate("", max_new_tokens=1, temperature=0)
+    assert log == list(expected.token(driver._sequence))
+    log.clear()
+    slots = driver.slots
+    overlay.reset()
+    sequence = driver._sequence
+    n = len(expected.buffers)
+    at = log.index(("read", CTRL))  # is the kernel idle after the download?
+    assert split_frees(log[at + 1 : at + 1 + n]) == list(expected.drop())
+    assert log[at + 1 + n :] == [*expected.open(sequence), *expected.load(model, slots)]
+    del log[at + 1 :]
+
+
+class ProcessorRegisters:
+    """A Zynq UltraScale+'s clock and port registers, as its boot image left them.
+
+    Parameters
+    ----------
+    pll_multiplier : int
+        IOPLL runs at this times 33.333 MHz, halved.
+    """
+
+    PL0_REF_CTRL, IOPLL_CTRL = 0xFF5E00C0, 0xFF5E0020
+
+    def __init__(self, pll_multiplier: int = 60) -> None:
+        self.words = {
+            self.IOPLL_CTRL: 1 << 16 | pll_multiplier << 8,
+            self.PL0_REF_CTRL: 1 << 24 | 1 << 16 | 10 << 8,
+        }
+
+    def read(self, address: int) -> int:
+        return self.words.get(address, 0)
+
+    def write(self, address: int, value: int) -> None:
+        self.words[address] = value
+
+    @property
+    def pl0_mhz(self) -> float:
+        pll, clock = self.words[self.IOPLL_CTRL], self.words[self.PL0_REF_CTRL]
+        return 33.333 * (pll >> 8 & 127) / 2 / ((clock >> 8 & 63) * (clock >> 16 & 63))
+
+
+class Zynq7000Registers(ProcessorRegisters):
+    """A Zynq-7000's: the IO PLL runs at the multiplier times 50 MHz."""
+
+    PL0_REF_CTRL, IOPLL_CTRL = 0xF8000170, 0xF8000108
+
+    def __init__(self, pll_multiplier: int = 20) -> None:
+        self.words = {
+            self.IOPLL_CTRL: pll_multiplier << 12,
+            self.PL0_REF_CTRL: 1 << 20 | 10 << 8,
+        }
+
+    @property
+    def pl0_mhz(self) -> float:
+        pll, clock = self.words[self.IOPLL_CTRL], self.words[self.PL0_REF_CTRL]
+        return 50 * (pll >> 12 & 127) / ((clock >> 8 & 63) * (clock >> 20 & 63))
+
+
+# A design for an IOPLL of 1500 MHz, and a 128-bit HP0 beside a 32-bit HP1.
+ZYNQ_PARAMETERS = {
+    "PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ": "300.000000",
+    "PSU__CRL_APB__PL0_REF_CTRL__DIVISOR0": "5",
+    "C_SAXIGP2_DATA_WIDTH": "128",
+    "C_SAXIGP3_DATA_WIDTH": "32",
+}
+ZYNQ_7000_PARAMETERS = {
+    "PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ": "142.857132",
+    "PCW_FCLK0_PERIPHERAL_DIVISOR0": "7",
+}
+HP_WIDTHS = {0xFD380000: 0, 0xFD380014: 0, 0xFD390000: 2, 0xFD390014: 2}
+"""AFIFM's FABRIC_WIDTH of these: AMD's UG1087."""
