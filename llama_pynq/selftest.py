@@ -248,7 +248,8 @@ def _round_trip(overlay: LlamaOverlay) -> Outcome:
                 wrong.append(f"{bank} (of {', '.join(banks[bank])})")
         finally:
             buffer.freebuffer()
-    size = f"{_ROUND_TRIP_BYTES >> 20} MiB in each of {len(banks)} banks"
+    where = f"each of {len(banks)} banks" if len(banks) > 1 else "the board's memory"
+    size = f"{_ROUND_TRIP_BYTES >> 20} MiB in {where}"
     return not wrong, f"{size}; wrong: {'; '.join(wrong)}" if wrong else size
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from llama_pynq import contract, interface
+from llama_pynq import contract, interface, selftest
 from llama_pynq.emulation import container, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import BANK_STRIDE, Bank
@@ -298,6 +298,13 @@ def split_frees(log: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 def story(overlay: Any) -> list[int]:
     """Tokens that need every part of a kernel's work: several calls, of rows and of steps."""
     return overlay.generate("The little fox", max_new_tokens=12, temperature=0.8, seed=3).tokens
+
+
+def self_tested(overlay: Any) -> Any:
+    """The self-test's report on a device, all of it passed."""
+    found = selftest.run(overlay, None)
+    assert found.passed, found.text()
+    return found
 
 
 def walk(overlay: Any, card: Card, expected: Expected) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pynq
 import pytest
 import pyxrt_module
-from card import Card, Expected, banked_overlay, story
+from card import Card, Expected, banked_overlay, self_tested, story
 from pynq.pl_server.device import Device
 
 from llama_pynq import EmulatedDevice, LlamaOverlay, contract
@@ -125,6 +125,12 @@ def test_story_is_that_of_the_emulated_device(pyxrt, hbm):
         assert overlay.describe().startswith(
             f"{NAME} (card at 0000:03:00.1, through pyxrt), kernel "
         )
+
+
+def test_self_test_passes_on_every_bank(pyxrt, hbm):
+    with LlamaOverlay(hbm, device=PyxrtDevice()) as overlay:
+        banks = {bank for bank in overlay.llama.banks().values()}
+        assert f"4 MiB in each of {len(banks)} banks" in self_tested(overlay).text()
 
 
 def test_sequence_over_two_to_the_31_is_a_c_int(pyxrt, hbm):

@@ -8,7 +8,16 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-from card import HP_WIDTHS, ZYNQ_PARAMETERS, Expected, split_frees, story, walk, zynq_overlay
+from card import (
+    HP_WIDTHS,
+    ZYNQ_PARAMETERS,
+    Expected,
+    self_tested,
+    split_frees,
+    story,
+    walk,
+    zynq_overlay,
+)
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import driver as driver_module
@@ -84,6 +93,11 @@ def test_story_is_that_of_the_emulated_device(device, bitfile):
         np.testing.assert_array_equal(overlay.llama.read_cache(0, 3), cache)
         assert overlay.describe().startswith("KV260 (board at 127.0.0.1, through PYNQ.remote), ")
         assert overlay.is_board
+
+
+def test_self_test_passes(device, bitfile):
+    with LlamaOverlay(bitfile, device=device) as overlay:
+        assert "  4 MiB in the board's memory" in self_tested(overlay).text()
 
 
 def test_layers_and_profile_are_read_whole(device, bitfile):

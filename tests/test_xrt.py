@@ -7,7 +7,7 @@ import asyncio
 from importlib.metadata import version
 
 import pytest
-from card import Card, Expected, banked_overlay, split_frees, story, walk
+from card import Card, Expected, banked_overlay, self_tested, split_frees, story, walk
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.errors import DeviceMemoryError, KernelTimeout
@@ -89,6 +89,12 @@ def test_story_is_that_of_the_emulated_device(card):
             "xilinx_u50_gen3x16_xdma_base_5 (board), kernel host, "
         )
         assert overlay.is_board
+
+
+def test_self_test_passes_on_every_bank(card):
+    with LlamaOverlay(emulated_overlay(), device=device()) as overlay:
+        banks = {bank for bank in overlay.llama.banks().values()}
+        assert f"4 MiB in each of {len(banks)} banks" in self_tested(overlay).text()
 
 
 def test_no_call_goes_through_ert(card, monkeypatch):

@@ -13,6 +13,7 @@ from card import (
     Expected,
     ProcessorRegisters,
     Zynq7000Registers,
+    self_tested,
     split_frees,
     story,
     walk,
@@ -66,6 +67,14 @@ def test_story_is_that_of_the_emulated_device(board, bitfile, monkeypatch):
         # XRT calls every Zynq "edge"; the image says which board it is.
         assert overlay.describe().startswith("kv260 (board), kernel host")
         assert lock_name(overlay.device) == "edge-embedded_xrt0"
+
+
+def test_self_test_passes_and_sets_speed_beside_the_model(board, bitfile, monkeypatch):
+    monkeypatch.setenv("BOARD", "KV260")
+    with LlamaOverlay(bitfile, device=board.device) as overlay:
+        text = self_tested(overlay).text()
+    assert "host to memory and back               processor and fabric share one memory" in text
+    assert "a KV260 should decode" in text and "measured over modelled: " in text
 
 
 def test_pointer_registers_are_written_by_halves(board, bitfile):
