@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-pynq3 test-browser test-browser-lab3 lint clean
+.PHONY: demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-pynq generate "Once upon a time"
@@ -22,6 +22,23 @@ test-browser: $(VENV)/.browser-installed
 
 test-browser-lab3: .venv-lab3/.installed
 	.venv-lab3/bin/python -m pytest tests/browser
+
+# For computers without a compiler, all compiled here by zig, and one without the emulator, for
+# boards. WHEELS=linux-x86_64 makes that one alone.
+WHEELS ?= $(shell $(PYTHON) -c 'from llama_pynq.emulation.targets import TARGETS; print(*TARGETS, "any")')
+
+wheels: .venv-wheels/.installed
+	@mkdir -p build; set -e; for target in $(WHEELS); do \
+	  echo "$$target: its log is in build/$$target.log"; \
+	  if [ $$target = any ]; then export LLAMA_PYNQ_TARGET= LLAMA_PYNQ_EMULATOR=0; \
+	  else export LLAMA_PYNQ_TARGET=$$target LLAMA_PYNQ_EMULATOR=1; fi; \
+	  .venv-wheels/bin/python -m build --no-isolation --outdir dist >build/$$target.log 2>&1 \
+	    || { tail -n 40 build/$$target.log; exit 1; }; \
+	done; ls -l dist
+
+# What is in the wheels in dist/, and the one for this computer installed where there is no compiler.
+test-wheels: .venv-wheels/.installed
+	.venv-wheels/bin/python -m pytest tests/wheels
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
@@ -61,6 +78,13 @@ $(VENV)/.browser-installed: pyproject.toml | $(VENV)/.test-installed
 	$(PYTHON) -m venv .venv-lab3
 	.venv-lab3/bin/python -m pip install --quiet --upgrade pip
 	.venv-lab3/bin/python -m pip install --quiet --constraint tests/browser/pynq-3.0.1.txt --editable '.[browser]'
+	touch $@
+
+# Without the package itself, and what it needs.
+.venv-wheels/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/python -m pip install --quiet --upgrade pip
+	.venv-wheels/bin/python -m pip install --quiet --group wheels
 	touch $@
 
 clean:

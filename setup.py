@@ -1,16 +1,31 @@
-"""Builds the emulated overlay, and maps overlay/, hls_src/ and notebooks/ into the package."""
+"""Builds the emulated overlay, and maps overlay/, hls_src/ and notebooks/ into the package.
 
+``LLAMA_PYNQ_TARGET`` names another computer to build for (llama_pynq/emulation/targets.py).
+``LLAMA_PYNQ_EMULATOR`` is 0 to leave the emulator out, 1 to compile it on a board, too, and to fail
+without a compiler. By itself a board compiles nothing: it has its own device, and g++ would take
+its memory for minutes.
+"""
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT))
 
 from llama_pynq.emulation.build import build_emulated_overlay, default_compiler  # noqa: E402
+from llama_pynq.emulation.targets import Target, target_named  # noqa: E402
+from llama_pynq.errors import BuildError  # noqa: E402
+from llama_pynq.files import BOARD_MARKS  # noqa: E402
 
 # The kernel's source travels along: a board's overlay, or another emulator, is built from it.
 HLS_FOLDERS = [
@@ -19,23 +34,66 @@ HLS_FOLDERS = [
 ]
 
 
-class BuildOverlay(build_ext):
-    """Compiles the kernel with g++ and writes it into the emulated overlay files."""
+def build_target() -> Target | None:
+    """The computer to build for; None is this one."""
+    name = os.environ.get("LLAMA_PYNQ_TARGET")
+    if not name:
+        return None
+    target = target_named(name)
+    if importlib.util.find_spec("ziglang") is None:
+        raise BuildError(
+            f"LLAMA_PYNQ_TARGET is {name!r}, and zig's compiler is not there: make wheels installs "
+            "it, or pip install --group wheels, and build without isolation"
+        )
+    return target
+
+
+def reason_for_none() -> str | None:
+    """Why the emulator is left out, or None if it is compiled."""
+    wanted = os.environ.get("LLAMA_PYNQ_EMULATOR", "")
+    if wanted not in ("", "0", "1"):
+        raise BuildError(f"LLAMA_PYNQ_EMULATOR is {wanted!r}: it must be 0, 1 or unset")
+    if wanted == "0":
+        return "LLAMA_PYNQ_EMULATOR is 0"
+    if wanted == "1" or TARGET is not None:
+        return None
+    if platform.machine() == "armv7l" or any(mark.exists() for mark in BOARD_MARKS):
+        return "this is a board"
+    compiler = default_compiler()
+    return f"no C++ compiler ({compiler})" if shutil.which(compiler.split()[0]) is None else None
+
+
+TARGET = build_target()
+WITHOUT_EMULATOR = reason_for_none()
+
+
+class BuildPackage(build_py):
+    """Copies the package; without an emulator it also says so."""
 
     def run(self) -> None:
-        import os
-        import shutil
+        super().run()
+        if WITHOUT_EMULATOR:
+            self.warn(
+                f"{WITHOUT_EMULATOR}: installing without the emulator. To compile it later: "
+                "python -m llama_pynq.emulation.build"
+            )
+            if self.editable_mode:  # an older build's: of another source
+                shutil.rmtree(ROOT / "overlay" / "llama", ignore_errors=True)
 
+
+class BuildOverlay(build_ext):
+    """Compiles the kernel and writes it into the emulated overlay files."""
+
+    def run(self) -> None:
         folder = ROOT if self.editable_mode or self.inplace else Path(self.build_lib) / "llama_pynq"
-        out = folder / "overlay" / "llama"
-        if shutil.which(default_compiler().split()[0]) is None:
-            # A board needs no emulator. Where one is needed, LlamaOverlay() says what is missing.
-            self.warn(f"no C++ compiler ({default_compiler()}): installing without the emulator")
-            shutil.rmtree(out, ignore_errors=True)  # an older build's: of another source
-            return
         levels = os.environ.get("LLAMA_PYNQ_MARCH", "native").split(",")
+        cxx = None
+        if TARGET is not None:
+            levels, cxx = TARGET.levels, shlex.join(TARGET.compiler)
         self.announce(f"compiling hls_src for -march={','.join(levels)}", level=2)
-        build_emulated_overlay(ROOT / "hls_src", out, levels)
+        build_emulated_overlay(
+            ROOT / "hls_src", folder / "overlay" / "llama", levels, cxx=cxx, target=TARGET
+        )
 
     def get_outputs(self) -> list[str]:
         out = Path(self.build_lib) / "llama_pynq" / "overlay" / "llama"
@@ -46,15 +104,16 @@ class BuildOverlay(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """The overlay holds a shared library, but no Python ABI."""
+    """The overlay holds shared libraries, but no Python ABI."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        return "py3", "none", TARGET.wheel_tag if TARGET else super().get_tag()[2]
 
 
 setup(
-    ext_modules=[Extension("llama_pynq.overlay.llama", sources=[])],
-    cmdclass={"build_ext": BuildOverlay, "bdist_wheel": PlatformWheel},
+    # Without any, the wheel is for every platform.
+    ext_modules=[] if WITHOUT_EMULATOR else [Extension("llama_pynq.overlay.llama", sources=[])],
+    cmdclass={"build_ext": BuildOverlay, "build_py": BuildPackage, "bdist_wheel": PlatformWheel},
     package_dir={
         "llama_pynq.hls_src": "hls_src",
         "llama_pynq.notebooks": "notebooks",

@@ -13,6 +13,12 @@ from typing import BinaryIO
 
 from .errors import LlamaPynqError
 
+BOARD_MARKS = (
+    Path("/proc/device-tree/chosen/pynq_board"),
+    Path("/sys/class/fpga_manager/fpga0/firmware"),
+)
+"""Files that PYNQ looks for to know that it runs on a board."""
+
 
 def _folder(variable: str, xdg: str, default: str) -> Path:
     """The folder that `variable` names, else ours below the user's folder of a kind."""

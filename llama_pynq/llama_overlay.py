@@ -15,6 +15,7 @@ import pynq
 from pynq.pl_server.device import Device
 
 from .driver import LlamaDriver
+from .emulation.build import own_build_folder
 from .emulation.device import EmulatedDevice
 from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, RequestError
 from .files import package_folders
@@ -31,7 +32,7 @@ _TOO_FAST, _CLOCK_STEPS = 1.005, 32
 
 
 def emulated_overlay(suffix: str = ".xclbin") -> Path:
-    """The emulated overlay that was compiled when the package was installed.
+    """The emulated overlay: one compiled on this computer by command, else the installed one.
 
     Parameters
     ----------
@@ -41,15 +42,18 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
     Raises
     ------
     OverlayMismatch
-        If it was not compiled: the package was installed without a C++ compiler.
+        If there is none: the package was installed on a board, or without a C++ compiler.
     """
-    for folder in package_folders("overlay"):
-        path = Path(folder) / IP_NAME / f"{IP_NAME}{suffix}"
+    folders = [own_build_folder()]
+    folders += [Path(folder) / IP_NAME for folder in package_folders("overlay")]
+    for folder in folders:
+        path = folder / f"{IP_NAME}{suffix}"
         if path.exists():
             return path
     raise OverlayMismatch(
-        "the emulated overlay is not installed: the package was built without a C++ compiler. "
-        "Install one (Debian, Ubuntu: apt install g++) and reinstall llama_pynq"
+        "the emulated overlay is not installed: boards do without, and so does a package built "
+        "without a C++ compiler. To compile it for this computer: python -m "
+        "llama_pynq.emulation.build (it takes g++; Debian, Ubuntu: apt install g++)"
     )
 
 

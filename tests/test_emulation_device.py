@@ -497,7 +497,7 @@ def test_overlays_take_the_emulated_device_on_a_board_where_asked(monkeypatch):
 
 def test_device_does_not_offer_itself_on_a_board(monkeypatch, tmp_path):
     assert len(EmulatedDevice._probe_()) == 1
-    monkeypatch.setattr(device_module, "_BOARD_MARKS", (tmp_path,))
+    monkeypatch.setattr(device_module, "BOARD_MARKS", (tmp_path,))
     assert EmulatedDevice._probe_() == []
 
 

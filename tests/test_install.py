@@ -288,20 +288,128 @@ def test_editable_install_works_in_an_empty_environment(source, install, tmp_pat
     assert printed.stdout == "llama_pynq 9.9\n"
 
 
-def test_install_without_a_compiler_leaves_out_the_emulator(source, wheel, install, tmp_path):
+@pytest.fixture(scope="module")
+def wheel_without(source, tmp_path_factory):
+    """The wheel for boards: no emulator, every platform."""
+    out = tmp_path_factory.mktemp("without") / "dist"
+    return build("wheel", source, out, LLAMA_PYNQ_EMULATOR="0")[0]
+
+
+def test_wheel_without_the_emulator_is_for_every_platform(source, wheel, wheel_without):
     assert list((source / "build").rglob("llama.xclbin")), "an earlier build's, not to be taken"
+    assert wheel_without.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(wheel_without) as other:
+        difference = set(one.namelist()) ^ set(other.namelist())
+        (name,) = [name for name in other.namelist() if name.endswith(".dist-info/WHEEL")]
+        assert "Root-Is-Purelib: true" in other.read(name).decode()
+    assert difference == OVERLAY_FILES
+
+
+def test_package_without_the_emulator_says_so_and_compiles_one_when_asked(
+    wheel_without, install, tmp_path
+):
+    folder = install(wheel_without)
+    python = folder / "bin" / "python"
+    cache = {"LLAMA_PYNQ_CACHE": str(tmp_path / "cache")}
+    words = ["-m", "llama_pynq", "generate", "Once upon a time", "--max-new-tokens", "20", "--seed"]
+    done = attempt(python, *words, "1", cwd=folder, **cache)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "llama-pynq: the emulated overlay is not installed: boards do without, and so does a "
+        "package built without a C++ compiler. To compile it for this computer: python -m "
+        "llama_pynq.emulation.build (it takes g++; Debian, Ubuntu: apt install g++)\n"
+    )
+    compile_it = [python, "-m", "llama_pynq.emulation.build"]
+    done = attempt(*compile_it, cwd=folder, CXX="/nonexistent/g++", **cache)
+    assert done.returncode == 1
+    assert "/nonexistent/g++ could not be run" in done.stderr and "apt install g++" in done.stderr
+    call(*compile_it, cwd=folder, **cache)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    assert not (site / "llama_pynq" / "overlay" / "llama").exists(), "the user's cache is the place"
+    assert call(python, *words, "1", cwd=folder, **cache).stdout.startswith("Once upon a time")
+    # Other sources, another kernel: what was compiled of these is not taken for theirs.
+    with open(site / "llama_pynq" / "hls_src" / "config.h", "a") as file:
+        file.write("// edited\n")
+    assert attempt(python, *words, "1", cwd=folder, **cache).returncode == 1
+
+
+@pytest.fixture
+def on_a_board(source, tmp_path):
+    """A checkout that takes this computer for a board."""
+    checkout = shutil.copytree(source, tmp_path / "checkout")
+    shutil.rmtree(checkout / "build", ignore_errors=True)
+    with open(checkout / "llama_pynq" / "files.py", "a") as file:
+        file.write('\nBOARD_MARKS = (Path("/"),)\n')
+    return checkout
+
+
+def test_board_compiles_nothing_by_itself(on_a_board, tmp_path):
+    file, log = build("wheel", on_a_board, tmp_path / "dist")
+    assert file.name.endswith("-py3-none-any.whl")
+    assert "this is a board: installing without the emulator" in log
+    assert "python -m llama_pynq.emulation.build" in log
+
+
+def test_board_compiles_the_emulator_where_asked(on_a_board, tmp_path):
+    missing = {"LLAMA_PYNQ_EMULATOR": "1", "CXX": "/nonexistent/g++"}
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", on_a_board]
+    done = attempt(*command, cwd=tmp_path, **missing)
+    assert done.returncode != 0
+    assert "/nonexistent/g++ could not be run" in done.stdout + done.stderr
+
+
+def test_build_without_a_compiler_leaves_out_the_emulator(source, tmp_path):
     nowhere = {"CXX": "/nonexistent/g++"}
     without, log = build("wheel", source, tmp_path / "dist", **nowhere)
     assert "no C++ compiler (/nonexistent/g++): installing without the emulator" in log
-    with zipfile.ZipFile(without) as archive:
-        assert not OVERLAY_FILES & set(archive.namelist())
-    folder = install(without)
-    done = attempt(folder / "bin" / "llama-pynq", "generate", cwd=folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "llama-pynq: the emulated overlay is not installed: the package was built without a C++ "
-        "compiler. Install one (Debian, Ubuntu: apt install g++) and reinstall llama_pynq\n"
-    )
+    assert without.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.parametrize(
+    "variable, said",
+    [
+        ("LLAMA_PYNQ_EMULATOR", "LLAMA_PYNQ_EMULATOR is 'amiga': it must be 0, 1 or unset"),
+        ("LLAMA_PYNQ_TARGET", "LLAMA_PYNQ_TARGET is 'amiga': it must be one of linux-x86_64, "),
+    ],
+)
+def test_build_names_a_wrong_setting(source, tmp_path, variable, said):
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", source]
+    done = attempt(*command, cwd=tmp_path, **{variable: "amiga"})
+    assert done.returncode != 0
+    assert said in done.stdout + done.stderr
+
+
+def write_metadata(folder, name, version, requires=()):
+    """As an installed package, or a wheel, describes itself to pip."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in requires]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    (info / "RECORD").write_text("")
+    (info / "INSTALLER").write_text("pip\n")
+
+
+def test_install_on_a_pynq_image_changes_none_of_its_packages(wheel_without, tmp_path):
+    """pip's own answer, for an environment that describes itself as the image does."""
+    image = json.loads((Path(__file__).parent / "pynq_3_0_1_image.json").read_text())["packages"]
+    venv.create(tmp_path / "env", symlinks=True)
+    (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
+    for name, package in image.items():
+        write_metadata(site, name, package["version"], package["requires"])
+    # What the image lacks: from PyPI there, and with no requirements of its own.
+    for name, version in (("safetensors", "0.4.5"), ("sentencepiece", "0.2.0")):
+        write_metadata(tmp_path / name, name, version)
+        with zipfile.ZipFile(tmp_path / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+            for path in (tmp_path / name).glob("*/*"):
+                archive.write(path, path.relative_to(tmp_path / name))
+    pip = [sys.executable, "-m", "pip", "--python", tmp_path / "env" / "bin" / "python"]
+    dry = ["install", "--dry-run", "--quiet", "--report", "-", "--disable-pip-version-check"]
+    offline = ["--no-index", "--find-links", tmp_path]
+    done = call(*pip, *dry, *offline, wheel_without, cwd=tmp_path)
+    installed = {entry["metadata"]["name"] for entry in json.loads(done.stdout)["install"]}
+    assert installed == {"llama_pynq", "safetensors", "sentencepiece"}
 
 
 def test_overlays_of_boards_travel_with_their_records(source, install, tmp_path):

@@ -2,8 +2,6 @@
 //
 // The register file and its protocols are in llama_pynq/emulation/device.py; this is the
 // fabric behind AP_START.
-#include <pthread.h>
-
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -11,9 +9,9 @@
 #include <mutex>
 #include <thread>
 
+#include "host/deep_thread.h"
+#include "host/library.h"
 #include "host/thread_pool.h"
-
-#define LLAMA_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Generated beside the top function: unpacks the argument words and calls it.
 void CallTop(const uint64_t* args);
@@ -27,15 +25,8 @@ constexpr size_t kStackBytes = size_t{256} << 20;  // on-chip memory lives here;
 class Emulator {
  public:
   explicit Emulator(int threads) : threads_(threads) {
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, kStackBytes);
-    const auto main = [](void* self) -> void* {
-      static_cast<Emulator*>(self)->Main();
-      return nullptr;
-    };
-    started_ = pthread_create(&thread_, &attributes, main, this) == 0;
-    pthread_attr_destroy(&attributes);
+    const auto main = [](void* self) { static_cast<Emulator*>(self)->Main(); };
+    started_ = thread_.Start(main, this, kStackBytes);
   }
 
   ~Emulator() {
@@ -44,7 +35,7 @@ class Emulator {
       leaving_ = true;
     }
     changed_.notify_all();
-    if (started_) pthread_join(thread_, nullptr);
+    thread_.Join();
   }
 
   bool started() const { return started_; }
@@ -98,7 +89,7 @@ class Emulator {
   }
 
   const int threads_;
-  pthread_t thread_;
+  kernel::DeepThread thread_;
   std::mutex mutex_;
   std::condition_variable changed_, done_;
   bool started_ = false;

@@ -1,5 +1,8 @@
 """Compiling the kernel for emulation and writing the overlay files.
 
+``python -m llama_pynq.emulation.build`` does so for this computer, into the user's cache folder:
+for a board, whose installation compiles nothing, and where a wheel has no kernel for the CPU.
+
 ``setup.py`` calls `build_emulated_overlay` in an empty build environment: everything here
 needs the standard library and a C++ compiler, neither PYNQ nor NumPy.
 """
@@ -11,6 +14,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,22 +24,26 @@ from llama_pynq import interface
 from llama_pynq.emulation import container, cpu, hwh, xclbin
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
-from llama_pynq.errors import BuildError
-from llama_pynq.files import write_atomically
+from llama_pynq.emulation.targets import Target
+from llama_pynq.errors import BuildError, LlamaPynqError
+from llama_pynq.files import cache_folder, package_folders, write_atomically
 
 # -ffp-contract=off: a fused multiply-add rounds once instead of twice, and the arithmetic
-# of the kernel is a specification. The other -f flags change no result.
+# of the kernel is a specification. The other -f flags change no result; zig's compiler would
+# add checks for undefined behaviour by itself.
 FLAGS = (
     "-std=c++14",
     "-O3",
-    "-shared",
     "-fPIC",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-sanitize=undefined",
     "-pthread",
     "-fvisibility=hidden",
 )
+# Without -march: zig would compile its C++ library, which it links in, for each level.
+_LINK_FLAGS = ("-O3", "-shared", "-pthread", "-s")
 _STDERR_LINES = 20
 
 
@@ -96,12 +104,17 @@ def compile_kernel(
         If the compiler is missing or fails; names the command and what it printed.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    remedy = "The kernel compiles with g++ 9 or newer (apt install g++)."
+    compiler = shlex.split(cxx or default_compiler())
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        objects = []
+        for index, source in enumerate(sources):
+            objects.append(str(Path(folder) / f"{index}.o"))
+            command = [*compiler, *FLAGS, f"-march={march}", *extra_flags]
+            command += [*(f"-I{path}" for path in include), "-c", str(source), "-o", objects[-1]]
+            _run(command, remedy)
         temporary = Path(folder) / output.name
-        command = [*shlex.split(cxx or default_compiler()), *FLAGS, f"-march={march}"]
-        command += [*extra_flags, *(f"-I{path}" for path in include)]
-        command += [*map(str, sources), "-o", str(temporary)]
-        _run(command, "The kernel compiles with g++ 9 or newer (apt install g++).")
+        _run([*compiler, *_LINK_FLAGS, *objects, "-o", str(temporary)], remedy)
         os.replace(temporary, output)
 
 
@@ -140,8 +153,11 @@ def build_payloads(
     levels: Sequence[str] = ("native",),
     cxx: str | None = None,
     extra_flags: Sequence[str] = (),
+    target: Target | None = None,
 ) -> list[Payload]:
     """Compile the kernel once for each instruction-set level, in parallel.
+
+    The payloads are for `target`, which `cxx` compiles for, or for this computer.
 
     Raises
     ------
@@ -155,8 +171,11 @@ def build_payloads(
             library = Path(folder) / f"{interface.IP_NAME}.so"
             compile_kernel(sources, include, library, level, cxx, extra_flags)
             data = library.read_bytes()
-        return Payload(level, platform.system(), platform.machine(), features, data)
+        return Payload(level, system, machine, features, data)
 
+    system, machine = platform.system(), cpu.machine()
+    if target is not None:
+        system, machine = target.system, target.machine
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(build, levels))
 
@@ -171,6 +190,7 @@ def build_emulated_overlay(
     top_function: Callable[[Path], str] = interface.top_function,
     cxx: str | None = None,
     extra_flags: Sequence[str] = (),
+    target: Target | None = None,
 ) -> None:
     """Compile the kernel in `hls_src` and write the emulated overlay into `out`.
 
@@ -193,6 +213,8 @@ def build_emulated_overlay(
         The compiler; default CXX from the environment, else g++.
     extra_flags : sequence of str
         More compiler flags.
+    target : Target, optional
+        What `cxx` compiles for; default this computer.
 
     Raises
     ------
@@ -212,7 +234,36 @@ def build_emulated_overlay(
         top = Path(folder) / "top.cpp"
         top.write_text(top_function(header), encoding="utf-8")
         flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"', *extra_flags]
-        payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags)
+        payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags, target)
     write_overlays(
         out, payloads, constants["kChannels"], constants["kKvPorts"], constants.get("kClockMhz", 0)
     )
+
+
+def own_build_folder() -> Path:
+    """Where this command writes: below the cache folder, named after the kernel's sources.
+
+    So what was compiled of another version's sources is never taken for this one's.
+    """
+    hls_src = Path(package_folders("hls_src")[0])
+    digest = hashlib.sha256(interface.top_function(hls_src / "boards" / "host.h").encode())
+    for path in sorted(path for path in hls_src.rglob("*.*") if path.suffix in (".h", ".cpp")):
+        digest.update(path.relative_to(hls_src).as_posix().encode() + b"\0" + path.read_bytes())
+    return cache_folder() / "emulator" / digest.hexdigest()[:16]
+
+
+def main() -> int:
+    """Compile the emulator for this computer."""
+    try:
+        folder = own_build_folder()
+        print(f"Compiling the emulated overlay into {folder}", flush=True)
+        build_emulated_overlay(Path(package_folders("hls_src")[0]), folder)
+    except LlamaPynqError as error:
+        print(f"llama_pynq.emulation.build: {error}", file=sys.stderr)
+        return 1
+    print("Done. The emulated device finds it there: llama-pynq generate --emulate")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

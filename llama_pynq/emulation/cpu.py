@@ -1,18 +1,21 @@
 """Which instructions a compiled kernel may contain, and which ones this CPU has.
 
 A compiler announces the instructions it may use by predefined macros; the operating
-system lists those of the CPU. Comparing the two turns a crash by an illegal instruction
-into a sentence.
+system lists those of the CPU, or, on Windows and on Macs with an Intel processor, the payload
+that needs none of them asks the CPU. Comparing the two turns a crash by an illegal
+instruction into a sentence.
 """
 
 from __future__ import annotations
 
 import platform
 import re
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_pynq.emulation.container import Payload, describe_levels
+from llama_pynq.emulation import kernel
+from llama_pynq.emulation.container import Payload, describe_levels, extract
 from llama_pynq.errors import OverlayMismatch
 
 # Only what a compiler emits on its own for plain C++ is listed: CLWB or SGX, say, are
@@ -81,8 +84,25 @@ def features_from_macros(predefined: str) -> tuple[str, ...]:
     return tuple(sorted(name for macro, name in _FEATURES.items() if macro in defined))
 
 
+# What the first of Apple's own processors has, of what a compiler uses. No Mac with another
+# kind of arm64 was ever made, and none of the later ones lacks any of it.
+_APPLE_M1 = frozenset({"atomics", "asimdrdm", "asimddp", "asimdhp", "asimdfhm"})
+
+
+def machine() -> str:
+    """The processor that this interpreter is compiled for, as `platform.machine` names it.
+
+    On Windows `platform.machine` may name the computer's instead: an arm64 computer runs
+    interpreters for x86-64, too, and loads no library of its own kind into them.
+    """
+    of_interpreter = {"win-amd64": "AMD64", "win-arm64": "ARM64"}
+    return of_interpreter.get(sysconfig.get_platform(), platform.machine())
+
+
 def host_features() -> frozenset[str] | None:
-    """CPU features of this machine, or None where the system lists none (not Linux)."""
+    """CPU features of this machine, or None where the system does not list them."""
+    if (platform.system(), machine()) == ("Darwin", "arm64"):
+        return _APPLE_M1
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -94,6 +114,14 @@ def host_features() -> frozenset[str] | None:
     return frozenset.intersection(*(frozenset(line.split()) for line in lines))
 
 
+def features_by_asking(payloads: Sequence[Payload]) -> frozenset[str] | None:
+    """CPU features that a payload which needs none finds, or None if there is none to ask."""
+    for payload in payloads:
+        if not payload.features:
+            return kernel.cpu_features(extract(payload))
+    return None
+
+
 def choose(payloads: Sequence[Payload], source: str) -> Payload:
     """The payload for the best level that this machine can run.
 
@@ -102,17 +130,19 @@ def choose(payloads: Sequence[Payload], source: str) -> Payload:
     OverlayMismatch
         If there is none; the message names what is missing.
     """
-    system, machine = platform.system(), platform.machine()
-    native = [p for p in payloads if (p.system, p.machine) == (system, machine)]
-    remedy = "Build it here (install llama_pynq from its source: pip install --no-binary)."
+    here = (platform.system(), machine())
+    native = [p for p in payloads if (p.system, p.machine) == here]
+    remedy = "Build it here, which takes a C++ compiler: python -m llama_pynq.emulation.build"
     if not native:
         raise OverlayMismatch(
-            f"{source} holds no kernel for {system} {machine}, "
+            f"{source} holds no kernel for {' '.join(here)}, "
             f"only {describe_levels(payloads)}. {remedy}"
         )
     available = host_features()
     if available is None:
-        return max(native, key=lambda p: len(p.features))
+        available = features_by_asking(native)
+    if available is None:
+        return min(native, key=lambda p: len(p.features))
     usable = [p for p in native if available.issuperset(p.features)]
     if not usable:
         nearest = min(native, key=lambda p: len(set(p.features) - available))

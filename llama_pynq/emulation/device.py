@@ -25,6 +25,7 @@ from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
 from llama_pynq.emulation.kernel import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.files import BOARD_MARKS
 
 POLL_US = 1000
 """How long a read of CTRL waits for a running kernel, in microseconds, without the GIL.
@@ -35,12 +36,6 @@ soon as it comes, and leaves the CPU to the kernel's threads.
 
 MAX_THREADS = 1024
 _MIB = 1 << 20
-
-# Files that PYNQ looks for to know that it runs on a board.
-_BOARD_MARKS = (
-    Path("/proc/device-tree/chosen/pynq_board"),
-    Path("/sys/class/fpga_manager/fpga0/firmware"),
-)
 
 
 @dataclass(frozen=True)
@@ -264,7 +259,7 @@ class EmulatedDevice(Device):
     def _probe_(cls) -> list[EmulatedDevice]:
         # On a board whose own device was not found, PYNQ's "No devices found" is the truth;
         # running on the CPU instead would hide it.
-        return [] if any(path.exists() for path in _BOARD_MARKS) else [cls()]
+        return [] if any(path.exists() for path in BOARD_MARKS) else [cls()]
 
     def __init__(
         self,

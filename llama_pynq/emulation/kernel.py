@@ -29,7 +29,7 @@ _abandoned: list[Emulator] = []
 
 def _load(path: Path) -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path.absolute()))
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
@@ -40,6 +40,16 @@ def _load(path: Path) -> ctypes.CDLL:
             f"LLAMA_PYNQ_CACHE to another folder."
         ) from error
     return library
+
+
+def cpu_features(library: Path) -> frozenset[str]:
+    """CPU features that the library finds, as Linux names them; none if it cannot tell."""
+    text = ctypes.create_string_buffer(4096)
+    try:
+        length = ctypes.CDLL(str(library.absolute())).emulator_cpu_features(text, len(text))
+    except (OSError, AttributeError):
+        return frozenset()
+    return frozenset(text.raw[:length].decode("ascii").split())
 
 
 class Emulator:

@@ -1,0 +1,120 @@
+"""The computers that a release wheel is built for, all of them on one, by zig's C++ compiler.
+
+The one list of them: ``setup.py`` reads it when ``LLAMA_PYNQ_TARGET`` names one of them, and
+``make wheels`` builds them all. Standard library only, as `build`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from llama_pynq.errors import BuildError
+
+# Dot products are what the kernel spends its time on. x86_64_v2, _v3 and _v4 are the psABI's
+# levels. A processor of 2021 or newer has an instruction for them, with 512 bits (Ice Lake, Zen 4)
+# or with 256 alone (Alder Lake); 512 bits without it gave nothing over _v3.
+_X86_LEVELS = (
+    "x86_64",
+    "x86_64_v2",
+    "x86_64_v3",
+    "x86_64_v3+avxvnni",
+    "x86_64_v4+avx512vnni",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a wheel is built for.
+
+    Parameters
+    ----------
+    name : str
+        As ``LLAMA_PYNQ_TARGET`` gives it.
+    triple : str
+        zig's ``-target``.
+    wheel_tag : str
+        The platform in the wheel's name.
+    system, machine : str
+        As Python's `platform` names them there.
+    levels : tuple of str
+        Values of ``-march``, one payload each; the first runs on every such machine.
+    """
+
+    name: str
+    triple: str
+    wheel_tag: str
+    system: str
+    machine: str
+    levels: tuple[str, ...]
+
+    @property
+    def compiler(self) -> tuple[str, ...]:
+        """The command that compiles for it."""
+        return (sys.executable, "-m", "ziglang", "c++", "-target", self.triple)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "linux-x86_64",
+            "x86_64-linux-gnu.2.28",
+            "manylinux_2_28_x86_64",
+            "Linux",
+            "x86_64",
+            _X86_LEVELS,
+        ),
+        Target(
+            "linux-aarch64",
+            "aarch64-linux-gnu.2.28",
+            "manylinux_2_28_aarch64",
+            "Linux",
+            "aarch64",
+            ("generic", "generic+dotprod"),
+        ),
+        Target(
+            "windows-x86_64",
+            "x86_64-windows-gnu",
+            "win_amd64",
+            "Windows",
+            "AMD64",
+            _X86_LEVELS,
+        ),
+        # The first of Apple's own processors has the dot product.
+        Target(
+            "macos-arm64",
+            "aarch64-macos.11.0",
+            "macosx_11_0_arm64",
+            "Darwin",
+            "arm64",
+            ("apple_m1",),
+        ),
+        # macOS enables 512-bit registers for a thread on their first use, and does not announce
+        # them before: such a payload would never be chosen.
+        Target(
+            "macos-x86_64",
+            "x86_64-macos.11.0",
+            "macosx_11_0_x86_64",
+            "Darwin",
+            "x86_64",
+            ("x86_64", "x86_64_v2", "x86_64_v3"),
+        ),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name.
+
+    Raises
+    ------
+    BuildError
+        If there is none.
+    """
+    if name not in TARGETS:
+        raise BuildError(
+            f"LLAMA_PYNQ_TARGET is {name!r}: it must be one of {', '.join(TARGETS)}, or unset to "
+            "build for this computer."
+        )
+    return TARGETS[name]

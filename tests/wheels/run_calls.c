@@ -1,0 +1,88 @@
+// Runs a kernel library of another system: under Wine or QEMU, fed by foreign_kernel.py.
+//
+//   run_calls LIBRARY
+//
+// writes what emulator_cpu_features() does, its length first. Then for each call it reads the
+// number of buffers; an index and a size for each; the 128 argument words, in which bit 63 marks
+// the index of a buffer; the buffers' contents. It answers with their contents after the call. All
+// integers have 64 bits.
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#if defined(_WIN32)
+#include <fcntl.h>
+#include <io.h>
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+enum { kPage = 4096, kWords = 128, kMaxBuffers = 128 };
+
+static void* Find(const char* library, const char* name) {
+#if defined(_WIN32)
+  const HMODULE loaded = LoadLibraryA(library);
+  return loaded ? (void*)GetProcAddress(loaded, name) : NULL;
+#else
+  void* loaded = dlopen(library, RTLD_NOW);
+  return loaded ? dlsym(loaded, name) : NULL;
+#endif
+}
+
+static int Read(void* to, uint64_t n) {
+  return fread(to, 1, n, stdin) == n;
+}
+
+static void Write(const void* from, uint64_t n) {
+  fwrite(from, 1, n, stdout);
+}
+
+int main(int argc, char** argv) {
+#if defined(_WIN32)
+  _setmode(_fileno(stdin), _O_BINARY);
+  _setmode(_fileno(stdout), _O_BINARY);
+#endif
+  const char* library = argc > 1 ? argv[1] : "";
+  void* (*make)(int) = Find(library, "emulator_new");
+  int (*start)(void*, const uint64_t*) = Find(library, "emulator_start");
+  int (*wait)(void*, int) = Find(library, "emulator_wait");
+  void (*leave)(void*) = Find(library, "emulator_delete");
+  int (*features)(char*, int) = Find(library, "emulator_cpu_features");
+  if (!make || !start || !wait || !leave || !features) {
+    fprintf(stderr, "cannot load %s\n", library);
+    return 1;
+  }
+  static char text[4096];
+  const uint64_t length = (uint64_t)features(text, sizeof text);
+  Write(&length, sizeof length);
+  Write(text, length);
+  fflush(stdout);
+
+  void* emulator = make(2);
+  uint64_t n;
+  while (Read(&n, sizeof n) && n <= kMaxBuffers) {
+    uint64_t sizes[kMaxBuffers], words[kWords];
+    char *blocks[kMaxBuffers], *buffers[kMaxBuffers];
+    Read(sizes, 8 * n);
+    Read(words, sizeof words);
+    for (uint64_t i = 0; i < n; ++i) {
+      blocks[i] = malloc(sizes[i] + kPage);
+      buffers[i] = blocks[i] + (kPage - (uintptr_t)blocks[i] % kPage) % kPage;
+      Read(buffers[i], sizes[i]);
+    }
+    for (int i = 0; i < kWords; ++i) {
+      if (words[i] >> 63) words[i] = (uintptr_t)buffers[words[i] & (kMaxBuffers - 1)];
+    }
+    if (start(emulator, words) != 0) return 2;
+    while (!wait(emulator, 1000000)) {
+    }
+    for (uint64_t i = 0; i < n; ++i) {
+      Write(buffers[i], sizes[i]);
+      free(blocks[i]);
+    }
+    fflush(stdout);
+  }
+  leave(emulator);
+  return 0;
+}

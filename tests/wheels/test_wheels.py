@@ -1,0 +1,151 @@
+"""The wheels that ``make wheels`` left in dist/: what is in them, and whether it runs.
+
+Foreign ones run where there is Wine (``apt install wine64``) or QEMU (``qemu-user-static`` and
+``libc6-arm64-cross``), their kernel alone: Python and PYNQ there are not tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import zipfile
+from pathlib import Path
+
+import lief
+import numpy as np
+import pytest
+import test_kernel
+from foreign_kernel import ForeignKernel, build_runner
+
+from llama_pynq.emulation import cpu, hwh, xclbin
+from llama_pynq.emulation.targets import TARGETS
+
+ROOT = Path(__file__).parents[2]
+HERE = next(
+    (t for t in TARGETS.values() if (t.system, t.machine) == (platform.system(), cpu.machine())),
+    None,
+)
+EXPORTS = {"new", "start", "wait", "delete", "cpu_features"}
+# Part of every system that the tag names: glibc; Windows 10; macOS.
+SYSTEM_LIBRARIES = {
+    "Linux": ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-"),
+    "Windows": ("KERNEL32.dll", "api-ms-win-crt-"),
+    "Darwin": ("/usr/lib/libSystem.B.dylib",),
+}
+
+
+def wheel_of(tag: str) -> Path:
+    found = sorted((ROOT / "dist").glob(f"llama_pynq-*-{tag}.whl"), key=os.path.getmtime)
+    if not found:
+        pytest.skip(f"dist/ holds no wheel for {tag}: make wheels")
+    return found[-1]
+
+
+def payloads_of(target):
+    with zipfile.ZipFile(wheel_of(target.wheel_tag)) as archive:
+        alveo = xclbin.read(archive.read("llama_pynq/overlay/llama/llama.xclbin"), "xclbin")
+        zynq = hwh.read_bit(archive.read("llama_pynq/overlay/llama/llama.bit"), "bit")
+    assert alveo.payloads == zynq.payloads
+    return alveo.payloads
+
+
+every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+
+
+@every_target
+def test_wheel_holds_a_kernel_for_every_level(target):
+    payloads = payloads_of(target)
+    assert tuple(payload.level for payload in payloads) == target.levels
+    assert {(p.system, p.machine) for p in payloads} == {(target.system, target.machine)}
+    # The first runs everywhere: nobody is left without.
+    every = cpu._APPLE_M1 if target.name == "macos-arm64" else frozenset()
+    assert every.issuperset(payloads[0].features)
+    # No two are equally good.
+    assert len({len(payload.features) for payload in payloads}) == len(payloads)
+    tag = f"py3-none-{target.wheel_tag}"
+    with zipfile.ZipFile(wheel_of(target.wheel_tag)) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/WHEEL")]
+        assert f"Tag: {tag}\n" in archive.read(name).decode()
+
+
+@every_target
+def test_libraries_need_nothing_but_the_system(target, tmp_path):
+    for payload in payloads_of(target):
+        file = tmp_path / "library"
+        file.write_bytes(payload.data)
+        library = lief.parse(str(file))
+        needed = {getattr(entry, "name", entry) for entry in library.libraries}
+        if target.system == "Linux":
+            versions = [
+                tuple(map(int, auxiliary.name.removeprefix("GLIBC_").split(".")))
+                for requirement in library.symbols_version_requirement
+                for auxiliary in requirement.get_auxiliary_symbols()
+            ]
+            assert max(versions) <= (2, 28)
+        if target.system == "Darwin":
+            needed = {name for name in needed if "tmp" not in name}  # its own name
+            assert library.build_version.minos[:2] == [11, 0]
+            if target.machine == "arm64":
+                assert library.has_code_signature, "arm64 macOS loads nothing unsigned"
+        assert needed and all(name.startswith(SYSTEM_LIBRARIES[target.system]) for name in needed)
+        exports = {getattr(f, "name", f).lstrip("_") for f in library.exported_functions}
+        assert {f"emulator_{name}" for name in EXPORTS} <= exports
+
+
+# What runs a library of each target here, before run_calls and its arguments.
+RUNNERS = {
+    "linux-x86_64": (),
+    "linux-aarch64": ("qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"),
+    "windows-x86_64": ("/usr/lib/wine/wine64",),
+}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    """The command that runs a target's libraries here; skips where there is none."""
+    zig = ROOT / ".venv-wheels" / "bin" / "python"
+    if not zig.exists():
+        pytest.skip("no zig: make wheels installs it")
+    made = {}
+
+    def of(target):
+        prefix = RUNNERS.get(target.name)
+        if prefix is None:
+            pytest.skip(f"{target.name} does not run here")
+        if prefix and shutil.which(prefix[0]) is None:
+            pytest.skip(f"{target.name} runs where there is {prefix[0]}")
+        if not prefix and target is not HERE:
+            pytest.skip(f"{target.name} runs on a computer of its own")
+        if target.name not in made:
+            out = tmp_path_factory.mktemp(target.name)
+            made[target.name] = build_runner(zig, target, out)
+        return *prefix, made[target.name]
+
+    return of
+
+
+@every_target
+def test_every_level_that_runs_here_gives_the_golden_hash(target, runner, tmp_path, monkeypatch):
+    command = runner(target)
+    monkeypatch.setenv("WINEDEBUG", "-all")
+    ran = []
+    for payload in payloads_of(target):
+        if target.machine in ("x86_64", "AMD64"):
+            available = cpu.host_features()
+            if not available.issuperset(payload.features):
+                continue
+        library = tmp_path / f"{payload.level}.so"
+        library.write_bytes(payload.data)
+        foreign = ForeignKernel([*command, library])
+        monkeypatch.setattr(test_kernel, "kernel_library", lambda *a, kernel=foreign: kernel)
+        tokens, digest = test_kernel.fixed_calls(("host", False))
+        tokens = hashlib.sha256(np.array(tokens, "<i4").tobytes()).hexdigest()
+        assert (tokens, digest) == (test_kernel.GOLDEN_TOKENS, test_kernel.GOLDEN_LOGITS)
+        if target.machine in ("x86_64", "AMD64"):
+            assert set(payload.features) <= foreign.cpu_features <= available
+        foreign.close()
+        ran.append(payload.level)
+    print(f"{target.name}: {', '.join(ran)}")
+    assert target.levels[0] in ran
