@@ -37,8 +37,8 @@ wheels: .venv-wheels/.installed
 	done; ls -l dist
 
 # What is in the wheels in dist/, and the one for this computer installed where there is no compiler.
-test-wheels: .venv-wheels/.installed
-	.venv-wheels/bin/python -m pytest tests/wheels
+test-wheels: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -rs tests/wheels
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

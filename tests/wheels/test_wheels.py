@@ -10,6 +10,9 @@ import hashlib
 import os
 import platform
 import shutil
+import subprocess
+import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -39,6 +42,8 @@ SYSTEM_LIBRARIES = {
 def wheel_of(tag: str) -> Path:
     found = sorted((ROOT / "dist").glob(f"llama_pynq-*-{tag}.whl"), key=os.path.getmtime)
     if not found:
+        if os.environ.get("CI") == "true" and HERE and tag == HERE.wheel_tag:
+            pytest.fail("CI builds the wheel for its own computer: make wheels")
         pytest.skip(f"dist/ holds no wheel for {tag}: make wheels")
     return found[-1]
 
@@ -149,3 +154,60 @@ def test_every_level_that_runs_here_gives_the_golden_hash(target, runner, tmp_pa
         ran.append(payload.level)
     print(f"{target.name}: {', '.join(ran)}")
     assert target.levels[0] in ran
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Runs a program of a clean environment with the wheel, where there is no compiler.
+
+    What the package depends on comes from PyPI, or from pip's cache.
+    """
+    if HERE is None:
+        pytest.skip(f"no wheel is made for {platform.system()} {cpu.machine()}")
+    wheel = wheel_of(HERE.wheel_tag)
+    folder = tmp_path_factory.mktemp("student")
+    venv.create(folder / "env", symlinks=True, with_pip=True)
+    programs = folder / "env" / "bin"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "cache", "dir"]
+    cache = subprocess.run(pip, capture_output=True, text=True, check=True)
+    # Nothing else is on the path, and no variable of ours reaches them.
+    environment = {
+        "PATH": str(programs),
+        "HOME": str(folder),
+        **{name: os.environ[name] for name in os.environ if name.startswith("PIP_")},
+        "PIP_CACHE_DIR": cache.stdout.strip(),
+        "LLAMA_PYNQ_LOCKS": str(folder / "locks"),
+    }
+
+    def run(program, *arguments):
+        done = subprocess.run(
+            [programs / program, *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{program} {arguments}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    pip_install = ["install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    run("pip", *pip_install, wheel, "pytest<10", "hypothesis<7")
+    return run
+
+
+STORY = (
+    "Once upon a time, there was a little girl named Anna. She lived in a small house near the "
+    "forest. One fine day, Anna saw a beautiful yellow butterfly. She ran after it."
+)
+
+
+def test_student_without_a_compiler_generates_the_known_text(installed):
+    arguments = ["Once upon a time", "--temperature", "0", "--max-new-tokens", "36"]
+    assert installed("llama-pynq", "generate", *arguments).rstrip().startswith(STORY)
+
+
+def test_students_device_and_driver_pass_their_tests(installed):
+    """Those that compile no kernel of their own; the package is the installed one."""
+    tests = [ROOT / "tests" / f"test_{name}.py" for name in ("llama", "lock", "emulation_memory")]
+    installed("pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", *tests)
