@@ -1,7 +1,8 @@
 """The wheels that ``make wheels`` left in dist/: what is in them, and whether it runs.
 
-Foreign ones run where there is Wine (``apt install wine64``) or QEMU (``qemu-user-static`` and
-``libc6-arm64-cross``), their kernel alone: Python and PYNQ there are not tried.
+Foreign ones run where there is Wine (``apt install wine wine64``, then once ``wine wineboot``) or
+QEMU (``qemu-user-static`` and ``libc6-arm64-cross``), their kernel alone: Python and PYNQ there
+are not tried.
 """
 
 from __future__ import annotations
