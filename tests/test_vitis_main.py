@@ -175,10 +175,12 @@ def test_make_without_a_board_says_so(machine):
 
 
 def test_make_hands_every_option_on(machine, tmp_path):
-    done = _make("-n", "overlay", "BOARD=u50", "JOBS=4", "BOARD_FILES=b", "PLATFORM=p",
-                 "ANY_VERSION=1", "ACCEPT_NEGATIVE_SLACK=1")  # fmt: skip
-    for option in ("--jobs 4", '--board-files "b"', '--platform "p"', "--any-version",
-                   "--accept-negative-slack", '--folder "build/u50"'):  # fmt: skip
+    options = ("HEADER=h", "JOBS=4", "BOARD_FILES=b", "PLATFORM=p", "BUILT_BY=me", "ANY_VERSION=1")
+    done = _make("-n", "overlay", "BOARD=u50", *options, "ACCEPT_NEGATIVE_SLACK=1")
+    for option in (
+        '--board "u50"', '--folder "build/u50"', '--header "h"', "--jobs 4", '--board-files "b"',
+        '--platform "p"', '--built-by "me"', "--any-version", "--accept-negative-slack",
+    ):  # fmt: skip
         assert option in done.stdout
 
 

@@ -182,3 +182,18 @@ def test_card_takes_the_kernels_masters(project, board):
     k = made.constants
     count = len({a.bundle for a in arguments(k["kChannels"], k["kKvPorts"]) if a.bundle})
     assert count <= made.platform.most_masters
+
+
+def test_header_of_ones_own_is_built_for_the_board(tmp_path, project):
+    mine = tmp_path / "mine.h"
+    text = project("kv260").header.read_text().replace("kClockMhz = 300", "kClockMhz = 200")
+    mine.write_text(text.replace('"kv260"', '"mine"').replace("kKvPorts = 3", "kKvPorts = 2"))
+    made = Project.of("kv260", tmp_path / "out", mine)
+    made.write()
+    assert made.clock_mhz == 200
+    assert sum(bundle.startswith("gmem_kv") for bundle in made.bundles()) == 2
+    assert (tmp_path / "out" / "top.cpp").read_text().startswith(
+        f'#define LLAMA_BOARD_HEADER "{mine}"\n'
+    )  # fmt: skip
+    with pytest.raises(BuildError, match=r"no.h is missing: name a config header like those in"):
+        Project.of("kv260", tmp_path, tmp_path / "no.h")

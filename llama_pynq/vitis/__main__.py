@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("step", choices=_STEPS)
     parser.add_argument("--board", required=True, help=", ".join(PLATFORMS))
     parser.add_argument("--folder", type=Path, help="where everything goes; default: build/<board>")
+    parser.add_argument("--header", type=Path, help="a config header of your own for the board")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="at once")
     parser.add_argument("--board-files", default="", help="a folder with Vivado board files")
     parser.add_argument("--platform", default="", help="a card's platform: name, or .xpfm file")
@@ -160,7 +161,7 @@ class Builder:
             files=tuple(OverlayFile.of(target / name) for name in names),
             tools={t.name: self._tool(t).version for t in (tools.VITIS_HLS, tool)},
             built=datetime.date.today().isoformat(),
-            built_by=self.options.built_by or getpass.getuser(),
+            built_by=self.options.built_by or _user(),
             source=_source_version(project.source),
             platform=None if zynq else Path(platform.read_text()).stem,
             report=report,
@@ -206,6 +207,13 @@ class Builder:
         return report, clock
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
 def _source_version(source: Path) -> str:
     """``git describe`` of the kernel's source, or the package's version."""
     try:
@@ -225,7 +233,7 @@ def main(args: list[str] | None = None) -> int:
     options = _parser().parse_args(args)
     try:
         folder = options.folder or Path("build", options.board)
-        builder = Builder(Project.of(options.board, folder), options)
+        builder = Builder(Project.of(options.board, folder, options.header), options)
         getattr(builder, options.step)()
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

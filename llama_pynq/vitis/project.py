@@ -76,13 +76,21 @@ class Project:
     folder: Path
 
     @classmethod
-    def of(cls, name: str, folder: Path, source: Path | None = None) -> Project:
+    def of(cls, name: str, folder: Path, header: Path | None = None) -> Project:
         """The project of a board.
+
+        Parameters
+        ----------
+        name : str
+            One of `PLATFORMS`.
+        folder : Path
+        header : Path or None
+            A config header of one's own; None: the board's.
 
         Raises
         ------
         BuildError
-            If no build is known for a board of that name.
+            If no build is known for a board of that name, or there is no such header.
         """
         if name not in PLATFORMS:
             why = (
@@ -93,8 +101,13 @@ class Project:
             )
             raise BuildError(f"cannot build for {name!r}: {why}. Choose {', '.join(PLATFORMS)}")
         board = boards()[name]
-        source = source or source_folder()
-        return cls(board, PLATFORMS[name], source, _header(source, board), folder.resolve())
+        source = source_folder()
+        if header is not None and not header.is_file():
+            raise BuildError(
+                f"{header} is missing: name a config header like those in {source}/boards"
+            )
+        header = header.resolve() if header else _header(source, board)
+        return cls(board, PLATFORMS[name], source, header, folder.resolve())
 
     @property
     def constants(self) -> dict[str, int]:
@@ -139,10 +152,10 @@ class Project:
             If the kernel has more AXI masters than the card's shell takes, or the tools
             cannot take a folder's name.
         """
-        for folder in (self.folder, self.source):
-            if re.search(r"[\s{}\\$\[\];\"#]", folder.as_posix()):
+        for path in (self.folder, self.source, self.header):
+            if re.search(r"[\s{}\\$\[\];\"#]", path.as_posix()):
                 raise BuildError(
-                    f"{folder} has a space or one of {{}}$[];\"# in its name, which the tools' "
+                    f"{path} has a space or one of {{}}$[];\"# in its name, which the tools' "
                     "command lines do not take: use another folder"
                 )
         files = {"top.cpp": self.top(), "settings.tcl": self.settings()}
@@ -156,8 +169,9 @@ class Project:
 
         A macro with quotes in it does not survive every tool's command line.
         """
-        header = self.header.relative_to(self.source).as_posix()
-        return f'#define LLAMA_BOARD_HEADER "{header}"\n{top_function(self.header)}'
+        inside = self.header.is_relative_to(self.source)
+        header = self.header.relative_to(self.source) if inside else self.header
+        return f'#define LLAMA_BOARD_HEADER "{header.as_posix()}"\n{top_function(self.header)}'
 
     def settings(self) -> str:
         """What the Tcl scripts need to know."""
