@@ -97,7 +97,7 @@ def test_a_port_without_a_master_is_not_used():
 
 
 def test_two_channels_do_not_share_a_port_of_the_memory_controller():
-    """UG585: HP0 and HP1 go to one of its ports, HP2 and HP3 to another."""
+    """UG585, from memory: HP0 and HP1 go to one of its ports, HP2 and HP3 to another."""
     assert [p.name for p in ZYNQ_7000.ports[:2]] == ["S_AXI_HP0", "S_AXI_HP2"]
 
 

@@ -124,7 +124,7 @@ def _mpsoc_port(n: int) -> ProcessorPort:
     )  # fmt: skip
 
 
-# HP0 with HP1, and HP2 with HP3, share a port of the memory controller (UG585, chapter 22).
+# HP0 with HP1, and HP2 with HP3, share a port of the memory controller (UG585, from memory).
 ZYNQ_7000 = Processor(
     "processing_system7",
     (
@@ -143,8 +143,9 @@ ZYNQ_7000 = Processor(
     tuple(_zynq_7000_port(n) for n in (0, 2, 1, 3)),
 )
 
-# HP1 and HP2 share a port of the memory controller, HP0 one with the display port (UG1085, chapter
-# 17). The HPC ports are left alone: PYNQ's buffers are not coherent, and they go through the CCI.
+# HP1 and HP2 share a port of the memory controller, HP0 one with the display port, HP3 one with a
+# DMA controller (UG1085, PL-PS Interface Specifics). The HPC ports are left alone: PYNQ's buffers are
+# not coherent, and they go through the CCI.
 MPSOC = Processor(
     "zynq_ultra_ps_e",
     (("apply_board_preset", "1"),),
