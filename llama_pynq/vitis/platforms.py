@@ -144,8 +144,8 @@ ZYNQ_7000 = Processor(
 )
 
 # HP1 and HP2 share a port of the memory controller, HP0 one with the display port, HP3 one with a
-# DMA controller (UG1085, PL-PS Interface Specifics). The HPC ports are left alone: PYNQ's buffers are
-# not coherent, and they go through the CCI.
+# DMA controller (UG1085, PL-PS Interface Specifics). The HPC ports are left alone: they go through
+# the CCI, and PYNQ's buffers are not coherent.
 MPSOC = Processor(
     "zynq_ultra_ps_e",
     (("apply_board_preset", "1"),),

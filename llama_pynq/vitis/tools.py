@@ -16,8 +16,8 @@ from llama_pynq.errors import BuildError
 from .platforms import Card
 
 OLDEST, NEWEST = (2022, 1), (2024, 2)
-"""The versions whose documents these scripts were checked against (UG1399, UG1393, UG835). PYNQ
-3.0.1 and Kria-PYNQ were made with 2022.1; XRT 2.13 to 2.16 came with 2022.1 to 2023.2."""
+"""PYNQ 3.0.1 and Kria-PYNQ were made with 2022.1; vitis_hls is to go after 2024.2 (Vitis Libraries
+2024.2). XRT 2.13 to 2.16 came with 2022.1 to 2023.2, from memory. None of them was tried."""
 
 _SHELLS = Path("/opt/xilinx/platforms")
 
