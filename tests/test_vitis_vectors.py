@@ -18,7 +18,7 @@ def bench(tmp_path):
         path.write_text(damage(path.read_text()))
         program = tmp_path / board / "test_bench"
         command = ["g++", "-std=c++14", "-Wall", "-Wextra", "-Werror", f"-I{project.folder}"]
-        command += [str(HLS_SRC / "test_bench.cpp"), str(compiled_kernel(header, True))]
+        command += [str(HLS_SRC / "scripts" / "test_bench.cpp"), str(compiled_kernel(header, True))]
         subprocess.run([*command, "-o", str(program)], check=True)
         return subprocess.run([program], capture_output=True, text=True, check=False)
 

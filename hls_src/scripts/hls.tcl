@@ -14,7 +14,7 @@ proc build {step} {
         # The same streams as in synthesis, where Vitis defines __SYNTHESIS__.
         append cflags " -DLLAMA_STREAMS -I[pwd]"
         add_files top.cpp -cflags $cflags
-        add_files -tb [list $source/test_bench.cpp $source/host/emulator.cpp] -cflags $cflags
+        add_files -tb [list $source/scripts/test_bench.cpp $source/host/emulator.cpp] -cflags $cflags
     } else {
         add_files top.cpp -cflags $cflags
     }
