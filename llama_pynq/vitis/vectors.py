@@ -1,4 +1,4 @@
-"""Data for ``hls_src/scripts/test_bench.cpp``: a small model, a call, and what the reference makes of it.
+"""Data for ``test_bench.cpp``: a small model, a call, and what the reference makes of it.
 
 The model's weights are random, its shape odd: half groups, padded heads, grouped queries. The call
 is one row of three steps that feeds its own samples back, which every board takes.
