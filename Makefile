@@ -47,7 +47,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.c')
 
-SOURCES := setup.py pyproject.toml $(shell find hls_src llama_pynq notebooks overlay -type f -not -path 'overlay/llama/*' -not -name '*.pyc' 2>/dev/null)
+SOURCES := setup.py pyproject.toml $(shell find hls_src llama_pynq notebooks overlay -type f -not -path 'overlay/llama/*' -not -path 'hls_src/build/*' -not -name '*.pyc' 2>/dev/null)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -30,7 +30,7 @@ from llama_pynq.files import BOARD_MARKS  # noqa: E402
 # The kernel's source travels along: a board's overlay, or another emulator, is built from it.
 HLS_FOLDERS = [
     "llama_pynq.hls_src",
-    *(f"llama_pynq.hls_src.{name}" for name in ("boards", "host", "shims", "stages")),
+    *(f"llama_pynq.hls_src.{name}" for name in ("boards", "host", "scripts", "shims", "stages")),
 ]
 
 
@@ -128,11 +128,12 @@ setup(
         "llama_pynq.notebooks",
         "llama_pynq.overlay",
         "llama_pynq.train",
+        "llama_pynq.vitis",
         "llama_pynq.widgets",
     ],
     package_data={
         "llama_pynq.models": ["*.bin", "*.model", "*.md"],
         "llama_pynq.notebooks": ["*.ipynb"],
-        **{name: ["*.h", "*.cpp"] for name in HLS_FOLDERS},
+        **{name: ["*.h", "*.cpp", "*.tcl", "Makefile"] for name in HLS_FOLDERS},
     },
 )

@@ -263,6 +263,7 @@ DESCRIBE_BOARD:
   for (int i = 0; i < 4; ++i) {
     uint32_t word = 0;
     for (int j = 0; j < 4; ++j) {
+#pragma HLS UNROLL
       const unsigned k = 4 * i + j;
       const uint32_t c = k < sizeof(kBoardName) ? static_cast<uint8_t>(kBoardName[k]) : 0;
       word |= c << (8 * j);

@@ -282,6 +282,7 @@ inline void ReadActivations(const Step& step, const float* memory, Workspace& ws
 ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+  READ_ROW:
     for (int i = 0; i < step.shape.dim; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 288 max = kMaxDim
@@ -295,6 +296,7 @@ inline void WriteActivations(const Step& step, float* memory, const Workspace& w
 ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+  WRITE_ROW:
     for (int i = 0; i < step.shape.dim; ++i) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 288 max = kMaxDim

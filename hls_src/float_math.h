@@ -155,6 +155,7 @@ inline float SumInPlace(float (&values)[N]) {
 #pragma HLS INLINE
 LEVELS:
   for (int half = N / 2; half > 0; half /= 2) {
+  LEVEL:
     for (int i = 0; i < half; i += kLanes) {
 // A bank is read twice and written.
 #pragma HLS PIPELINE II = 2

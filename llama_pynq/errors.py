@@ -54,4 +54,4 @@ class KernelTimeout(LlamaPynqError, TimeoutError):
 
 
 class BuildError(LlamaPynqError, RuntimeError):
-    """The emulated overlay could not be compiled."""
+    """The emulated overlay could not be compiled, or a board's overlay not built."""

@@ -315,7 +315,14 @@ def test_more_sequences_take_more_room():
         ("stories110M", 64, "kv260"),
         ("stories110M", 64, "zcu104"),
         ("stories110M", 64, "u250"),
-        ("stories110M", 64, "u50"),
+        pytest.param(
+            "stories110M",
+            64,
+            "u50",
+            marks=pytest.mark.xfail(
+                strict=True, reason="its shell takes 30 masters: 16 weight channels (u50.h)"
+            ),
+        ),
         ("stories15M", 32, "pynq-z2"),
         ("stories15M", 32, "kv260"),
         ("stories15M", 64, "pynq-z2"),

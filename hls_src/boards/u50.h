@@ -8,7 +8,7 @@ constexpr char kBoardName[] = "u50";
 constexpr int kClockMhz = 300;
 
 // Weight memory.
-constexpr int kChannels = 24;
+constexpr int kChannels = 16;  // and KV ports, and two: the shell takes 30 masters
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 16;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
@@ -40,7 +40,7 @@ constexpr int kMaxSeqLen = 16384;
 constexpr int kTopLogits = 32;
 
 // Beats on the way from memory: loaders go on while compute is busy with something else.
-constexpr int kWeightFifoBeats = 4096;
+constexpr int kWeightFifoBeats = 8192;
 constexpr int kKvFifoBeats = 2048;
 
 // Burst shape of a weight port, and the float adder, in cycles.

@@ -191,6 +191,7 @@ CLEAR_VALUES:
   for (int t = positions; t < kBlock; ++t) {
 #pragma HLS LOOP_TRIPCOUNT min = 0 max = kBlock - 1
     value_scale[t] = 0.0f;
+  CLEAR_VALUE:
     for (int d = 0; d < s.head_stride; d += kReduceLanes) {
 #pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
 #pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
@@ -208,6 +209,7 @@ OVERLAY:
       const int t = r.position % kBlock;
       key_scale[t] = fresh_scale[row][0];
       value_scale[t] = fresh_scale[row][1];
+    OVERLAY_ROW:
       for (int d = 0; d < s.head_stride; d += kReduceLanes) {
 #pragma HLS PIPELINE II = kReduceLanes / kAttentionLanes
 #pragma HLS LOOP_TRIPCOUNT min = 3 max = 8
@@ -420,6 +422,7 @@ START_QUERIES:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
     maximum[q] = kLowest;
     total[q] = 0.0f;
+  START_QUERY:
     for (int d = 0; d < s.head_stride; d += kAttentionLanes) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 48 / kAttentionLanes max = kMaxHeadSize / kAttentionLanes
@@ -434,6 +437,7 @@ START_QUERIES:
 FINISH_QUERIES:
   for (int q = 0; q < place.queries; ++q) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kQueries
+  FINISH_QUERY:
     for (int d = 0; d < s.head_size; ++d) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 48 max = kMaxHeadSize

@@ -7,7 +7,8 @@ limit = "memory" if memory_bytes_per_cycle < ports_bytes_per_cycle else "ports"
 
 
 # %% exercise-08-2
-speed_share = (ports_bytes_per_cycle / 2) / memory_bytes_per_cycle  # now the ports are the limit
+before = min(ports_bytes_per_cycle, memory_bytes_per_cycle)
+speed_share = min(ports_bytes_per_cycle / 2, memory_bytes_per_cycle) / before  # ports: the limit
 dsp_share = 0.92  # only the engines' multipliers are fewer, and they are a small part
 
 

@@ -1,0 +1,245 @@
+"""``python -m llama_pynq.vitis``: one board's build, step by step."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from llama_pynq import __version__
+from llama_pynq.errors import BuildError
+from llama_pynq.interface import IP_NAME
+from llama_pynq.overlay_record import OverlayFile, OverlayRecord
+
+from . import reports, tools
+from .platforms import PLATFORMS, Card, Zynq
+from .project import Project
+
+_STEPS = {
+    "files": "write the generated files, run nothing",
+    "csim": "Vitis HLS: run the kernel's C++ against the reference (needs NumPy)",
+    "csynth": "Vitis HLS: synthesise, and report latencies and resources",
+    "overlay": "all the way to an overlay: .bit with .hwh, or .xclbin",
+    "record": "the last part of overlay: read the reports, write overlay.json",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m llama_pynq.vitis",
+        description="Build the kernel of one board with AMD's tools.",
+        epilog="steps: " + "; ".join(f"{name}: {what}" for name, what in _STEPS.items()),
+    )
+    parser.add_argument("step", choices=_STEPS)
+    parser.add_argument("--board", required=True, help=", ".join(PLATFORMS))
+    parser.add_argument("--folder", type=Path, help="where everything goes; default: build/<board>")
+    parser.add_argument("--header", type=Path, help="a config header of your own for the board")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="at once")
+    parser.add_argument("--board-files", default="", help="a folder with Vivado board files")
+    parser.add_argument("--platform", default="", help="a card's platform: name, or .xpfm file")
+    parser.add_argument("--built-by", default="", help="for the record; default: the user's name")
+    parser.add_argument(
+        "--any-version", action="store_true", help="take tool versions that nobody looked at"
+    )
+    parser.add_argument(
+        "--accept-negative-slack",
+        action="store_true",
+        help="call a design done that misses timing: it may compute nonsense",
+    )
+    return parser
+
+
+class Builder:
+    """Runs the steps of one project.
+
+    Parameters
+    ----------
+    project : Project
+    options : argparse.Namespace
+        Of ``_parser``.
+    """
+
+    def __init__(self, project: Project, options: argparse.Namespace) -> None:
+        self.project, self.options = project, options
+        self._found: dict[str, tools.FoundTool] = {}
+
+    def _tool(self, tool: tools.Tool) -> tools.FoundTool:
+        if tool.name not in self._found:
+            self._found[tool.name] = tools.find(tool, self.options.any_version)
+        return self._found[tool.name]
+
+    def _hls(self, step: str) -> None:
+        script = self.project.source / "scripts" / "hls.tcl"
+        hls = self._tool(tools.VITIS_HLS)
+        tools.run(hls, [str(script)], self.project.folder, {"LLAMA_STEP": step})
+
+    def files(self) -> None:
+        self.project.write()
+        print(f"wrote {self.project.folder}")
+
+    def csim(self) -> None:
+        self._tool(tools.VITIS_HLS)
+        try:
+            from .vectors import write_vectors
+        except ImportError as error:
+            raise BuildError(
+                f"the test bench's data need NumPy, which {sys.executable} lacks ({error}): "
+                "pip install 'numpy<2'"
+            ) from error
+        self.project.write()
+        write_vectors(self.project)
+        self._hls("csim")
+
+    def csynth(self) -> None:
+        self._tool(tools.VITIS_HLS)
+        self.project.write()
+        self._hls("csynth")
+        report = self.project.folder / "hls_csynth" / "solution" / "syn" / "report"
+        print(f"reports: {report}")
+
+    def overlay(self) -> None:
+        """Everything is asked for before hours are spent."""
+        self._tool(tools.VITIS_HLS)
+        platform = self.project.platform
+        shell = None
+        if isinstance(platform, Card):
+            self._tool(tools.VPP)
+            shell = tools.find_shell(platform, self.options.platform or None)
+        else:
+            self._tool(tools.VIVADO)
+        self.project.write()
+        self._hls("ip")
+        if shell is None:
+            self._vivado()
+        else:
+            self._link(shell)
+        self.record()
+
+    def _vivado(self) -> None:
+        script = self.project.source / "scripts" / "vivado.tcl"
+        settings = {
+            "LLAMA_JOBS": str(self.options.jobs),
+            "LLAMA_BOARD_FILES": self.options.board_files,
+        }
+        vivado = self._tool(tools.VIVADO)
+        tools.run(vivado, [str(script)], self.project.folder, settings)
+
+    def _link(self, shell: str) -> None:
+        folder = self.project.folder
+        (folder / "built").mkdir(exist_ok=True)
+        (folder / "platform").write_text(shell)
+        args = ["--link", "--target", "hw", "--platform", shell]
+        args += ["--config", "connectivity.cfg", "--jobs", str(self.options.jobs)]
+        args += ["--save-temps", "--temp_dir", "link", "--report_dir", "reports"]
+        args += ["-o", f"built/{IP_NAME}.xclbin", f"{IP_NAME}.xo"]
+        tools.run(self._tool(tools.VPP), args, folder, {})
+
+    def record(self) -> None:
+        """Read the reports; move what was built to ``overlay/`` if it may be called done."""
+        project, folder = self.project, self.project.folder
+        zynq = isinstance(project.platform, Zynq)
+        tool = tools.VIVADO if zynq else tools.VPP
+        names = [f"{IP_NAME}.bit", f"{IP_NAME}.hwh"] if zynq else [f"{IP_NAME}.xclbin"]
+        for name in names:
+            if not (folder / "built" / name).exists():
+                raise BuildError(f"{folder / 'built' / name} is missing: run the step overlay")
+        report, clock_mhz = self._zynq_report() if zynq else self._card_report()
+        platform = folder / "platform"
+        target = folder / "overlay"
+        target.mkdir(exist_ok=True)
+        for name in names:
+            shutil.copyfile(folder / "built" / name, target / name)
+        record = OverlayRecord(
+            board=project.board.name,
+            abi=project.abi,
+            clock_mhz=clock_mhz,
+            files=tuple(OverlayFile.of(target / name) for name in names),
+            tools={t.name: self._tool(t).version for t in (tools.VITIS_HLS, tool)},
+            built=datetime.date.today().isoformat(),
+            built_by=self.options.built_by or _user(),
+            source=_source_version(project.source),
+            platform=None if zynq else Path(platform.read_text()).stem,
+            report=report,
+        )
+        path = record.write(target)
+        print(f"wrote {path}\nfor your board: llama-pynq overlay add {target / record.main.name}")
+
+    def _read(self, pattern: str) -> str:
+        """The newest report that fits."""
+        found = list((self.project.folder / "reports").glob(pattern))
+        if not found:
+            raise BuildError(f"there is no report {self.project.folder / 'reports' / pattern}")
+        return max(found, key=lambda path: path.stat().st_mtime).read_text(errors="replace")
+
+    def _zynq_report(self) -> tuple[dict[str, float], float]:
+        report = reports.utilization(self._read("utilization.rpt"))
+        slack = report["wns_ns"] = reports.worst_slack_ns(self._read("timing.rpt"))
+        if slack < 0 and not self.options.accept_negative_slack:
+            clock = self.project.clock_mhz
+            reached = 1000 / (1000 / clock - slack)
+            raise BuildError(
+                f"timing is not met: the worst slack is {slack:g} ns at {clock} MHz, so the design "
+                f"may compute nonsense, and is not called done. Lower kClockMhz in "
+                f"{self.project.header} (to about {reached:.0f}) and build again; to have it all "
+                "the same: make record ACCEPT_NEGATIVE_SLACK=1"
+            )
+        return report, float(self.project.clock_mhz)
+
+    def _card_report(self) -> tuple[dict[str, float], float]:
+        """Its shell is counted too; v++ itself refuses what misses timing at a lowered clock."""
+        info = self.project.folder / "built" / f"{IP_NAME}.xclbin.info"
+        if not info.exists():
+            raise BuildError(
+                f"{info} is missing: v++ writes it beside the .xclbin. Make it with "
+                f"xclbinutil --info --input {info.with_suffix('')} > {info}"
+            )
+        clock = reports.kernel_clock_mhz(info.read_text(errors="replace"))
+        asked = self.project.clock_mhz
+        if clock < asked:
+            print(f"timing was not met at {asked} MHz: v++ lowered the clock to {clock:g} MHz")
+        report = reports.utilization(self._read("**/*full_util_routed.rpt"))
+        report["wns_ns"] = reports.worst_slack_ns(self._read("**/*timing_summary*rout*.rpt"))
+        return report, clock
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
+
+
+def _source_version(source: Path) -> str:
+    """``git describe`` of the kernel's source, or the package's version."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(source), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"llama_pynq {__version__}"
+    return done.stdout.strip()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one step; the exit status."""
+    options = _parser().parse_args(args)
+    try:
+        folder = options.folder or Path("build", options.board)
+        builder = Builder(Project.of(options.board, folder, options.header), options)
+        getattr(builder, options.step)()
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""The files that the tools are given for a board: generated, so that one place knows each fact.
+
+``top.cpp`` is the kernel's top function (`llama_pynq.interface`), ``settings.tcl`` what
+``hls_src/scripts/*.tcl`` need to know, and ``connectivity.cfg`` the cards' memory banks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_pynq.boards import Board, boards
+from llama_pynq.errors import BuildError
+from llama_pynq.files import write_atomically
+from llama_pynq.interface import (
+    IP_NAME,
+    LIBRARY,
+    VENDOR,
+    VERSION,
+    VLNV,
+    Argument,
+    arguments,
+    board_constants,
+    top_function,
+)
+
+from .platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
+
+PROCESSOR_CELL = "{}_0"
+_NARROW_BYTES = 4  # of the ports that carry words
+
+
+def source_folder() -> Path:
+    """``hls_src``: of this checkout, else the one that is installed.
+
+    Raises
+    ------
+    BuildError
+        If there is neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "hls_src", package / "hls_src"):
+        if (folder / "config.h").exists():
+            return folder
+    raise BuildError(f"hls_src is missing: it lies neither beside nor in {package}. Use a checkout")
+
+
+def _header(source: Path, board: Board) -> Path:
+    name = f'kBoardName[] = "{board.header}";'
+    for path in sorted((source / "boards").glob("*.h")):
+        if name in path.read_text(encoding="utf-8"):
+            return path
+    raise BuildError(f"{source / 'boards'} has no header whose kBoardName is {board.header!r}")
+
+
+@dataclass(frozen=True)
+class Project:
+    """One board's build: what it is made of, and where it goes.
+
+    Attributes
+    ----------
+    board : Board
+    platform : Zynq or Card
+    source, header : Path
+        ``hls_src``, and the board's config header in it.
+    folder : Path
+        Everything generated goes there.
+    """
+
+    board: Board
+    platform: Zynq | Card
+    source: Path
+    header: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, name: str, folder: Path, header: Path | None = None) -> Project:
+        """The project of a board.
+
+        Parameters
+        ----------
+        name : str
+            One of `PLATFORMS`.
+        folder : Path
+        header : Path or None
+            A config header of one's own; None: the board's.
+
+        Raises
+        ------
+        BuildError
+            If no build is known for a board of that name, or there is no such header.
+        """
+        if name not in PLATFORMS:
+            why = (
+                "AWS links and registers its images in its own way (github.com/aws/aws-fpga): "
+                "no build is known here"
+                if name.startswith("aws")
+                else "there is no such board"
+            )
+            raise BuildError(f"cannot build for {name!r}: {why}. Choose {', '.join(PLATFORMS)}")
+        board = boards()[name]
+        source = source_folder()
+        if header is not None and not header.is_file():
+            raise BuildError(
+                f"{header} is missing: name a config header like those in {source}/boards"
+            )
+        header = header.resolve() if header else _header(source, board)
+        return cls(board, PLATFORMS[name], source, header, folder.resolve())
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return board_constants(self.header)
+
+    @property
+    def clock_mhz(self) -> int:
+        """What is asked of the tools: the header's clock, or the shell's where that is less."""
+        return min(self.constants["kClockMhz"], self.board.max_clock_mhz)
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return arguments(self.constants["kChannels"], self.constants["kKvPorts"])
+
+    @property
+    def abi(self) -> int:
+        """kAbiVersion of the source."""
+        found = re.search(r"kAbiVersion = (\d+);", (self.source / "contract.h").read_text())
+        assert found is not None
+        return int(found.group(1))
+
+    def bundles(self) -> dict[str, int]:
+        """The kernel's AXI masters and the bytes each moves in a cycle: weights, KV cache, rest."""
+        constants = self.constants
+        widths: dict[str, int] = {}
+        for kind, width in (
+            ("gmem_w", constants["kBeatBytes"]),
+            ("gmem_kv", constants["kKvBeatBytes"]),
+            ("gmem_", _NARROW_BYTES),
+        ):
+            for arg in self.arguments:
+                if arg.bundle and arg.bundle.startswith(kind):
+                    widths.setdefault(arg.bundle, width)
+        return widths
+
+    def write(self) -> None:
+        """Write the generated files.
+
+        Raises
+        ------
+        BuildError
+            If the kernel has more AXI masters than the card's shell takes, or the tools
+            cannot take a folder's name.
+        """
+        for path in (self.folder, self.source, self.header):
+            if re.search(r"[\s{}\\$\[\];\"#]", path.as_posix()):
+                raise BuildError(
+                    f"{path} has a space or one of {{}}$[];\"# in its name, which the tools' "
+                    "command lines do not take: use another folder"
+                )
+        files = {"top.cpp": self.top(), "settings.tcl": self.settings()}
+        if isinstance(self.platform, Card):
+            files["connectivity.cfg"] = connectivity(self)
+        for name, text in files.items():
+            write_atomically(self.folder / name, text.encode())
+
+    def top(self) -> str:
+        """The top function's source, which names its board itself.
+
+        A macro with quotes in it does not survive every tool's command line.
+        """
+        inside = self.header.is_relative_to(self.source)
+        header = self.header.relative_to(self.source) if inside else self.header
+        return f'#define LLAMA_BOARD_HEADER "{header.as_posix()}"\n{top_function(self.header)}'
+
+    def settings(self) -> str:
+        """What the Tcl scripts need to know."""
+        card = isinstance(self.platform, Card)
+        values: dict[str, object] = {
+            "board": self.board.name,
+            "source": self.source.as_posix(),
+            "part": self.platform.part,
+            "period_ns": f"{1000 / self.clock_mhz:.3f}",
+            "fadd_latency": self.constants["kFaddLatency"],
+            "flow_target": "vitis" if card else "vivado",
+            "ip_name": IP_NAME,
+            "vendor": VENDOR,
+            "library": LIBRARY,
+            "version": VERSION,
+            "vlnv": VLNV,
+        }
+        if isinstance(self.platform, Zynq):
+            values |= _block_design(self, self.platform)
+        lines = [f"set {name} {_tcl(value)}\n" for name, value in values.items()]
+        return "# Generated by llama_pynq.vitis: do not edit.\n" + "".join(lines)
+
+
+def _tcl(value: object) -> str:
+    """A value as a Tcl word; mappings and sequences become lists."""
+    if isinstance(value, Mapping):
+        value = [part for item in value.items() for part in item]
+    if isinstance(value, (list, tuple)):
+        return "{" + " ".join(map(_tcl, value)) + "}"
+    text = str(value)
+    return "{" + text + "}" if not text or re.search(r'[\s"$\[\];#]', text) else text
+
+
+def share_ports(
+    bundles: Mapping[str, int], ports: tuple[ProcessorPort, ...]
+) -> dict[str, list[str]]:
+    """Which of the kernel's masters share which port of the processor.
+
+    A master goes to the port with the least to carry so far, bytes a cycle, the widest first. So
+    each weight channel has a port of its own while there are any, the KV cache's are spread over
+    them, and the narrow ones go where there is room. That is what `llama_pynq.perf` assumes: the
+    ports together are the limit, not one of them.
+
+    Parameters
+    ----------
+    bundles : dict of str to int
+        See `Project.bundles`.
+    ports : tuple of ProcessorPort
+        In the order of use.
+
+    Returns
+    -------
+    dict of str to list of str
+        Masters of each port that has any, by the port's name.
+    """
+    load = {port.name: 0 for port in ports}
+    shared: dict[str, list[str]] = {port.name: [] for port in ports}
+    for bundle, width in bundles.items():
+        port = min(load, key=load.__getitem__)
+        load[port] += width
+        shared[port].append(bundle)
+    return {port: masters for port, masters in shared.items() if masters}
+
+
+def _block_design(project: Project, platform: Zynq) -> dict[str, object]:
+    processor = platform.processor
+    shared = share_ports(project.bundles(), processor.ports)
+    used = [port for port in processor.ports if port.name in shared]
+    properties = [
+        *processor.properties,
+        (processor.clock_property, str(project.clock_mhz)),
+        *(setting for port in used for setting in port.properties),
+    ]
+    return {
+        "board_part": platform.board_part,
+        "board_files": platform.board_files,
+        "processor_ip": f"xilinx.com:ip:{processor.ip}",
+        "processor_rule": f"xilinx.com:bd_rule:{processor.ip}",
+        "processor": PROCESSOR_CELL.format(processor.ip),
+        "preset": [part for item in processor.preset for part in item],
+        "processor_properties": {f"CONFIG.{name}": value for name, value in properties},
+        "clock_pin": processor.clock,
+        "reset_pin": processor.reset,
+        "control_port": processor.control,
+        "control_clock": processor.control_clock,
+        "control_address": f"0x{processor.control_address:08X}",
+        "control_range": f"0x{CONTROL_RANGE:08X}",
+        "memory_ports": [
+            [port.name, port.clock, port.address_block, port.segment, shared[port.name]]
+            for port in used
+        ],
+    }
+
+
+def bank_of(project: Project) -> dict[str, int]:
+    """Memory bank of each AXI master of a card's kernel.
+
+    Dealt out in turn, weights first, then the KV cache, as `llama_pynq.perf` has it: a bank for
+    each weight channel while there are banks, and KV ports on others where any are left.
+    """
+    banks = project.board.memory.banks
+    return {bundle: i % banks for i, bundle in enumerate(project.bundles())}
+
+
+def connectivity(project: Project) -> str:
+    """The linker's configuration file for a card.
+
+    No super logic region is named: the kernel is larger than one (docs/boards.md), so the placer
+    has to spread it.
+
+    Raises
+    ------
+    BuildError
+        If the kernel has more AXI masters than the shell takes.
+    """
+    platform = project.platform
+    assert isinstance(platform, Card)
+    masters = project.bundles()
+    if len(masters) > platform.most_masters:
+        raise BuildError(
+            f"the kernel of {project.header.name} has {len(masters)} AXI masters "
+            f"({project.constants['kChannels']} weight channels, {project.constants['kKvPorts']} "
+            f"KV ports, 2 for the rest), and the shell of {project.board.title} takes "
+            f"{platform.most_masters}: lower kChannels or kKvPorts"
+        )
+    bank = bank_of(project)
+    lines = [
+        f"sp={IP_NAME}.{arg.name}:{platform.memory}[{bank[arg.bundle]}]"
+        for arg in project.arguments
+        if arg.bundle
+    ]
+    return "\n".join(
+        [
+            "# Generated by llama_pynq.vitis: do not edit.",
+            f"kernel_frequency={project.clock_mhz}",
+            "",
+            "[connectivity]",
+            f"nk={IP_NAME}:1:{IP_NAME}",
+            *lines,
+            "",
+        ]
+    )

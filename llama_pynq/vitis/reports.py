@@ -1,0 +1,77 @@
+"""What the tools reported of an implemented design, out of their text files."""
+
+from __future__ import annotations
+
+import re
+
+from llama_pynq.errors import BuildError
+
+# Rows of Vivado's report_utilization: 7 series, UltraScale+; the star is a footnote's.
+_ROWS = {
+    "lut": r"(?:Slice|CLB) LUTs\*?",
+    "dsp": r"DSPs",
+    "bram36": r"Block RAM Tile",
+    "uram": r"URAM",
+}
+
+
+def utilization(text: str) -> dict[str, float]:
+    """Look-up tables, DSP slices, block RAMs and UltraRAMs of ``report_utilization``.
+
+    Parameters
+    ----------
+    text : str
+        The report; a row that the device does not have is left out.
+
+    Raises
+    ------
+    BuildError
+        If it has no row of look-up tables.
+    """
+    used = {}
+    for name, row in _ROWS.items():
+        if found := re.search(rf"^\|\s*{row}\s*\|\s*([\d.]+)\s*\|", text, re.MULTILINE):
+            used[name] = float(found.group(1))
+    if "lut" not in used:
+        raise BuildError("the utilisation report has no row 'CLB LUTs' or 'Slice LUTs'")
+    return used
+
+
+def worst_slack_ns(text: str) -> float:
+    """The worst slack of ``report_timing_summary``: of setup, hold and pulse widths the least.
+
+    Raises
+    ------
+    BuildError
+        If the report has no design timing summary.
+    """
+    found = re.search(r"^\s*WNS\(ns\)(.*)\n[\s-]*\n(.*)$", text, re.MULTILINE)
+    if found is None:
+        raise BuildError("the timing report has no 'WNS(ns)' table")
+    titles = re.split(r"\s{2,}", f"WNS(ns){found.group(1)}".strip())
+    values = dict(zip(titles, found.group(2).split()))
+    slacks = []
+    for title in ("WNS(ns)", "WHS(ns)", "WPWS(ns)"):
+        try:
+            slacks.append(float(values[title]))
+        except (KeyError, ValueError):  # NA: no path of that kind
+            continue
+    if not slacks:
+        raise BuildError("the timing report's summary holds no slack: was the design constrained?")
+    return min(slacks)
+
+
+def kernel_clock_mhz(text: str) -> float:
+    """The kernel's clock of ``llama.xclbin.info``: what was asked for, or what v++ made of it.
+
+    Where timing is not met at the clock asked for, v++ lowers the clock and carries on.
+
+    Raises
+    ------
+    BuildError
+        If the file names no kernel clock.
+    """
+    found = re.search(r"Name:\s*DATA_CLK\b.*?Frequency:\s*([\d.]+)\s*MHz", text, re.DOTALL)
+    if found is None:
+        raise BuildError("llama.xclbin.info names no DATA_CLK: the kernel's clock is unknown")
+    return float(found.group(1))

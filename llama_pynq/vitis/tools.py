@@ -1,0 +1,175 @@
+"""AMD's tools: whether they are there and of a version that was looked at, and running them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_pynq.errors import BuildError
+
+from .platforms import Card
+
+OLDEST, NEWEST = (2022, 1), (2024, 2)
+"""PYNQ 3.0.1 and Kria-PYNQ were made with 2022.1; vitis_hls is to go after 2024.2 (Vitis Libraries
+2024.2). XRT 2.13 to 2.16 came with 2022.1 to 2023.2, from memory. None of them was tried."""
+
+_SHELLS = Path("/opt/xilinx/platforms")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A vendor's tool: how it is called, and how it says its version.
+
+    Attributes
+    ----------
+    name : str
+        In an overlay's record.
+    commands : tuple of (str, ...)
+        Command lines that a script's name is added to; the first whose program is there is taken.
+    version_option : str
+    product : str
+        What to install.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    version_option: str
+    product: str
+
+
+# vitis-run came with 2023.2, and vitis_hls is to go after 2024.2 (Vitis Libraries 2024.2).
+VITIS_HLS = Tool(
+    "vitis_hls",
+    (("vitis-run", "--mode", "hls", "--tcl"), ("vitis_hls", "-f")),
+    "-version",
+    "Vitis (AMD's unified installer)",
+)
+VIVADO = Tool(
+    "vivado",
+    (("vivado", "-mode", "batch", "-nojournal", "-log", "vivado.log", "-source"),),
+    "-version",
+    "Vivado (AMD's unified installer; the Standard edition needs no licence for these boards)",
+)
+VPP = Tool("v++", (("v++",),), "--version", "Vitis (AMD's unified installer)")
+
+
+@dataclass(frozen=True)
+class FoundTool:
+    """A tool that is there: its command line, and its version as it says it."""
+
+    tool: Tool
+    command: tuple[str, ...]
+    version: str
+
+
+def find(tool: Tool, any_version: bool = False) -> FoundTool:
+    """The tool on PATH.
+
+    Parameters
+    ----------
+    tool : Tool
+    any_version : bool
+        Take versions too that nobody looked at.
+
+    Raises
+    ------
+    BuildError
+        If it is not there, does not say its version, or is of another.
+    """
+    names = " or ".join(command[0] for command in tool.commands)
+    command = next((c for c in tool.commands if shutil.which(c[0])), None)
+    if command is None:
+        raise BuildError(
+            f"{names} is not on PATH. Install {tool.product}, {_text(OLDEST)} to {_text(NEWEST)}, "
+            "and in this shell: source <where it is installed>/settings64.sh"
+        )
+    option = "--version" if command[0] == "vitis-run" else tool.version_option
+    done = subprocess.run(
+        [command[0], option], capture_output=True, text=True, check=False, errors="replace"
+    )
+    # Where it does not say, its folder does: .../Vitis/2024.1/bin/vitis-run.
+    places = (done.stdout + done.stderr, str(Path(shutil.which(command[0]) or "").resolve()))
+    found = next(filter(None, (re.search(r"(?<!\d)(20\d\d)\.(\d)\b", at) for at in places)), None)
+    if found is None:
+        shown = (done.stdout + done.stderr).strip()[-300:] or "nothing"
+        raise BuildError(
+            f"{command[0]} {option} does not say its version (exit status {done.returncode}). It "
+            f"printed: {shown}"
+        )
+    version = (int(found.group(1)), int(found.group(2)))
+    if not OLDEST <= version <= NEWEST and not any_version:
+        raise BuildError(
+            f"{command[0]} is of version {_text(version)}: the scripts were written for "
+            f"{_text(OLDEST)} to {_text(NEWEST)}. Install one of those, or try yours: "
+            "make ANY_VERSION=1"
+        )
+    return FoundTool(tool, command, _text(version))
+
+
+def _text(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def find_shell(card: Card, named: str | None = None) -> str:
+    """A card's platform that v++ can link for: the newest that is installed.
+
+    Parameters
+    ----------
+    card : Card
+    named : str or None
+        A platform's name, or the path of its .xpfm; it is taken as it is.
+
+    Raises
+    ------
+    BuildError
+        If none is installed.
+    """
+    if named:
+        return named
+    folders = [_SHELLS]
+    for variable in ("PLATFORM_REPO_PATHS", "XILINX_PLATFORMS"):
+        folders += [Path(p) for p in os.environ.get(variable, "").split(os.pathsep) if p]
+    if vitis := os.environ.get("XILINX_VITIS"):
+        folders.append(Path(vitis) / "platforms")
+    found = {
+        path.stem: path
+        for folder in folders
+        for pattern in (f"{card.shell}/*.xpfm", "*.xpfm")
+        for path in folder.glob(pattern)
+        if path.match(f"{card.shell}.xpfm")
+    }
+    if not found:
+        raise BuildError(
+            f"no platform {card.shell} is installed in {', '.join(map(str, folders))}. Install the "
+            "card's deployment and development platform (AMD's page of the card, 'Getting "
+            "Started'), or name one: make PLATFORM=<name or path of the .xpfm>"
+        )
+
+    def age(name: str) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", name)]
+
+    return str(found[max(found, key=age)])
+
+
+def run(found: FoundTool, args: list[str], folder: Path, settings: Mapping[str, str]) -> None:
+    """Run a tool in `folder`; what it prints goes where our own output goes.
+
+    Raises
+    ------
+    BuildError
+        If it fails.
+    """
+    command = [*found.command, *args]
+    print(f"[{folder}] {shlex.join(command)}", flush=True)
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **settings}, check=False)
+    if done.returncode:
+        raise BuildError(
+            f"{found.tool.name} failed with exit status {done.returncode}; what it says is above, "
+            f"and in its log in {folder}"
+        )
