@@ -28,6 +28,7 @@ from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
 from .emulation.control import ControlUnit
+from .emulation.memory import MemoryBank
 from .errors import DeviceBusy, DeviceMemoryError
 from .interface import CONTROL_OFFSET
 
@@ -61,24 +62,8 @@ class _Buffer:
         self.bo = bo
 
 
-class PyxrtMemory:
+class PyxrtMemory(MemoryBank):
     """A memory bank of a card: what ``overlay.HBM0`` is, and a target of `pynq.allocate`."""
-
-    def __init__(self, device: PyxrtDevice, desc: dict[str, Any]) -> None:
-        self.device = device
-        self.desc = desc
-        self.idx = desc["idx"]
-        self.size = desc["size"]
-        self.base_address = desc["base_address"]
-        self.tag = desc["tag"]
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, PyxrtMemory) and self.device is other.device and self.idx == other.idx
-        )
-
-    def __hash__(self) -> int:
-        return hash((id(self.device), self.idx))
 
     def allocate(
         self, shape: int | tuple[int, ...], dtype: DTypeLike, cacheable: int = 0

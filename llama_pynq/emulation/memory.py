@@ -28,7 +28,7 @@ from llama_pynq.errors import DeviceMemoryError
 _BULK_BYTES = 4 << 20
 
 if TYPE_CHECKING:
-    from llama_pynq.emulation.device import EmulatedDevice
+    pass
 
 ALIGNMENT = 4096
 """Alignment of a buffer in device memory, in bytes: XRT's, too."""
@@ -290,13 +290,13 @@ def release_host_pages(buffer: PynqBuffer) -> int:
     return end - begin
 
 
-class EmulatedMemory:
-    """A memory bank: what ``overlay.DDR0`` is, and a target of `pynq.allocate`.
+class MemoryBank:
+    """A memory bank of a device, by PYNQ's description of it.
 
     Two instances for the same bank of the same device are equal.
     """
 
-    def __init__(self, device: EmulatedDevice, desc: dict[str, Any]) -> None:
+    def __init__(self, device: Any, desc: dict[str, Any]) -> None:
         self.device = device
         self.desc = desc
         self.idx = desc["idx"]
@@ -306,13 +306,15 @@ class EmulatedMemory:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, EmulatedMemory)
-            and self.device is other.device
-            and self.idx == other.idx
+            isinstance(other, MemoryBank) and self.device is other.device and self.idx == other.idx
         )
 
     def __hash__(self) -> int:
         return hash((id(self.device), self.idx))
+
+
+class EmulatedMemory(MemoryBank):
+    """A memory bank: what ``overlay.DDR0`` is, and a target of `pynq.allocate`."""
 
     def __repr__(self) -> str:
         return f"EmulatedMemory({self.tag!r} of {self.device.name})"
