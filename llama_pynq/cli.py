@@ -202,7 +202,10 @@ def _info(args: argparse.Namespace) -> int:
     with _open(args) as overlay:
         llama = _load(overlay, args)
         print(f"llama_pynq {__version__}")
-        others = dict.fromkeys((device.name for device in Device.devices), "")
+        try:
+            others = dict.fromkeys((device.name for device in Device.devices), "")
+        except RuntimeError as error:  # PYNQ's, of remote boards that do not answer
+            others = {"others": f"not known: {error}"}
         section("devices", {**others, overlay.device.name: "(in use)"})
         built = _built(overlay.record) if overlay.is_board else {}
         section("overlay", {"file": overlay.bitfile_name, "device": overlay.describe(), **built})
@@ -279,9 +282,11 @@ def _selftest(args: argparse.Namespace) -> int:
         found = run(
             overlay, None if args.quick else args.shape, functools.partial(print, flush=True)
         )
-    if args.output is not None:
-        write_new(Path(args.output), found.text().encode() + b"\n")
-        print(f"written to {args.output}", file=sys.stderr)
+        if args.output is not None:  # before the device is given back: that may fail, too
+            write_new(Path(args.output), found.text().encode() + b"\n")
+            print(f"written to {args.output}", file=sys.stderr)
+    if found.interrupted:
+        raise KeyboardInterrupt
     return 0 if found.passed else 1
 
 

@@ -61,6 +61,7 @@ _SLEEP_S = 0.0005
 _EXPECTED_PART = 0.9  # of what the steps of the last call took, if the next one's are like them
 _REMOTE_PAUSE = 0.1  # of the time waited so far, between two questions over a network
 _PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
+_DESCRIBE_S = 10.0  # for the first call, which takes microseconds
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _PLACEHOLDER_WORDS = 1024
 _MAX_PORTS = 64
@@ -194,7 +195,15 @@ class LlamaDriver(DefaultIP):
         results.sync_to_device()
         generation = self._generation
         self._launch(contract.COMMAND_DESCRIBE)
-        self._wait(self.timeout_s, generation)
+        try:
+            self._wait(min(self.timeout_s, _DESCRIBE_S), generation)
+        except KernelTimeout as error:
+            raise KernelTimeout(
+                f"{self.device.name}: the kernel did not answer its first call within "
+                f"{_DESCRIBE_S:g} s: CTRL reads {self._read_register(CONTROL_OFFSET):#x}. Is the "
+                "fabric's clock running, was the overlay built for this board, and are its memory "
+                "ports connected? docs/boards.md, 'When it does not work'"
+            ) from error
         results.sync_from_device()
         words = np.array(results, np.uint32)
         if words[contract.STATUS_MAGIC] != contract.MAGIC:
@@ -343,11 +352,15 @@ class LlamaDriver(DefaultIP):
         A thread that waits for a call gets KernelTimeout.
         """
         self._check_open()
-        # Before and after: a call may begin while the download is under way.
-        self._generation += 1
-        download()
-        self._generation += 1
+        self._generation += 1  # a thread that waits leaves with its next question
         with self._lock:
+            if self._running and not self._hung:
+                # Else the fabric would be programmed with transfers under way.
+                with contextlib.suppress(KernelTimeout):
+                    self._settle()
+            # Under the lock: a register that is read meanwhile has nothing behind it.
+            download()
+            self._generation += 1
             control = self._read_register(CONTROL_OFFSET)
             if not control & (AP_IDLE | AP_DONE):
                 self._hung = True
@@ -399,10 +412,8 @@ class LlamaDriver(DefaultIP):
         start = time.monotonic()
         if self._remote:
             time.sleep(_EXPECTED_PART * min(expected, seconds))
-        while not self._finished():
+        while not (self._reset_since(generation) or self._finished()):
             waited = time.monotonic() - start
-            if self._generation != generation:
-                raise KernelTimeout(f"{self.device.name}: the overlay was reset during the call")
             if waited > seconds:
                 self._hung = True
                 raise KernelTimeout(
@@ -415,6 +426,12 @@ class LlamaDriver(DefaultIP):
             elif self._sleeps and waited > _SPIN_S:
                 time.sleep(_SLEEP_S)
         self._last_wait = time.monotonic() - start
+
+    def _reset_since(self, generation: int) -> bool:
+        """False; or the error that a call ends with when the overlay is reset meanwhile."""
+        if self._generation != generation:
+            raise KernelTimeout(f"{self.device.name}: the overlay was reset during the call")
+        return False
 
     def _settle(self) -> None:
         """End a call that an exception left running: it stops after its current step."""

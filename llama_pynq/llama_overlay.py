@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,19 @@ from .pyxrt_device import PyxrtDevice
 # The parameters of a Zynq UltraScale+'s and a Zynq-7000's processor: PL clocks in MHz.
 _CLOCKS = ("PSU__CRL_APB__PL{}_REF_CTRL__ACT_FREQMHZ", "PCW_ACT_FPGA{}_PERIPHERAL_FREQMHZ")
 _TOO_FAST, _CLOCK_STEPS = 1.005, 32
+
+
+_open: weakref.WeakSet[LlamaOverlay] = weakref.WeakSet()
+_process = os.getpid()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End calls before the memory that they write goes back to the system."""
+    if os.getpid() == _process:  # a forked child has copies, and the devices are its parent's
+        for overlay in list(_open):
+            with contextlib.suppress(Exception):
+                overlay.close()
 
 
 def emulated_overlay(suffix: str = ".xclbin") -> Path:
@@ -62,6 +77,8 @@ def find_device() -> Device:
 
     With ``LLAMA_PYNQ_EMULATE=1`` in the environment the emulated device, whatever PYNQ sees.
     """
+    if os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0"):
+        return EmulatedDevice()
     with warnings.catch_warnings():
         # Off-board, PYNQ complains of a descriptor it leaves open itself.
         warnings.simplefilter("ignore", ResourceWarning)
@@ -73,16 +90,13 @@ def find_device() -> Device:
                 raise
             del Device._devices  # else PYNQ remembers having found none
             raise DeviceNotFound(
-                f"no answer from the boards that PYNQ_REMOTE_DEVICES names ({boards}): {error}. "
-                "Are they on, in this network, and do they run PYNQ.remote's image? To use none, "
-                "unset the variable"
+                f"no answer from PYNQ_REMOTE_DEVICES ({boards}), of which PYNQ wants every one: "
+                f"{error}. Are they on, in this network, and do they run PYNQ.remote's image? To "
+                "use none, unset the variable, or set LLAMA_PYNQ_EMULATE=1"
             ) from error
-    emulate = os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0")
     for device in devices:
-        if isinstance(device, EmulatedDevice) == emulate:
+        if not isinstance(device, EmulatedDevice):
             return device
-    if emulate:
-        return EmulatedDevice()
     if not devices:
         raise DeviceNotFound(
             "PYNQ finds no device on this board: is its image PYNQ's, and are you root? To use "
@@ -188,6 +202,7 @@ class LlamaOverlay(pynq.Overlay):
             )
         self._device_lock = _lock(device)
         self._opened, self._clock_note = False, ""
+        self._clock_mhz: float | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
@@ -202,13 +217,29 @@ class LlamaOverlay(pynq.Overlay):
             self._limits = self.llama.limits
             self._record = record_of(Path(self.bitfile_name))
         except BaseException:
-            self._give_back()
+            try:
+                with contextlib.suppress(Exception):  # it may not be there, or not be ours
+                    self.llama.close()  # its buffers are kept if the kernel hangs
+            finally:
+                self._give_back()
             raise
+        _open.add(self)
 
     @property
     def is_board(self) -> bool:
         """Whether this is hardware, and not the emulated device."""
         return not isinstance(self.device, EmulatedDevice)
+
+    @property
+    def clock_mhz(self) -> float:
+        """The kernel's clock: a Zynq's as it is set, else the build's, else what it was asked for.
+
+        On the emulated device that of its time stamps.
+        """
+        if self._clock_mhz is not None:
+            return self._clock_mhz
+        built = self._record.clock_mhz if self._record is not None and self.is_board else None
+        return built or self._limits.clock_mhz
 
     @property
     def record(self) -> OverlayRecord | None:
@@ -314,7 +345,7 @@ class LlamaOverlay(pynq.Overlay):
         PYNQ 3.0.1 writes the design's divisors, whatever the boot image's PLL runs at, and PYNQ 4
         takes the nearest that the PLL gives, be it faster.
         """
-        device, self._clock_note = self.device, ""
+        device, self._clock_note, self._clock_mhz = self.device, "", None
         if not (device.has_capability("MEMORY_MAPPED") or device.has_capability("REMOTE")):
             return
         processor = self.ip_dict.get(getattr(self.parser, "ps_name", None), {})
@@ -332,9 +363,11 @@ class LlamaOverlay(pynq.Overlay):
                 continue
             for step in range(_CLOCK_STEPS):
                 mhz = getattr(pynq.Clocks, f"fclk{index}_mhz")
-                if mhz <= _TOO_FAST * design:
+                # A slower one may be the divisors of another PLL: asked for once, it may be nearer.
+                if mhz <= _TOO_FAST * design and (step or design <= _TOO_FAST * mhz):
                     break
                 pynq.Clocks.set_pl_clk(index, clk_mhz=design * 0.97**step)
+            self._clock_mhz = mhz
             if not design <= _TOO_FAST * mhz <= _TOO_FAST**2 * design:
                 self._clock_note += f", PL clock {index} {mhz:g} of {design:g} MHz"
 
@@ -358,6 +391,7 @@ class LlamaOverlay(pynq.Overlay):
             try:
                 self.llama.close()
             finally:
+                _open.discard(self)
                 self._give_back()
 
     def _give_back(self) -> None:

@@ -29,14 +29,14 @@ from pynq.pl_server.device import Device
 
 from .emulation.control import ControlUnit
 from .emulation.memory import MemoryBank
-from .errors import DeviceBusy, DeviceMemoryError
+from .errors import DeviceBusy, DeviceMemoryError, KernelError, KernelTimeout
 from .interface import CONTROL_OFFSET
 
 _MAX_CARDS = 64
 _CARD_NAMES = "xilinx_"  # of every Alveo's platform; pyxrt lists AMD's NPUs, too
 _FAILED = ("ERROR", "ABORT", "TIMEOUT", "NORESPONSE", "SKERROR", "SKCRASHED")
 
-# Runs that never ended: XRT frees their buffers under a kernel that may still write.
+# Runs that never ended, with XRT's buffers: freed, they would be written by a kernel that goes on.
 _abandoned: list[Any] = []
 
 
@@ -151,7 +151,7 @@ class _ComputeUnit:
         if state not in failed:
             return False
         self._running, self._run, self._given = False, None, {}
-        raise RuntimeError(
+        raise KernelError(
             f"XRT ended a call of {self._name} on {self._device.name} with state {failed[state]}. "
             "See dmesg; xbutil reset brings a card back"
         )
@@ -163,7 +163,9 @@ class _ComputeUnit:
 
     def _drop_run(self) -> None:
         if self._running:
-            _abandoned.append((self._run, self._given))
+            held = [v.bo for v in self._given.values() if isinstance(v, _Buffer)]
+            _abandoned.append((self._run, held))
+            self._device.stuck.append(self._run)
             self._running = False
         self._run, self._given = None, {}
 
@@ -195,6 +197,8 @@ class PyxrtDevice(Device):
             try:
                 device = cls(index)
             except RuntimeError:
+                if hasattr(pyxrt, "enumerate_devices"):
+                    continue  # a card that is not ready; those after it may be
                 break
             if device.name.startswith(_CARD_NAMES):
                 devices.append(device)
@@ -217,6 +221,7 @@ class PyxrtDevice(Device):
         self.mem_dict: dict[str, dict[str, Any]] = {}
         self._units: dict[int, tuple[int, _ComputeUnit]] = {}
         self._live: dict[int, _Buffer] = {}
+        self.stuck: list[Any] = []  # runs that had not ended when their kernel was given back
 
     def __repr__(self) -> str:
         return f"PyxrtDevice({self.tag[3:]}, {self.name!r} at {self.bdf})"
@@ -241,9 +246,19 @@ class PyxrtDevice(Device):
         ------
         DeviceBusy
             If XRT refuses, as it does while another process uses the card.
+        KernelTimeout
+            If an earlier call never ended: its run keeps the kernel.
         """
         parser = parser or self.get_bitfile_metadata(bitstream.bitfile_name)
         self.free_bitstream()
+        ended = self.pyxrt.ert_cmd_state.ERT_CMD_STATE_COMPLETED
+        self.stuck = [run for run in self.stuck if run.state() != ended]
+        if self.stuck:
+            raise KernelTimeout(
+                f"{self.name} at {self.bdf}: a call never ended, and XRT keeps the kernel for it. "
+                f"Reset the card (xbutil reset --device {self.bdf}, which ends every program's use "
+                "of it), and restart Python"
+            )
         ips = list(parser.ip_dict.values())
         names = ["{0}:{{{2}}}".format(*ip["cu_name"].partition(":")) for ip in ips]
         try:

@@ -151,7 +151,7 @@ def measure_steps(
                     position,
                     cycles,
                     work.stage_bytes(),
-                    llama.driver.limits.clock_mhz,
+                    overlay.clock_mhz,
                     f"the kernel's time stamps on {where}, fastest of {repeats}",
                     True,
                     None if board is None else board.memory.read_seconds(work.total_bytes),

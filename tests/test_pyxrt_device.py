@@ -207,6 +207,23 @@ def test_hung_kernel_is_left_alone_and_a_reset_says_so(pyxrt, card, hbm, monkeyp
     assert card.log == []
 
 
+def test_reset_after_a_hang_says_what_to_do_and_frees_nothing(pyxrt, card, hbm, monkeypatch):
+    monkeypatch.setattr(subject, "_abandoned", [])
+    overlay = LlamaOverlay(hbm, device=PyxrtDevice())
+    overlay.load_model()
+    overlay.llama.timeout_s = 0.01
+    with monkeypatch.context() as patch:
+        patch.setattr(card, "read", lambda address: 1)
+        with pytest.raises(KernelTimeout, match="did not finish"):
+            overlay.generate("a", max_new_tokens=1)
+        card.log.clear()
+        for _ in range(2):
+            with pytest.raises(KernelTimeout, match="a call never ended.*xbutil reset --device 00"):
+                overlay.reset()
+        assert not [event for event in card.log if "free" in str(event)]
+        overlay.close()
+
+
 def test_run_that_xrt_ends_badly_is_an_error(pyxrt, hbm, monkeypatch):
     with LlamaOverlay(hbm, device=PyxrtDevice()) as overlay:
         overlay.load_model()

@@ -21,6 +21,7 @@ from card import (
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import driver as driver_module
+from llama_pynq.cli import main
 from llama_pynq.contract import RequestFlag, RowFlag, make_rows
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, DeviceNotFound, KernelError
 from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
@@ -251,7 +252,7 @@ def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, 
             overlay.llama.run(sampled())
 
 
-def test_boards_that_do_not_answer_are_named(monkeypatch):
+def test_boards_that_do_not_answer_are_named(monkeypatch, capsys):
     monkeypatch.setenv("PYNQ_REMOTE_DEVICES", "192.0.2.1")
     monkeypatch.delattr(Device, "_devices", raising=False)
 
@@ -260,8 +261,13 @@ def test_boards_that_do_not_answer_are_named(monkeypatch):
 
     monkeypatch.setattr(remote_device.GrpcChannel, "__init__", unreachable)
     for _ in range(2):  # PYNQ would have remembered that there are none
-        with pytest.raises(DeviceNotFound, match=r"PYNQ_REMOTE_DEVICES names \(192\.0\.2\.1\)"):
+        with pytest.raises(DeviceNotFound, match=r"PYNQ_REMOTE_DEVICES \(192\.0\.2\.1\)"):
             find_device()
+    monkeypatch.setenv("LLAMA_PYNQ_EMULATE", "1")  # whatever PYNQ would see
+    assert isinstance(find_device(), EmulatedDevice)
+    monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
+    assert main(["info", "--emulate"]) == 0
+    assert "not known: Failed to connect to remote device" in capsys.readouterr().out
 
 
 def test_board_that_is_named_is_found_first(board, monkeypatch):

@@ -32,8 +32,8 @@ def no_speed(monkeypatch):
 
 def test_everything_passes_on_the_emulated_device(overlay, capsys):
     found = selftest.run(overlay, None, print)
-    assert found.passed and len(found.checks) == 24
-    assert found.verdict == "all 24 checks passed"
+    assert found.passed and len(found.checks) == 26
+    assert found.verdict == "all 26 checks passed"
     assert capsys.readouterr().out.split() == found.text().split()
     text = found.text()
     assert f"contract 3: {overlay.llama.limits.channels} weight channels" in text
@@ -161,12 +161,82 @@ def test_emulated_board_is_not_compared_with_the_boards_model():
     assert not any("over modelled" in line for line in lines)
 
 
+def test_device_that_cannot_be_reset_still_gets_a_report(overlay, monkeypatch):
+    def hang(*args, **kwargs):
+        raise KernelTimeout("the kernel did not finish")
+
+    def refuse():
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(overlay.llama, "run", hang)
+    monkeypatch.setattr(overlay, "reset", refuse)
+    found = selftest.run(overlay)
+    assert "And it cannot be reset: RuntimeError: no" in found.text()
+    assert found.figures == ["no speed: the device hangs"] and not found.passed
+
+
+def test_errors_of_others_are_a_failed_check(overlay, monkeypatch):
+    no_speed(monkeypatch)
+
+    def broken(*args):
+        raise RuntimeError("XRT says no")
+
+    monkeypatch.setattr(overlay.llama, "read_cache", broken)
+    found = failed(selftest.run(overlay))
+    assert found["int8/32: keys and values"] == "RuntimeError: XRT says no"
+    assert "int8/32: layers" not in found
+
+
+def test_texts_that_differ_point_at_timing(overlay, monkeypatch):
+    overlay.load_model()
+    model, calls = overlay.llama.model, []
+    generate = model.generate
+
+    def flaky(prompt, **kwargs):
+        calls.append(prompt)
+        return generate(prompt, **{**kwargs, "seed": 3 if len(calls) == 7 else kwargs["seed"]})
+
+    monkeypatch.setattr(model, "generate", flaky)
+    passed, detail = selftest._again(overlay)
+    assert passed is False and detail.startswith("2 different texts of one seed in 20: timing")
+
+
+@pytest.mark.parametrize(
+    ("expected", "passed", "words"),
+    [(100, True, "expected are 100"), (50, False, "it is faster than"), (1000, True, "1000")],
+)
+def test_clock_is_held_to_what_is_expected(overlay, monkeypatch, expected, passed, words):
+    overlay.load_model()
+    monkeypatch.setattr(LlamaOverlay, "clock_mhz", expected)
+    result, detail = selftest._clock(overlay)
+    assert result is passed and words in detail
+
+
+def test_silent_profile_is_told(overlay, monkeypatch):
+    overlay.load_model()
+    monkeypatch.setattr(overlay.llama, "_read_profile", lambda steps: [np.zeros(0)] * steps)
+    assert selftest._clock(overlay) == (
+        False,
+        "the kernel's profile is empty: its process of time stamps is silent",
+    )
+
+
+def test_interrupted_report_is_kept(tmp_path, monkeypatch, capsys):
+    def interrupt(overlay, shape):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selftest, "_speed", interrupt)
+    file = tmp_path / "report.txt"
+    assert main(["selftest", "--emulate", "--quick", "--output", str(file)]) == 130
+    assert "interrupted after 26 checks; failed so far: none" in file.read_text()
+
+
 def test_command_prints_and_writes_the_report(tmp_path, capsys, monkeypatch):
     no_speed(monkeypatch)
     file = tmp_path / "report.txt"
     assert main(["selftest", "--emulate", "--quick", "--output", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "all 24 checks passed" in out
+    assert "all 26 checks passed" in out
     assert file.read_text().split() == out.split()
     assert main(["selftest", "--emulate", "--output", str(file)]) == 1
     assert f"{file} exists: give the name of a new file" in capsys.readouterr().err
@@ -178,4 +248,4 @@ def test_command_fails_where_a_check_fails(capsys, monkeypatch):
     no_speed(monkeypatch)
     monkeypatch.setattr(selftest, "STORY", "0" * 16)
     assert main(["selftest", "--emulate", "--quick"]) == 1
-    assert "1 of 24 checks FAILED: a story" in capsys.readouterr().out
+    assert "1 of 26 checks FAILED: a story" in capsys.readouterr().out
