@@ -2,7 +2,10 @@
 
 import _thread
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -313,10 +316,49 @@ def test_reset_while_another_thread_waits_ends_its_call(hanging, monkeypatch):
         while not overlay.llama._running:
             pass
         monkeypatch.delenv("LLAMA_PYNQ_TEST_HANG")
+        device, read, programming = overlay.device, overlay.device.read_registers, []
+        download = overlay.download
+
+        def slowly():
+            programming.append(True)
+            time.sleep(0.05)  # some polls of the thread that waits
+            download()
+            programming.clear()
+
+        def guarded(address, length):
+            assert not programming or threading.current_thread() is not thread
+            return read(address, length)
+
+        monkeypatch.setattr(overlay, "download", slowly)
+        monkeypatch.setattr(device, "read_registers", guarded)
         overlay.reset()
         thread.join()
         assert len(seen) == 1 and "the overlay was reset during the call" in seen[0]
         assert overlay.generate("Once", max_new_tokens=5, temperature=0).tokens == expected
+
+
+def test_overlay_left_open_is_closed_at_exit():
+    """A kernel that goes on would write memory that the system has given to others."""
+    code = """
+import atexit
+atexit.register(lambda: print("closed", overlay.closed))  # runs after what is registered later
+from llama_pynq import EmulatedDevice, LlamaOverlay
+overlay = LlamaOverlay(device=EmulatedDevice())
+overlay.load_model()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "closed True\n" and "Traceback" not in done.stderr
+
+
+def test_overlay_whose_kernel_does_not_answer_says_where_to_look(monkeypatch):
+    device, finished = EmulatedDevice(), LlamaDriver._finished
+    monkeypatch.setattr("llama_pynq.driver._DESCRIBE_S", 0.2)
+    monkeypatch.setattr(LlamaDriver, "_finished", lambda driver: False)
+    with pytest.raises(KernelTimeout, match=r"did not answer its first call.*CTRL reads 0x.*clock"):
+        LlamaOverlay(device=device)
+    monkeypatch.setattr(LlamaDriver, "_finished", finished)
+    with LlamaOverlay(device=device) as overlay:  # and the device is free again
+        overlay.load_model()
 
 
 def test_close_waits_for_a_running_call(tmp_path):
