@@ -18,7 +18,15 @@ IP_NAME = "llama"
 
 VENDOR, LIBRARY, VERSION = "llama_pynq", "hls", "1.0"
 VLNV = f"{VENDOR}:{LIBRARY}:{IP_NAME}:{VERSION}"
-"""The one VLNV the driver binds to."""
+"""What the kernel is called in the catalogues of the tools: what the build asks for."""
+
+VLNVS = (VLNV, f"xilinx.com:hls:{IP_NAME}:1.0")
+"""Every VLNV the driver binds to.
+
+The second is what Vitis HLS writes where it is not told another, and whether it is told for an .xo
+as it is for an IP was not seen. Another's kernel of that name does no harm: the kernel says who it
+is, `contract.MAGIC` and its ABI, before it is given anything to do.
+"""
 
 CONTROL_OFFSET = 0x00
 """s_axilite control register: AP_START, AP_DONE, AP_IDLE, AP_READY, AP_CONTINUE (UG1399)."""

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from .boards import boards
 from .emulation import container
 from .errors import OverlayMismatch
-from .interface import IP_NAME, VLNV, arguments
+from .interface import IP_NAME, VLNV, VLNVS, arguments
 
 _MAX_PORTS = 64
 
@@ -151,7 +151,7 @@ def _clock_mhz(path: Path) -> float | None:
 
 def _check_ip(path: Path, ips: dict[str, Any]) -> None:
     ip = ips.get(IP_NAME)
-    if ip is None or ip["type"] != VLNV:
+    if ip is None or ip["type"] not in VLNVS:
         found = ", ".join(f"{name} ({ip['type']})" for name, ip in ips.items())
         raise OverlayMismatch(
             f"{path} is not an overlay of llama_pynq: it has no IP named {IP_NAME!r} of type "

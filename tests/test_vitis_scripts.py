@@ -6,9 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from board_overlays import hwh_text, write_files
 from vitis_stand_ins import TCL, Machine, needs_tclsh
 
 from llama_pynq.boards import boards
+from llama_pynq.interface import VLNV, VLNVS
+from llama_pynq.overlay_metadata import read_metadata
 from llama_pynq.vitis.platforms import PLATFORMS, Card, Zynq
 from llama_pynq.vitis.project import Project
 from llama_pynq.vitis.vectors import write_vectors
@@ -178,11 +181,21 @@ def test_kernel_is_synthesised_and_packaged(scripts, board):
     clock = min(project.constants["kClockMhz"], project.board.max_clock_mhz)
     assert f"create_clock -period {1000 / clock:.3f} -name default" in log
     assert f"open_solution -reset solution -flow_target {'vitis' if card else 'vivado'}" in log
+    assert f"exported {'xo' if card else 'ip_catalog'} {VLNV}" in log
     if card:
         assert (project.folder / "llama.xo").exists()
     else:
-        assert "config_export -vendor llama_pynq -library hls -version 1.0" in log
         assert (project.folder / "hls_ip" / "solution" / "impl" / "ip").is_dir()
+
+
+def test_kernel_without_a_name_of_its_own_has_the_tools_and_is_taken(scripts, tmp_path):
+    project = scripts.project("u250")
+    script = scripts.changed(project, "hls.tcl", "    config_export", "    list")
+    _, _, log = scripts.run("vitis_hls", project, script, LLAMA_STEP="ip")
+    assert f"exported xo {VLNVS[1]}" in log
+    path = write_files(tmp_path / "overlay", "kv260")
+    path.with_suffix(".hwh").write_text(hwh_text().replace(VLNV, VLNVS[1]))
+    assert read_metadata(path).clock_mhz == 250
 
 
 def test_arithmetic_is_held_to_the_specification(scripts):

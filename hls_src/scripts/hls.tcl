@@ -44,10 +44,11 @@ proc build {step} {
     if {$step eq "csynth"} {
         return
     }
+    # The driver looks for this name. UG1399 has the setting for both formats.
+    config_export -vendor $vendor -library $library -version $version
     if {$flow_target eq "vitis"} {
         export_design -format xo -output [file normalize $ip_name.xo]
     } else {
-        config_export -vendor $vendor -library $library -version $version
         export_design -format ip_catalog
     }
 }

@@ -36,7 +36,7 @@ proc open_project {args} {
     set ::project [only open_project {-reset 0} {*}$args]
     lappend ::state project
 }
-proc set_top {name} { need project; note set_top $name; lappend ::state top }
+proc set_top {name} { need project; set ::top_name $name; note set_top $name; lappend ::state top }
 proc add_files {args} {
     need top
     set files [only add_files {-tb 0 -cflags 1 -csimflags 1} {*}$args]
@@ -67,7 +67,12 @@ proc config_op {op args} {
     note op $op
 }
 proc config_interface {args} { only config_interface {-m_axi_addr64 0 -m_axi_max_widen_bitwidth 1} {*}$args }
-proc config_export {args} { only config_export {-vendor 1 -library 1 -version 1} {*}$args }
+set export_options {-vendor xilinx.com -library hls -version 1.0}
+proc config_export {args} {
+    need solution
+    only config_export {-vendor 1 -library 1 -version 1} {*}$args
+    set ::export_options [dict merge $::export_options $args]
+}
 proc csim_design {args} { need clock; only csim_design {-ldflags 1 -argv 1} {*}$args }
 proc csynth_design {} {
     need clock
@@ -80,6 +85,8 @@ proc export_design {args} {
     only export_design {-format 1 -output 1} {*}$args
     set format [lindex $args [lsearch $args -format]+1]
     if {$format ne [expr {$::flow eq "vitis" ? "xo" : "ip_catalog"}]} { refuse "$format with $::flow" }
+    set name [join [list [dict get $::export_options -vendor] [dict get $::export_options -library] $::top_name [dict get $::export_options -version]] :]
+    note exported $format $name
     if {$format eq "xo"} {
         close [open [lindex $args [lsearch $args -output]+1] w]
     } else {
