@@ -113,6 +113,45 @@ def test_clock_of_the_fabric_is_the_headers(scripts):
         assert len({line.split()[1] for line in nets}) == 1
 
 
+@pytest.mark.parametrize(
+    ("board", "pll", "clock"),
+    [
+        ("kv260", 1500, "300.000000"),
+        ("kv260", 1000, "250.000000"),  # asked for 300, it would be 333
+        ("pynq-z2", 1000, "142.857143"),  # 142 in the header: in whole MHz
+        ("pynq-z2", 300, "100.000000"),
+    ],
+)
+def test_clock_is_never_faster_than_the_headers(scripts, monkeypatch, board, pll, clock):
+    monkeypatch.setenv("STAND_IN_PLL_MHZ", str(pll))
+    project = scripts.project(board)
+    status, errors, _ = scripts.run("vivado", project)
+    assert (status, errors) == (0, "")
+    assert (project.folder / "built" / "clock_mhz").read_text() == f"{clock}\n"
+
+
+def test_processor_without_a_slow_clock_is_an_error(scripts, monkeypatch):
+    monkeypatch.setenv("STAND_IN_PLL_MHZ", "100000")
+    status, errors, _ = scripts.run("vivado", scripts.project("kv260"))
+    assert status == 1
+    assert "has no clock of 300 MHz or less for the fabric: the least is 1587" in errors
+
+
+def test_board_store_is_looked_through_where_vivado_has_no_files(scripts, monkeypatch):
+    monkeypatch.setenv("STAND_IN_BOARD_PARTS", "xilinx.com:zcu102:part0:3.4")
+    monkeypatch.setenv("STAND_IN_STORE_PARTS", "xilinx.com:kv260_som:part0:1.4")
+    status, errors, log = scripts.run("vivado", scripts.project("kv260"))
+    assert (status, errors) == (0, "")
+    assert "set_param board.repoPaths /the/store" in log
+    assert "set_property board_part xilinx.com:kv260_som:part0:1.4 project" in log
+    _, _, log = scripts.run("vivado", scripts.project("kv260"), LLAMA_BOARD_FILES="/my/boards")
+    assert "set_param board.repoPaths {/my/boards /the/store}" in log
+    monkeypatch.setenv("STAND_IN_STORE_PARTS", "")
+    status, errors, _ = scripts.run("vivado", scripts.project("kv260"))
+    assert status == 1
+    assert "(*:kv260_som:part0:*): AMD's Board Store has it: in Vivado, Tools > XHub" in errors
+
+
 def test_newest_board_file_is_taken(scripts):
     _, _, log = scripts.run("vivado", scripts.project("kv260"))
     assert "set_property board_part xilinx.com:kv260_som:part0:1.4 project" in log
@@ -123,7 +162,7 @@ def test_missing_board_files_are_named(scripts, monkeypatch):
     status, errors, _ = scripts.run("vivado", scripts.project("pynq-z2"))
     assert status == 1
     assert "Vivado has no board files for pynq-z2 (*:pynq-z2:part0:*): TUL has it" in errors
-    assert "make BOARD_FILES=<folder>" in errors
+    assert "add BOARD_FILES=<folder> to the make command" in errors
 
 
 def test_folder_with_board_files_is_handed_on(scripts):
@@ -155,6 +194,7 @@ def test_implementation_that_stops_is_an_error(scripts, monkeypatch):
         ("    validate_bd_design\n", "", "needs to come after: validated"),
         ("    update_ip_catalog\n", "", "needs to come after: catalog"),
         ("open_run", "open_checkpoint", "invalid command name"),
+        ("CONFIG.$actual_clock_property $cell", "CONFIG.CLOCK $cell", "does not say its clock"),
     ],
 )
 def test_stand_ins_find_a_fault_in_the_script(scripts, old, new, message):

@@ -146,6 +146,8 @@ class Machine:
             ("STAND_IN_REPORTS", str(folder / "reports")),
             ("STAND_IN_PROGRESS", "100%"),
             ("STAND_IN_BUNDLES", ""),
+            ("STAND_IN_STORE_PARTS", ""),
+            ("STAND_IN_PLL_MHZ", "1500"),
         ):
             monkeypatch.setenv(name, value)
         for name in ("PLATFORM_REPO_PATHS", "XILINX_PLATFORMS", "XILINX_VITIS"):

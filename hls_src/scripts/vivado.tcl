@@ -11,13 +11,34 @@ source settings.tcl
 set design overlay
 set project vivado
 
+# The newest of the board's files; those of AMD's Board Store, which Vivado does not look through by
+# itself, where it has no others.
+proc find_board_part {} {
+    global board_part
+    set found [get_board_parts -quiet $board_part]
+    if {$found eq ""} {
+        catch {
+            set store [get_property LOCAL_ROOT_DIR [xhub::get_xstores xilinx_board_store]]
+            set_param board.repoPaths [concat [board_folders] [list $store]]
+            set found [get_board_parts -quiet $board_part]
+        }
+    }
+    return [lindex [lsort -dictionary $found] end]
+}
+
+proc board_folders {} {
+    set folder $::env(LLAMA_BOARD_FILES)
+    return [expr {$folder eq "" ? {} : [list $folder]}]
+}
+
 proc open_board {} {
     global project part board board_part board_files
     create_project -force $project $project -part $part
-    set found [lindex [lsort -dictionary [get_board_parts -quiet $board_part]] end]
+    set found [find_board_part]
     if {$found eq ""} {
         error "Vivado has no board files for $board ($board_part): $board_files. For those in a\
-            folder of yours: make BOARD_FILES=<folder>"
+            folder of yours, add BOARD_FILES=<folder> to the make command (python -m\
+            llama_pynq.vitis: --board-files <folder>)"
     }
     set_property board_part $found [current_project]
     set_property ip_repo_paths [file normalize hls_ip/solution/impl/ip] [current_project]
@@ -29,8 +50,30 @@ proc add_cells {} {
     create_bd_cell -type ip -vlnv $processor_ip $processor
     apply_bd_automation -rule $processor_rule -config $preset [get_bd_cells $processor]
     set_property -dict $processor_properties [get_bd_cells $processor]
+    set_clock
     create_bd_cell -type ip -vlnv $vlnv $ip_name
     create_bd_cell -type ip -vlnv xilinx.com:ip:proc_sys_reset reset
+}
+
+# The header's clock, or the next below it that the processor divides its PLL's to: asked for one
+# that it does not have, it takes the nearest, which may be faster. The header's is in whole MHz.
+proc set_clock {} {
+    global processor clock_mhz clock_property actual_clock_property actual_mhz
+    set cell [get_bd_cells $processor]
+    for {set asked $clock_mhz} {$asked >= 1} {set asked [format %.3f [expr {0.97 * $asked}]]} {
+        set_property CONFIG.$clock_property $asked $cell
+        set actual_mhz [get_property CONFIG.$actual_clock_property $cell]
+        if {![string is double -strict $actual_mhz]} {
+            error "the processor does not say its clock: CONFIG.$actual_clock_property is\
+                '$actual_mhz'"
+        }
+        if {$actual_mhz < $clock_mhz + 1} {
+            puts "the fabric's clock: $actual_mhz MHz, of $clock_mhz MHz in the header"
+            return
+        }
+    }
+    error "the processor has no clock of $clock_mhz MHz or less for the fabric: the least is\
+        $actual_mhz MHz"
 }
 
 # A SmartConnect from `masters` to `slave`, all of them interface pins.
@@ -117,8 +160,11 @@ proc implement {} {
 }
 
 proc collect {} {
-    global design project ip_name
+    global design project ip_name actual_mhz
     file mkdir built
+    set file [open built/clock_mhz w]
+    puts $file $actual_mhz
+    close $file
     set bit $project/$project.runs/impl_1/${design}_wrapper.bit
     set hwh $project/$project.gen/sources_1/bd/$design/hw_handoff/$design.hwh
     file copy -force $bit built/$ip_name.bit
@@ -127,8 +173,8 @@ proc collect {} {
 
 proc build {} {
     global design
-    if {$::env(LLAMA_BOARD_FILES) ne ""} {
-        set_param board.repoPaths [list $::env(LLAMA_BOARD_FILES)]
+    if {[board_folders] ne ""} {
+        set_param board.repoPaths [board_folders]
     }
     open_board
     create_bd_design $design

@@ -44,8 +44,8 @@ class Processor:
         How Vivado's automation is to apply the board's preset.
     properties : tuple of (str, str)
         Besides the memory ports'.
-    clock_property : str
-        Takes the fabric's clock in MHz.
+    clock_property, actual_clock_property : str
+        The fabric's clock in MHz: what is asked for, and what the PLL's dividers make of it.
     clock, reset : str
         Pins of the fabric's clock and reset.
     control, control_clock : str
@@ -60,6 +60,7 @@ class Processor:
     preset: tuple[tuple[str, str], ...]
     properties: tuple[tuple[str, str], ...]
     clock_property: str
+    actual_clock_property: str
     clock: str
     reset: str
     control: str
@@ -135,6 +136,7 @@ ZYNQ_7000 = Processor(
     ),
     (("PCW_USE_M_AXI_GP0", "1"), ("PCW_USE_M_AXI_GP1", "0")),
     "PCW_FPGA0_PERIPHERAL_FREQMHZ",
+    "PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ",
     "FCLK_CLK0",
     "FCLK_RESET0_N",
     "M_AXI_GP0",
@@ -157,6 +159,7 @@ MPSOC = Processor(
         ("PSU__FPGA_PL0_ENABLE", "1"),
     ),
     "PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ",
+    "PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ",
     "pl_clk0",
     "pl_resetn0",
     "M_AXI_HPM0_FPD",
@@ -167,7 +170,7 @@ MPSOC = Processor(
 
 CONTROL_RANGE = 0x1_0000
 
-_VIVADOS_OWN = "Vivado brings it: add the device in AMD's installer"
+_BOARD_STORE = "AMD's Board Store has it: in Vivado, Tools > XHub Stores, or xhub::install"
 
 # v++ for a U50: 'Resource HBM[0] has 1 interface that can support 30 possible masters'
 # (Vitis_Accel_Examples, issue 75). The other two are taken to be no better: not checked.
@@ -188,8 +191,8 @@ PLATFORMS: dict[str, Zynq | Card] = {
         "TUL has it: https://www.tulembedded.com/FPGA/ProductsPYNQ-Z2.html",
         ZYNQ_7000,
     ),
-    "kv260": Zynq("xck26-sfvc784-2LV-c", "*:kv260_som:part0:*", _VIVADOS_OWN, MPSOC),
-    "zcu104": Zynq("xczu7ev-ffvc1156-2-e", "*:zcu104:part0:*", _VIVADOS_OWN, MPSOC),
+    "kv260": Zynq("xck26-sfvc784-2LV-c", "*:kv260_som:part0:*", _BOARD_STORE, MPSOC),
+    "zcu104": Zynq("xczu7ev-ffvc1156-2-e", "*:zcu104:part0:*", _BOARD_STORE, MPSOC),
     "u200": Card("xcu200-fsgd2104-2-e", "xilinx_u200_gen3x16_xdma_*", "DDR", _DDR_MASTERS),
     "u250": Card("xcu250-figd2104-2L-e", "xilinx_u250_gen3x16_xdma_*", "DDR", _DDR_MASTERS),
     "u50": Card("xcu50-fsvh2104-2L-e", "xilinx_u50_gen3x16_xdma_*", "HBM", _HBM_MASTERS),

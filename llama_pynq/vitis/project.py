@@ -242,7 +242,6 @@ def _block_design(project: Project, platform: Zynq) -> dict[str, object]:
     used = [port for port in processor.ports if port.name in shared]
     properties = [
         *processor.properties,
-        (processor.clock_property, str(project.clock_mhz)),
         *(setting for port in used for setting in port.properties),
     ]
     return {
@@ -253,6 +252,9 @@ def _block_design(project: Project, platform: Zynq) -> dict[str, object]:
         "processor": PROCESSOR_CELL.format(processor.ip),
         "preset": [part for item in processor.preset for part in item],
         "processor_properties": {f"CONFIG.{name}": value for name, value in properties},
+        "clock_mhz": project.clock_mhz,
+        "clock_property": processor.clock_property,
+        "actual_clock_property": processor.actual_clock_property,
         "clock_pin": processor.clock,
         "reset_pin": processor.reset,
         "control_port": processor.control,

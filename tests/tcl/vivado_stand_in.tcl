@@ -7,7 +7,8 @@
 #
 # Environment: STAND_IN_LOG; STAND_IN_BOARD_PARTS, what Vivado has board files for; STAND_IN_BUNDLES,
 # the kernel's AXI masters; STAND_IN_REPORTS, a folder with utilization.rpt and timing.rpt;
-# STAND_IN_PROGRESS, of the implementation.
+# STAND_IN_PROGRESS, of the implementation; STAND_IN_PLL_MHZ, that the processor divides to the
+# fabric's clock; STAND_IN_STORE_PARTS, board files of the Board Store, which is missing if empty.
 
 set log [open $env(STAND_IN_LOG) w]
 proc note {args} {
@@ -141,7 +142,18 @@ proc kind_of {kind path} {
 
 # ---- project --------------------------------------------------------------------------
 
-proc set_param {name value} { note set_param $name $value }
+set params {}
+proc set_param {name value} {
+    dict set ::params $name $value
+    note set_param $name $value
+}
+namespace eval xhub {
+    proc get_xstores {name} {
+        if {$::env(STAND_IN_STORE_PARTS) eq ""} { error "invalid command name \"xhub::get_xstores\"" }
+        if {$name ne "xilinx_board_store"} { refuse "there is no store '$name'" }
+        return $name
+    }
+}
 proc create_project {args} {
     if {[llength $args] != 5 || [lindex $args 0] ne "-force" || [lindex $args 3] ne "-part"} {
         refuse "create_project $args"
@@ -156,7 +168,11 @@ proc current_fileset {} { need project; return sources_1 }
 proc get_board_parts {quiet pattern} {
     need project
     if {$quiet ne "-quiet"} { refuse "get_board_parts $quiet" }
-    return [lsearch -all -inline $::env(STAND_IN_BOARD_PARTS) $pattern]
+    set parts $::env(STAND_IN_BOARD_PARTS)
+    if {[dict exists $::params board.repoPaths] && "/the/store" in [dict get $::params board.repoPaths]} {
+        lappend parts {*}$::env(STAND_IN_STORE_PARTS)
+    }
+    return [lsearch -all -inline $parts $pattern]
 }
 proc update_ip_catalog {} { need project; note update_ip_catalog; done catalog }
 
@@ -381,7 +397,27 @@ proc put_file {path text} {
     puts -nonewline $file $text
     close $file
 }
+# The fabric's clock: of those that the PLL's is divided to by a whole number, the nearest.
+proc actual_clock {cell name} {
+    set asked [dict get $::setting $cell [string map {ACT_ "" PCW_ACT PCW} $name]]
+    set pll $::env(STAND_IN_PLL_MHZ)
+    set nearest $pll
+    for {set divisor 1} {$divisor < 64} {incr divisor} {
+        set clock [expr {double($pll) / $divisor}]
+        if {abs($clock - $asked) < abs($nearest - $asked)} { set nearest $clock }
+    }
+    return [format %.6f $nearest]
+}
 proc get_property {name object} {
+    set cell [string trimleft $object /]
+    if {[dict exists $::cell_ip $cell]} {
+        switch [dict get $::cell_ip $cell]/$name {
+            zynq_ultra_ps_e/CONFIG.PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ -
+            processing_system7/CONFIG.PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ { return [actual_clock $cell $name] }
+        }
+        return ""
+    }
+    if {"$object/$name" eq "xilinx_board_store/LOCAL_ROOT_DIR"} { return /the/store }
     need run
     switch $object/$name {
         impl_1/PROGRESS { return $::env(STAND_IN_PROGRESS) }
