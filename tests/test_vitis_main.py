@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from vitis_stand_ins import Machine, needs_tclsh
 
+from llama_pynq.boards import boards
 from llama_pynq.interface import top_function
 from llama_pynq.overlay_record import OverlayRecord
 from llama_pynq.vitis.__main__ import main
@@ -106,6 +107,103 @@ def test_design_that_misses_timing_is_not_called_done(machine, build, tmp_path, 
     assert machine.calls == calls
 
 
+def test_slack_and_record_are_of_the_clock_that_was_timed(
+    machine, build, tmp_path, capsys, monkeypatch
+):
+    machine.install("vitis_hls", "vivado")
+    monkeypatch.setenv("STAND_IN_PLL_MHZ", "1000")
+    machine.report(wns="-0.333")
+    assert build("overlay") == 1
+    message = capsys.readouterr().err
+    assert "the worst slack is -0.333 ns at 250 MHz" in message
+    assert "(to about 231)" in message
+    machine.report(wns="0.1")
+    assert build("overlay") == 0
+    assert read(tmp_path / "kv260").clock_mhz == 250
+    assert (
+        "the clock is 250 MHz: the processor does not divide its PLL to 300"
+        in capsys.readouterr().out
+    )
+
+
+def test_command_that_an_error_names_runs_as_it_is(machine, tmp_path, capsys):
+    machine.install("vitis_hls", "vivado")
+    header = Project.of("kv260", tmp_path).header
+    machine.masters(top_function(header))
+    machine.report(wns="-0.333")
+    mine = tmp_path / "mine.h"
+    mine.write_text(header.read_text())
+    arguments = ["--board", "kv260", "--folder", str(tmp_path / "out"), "--header", str(mine)]
+    assert main(["overlay", *arguments]) == 1
+    command = capsys.readouterr().err.strip().rpartition("the same: ")[2]
+    assert command == (
+        f"make -C {HLS_SRC} record BOARD=kv260 FOLDER={tmp_path / 'out'} HEADER={mine} "
+        "ACCEPT_NEGATIVE_SLACK=1"
+    )
+    done = subprocess.run(
+        [*command.split(), f"PYTHON={sys.executable}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out").report["wns_ns"] == -0.333
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left", "said"),
+    [
+        ("reports/**/*util*.rpt", {"wns_ns"}, "names no resources: there is no report **/*full_u"),
+        ("reports/**/*timing*.rpt", {"lut", "dsp", "bram36", "uram"}, "names no slack: there is"),
+        ("reports/**/*.rpt", set(), "names no slack: there is no report"),
+        ("built/*.info", {"lut", "dsp", "bram36", "uram", "wns_ns"}, "names no clock: there is no"),
+    ],
+)
+def test_cards_record_leaves_out_what_the_linker_did_not_report(
+    machine, build, tmp_path, capsys, pattern, left, said
+):
+    machine.install("vitis_hls", "v++")
+    assert build("overlay", CARD) == 0
+    for path in (tmp_path / CARD).glob(pattern):
+        path.unlink()
+    capsys.readouterr()
+    assert build("record", CARD) == 0
+    record = read(tmp_path / CARD)
+    assert set(record.report or {}) == left
+    assert record.clock_mhz == (None if "info" in pattern else 300)
+    assert said in capsys.readouterr().out
+
+
+def test_cards_reports_are_found_among_the_linkers_own_files(machine, build, tmp_path):
+    machine.install("vitis_hls", "v++")
+    assert build("overlay", CARD) == 0
+    (tmp_path / CARD / "reports").rename(tmp_path / CARD / "link")
+    assert build("record", CARD) == 0
+    assert set(read(tmp_path / CARD).report) == {"lut", "dsp", "bram36", "uram", "wns_ns"}
+
+
+def test_clock_above_the_boards_most_is_lowered_aloud(tmp_path, capsys):
+    text = Project.of("kv260", tmp_path).header.read_text()
+    (tmp_path / "mine.h").write_text(text.replace("kClockMhz = 300", "kClockMhz = 900"))
+    folder, header = str(tmp_path / "out"), str(tmp_path / "mine.h")
+    assert main(["files", "--board", "kv260", "--folder", folder, "--header", header]) == 0
+    most = boards()["kv260"].max_clock_mhz
+    said = f"kClockMhz = 900 of mine.h is lowered to {most}, the most of the KV260\n"
+    assert said in capsys.readouterr().out
+
+
+def test_relative_paths_are_this_folders_or_named_with_it(tmp_path, capsys, monkeypatch, build):
+    monkeypatch.chdir(tmp_path)
+    for option in ("--header", "--board-files"):
+        assert build("files", "pynq-z2", option, "mine") == 1
+        assert f"relative to {tmp_path}: make -C goes to hls_src first" in capsys.readouterr().err
+
+
+def test_board_files_are_named_from_anywhere(tmp_path, monkeypatch, build, machine):
+    machine.install("vitis_hls", "vivado")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert build("overlay", "pynq-z2", "--board-files", "mine") == 0
+    assert f"set_param board.repoPaths {tmp_path / 'mine'}" in machine.log("vivado")
+
+
 def test_everything_is_asked_for_before_anything_is_run(machine, build, capsys):
     machine.install("vitis_hls")
     assert build("overlay") == 1
@@ -160,6 +258,7 @@ def test_make_builds_into_a_folder_that_git_ignores(machine, tmp_path):
     folder = tmp_path / "out"
     done = _make("overlay", "BOARD=pynq-z2", f"FOLDER={folder}", "BUILT_BY=me and you")
     assert done.returncode == 0, done.stderr
+    assert "\\\n" not in done.stdout
     assert read(folder).built_by == "me and you"
     ignored = subprocess.run(
         ["git", "check-ignore", "-q", "hls_src/build/pynq-z2/top.cpp"], cwd=HLS_SRC.parent,
@@ -182,6 +281,9 @@ def test_make_hands_every_option_on(machine, tmp_path):
         '--platform "p"', '--built-by "me"', "--any-version", "--accept-negative-slack",
     ):  # fmt: skip
         assert option in done.stdout
+    off = _make("-n", "overlay", "BOARD=u50", "ANY_VERSION=0", "ACCEPT_NEGATIVE_SLACK=0")
+    assert "--any-version" not in off.stdout
+    assert "--accept-negative-slack" not in off.stdout
 
 
 def test_build_needs_neither_numpy_nor_pynq(machine, tmp_path):

@@ -184,6 +184,21 @@ def test_card_takes_the_kernels_masters(project, board):
     assert count <= made.platform.most_masters
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("kChannels", "kChannel", "mine.h defines no 'constexpr int kChannels = ...;': compare"),
+        ("kFaddLatency", "kAdder", "mine.h defines no 'constexpr int kFaddLatency = ...;'"),
+        ("kClockMhz = 300", "kClockMhz = 0", "kClockMhz of .*mine.h is 0: compare it with those"),
+    ],
+)
+def test_header_that_lacks_a_constant_is_refused_by_name(tmp_path, project, old, new, message):
+    mine = tmp_path / "mine.h"
+    mine.write_text(project("kv260").header.read_text().replace(old, new))
+    with pytest.raises(BuildError, match=message):
+        Project.of("kv260", tmp_path / "out", mine)
+
+
 def test_header_of_ones_own_is_built_for_the_board(tmp_path, project):
     mine = tmp_path / "mine.h"
     text = project("kv260").header.read_text().replace("kClockMhz = 300", "kClockMhz = 200")

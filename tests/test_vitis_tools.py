@@ -36,7 +36,9 @@ def test_missing_tool_is_named_with_what_to_install(machine, tool, program):
 @pytest.mark.parametrize("version", ["2021.2", "2025.1"])
 def test_version_that_nobody_looked_at_is_refused_unless_asked_for(machine, version):
     machine.install("vivado", version=version)
-    with pytest.raises(BuildError, match=f"vivado is of version {version}: .* make ANY_VERSION=1"):
+    with pytest.raises(
+        BuildError, match=f"vivado is of version {version}: .* add ANY_VERSION=1 to the make"
+    ):
         tools.find(tools.VIVADO)
     assert tools.find(tools.VIVADO, any_version=True).version == version
 
@@ -93,11 +95,21 @@ def test_missing_shell_says_where_it_was_looked_for(tmp_path, machine, monkeypat
     message = str(refused.value)
     assert message.startswith("no platform xilinx_u55c_gen3x16_xdma_* is installed in /opt/xilinx")
     assert str(tmp_path) in message
-    assert "make PLATFORM=" in message
+    assert "add PLATFORM=<name, or path of the .xpfm> to the make" in message
 
 
 def test_named_shell_is_taken_as_it_is(machine):
     assert tools.find_shell(PLATFORMS["u50"], "mine") == "mine"
+
+
+def test_file_of_a_shell_is_named_from_anywhere(machine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.xpfm").touch()
+    assert tools.find_shell(PLATFORMS["u50"], "mine.xpfm") == str(tmp_path / "mine.xpfm")
+    with pytest.raises(
+        BuildError, match=f"no platform file no.xpfm .relative to {tmp_path}: make -C"
+    ):
+        tools.find_shell(PLATFORMS["u50"], "no.xpfm")
 
 
 # ---- running --------------------------------------------------------------------------

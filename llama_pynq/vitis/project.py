@@ -27,6 +27,7 @@ from llama_pynq.interface import (
 )
 
 from .platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
+from .tools import seen_from_here
 
 PROCESSOR_CELL = "{}_0"
 _NARROW_BYTES = 4  # of the ports that carry words
@@ -53,6 +54,27 @@ def _header(source: Path, board: Board) -> Path:
         if name in path.read_text(encoding="utf-8"):
             return path
     raise BuildError(f"{source / 'boards'} has no header whose kBoardName is {board.header!r}")
+
+
+def _check(header: Path, source: Path) -> None:
+    """Whether a header has the constants that a build's files are made from."""
+    like = f"compare it with those in {source}/boards"
+    try:
+        constants = board_constants(header)
+    except ValueError as error:  # it names the header
+        raise BuildError(f"{error}: {like}") from error
+    for name in (
+        "kClockMhz",
+        "kChannels",
+        "kKvPorts",
+        "kBeatBytes",
+        "kKvBeatBytes",
+        "kFaddLatency",
+    ):
+        if name not in constants:
+            raise BuildError(f"{header} defines no 'constexpr int {name} = ...;': {like}")
+        if constants[name] == 0:
+            raise BuildError(f"{name} of {header} is 0: {like}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,8 @@ class Project:
         Raises
         ------
         BuildError
-            If no build is known for a board of that name, or there is no such header.
+            If no build is known for a board of that name, there is no such header, or it lacks a
+            constant.
         """
         if name not in PLATFORMS:
             why = (
@@ -104,9 +127,11 @@ class Project:
         source = source_folder()
         if header is not None and not header.is_file():
             raise BuildError(
-                f"{header} is missing: name a config header like those in {source}/boards"
+                f"{header} is missing{seen_from_here(header)}: name a config header like those in "
+                f"{source}/boards"
             )
         header = header.resolve() if header else _header(source, board)
+        _check(header, source)
         return cls(board, PLATFORMS[name], source, header, folder.resolve())
 
     @property

@@ -106,10 +106,17 @@ def find(tool: Tool, any_version: bool = False) -> FoundTool:
     if not OLDEST <= version <= NEWEST and not any_version:
         raise BuildError(
             f"{command[0]} is of version {_text(version)}: the scripts were written for "
-            f"{_text(OLDEST)} to {_text(NEWEST)}. Install one of those, or try yours: "
-            "make ANY_VERSION=1"
+            f"{_text(OLDEST)} to {_text(NEWEST)}. Install one of those, or, to try yours, add "
+            "ANY_VERSION=1 to the make command (python -m llama_pynq.vitis: --any-version)"
         )
     return FoundTool(tool, command, _text(version))
+
+
+def seen_from_here(path: Path) -> str:
+    """For errors: where a relative path was looked for, which make's -C changes."""
+    if path.is_absolute():
+        return ""
+    return f" (relative to {Path.cwd()}: make -C goes to hls_src first, so give the whole path)"
 
 
 def _text(version: tuple[int, int]) -> str:
@@ -123,13 +130,17 @@ def find_shell(card: Card, named: str | None = None) -> str:
     ----------
     card : Card
     named : str or None
-        A platform's name, or the path of its .xpfm; it is taken as it is.
+        A platform's name, which is taken as it is, or the path of its .xpfm.
 
     Raises
     ------
     BuildError
-        If none is installed.
+        If none is installed, or there is no such file.
     """
+    if named and named.endswith(".xpfm"):
+        if not Path(named).is_file():
+            raise BuildError(f"there is no platform file {named}{seen_from_here(Path(named))}")
+        return str(Path(named).resolve())
     if named:
         return named
     folders = [_SHELLS]
@@ -148,7 +159,8 @@ def find_shell(card: Card, named: str | None = None) -> str:
         raise BuildError(
             f"no platform {card.shell} is installed in {', '.join(map(str, folders))}. Install the "
             "card's deployment and development platform (AMD's page of the card, 'Getting "
-            "Started'), or name one: make PLATFORM=<name or path of the .xpfm>"
+            "Started'), or name one: add PLATFORM=<name, or path of the .xpfm> to the make command "
+            "(python -m llama_pynq.vitis: --platform)"
         )
 
     def age(name: str) -> list[int]:
