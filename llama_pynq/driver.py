@@ -44,7 +44,7 @@ from .interface import (
     AP_IDLE,
     AP_START,
     CONTROL_OFFSET,
-    VLNV,
+    VLNVS,
     Argument,
     arguments,
 )
@@ -110,7 +110,7 @@ class LlamaDriver(DefaultIP):
         How long a call may take before it counts as hung.
     """
 
-    bindto = [VLNV]
+    bindto = list(VLNVS)
 
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__(description=description)
