@@ -292,15 +292,17 @@ def _selftest(args: argparse.Namespace) -> int:
 
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
+    from .boards import boards
     from .contract import KernelLimits
     from .interface import board_headers
 
     headers = board_headers()
-    board = name.replace("_", "-")
+    board = name.lower().replace("_", "-")
+    if board in boards():
+        board = boards()[board].header
     if board not in headers:
-        raise LlamaPynqError(
-            f"there is no board {name!r}: choose one of {', '.join(sorted(headers))}"
-        )
+        names = dict.fromkeys([*boards(), *sorted(headers)])
+        raise LlamaPynqError(f"there is no board {name!r}: choose one of {', '.join(names)}")
     return KernelLimits.from_header(headers[board])
 
 
