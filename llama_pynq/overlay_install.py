@@ -351,6 +351,12 @@ def _free_name(path: Path) -> Path:
     return free
 
 
+def backups_of(board: str) -> list[Path]:
+    """Where `add` kept what it replaced, the newest last."""
+    place = user_folder(ADDED, board)
+    return sorted(place.parent.glob(f"{place.name}.backup-*"), key=lambda path: path.name)
+
+
 # ---- remove ---------------------------------------------------------------------------
 
 
