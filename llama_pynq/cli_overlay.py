@@ -53,8 +53,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "verify",
         help="hash the overlays that are here, and read their metadata; status 1 if one differs",
         description="Compare the overlays that are here with the sha256 of their records, and read "
-        "the kernel's name, type and arguments in their metadata with PYNQ's own parsers. Nothing is "
-        "loaded: llama-pynq selftest asks the board. Status 1 if one differs.",
+        "the kernel's name, type and arguments in their metadata with PYNQ's own parsers. Nothing "
+        "is loaded: llama-pynq selftest asks the board. Status 1 if one differs.",
     )
     verify.add_argument("board", **{**board, "nargs": "?", "help": "default: all of them"})
     add = tools.add_parser(

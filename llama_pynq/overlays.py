@@ -34,9 +34,9 @@ _BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
 
 EMULATE = (
     "Meanwhile the emulated device runs everything, with no board: "
-    "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate. Where it was not installed, as "
-    "on a board, compile it once before: python -m llama_pynq.emulation.build (g++; minutes on a "
-    "board)"
+    "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate. Where it was not installed, "
+    "as on a board, compile it once before: python -m llama_pynq.emulation.build (g++; minutes on "
+    "a board)"
 )
 
 NO_BUILD = ("aws-f1",)

@@ -94,8 +94,9 @@ def test_list_shows_states_origins_and_what_is_known(cli, server, tmp_path):
     _, out, _ = cli("list")
     rows = table(out)
     assert {board: rows[board][0] for board in rows} == {
-        **dict.fromkeys(boards(), "none"), "aws-f1": "no build", "kv260": "link, not fetched", "zcu104": "ready",
-        "u50": "ready", "u55c": "other version", "pynq-z1": "damaged", "pynq-z2": "damaged",
+        **dict.fromkeys(boards(), "none"), "aws-f1": "no build", "kv260": "link, not fetched",
+        "zcu104": "ready", "u50": "ready", "u55c": "other version", "pynq-z1": "damaged",
+        "pynq-z2": "damaged",
     }  # fmt: skip
     assert rows["zcu104"][4:6] == ["unknown", "no"]
     assert rows["u50"][5] == "U50, 2026-11-02: 900/s"

@@ -249,9 +249,9 @@ def test_board_without_an_overlay_says_what_builds_one_and_what_runs_meanwhile(p
         f"there is no overlay of kv260 on this computer, neither in {places['added'].parent} nor "
         f"in the package. None comes with this version of llama_pynq. {BUILD}. Meanwhile the "
         "emulated device runs everything, with no board: "
-        "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate. Where it was not installed, "
-        "as on a board, compile it once before: python -m llama_pynq.emulation.build (g++; minutes "
-        "on a board)"
+        "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate. Where it was not "
+        "installed, as on a board, compile it once before: python -m llama_pynq.emulation.build "
+        "(g++; minutes on a board)"
     )
     with LlamaOverlay(device=EmulatedDevice(threads=1)) as overlay:
         assert overlay.record is None and "overlay" not in overlay.describe()
