@@ -50,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="what the KV "
                        "cache holds: float32, or int8 with scales (%(default)s)")  # fmt: skip
 
-    generate = commands.add_parser("generate", parents=[device], help="continue a text")
+    generate = commands.add_parser(
+        "generate",
+        parents=[device],
+        help="continue a text",
+        description="Continue a text on a board, or on the emulated device where there is none. "
+        "The text goes to standard output; speed, seed and device go to standard error.",
+    )
     generate.add_argument("prompt", nargs="*", help="(Once upon a time); several are a batch")
     add = generate.add_argument
     add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
@@ -63,9 +69,22 @@ def _parser() -> argparse.ArgumentParser:
         help="end before this text; may be given several times")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text; default: drawn, and printed")
 
-    commands.add_parser("info", parents=[device], help="devices, overlay, kernel limits, model")
+    commands.add_parser(
+        "info",
+        parents=[device],
+        help="devices, overlay, kernel limits, model",
+        description="Show the devices, and which is used; the overlay and who built it; what its "
+        "kernel can take; and the model as it is loaded.",
+    )
 
-    bench = commands.add_parser("bench", parents=[device], help="measure speed and memory")
+    bench = commands.add_parser(
+        "bench",
+        parents=[device],
+        help="measure speed and memory",
+        description="Measure tokens/s of decode and prefill, the time to the first token, loading "
+        "and memory on the device found. Figures of the emulated device are this computer's, not "
+        "a board's.",
+    )
     bench.add_argument("--tokens", type=int, default=128, metavar="N",
                        help="length of the text and of the prompt (%(default)s)")  # fmt: skip
     bench.add_argument("--repeats", type=int, default=5, metavar="N",
@@ -91,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--output", metavar="FILE", help="write the report to a file, too")
 
     pack = commands.add_parser(
-        "pack", parents=[device], help="write the packed file that a device loads directly"
+        "pack",
+        parents=[device],
+        help="write the packed file that a device loads directly",
+        description="Write a model in the hardware's order, its tokenizer with it, as one file: "
+        "what --model and --tokenizer name, or the bundled model. It is for the device found, or "
+        "with --board for another, which need not be there.",
     )
     pack.add_argument("--board", metavar="NAME", help="pack for this board, such as kv260, not for "
                       "the device found")  # fmt: skip
@@ -292,15 +316,17 @@ def _selftest(args: argparse.Namespace) -> int:
 
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
+    from .boards import boards
     from .contract import KernelLimits
     from .interface import board_headers
 
     headers = board_headers()
-    board = name.replace("_", "-")
+    board = name.lower().replace("_", "-")
+    if board in boards():
+        board = boards()[board].header
     if board not in headers:
-        raise LlamaPynqError(
-            f"there is no board {name!r}: choose one of {', '.join(sorted(headers))}"
-        )
+        names = dict.fromkeys([*boards(), *sorted(headers)])
+        raise LlamaPynqError(f"there is no board {name!r}: choose one of {', '.join(names)}")
     return KernelLimits.from_header(headers[board])
 
 

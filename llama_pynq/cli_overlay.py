@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .boards import boards
 from .errors import LlamaPynqError, OverlayMismatch
@@ -26,7 +26,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add this module's commands to the command line's."""
     overlay = commands.add_parser("overlay", help="overlays of boards: list, fetch, check, add")
     tools = overlay.add_subparsers(dest="tool", required=True, metavar="COMMAND")
-    board = {"metavar": "BOARD", "help": "such as kv260; llama-pynq overlay list has them all"}
+    board: dict[str, Any] = {
+        "metavar": "BOARD", "type": _board_name,
+        "help": "such as kv260; llama-pynq overlay list has them all",
+    }  # fmt: skip
 
     tools.add_parser(
         "list",
@@ -49,8 +52,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     verify = tools.add_parser(
         "verify",
         help="hash the overlays that are here, and read their metadata; status 1 if one differs",
+        description="Compare the overlays that are here with the sha256 of their records, and read "
+        "the kernel's name, type and arguments in their metadata with PYNQ's own parsers. Nothing "
+        "is loaded: llama-pynq selftest asks the board. Status 1 if one differs.",
     )
-    verify.add_argument("board", nargs="?", metavar="BOARD", help="default: all of them")
+    verify.add_argument("board", **{**board, "nargs": "?", "help": "default: all of them"})
     add = tools.add_parser(
         "add",
         help="register a build of one's own",
@@ -58,12 +64,16 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     add.add_argument("file", metavar="FILE", help=".bit with its .hwh beside it, .xclbin, or the "
                      "folder of a build, hls_src/build/BOARD/overlay")  # fmt: skip
-    add.add_argument("--board", metavar="BOARD", help="default: what overlay.json beside the file "
-                     "says, or the file itself, or the board that is found")  # fmt: skip
+    add.add_argument("--board", **{**board, "help": "default: what overlay.json beside the file "
+                     "says, or the file itself, or the board that is found"})  # fmt: skip
     add.add_argument("--force", action="store_true",
                      help="replace the one added before, which is kept as a backup")  # fmt: skip
     remove = tools.add_parser("remove", help="delete what was added, or else installed")
     remove.add_argument("board", **board)
+
+
+def _board_name(written: str) -> str:
+    return written.lower().replace("_", "-")
 
 
 def _overlay(args: argparse.Namespace) -> int:
@@ -78,12 +88,13 @@ _HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where
 def _list(args: argparse.Namespace) -> int:
     from .files import data_folder
     from .llama_overlay import emulated_overlay
-    from .overlays import PACKAGE, overlays_of
+    from .overlays import NO_BUILD, PACKAGE, overlays_of
 
     found = {board: overlays_of(board) for board in boards()}
     rows = [_HEAD]
     for board, overlays in found.items():
-        rows += [_row(board, o) for o in overlays] or [(board, "none", "", "", "", "", "", "")]
+        none = "no build" if board in NO_BUILD else "none"
+        rows += [_row(board, o) for o in overlays] or [(board, none, "", "", "", "", "", "")]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
@@ -246,13 +257,16 @@ def _board_found() -> str | None:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from .overlay_install import remove
+    from .overlay_install import backups_of, remove
     from .overlays import overlays_of
 
     removed = remove(args.board)
     left = [o for o in overlays_of(args.board) if not o.is_link]
     uses = f"now used: {left[0].path}" if left else f"there is no other of {args.board}"
     print(f"{removed.folder}: removed; {uses}")
+    if backups := backups_of(args.board):
+        count = "1 backup" if len(backups) == 1 else f"{len(backups)} backups, the newest"
+        print(f"left: {count} {backups[-1]}; to return to it: llama-pynq overlay add {backups[-1]}")
     return 0
 
 

@@ -121,7 +121,9 @@ def _open(url: str, start: int) -> Any:
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         hint = "is this computer connected? Behind a proxy, set https_proxy"
-        if isinstance(reason, ssl.SSLCertVerificationError):
+        if url.lower().startswith("file:"):
+            hint = "is it there, and may you read it?"
+        elif isinstance(reason, ssl.SSLCertVerificationError):
             hint = "is this computer's clock right? A board without a battery starts in the past"
         raise InstallError(f"{url} cannot be fetched ({reason}): {hint}") from error
 

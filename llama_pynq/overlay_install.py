@@ -35,6 +35,7 @@ from .overlays import (
 
 _MOST_RECORD_BYTES = 1 << 20
 _UNKNOWN = "unknown"
+_UTF8_MARK = b"\xef\xbb\xbf"
 
 FileProgress = Callable[[str], Progress]
 """Called with a file's name; what it returns is told of that file's progress."""
@@ -203,16 +204,34 @@ def _record_from(source: str) -> tuple[OverlayRecord, str]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / RECORD_NAME
             data, base = read_small(source, _MOST_RECORD_BYTES)
+            if data.lstrip(_UTF8_MARK).lstrip().startswith(b"<"):
+                raise InstallError(
+                    f"{source} is a web page, no record: give the URL of {RECORD_NAME} itself"
+                )
             path.write_bytes(data)
             try:
                 record = OverlayRecord.read(path)
             except OverlayMismatch as error:
                 raise OverlayMismatch(str(error).replace(str(path), source)) from error
     else:
-        path = Path(source) / RECORD_NAME if Path(source).is_dir() else Path(source)
+        path = Path(source)
+        if path.is_dir():
+            path = path.resolve() / RECORD_NAME
         if not path.is_file():
             raise InstallError(f"there is no {path}: give an {RECORD_NAME}, or the URL of one")
+        if path.suffix in (".bit", ".hwh", ".xclbin"):
+            raise InstallError(
+                f"{path} is no {RECORD_NAME}: name the record or its folder; a file without a "
+                "record: llama-pynq overlay add"
+            )
         record, base = OverlayRecord.read(path), path.resolve().as_uri()
+        for file in record.files:
+            beside = path.parent / file.name
+            if file.url is None and not beside.is_file():
+                raise InstallError(
+                    f"there is no {beside}: it is missing beside the record: copy the whole folder"
+                )
+        source = str(path)
     files = tuple(replace(f, url=f.url or urljoin(base, f.name)) for f in record.files)
     return replace(record, files=files), source
 
@@ -349,6 +368,12 @@ def _free_name(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
+
+
+def backups_of(board: str) -> list[Path]:
+    """Where `add` kept what it replaced, the newest last."""
+    place = user_folder(ADDED, board)
+    return sorted(place.parent.glob(f"{place.name}.backup-*"), key=lambda path: path.name)
 
 
 # ---- remove ---------------------------------------------------------------------------

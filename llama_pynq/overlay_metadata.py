@@ -96,6 +96,8 @@ def read_metadata(path: Path) -> OverlayMetadata:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found, ips = (_xclbin if path.suffix == ".xclbin" else _bit)(path, data)
+    except OverlayMismatch:
+        raise
     except Exception as error:  # whatever a damaged file makes of the parsers
         raise OverlayMismatch(
             f"PYNQ cannot read {path} ({type(error).__name__}: {error}): it is damaged or no "
@@ -109,8 +111,15 @@ def _xclbin(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
     from pynq._3rdparty import xclbin
     from pynq.pl_server.xclbin_parser import XclBin
 
+    file = xclbin.axlf.from_buffer_copy(data)
+    header = file.m_header
+    # The configuration may lie behind all that the parser reads.
+    if file.m_magic == b"xclbin2" and len(data) < header.m_length:
+        raise OverlayMismatch(
+            f"{path} is incomplete: its header says {header.m_length} bytes, it has {len(data)}. "
+            "Copy it again"
+        )
     parser = XclBin(xclbin_data=data)
-    header = xclbin.axlf.from_buffer_copy(data).m_header
     platform = bytes(header.m_platformVBNV).split(b"\0")[0].decode("ascii", "replace")
     clocks = [clock["frequency"] for clock in parser.clock_dict.values()]
     return (

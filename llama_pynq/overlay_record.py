@@ -11,7 +11,8 @@ import datetime
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,6 +76,20 @@ class OverlayFile:
     def of(cls, path: Path) -> OverlayFile:
         """The file at `path`."""
         return cls(path.name, sha256_of(path), path.stat().st_size)
+
+
+def _known(kind: type, values: Any) -> dict[str, Any]:
+    """The fields of a JSON object, if they are those of a dataclass."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{values!r} is not a JSON object")
+    known = {field.name: field for field in fields_of(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"it has a field {name!r} that this version does not know")
+    for name, field in known.items():
+        if name not in values and field.default is MISSING:
+            raise KeyError(name)
+    return values
 
 
 @dataclass(frozen=True)
@@ -171,7 +186,8 @@ class OverlayRecord:
                 f"its format is {found!r}, this version of llama_pynq reads {FORMAT}: install "
                 "the version that it came with"
             )
-        record = cls(**{**fields, "files": tuple(OverlayFile(**f) for f in fields["files"])})
+        files = tuple(OverlayFile(**_known(OverlayFile, f)) for f in fields["files"])
+        record = cls(**{**_known(cls, fields), "files": files})
         if record.board not in boards():
             raise ValueError(f"it names a board {record.board!r}, not one of {', '.join(boards())}")
         none = type(None)

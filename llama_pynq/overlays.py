@@ -34,8 +34,13 @@ _BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
 
 EMULATE = (
     "Meanwhile the emulated device runs everything, with no board: "
-    "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate"
+    "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate. Where it was not installed, "
+    "as on a board, compile it once before: python -m llama_pynq.emulation.build (g++; minutes on "
+    "a board)"
 )
+
+NO_BUILD = ("aws-f1",)
+"""Boards whose images `make -C hls_src overlay` does not build."""
 
 
 # ---- boards ---------------------------------------------------------------------------
@@ -239,6 +244,8 @@ def record_of(path: Path) -> OverlayRecord | None:
 
 
 def _build(board: str) -> str:
+    if board in NO_BUILD:
+        return "No build is known here: AWS registers its images itself (docs/builds.md)"
     return (
         f"To build one, with AMD's tools in a checkout of llama_pynq: make -C hls_src overlay "
         f"BOARD={board}, then llama-pynq overlay add hls_src/build/{board}/overlay"

@@ -584,7 +584,20 @@ def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
     assert len(targets) == 3
     status, _, err = cli("pack", "--board", "pdp11", tmp_path / "x")
     assert status == 1
-    assert "there is no board 'pdp11': choose one of host, kv260, pynq-z2, u250, u280, u50" in err
+    assert err == (
+        "llama-pynq: there is no board 'pdp11': choose one of pynq-z1, pynq-z2, kv260, zcu104, "
+        "aws-f1, u200, u250, u50, u280, u55c, host\n"
+    )
+
+
+def test_board_to_pack_for_is_any_that_boards_lists_in_any_case(tmp_path):
+    from llama_pynq.boards import boards
+    from llama_pynq.cli import _board_limits
+
+    for name, board in boards().items():
+        for written in (name, name.upper(), name.replace("-", "_")):
+            assert _board_limits(written).board == board.header
+    assert _board_limits("host").board == "host"
 
 
 def test_packed_for_another_board_is_refused_with_the_remedy(cli, tmp_path):

@@ -70,7 +70,7 @@ def table(out: str) -> dict[str, list[str]]:
 def test_list_without_any_overlay_says_so_and_what_to_do(cli, tmp_path):
     status, out, err = cli("list")
     assert (status, err) == (0, "")
-    assert table(out) == {board: ["none"] for board in boards()}
+    assert table(out) == {b: ["no build" if b == "aws-f1" else "none"] for b in boards()}
     assert out.split("\n\n")[1] == (
         "No overlay is released with this version of llama_pynq.\n"
         "To build one, with AMD's tools in a checkout: make -C hls_src overlay BOARD=NAME, then\n"
@@ -94,8 +94,9 @@ def test_list_shows_states_origins_and_what_is_known(cli, server, tmp_path):
     _, out, _ = cli("list")
     rows = table(out)
     assert {board: rows[board][0] for board in rows} == {
-        **dict.fromkeys(boards(), "none"), "kv260": "link, not fetched", "zcu104": "ready",
-        "u50": "ready", "u55c": "other version", "pynq-z1": "damaged", "pynq-z2": "damaged",
+        **dict.fromkeys(boards(), "none"), "aws-f1": "no build", "kv260": "link, not fetched",
+        "zcu104": "ready", "u50": "ready", "u55c": "other version", "pynq-z1": "damaged",
+        "pynq-z2": "damaged",
     }  # fmt: skip
     assert rows["zcu104"][4:6] == ["unknown", "no"]
     assert rows["u50"][5] == "U50, 2026-11-02: 900/s"
@@ -279,6 +280,35 @@ def test_remove_says_what_is_used_then(cli, server, tmp_path):
     assert out == f"{added}: removed; now used: {installed / 'llama.bit'}\n"
     assert cli("remove", "kv260")[1] == f"{installed}: removed; there is no other of kv260\n"
     assert "there is no overlay of kv260 to remove" in cli("remove", "kv260")[2]
+
+
+def test_remove_says_how_to_return_to_a_backup(cli, tmp_path):
+    for configuration in (b"first", b"second"):
+        write_overlay(tmp_path / "build", "kv260", configuration)
+        cli("add", "build", "--force")
+    out = cli("remove", "kv260")[1]
+    backup = re.fullmatch(
+        r"\S+: removed; there is no other of kv260\n"
+        r"left: 1 backup (\S+); to return to it: llama-pynq overlay add \1\n",
+        out,
+    ).group(1)
+    assert cli("add", backup)[0] == 0
+    added = tmp_path / "user" / "added" / "kv260" / "llama.bit"
+    assert b"first" in added.read_bytes()
+    for configuration in (b"third", b"fourth"):
+        write_overlay(tmp_path / "build", "kv260", configuration)
+        cli("add", "build", "--force")
+    assert "left: 3 backups, the newest " in cli("remove", "kv260")[1]
+
+
+def test_boards_are_named_in_any_case(cli, server, tmp_path):
+    assert cli("install", "KV260")[0] == 0
+    assert "there is no overlay of pynq-z2 to verify" in cli("verify", "PYNQ_Z2")[1]
+    assert "installed/kv260/llama.bit: sha256" in cli("verify", "Kv260")[1]
+    assert "added, for pynq-z2" in cli(
+        "add", write_files(tmp_path / "plain", "pynq-z2"), "--board", "Pynq-Z2"
+    )[1]  # fmt: skip
+    assert "installed/kv260: removed" in cli("remove", "KV260")[1]
 
 
 def test_commands_use_what_was_added(cli, capsys, tmp_path, monkeypatch):

@@ -192,3 +192,11 @@ def test_small_file_of_an_untrusted_place_is_refused():
         server.moved["m"] = elsewhere
         with pytest.raises(InstallError, match=f"/m leads to {elsewhere}, which is not https"):
             download.read_small(f"{server.url}/m", 5)
+
+
+def test_file_that_is_not_there_is_no_matter_of_proxies(tmp_path):
+    with pytest.raises(InstallError, match="is it there, and may you read it") as error:
+        download.fetch(
+            (tmp_path / "none").as_uri(), tmp_path / "part", "0" * 64, 4, lambda *_: None
+        )
+    assert "proxy" not in str(error.value)

@@ -125,6 +125,16 @@ def test_nothing_to_compile_is_an_error(hls_src, tmp_path):
         build.build_emulated_overlay(hls_src, tmp_path / "out")
 
 
+def test_help_of_the_command_compiles_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path))
+    for option, status, said in (("--help", 0, "into the cache folder"), ("--fast", 2, "--fast")):
+        with pytest.raises(SystemExit) as end:
+            build.main([option])
+        assert end.value.code == status
+        assert said in "".join(capsys.readouterr())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_build_needs_the_standard_library_only():
     code = (
         "import sys; import llama_pynq.emulation.build\n"

@@ -195,15 +195,31 @@ def test_install_from_a_folder_or_its_record(user, build):
         ("{server}/none.json", "/none.json cannot be fetched: its server says 404"),
         ("{server}/text", "/text is damaged: it is not JSON"),
         ("nowhere", "there is no nowhere: give an overlay.json, or the URL of one"),
-        ("{build}/llama.bit", "is damaged: it is not JSON|no record|can't decode"),
+        (
+            "{build}/llama.bit",
+            "is no overlay.json: name the record or its folder; a file without a record: "
+            "llama-pynq overlay add$",
+        ),
+        ("{server}/folder/", "is a web page, no record: give the URL of overlay.json itself$"),
     ],
 )
 def test_install_source_that_is_no_record_is_named(user, build, server, source, message):
     server.files["text"] = b"hello"
+    server.files["folder/"] = b"\n<!DOCTYPE html><title>Index of /folder</title>"
     source = source.format(server=server.url, build=build)
     with pytest.raises((InstallError, OverlayMismatch), match=message) as caught:
         fetch(source)
     assert source in str(caught.value)
+
+
+def test_install_from_a_folder_that_lacks_a_file_says_what_to_copy(user, build, monkeypatch):
+    (build / "llama.hwh").unlink()
+    assert refused(lambda: fetch(str(build)), "no") == (
+        f"there is no {build / 'llama.hwh'}: it is missing beside the record: copy the whole folder"
+    )
+    monkeypatch.chdir(build)
+    (build / "overlay.json").unlink()
+    refused(lambda: fetch("."), f"^there is no {build}/overlay.json: give an overlay.json")
 
 
 def test_install_of_another_board_or_version_is_refused_before_it_comes(user, link, server):

@@ -98,6 +98,20 @@ def test_files_that_are_no_overlay_are_refused_by_name(tmp_path):
     refused(path, "llama.hwh is missing: PYNQ reads it beside llama.bit")
 
 
+@pytest.mark.parametrize("lost", [1, 13])
+def test_xclbin_copied_in_part_is_refused_though_its_metadata_can_be_read(tmp_path, lost):
+    path = write_files(tmp_path, "u50")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-lost])
+    refused(
+        path,
+        rf"llama.xclbin is incomplete: its header says {len(whole)} bytes, it has "
+        rf"{len(whole) - lost}\. Copy it again$",
+    )
+    path.write_bytes(whole + b"a signature")
+    assert read_metadata(path).boards == ["u50"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -84,11 +84,16 @@ def first_file(**changes):
     [
         (lambda f: [f], "it is not a JSON object"),
         (damage(format=2), "its format is 2, this version of llama_pynq reads 1"),
-        (lambda f: {k: v for k, v in f.items() if k != "board"}, "board"),
+        (
+            lambda f: {k: v for k, v in f.items() if k != "board"},
+            "record of an overlay: it lacks 'b",
+        ),
+        (first_file(colour="red"), "it has a field 'colour' that this version does not know"),
+        (lambda f: {**f, "files": ["llama.bit"]}, "'llama.bit' is not a JSON object"),
         (damage(board="kv261"), "names a board 'kv261', not one of pynq-z1"),
         (damage(abi="3"), "abi is '3'"),
         (damage(built="yesterday"), "yesterday"),
-        (damage(colour="red"), "colour"),
+        (damage(colour="red"), "it has a field 'colour' that this version does not know"),
         (first_file(name="../llama.bit"), "'../llama.bit' is no plain file name"),
         (first_file(name="other.bit"), "different names"),
         (first_file(sha256="beef"), "the sha256 of llama.bit is 'beef'"),

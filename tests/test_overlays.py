@@ -249,10 +249,25 @@ def test_board_without_an_overlay_says_what_builds_one_and_what_runs_meanwhile(p
         f"there is no overlay of kv260 on this computer, neither in {places['added'].parent} nor "
         f"in the package. None comes with this version of llama_pynq. {BUILD}. Meanwhile the "
         "emulated device runs everything, with no board: "
-        "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate"
+        "LlamaOverlay(device=llama_pynq.EmulatedDevice()), or --emulate. Where it was not "
+        "installed, as on a board, compile it once before: python -m llama_pynq.emulation.build "
+        "(g++; minutes on a board)"
     )
     with LlamaOverlay(device=EmulatedDevice(threads=1)) as overlay:
         assert overlay.record is None and "overlay" not in overlay.describe()
+
+
+def test_board_that_no_command_builds_for_is_not_sent_to_one(places):
+    with pytest.raises(OverlayMismatch) as error:
+        overlay_for(Plain("xilinx_aws-vu9p-f1_shell-v04261818_201920_3"))
+    assert "No build is known here: AWS registers its images itself (docs/builds.md). Mean" in str(
+        error.value
+    )
+    assert "make -C" not in str(error.value)
+    write_overlay(places["added"] / "u50", "u50", abi=2)
+    (places["added"] / "u50").rename(places["added"] / "aws-f1")
+    with pytest.raises(OverlayMismatch, match="takes it away. No build is known here"):
+        overlays_of("aws-f1")[0].check()
 
 
 def test_device_that_is_no_board_of_ours_is_named(places):

@@ -9,6 +9,7 @@ needs the standard library and a C++ compiler, neither PYNQ nor NumPy.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import platform
@@ -252,8 +253,14 @@ def own_build_folder() -> Path:
     return cache_folder() / "emulator" / digest.hexdigest()[:16]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Compile the emulator for this computer."""
+    argparse.ArgumentParser(
+        prog="python -m llama_pynq.emulation.build",
+        description="Compile the emulated device for this computer's processor, with g++ or what "
+        "CXX names, into the cache folder (LLAMA_PYNQ_CACHE), where it is found from then on. "
+        "Seconds to a minute on a computer, minutes on a board.",
+    ).parse_args(argv)
     try:
         folder = own_build_folder()
         print(f"Compiling the emulated overlay into {folder}", flush=True)
