@@ -440,6 +440,14 @@ def test_emulated_board_is_held_to_its_limits_and_gives_the_same_tokens(tmp_path
         assert batch[0].tokens == expected
 
 
+def test_overlay_with_the_name_that_vitis_gives_by_itself_is_ours(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(interface, "VLNV", "xilinx.com:hls:llama:1.0")
+        build_emulated_overlay(REPOSITORY / "hls_src", tmp_path, extra_flags=["-O1"])
+    with LlamaOverlay(tmp_path / "llama.xclbin", device=EmulatedDevice()) as overlay:
+        assert type(overlay.llama) is LlamaDriver
+
+
 def test_overlay_that_is_not_ours_is_refused_and_gives_the_lock_back(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(interface, "VLNV", "other_labs:hls:llama:1.0")
