@@ -152,16 +152,7 @@ def _open(args: argparse.Namespace) -> LlamaOverlay:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
     emulate = args.emulate or args.threads is not None
     device = EmulatedDevice(threads=args.threads) if emulate else find_device()
-    try:
-        return LlamaOverlay(args.overlay, device=device)
-    except OSError as error:
-        # PYNQ's own way to say that neither the path nor an installed package has the file.
-        if error.errno is None and "does not exist" in str(error):
-            raise LlamaPynqError(
-                f"there is no overlay {args.overlay}: give the path of an .xclbin or .bit file, "
-                "or the name of an installed one, such as llama.xclbin"
-            ) from None
-        raise
+    return LlamaOverlay(args.overlay, device=device)
 
 
 def _load(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:

@@ -33,6 +33,10 @@ class InstallError(LlamaPynqError, RuntimeError):
     """An overlay could not be fetched, added or removed."""
 
 
+class OverlayNotFound(LlamaPynqError, FileNotFoundError):
+    """There is no overlay file of that name."""
+
+
 class DeviceBusy(LlamaPynqError, RuntimeError):
     """Another process, or another thread, is using the device."""
 

@@ -19,7 +19,7 @@ from pynq.pl_server.device import Device
 from .driver import LlamaDriver
 from .emulation.build import own_build_folder
 from .emulation.device import EmulatedDevice
-from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, RequestError
+from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, OverlayNotFound, RequestError
 from .files import package_folders
 from .interface import IP_NAME, VLNV
 from .llama import Generation, Llama, StreamToken
@@ -177,6 +177,8 @@ class LlamaOverlay(pynq.Overlay):
     ------
     DeviceBusy
         If another process, or another overlay of this one, uses the device.
+    OverlayNotFound
+        If there is no file of that name.
     OverlayMismatch
         If the overlay is not ours, or of another version; or if there is none for this board,
         with the command that fetches or builds one.
@@ -204,9 +206,18 @@ class LlamaOverlay(pynq.Overlay):
         self._opened, self._clock_note = False, ""
         self._clock_mhz: float | None = None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResourceWarning)
-                super().__init__(str(bitfile_name), device=device, **kwargs)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ResourceWarning)
+                    super().__init__(str(bitfile_name), device=device, **kwargs)
+            except OSError as error:
+                # PYNQ's way to say that neither the path nor an installed package has the file.
+                if error.errno is None and "does not exist" in str(error):
+                    raise OverlayNotFound(
+                        f"there is no overlay {bitfile_name}: give the path of an .xclbin or .bit "
+                        "file, or the name of an installed one, such as llama.xclbin"
+                    ) from None
+                raise
             description = self.ip_dict.get(IP_NAME)
             if description is None or not isinstance(self.llama, LlamaDriver):
                 found = ", ".join(f"{k} ({v['type']})" for k, v in self.ip_dict.items())

@@ -464,7 +464,7 @@ def _story(overlay: LlamaOverlay) -> Outcome:
     out = llama.generate("Once upon a time", max_new_tokens=80, temperature=0.8, top_p=0.9, seed=1)
     assert isinstance(out, Generation)
     got = digest(np.array(out.tokens, "<i4"))
-    text = f"Once upon a time{out.text}".replace("\n", " ")
+    text = f"Once upon a time{out.text}…".replace("\n", " ")
     return got == STORY, f"{got}: {text}" if got == STORY else f"{got}, not {STORY}: {text}"
 
 

@@ -21,6 +21,7 @@ from llama_pynq.errors import (
     KernelTimeout,
     LimitError,
     OverlayMismatch,
+    OverlayNotFound,
     RequestError,
 )
 from llama_pynq.llama_overlay import emulated_overlay
@@ -457,3 +458,10 @@ def test_overlay_that_is_not_ours_is_refused_and_gives_the_lock_back(tmp_path, m
     assert "no IP of type llama_pynq:hls:llama:1.0, only llama (other_labs" in str(error.value)
     with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):
         pass
+
+
+def test_overlay_that_is_not_there_is_named_and_the_device_stays_free():
+    device = EmulatedDevice()
+    with pytest.raises(OverlayNotFound, match="there is no overlay nix.bit: give the path"):
+        LlamaOverlay("nix.bit", device=device)
+    LlamaOverlay(device=device).close()
