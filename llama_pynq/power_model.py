@@ -57,7 +57,8 @@ _MAC = 2.1e-12
 _SOURCE = (
     "memory: 14 pJ a bit of GDDR5, which DDR4 is taken as, and 3.9 of HBM2 (O'Connor et al., MICRO "
     "2017); product: 0.3 pJ in 45 nm (Horowitz, ISSCC 2014), times 7 for an FPGA's hard "
-    "multipliers (Kuon and Rose, TCAD 2007); fabric: fitted to PUBLISHED"
+    "multipliers (Kuon and Rose, TCAD 2007); the three papers' figures from memory, not looked up; "
+    "fabric: fitted to PUBLISHED"
 )
 
 

@@ -171,8 +171,33 @@ def test_device_that_cannot_be_reset_still_gets_a_report(overlay, monkeypatch):
     monkeypatch.setattr(overlay.llama, "run", hang)
     monkeypatch.setattr(overlay, "reset", refuse)
     found = selftest.run(overlay)
-    assert "And it cannot be reset: RuntimeError: no" in found.text()
-    assert found.figures == ["no speed: the device hangs"] and not found.passed
+    assert [check.detail for check in found.checks[-2:]] == [
+        "KernelTimeout: the kernel did not finish",
+        "not made: RuntimeError: no",
+    ]
+    assert (
+        found.figures == ["no speed: KernelTimeout: the kernel did not finish"] and not found.passed
+    )
+
+
+def test_device_that_hangs_after_a_reset_still_gets_a_report(overlay, monkeypatch):
+    """The next model then asks a kernel for its limits that answers no more."""
+
+    def hang(*args, **kwargs):
+        raise KernelTimeout("the kernel did not finish")
+
+    def limits(driver):
+        raise KernelTimeout("the kernel did not answer")
+
+    monkeypatch.setattr(overlay.llama, "run", hang)
+    monkeypatch.setattr(overlay, "reset", lambda: patch_limits())
+
+    def patch_limits():
+        monkeypatch.setattr(type(overlay.llama), "limits", property(limits))
+
+    found = selftest.run(overlay)
+    assert found.checks[-1].detail == "not made: KernelTimeout: the kernel did not answer"
+    assert not found.passed and "FAILED" in found.verdict
 
 
 def test_errors_of_others_are_a_failed_check(overlay, monkeypatch):
