@@ -255,20 +255,29 @@ class _Sequence:
         )
 
 
-def _logprob(
-    token: int, logit: float, out: Any, n: int, full_logits: Callable[[], np.ndarray]
-) -> TokenLogprob:
-    """What a result says of a token's probability, and of the `n` most probable ones."""
-    lse = float(out["lse"])
-    best = out["top"]
-    if n > len(best):
-        logits = full_logits()
-        ids = np.argsort(-logits, kind="stable")[:n]
-        pairs = list(zip(ids.tolist(), logits[ids].tolist()))
+def _logprobs(
+    tokens: Sequence[int],
+    logits: Sequence[float],
+    results: np.ndarray,
+    n: int,
+    full_logits: Callable[[], np.ndarray],
+) -> list[TokenLogprob]:
+    """What a result says of its tokens' probabilities, and of the `n` most probable ones.
+
+    Made for a whole call at once: one by one, NumPy would take longer for it than for all else
+    that the host does for a token.
+    """
+    lse = results["lse"].tolist()
+    if n > results["top"].shape[1]:
+        rows = [full_logits()]  # such a text takes one step a call
+        ids = [np.argsort(-row, kind="stable")[:n] for row in rows]
+        best = [list(zip(i.tolist(), row[i].tolist())) for i, row in zip(ids, rows)]
     else:
-        pairs = best[:n].tolist()
-    top = {i: value - lse for i, value in pairs if i >= 0}
-    return TokenLogprob(token, logit - lse, top)
+        best = results["top"][:, :n].tolist()
+    return [
+        TokenLogprob(token, logit - total, {i: value - total for i, value in pairs if i >= 0})
+        for token, logit, total, pairs in zip(tokens, logits, lse, best)
+    ]
 
 
 def _measure(
@@ -502,9 +511,9 @@ class Llama:
             )
         before = len(s.tokens)
         used = s.take(tokens, stop_tokens)
-        if s.n_logprobs is not None:
-            for token, logit, out in zip(s.tokens[before:], logits, results):
-                s.logprobs.append(_logprob(token, logit, out, s.n_logprobs, full_logits))
+        new = s.tokens[before:]
+        if new and s.n_logprobs is not None:
+            s.logprobs += _logprobs(new, logits, results, s.n_logprobs, full_logits)
         return used
 
     def _drive(self, sequences: list[_Sequence]) -> Iterator[None]:

@@ -27,7 +27,7 @@ from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.files import BOARD_MARKS
 
-POLL_US = 1000
+POLL_US = 20_000
 """How long a read of CTRL waits for a running kernel, in microseconds, without the GIL.
 
 A driver's polling loop then sleeps in the kernel's own wait, sees the end of a call as

@@ -168,7 +168,7 @@ class PromptPanel(widgets.VBox):
         self.generate = widgets.Button(description="Generate", button_style="primary", icon="play")
         self.stop = widgets.Button(description="Stop", disabled=True, icon="stop")
         self.status = widgets.HTML("Ready.")
-        self.text = widgets.Box([])
+        self.text = widgets.Box(self._chunks)
         self.text.add_class("llama-text")
         self.history = widgets.Select(options=[], rows=3, description="runs",
                                       style=wide["style"],
@@ -300,14 +300,16 @@ class _Shown:
         self._panel, self._most, self._power, self._paced = panel, most, power, paced
         # The emulated device keeps every core busy: what is sent, it waits for.
         self._pacer, self._status_pacer, self._energy_pacer = Pacer(8), Pacer(4), Pacer(1)
-        self._parts: list[str] = []
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
         self._energy = ""
-        first, self._chunk = panel._chunk(0), panel._chunk(1)
-        first.value = f"<span class='llama-prompt'>{escape(prompt)}</span>"
-        panel.text.children = [first]
+        self._parts = [f"<span class='llama-prompt'>{escape(prompt)}</span>"]
+        self._pieces = 1
+        self._send_text()
+        if len(panel.text.children) > 1:  # of the text before
+            panel.text.children = panel.text.children[:1]
         panel.status.value = self._progress("Reading the prompt…")
+        self._pacer.due()  # and the next update in its time
 
     def _progress(self, words: str) -> str:
         """A bar and words beside it: in one widget, for each message costs the emulator time."""
@@ -323,16 +325,18 @@ class _Shown:
         self._parts.append(token_html(token, self._panel._name))
         if len(self._parts) == _CHUNK:
             self._send_text()
-            self._parts, self._chunk = [], self._panel._chunk(len(self._panel.text.children))
+            self._parts, self._pieces = [], self._pieces + 1
         if self._pacer.due():
             self._send()
 
     def _send_text(self) -> None:
+        """The last piece of the text, all of it."""
         if not self._parts:
             return
-        self._chunk.value = "".join(self._parts)
-        if self._panel.text.children[-1] is not self._chunk:
-            self._panel.text.children = [*self._panel.text.children, self._chunk]
+        chunk, box = self._panel._chunk(self._pieces - 1), self._panel.text
+        chunk.value = "".join(self._parts)
+        if len(box.children) < self._pieces:
+            box.children = [*box.children, chunk]
 
     def _send(self) -> None:
         panel = self._panel
@@ -383,7 +387,8 @@ class _Shown:
         return f"<br>No energy: {escape(why)}"
 
     def fail(self, error: Exception) -> None:
-        self._panel.text.children = []
+        self._panel.text.children = self._panel.text.children[:1]
+        self._panel._chunk(0).value = ""
         if getattr(self._panel._overlay, "closed", False):
             self._panel.status.value = (
                 "<b role='alert'>The overlay is closed.</b> Run the notebook's first code cell "
