@@ -18,9 +18,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pynq
@@ -73,8 +72,7 @@ EVENT_DTYPE = np.dtype([("stage", "u1"), ("layer", "i4"), ("begin", "u4"), ("end
 """One stage of a profiled step; times in ticks since the step began."""
 
 
-@dataclass(frozen=True)
-class CallResult:
+class CallResult(NamedTuple):
     """What one call of the kernel returned.
 
     Attributes
@@ -158,7 +156,8 @@ class LlamaDriver(DefaultIP):
         """
         self._check_open()
         if self._limits is None:
-            with self.exclusive():
+            with self._lock:
+                self._check_idle()
                 limits = self._limits or self._describe()
                 self._prepare(limits)
                 self._limits = limits
@@ -445,16 +444,13 @@ class LlamaDriver(DefaultIP):
             self._write_register(CONTROL_OFFSET, AP_CONTINUE)
         self._running = False
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> contextlib.AbstractContextManager[object]:
         """Hold the device: other threads' calls wait.
 
         Hold it over a call and `read_logits` or `read_activations`, else another thread's call
-        may come between.
+        may come between. `run` itself sees to it that no call of before is under way.
         """
-        with self._lock:
-            self._check_idle()
-            yield
+        return self._lock
 
     def _check_idle(self) -> None:
         if self._hung:
@@ -537,9 +533,8 @@ class LlamaDriver(DefaultIP):
         n, request, data = len(rows), self._request_bytes, rows.tobytes()
         _REQUEST_HEAD.pack_into(request, 0, n, n_steps, begin, end, flags, len(stop_tokens))
         _WORD.pack_into(request, 4 * contract.REQUEST_ABORT, 0)
-        struct.pack_into(
-            f"<{len(stop_tokens)}i", request, 4 * contract.REQUEST_STOP_LIST, *stop_tokens
-        )
+        for i, token in enumerate(stop_tokens, contract.REQUEST_STOP_LIST):
+            _WORD.pack_into(request, 4 * i, token)
         request[4 * contract.REQUEST_ROW_BASE :][: len(data)] = data
         # All of it: slicing a PYNQ buffer takes longer than copying these few hundred bytes.
         self._buffers["request"].sync_to_device()
@@ -571,9 +566,9 @@ class LlamaDriver(DefaultIP):
         self._check_status(status)
         steps = status[contract.STATUS_STEPS]
         self._pace = shape, self._last_wait / max(1, steps)
-        done = bytearray(words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words])
+        done = words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words].copy()
         return CallResult(
-            rows=np.frombuffer(done, dtype).reshape(steps, n),
+            rows=done.view(dtype).reshape(steps, n),
             aborted=status[contract.STATUS_STATE] == State.ABORTED,
             elapsed_s=elapsed,
             profile=self._read_profile(steps) if profiled else [],
@@ -741,7 +736,8 @@ class LlamaDriver(DefaultIP):
                 f"{limits.channels} of {limits.tile_rows}. Pack it for this device: "
                 "llama-pynq pack"
             )
-        with self.exclusive():
+        with self._lock:
+            self._check_idle()
             self._generation += 1
             self._config = None
             self._packed = None
@@ -815,7 +811,8 @@ class LlamaDriver(DefaultIP):
         """Make room for another number of sequences; what the cache held is lost."""
         if self._config is None or self._packed is None:
             raise RequestError("no model is loaded: call load_model() first")
-        with self.exclusive():
+        with self._lock:
+            self._check_idle()
             config, packed, llama = self._config, self._packed, self._llama
             # Valid again only once there is a cache.
             self._config = self._packed = self._llama = None
