@@ -124,11 +124,14 @@ class StreamToken(NamedTuple):
         What the text grows by; may be empty.
     logprob : TokenLogprob or None
         Where asked for.
+    more : bool
+        The next one follows at once: the same call of the kernel brought it.
     """
 
     token: int | None
     text: str
     logprob: TokenLogprob | None
+    more: bool = False
 
 
 # ---- one sequence ---------------------------------------------------------------------
@@ -299,9 +302,9 @@ def _measure(
 
 def _texts(tokens: Generator[StreamToken, None, None]) -> Iterator[str]:
     with contextlib.closing(tokens):
-        for _, text, _ in tokens:
-            if text:
-                yield text
+        for token in tokens:
+            if token.text:
+                yield token.text
 
 
 # ---- the model ------------------------------------------------------------------------
@@ -704,8 +707,15 @@ class Llama:
         logprobs: int | None = None,
         power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
+        call_seconds: float = _STREAM_CALL_SECONDS,
     ) -> Generator[StreamToken, None, None]:
         """As `stream`, token by token and with the tokens' probabilities; see `generate`.
+
+        Parameters
+        ----------
+        call_seconds : float
+            How long one call of the kernel should take at most: the tokens of a call come
+            together. Fewer calls cost less of the host's time.
 
         Yields
         ------
@@ -716,7 +726,7 @@ class Llama:
         )
         _check_meter(power)
         sequence = self._sequence(prompt, sampling, stop, logprobs)
-        sequence.call_seconds = _STREAM_CALL_SECONDS
+        sequence.call_seconds = call_seconds
         return self._tokens(sequence, power, on_finish)
 
     def _tokens(
@@ -742,7 +752,7 @@ class Llama:
                     token = s.tokens[shown] if shown < len(s.tokens) else None
                     logprob = s.logprobs[shown] if shown < len(s.logprobs) else None
                     shown += 1
-                    yield StreamToken(token, piece, logprob)
+                    yield StreamToken(token, piece, logprob, shown < len(s.pieces))
                 s.away += time.perf_counter() - left if s.tokens else 0.0
         except GeneratorExit:
             s.finish_reason = "closed"

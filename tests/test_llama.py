@@ -464,6 +464,28 @@ def test_stream_tokens_are_generates_with_its_probabilities(overlay, bundled):
     assert all(t.logprob is None for t in overlay.stream_tokens(PROMPT, max_new_tokens=3))
 
 
+def test_stream_tokens_tells_which_came_in_one_call(overlay, bundled, monkeypatch):
+    calls, run = [], overlay.llama.run
+
+    def counted(*args, **kwargs):
+        result = run(*args, **kwargs)
+        calls.append(len(result.rows))
+        return result
+
+    monkeypatch.setattr(overlay.llama, "run", counted)
+    kwargs = dict(max_new_tokens=60, temperature=0)
+    texts = set()
+    for seconds, most in ((1e-9, 1), (1e9, overlay.llama.limits.max_steps)):
+        bundled.call_seconds = 1e9
+        calls.clear()
+        tokens = list(overlay.stream_tokens(PROMPT, call_seconds=seconds, **kwargs))
+        texts.add("".join(t.text for t in tokens))
+        assert max(calls) == most
+        calls[-1] += len(tokens) - 60  # the end of the text comes with the last ones
+        assert [t.more for t in tokens] == [i < n - 1 for n in calls for i in range(n)]
+    assert len(texts) == 1
+
+
 def test_stream_closed_early_finishes_with_what_it_gave(overlay, bundled, expected):
     finished = []
     stream = overlay.stream(PROMPT, temperature=0, on_finish=finished.append)

@@ -157,6 +157,7 @@ def test_panel_shows_energy_or_why_there_is_none(overlay):
 def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monkeypatch):
     now = itertools.count()  # each look at the clock takes 10 ms
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now) / 100)
+    monkeypatch.setattr(overlay.llama.model, "call_seconds", 0.0)  # a token a call
     sent = []
     panel.text.children[0].observe(lambda change: sent.append(change["new"]), names="value")
     panel.max_new_tokens.value = 100
@@ -165,6 +166,19 @@ def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monk
     tokens = [text.count("llama-token") for text in sent]
     assert tokens == sorted(tokens) and (tokens[0], tokens[-1]) == (0, 100)
     assert 6 <= len(tokens) <= 1.2 * 20 + 2  # 1.2 seconds, the beginning and the end
+
+
+def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
+    """Not the first of them, and the others with the next call. The prompt brings one."""
+    now = itertools.count()
+    monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(overlay.llama.model, "_steps", lambda ready: 16)
+    sent = []
+    panel.text.children[0].observe(lambda change: sent.append(change["new"]), names="value")
+    panel.max_new_tokens.value = 40
+    panel.start()
+    panel.wait()
+    assert [text.count("llama-token") for text in sent] == [0, 1, 17, 33, 40]
 
 
 def test_panel_sends_few_messages_for_a_text(overlay, panel, monkeypatch):

@@ -22,6 +22,9 @@ MAX_SEED = 2**53 - 1
 _CHUNK = 128
 """Tokens in one piece of the text: only the last piece is sent again while tokens come."""
 
+_CALL_SECONDS = 0.1
+"""Of the kernel: text is shown no oftener than that, and shorter calls would cost time."""
+
 _SHADES = 10  # as classes: a style of its own would double what is sent for a token
 _STYLE = """<style>
 .llama-text { display: block !important; position: relative; background: #fff; color: #222;
@@ -243,8 +246,9 @@ class PromptPanel(widgets.VBox):
         show = _Shown(self, prompt, settings["max_new_tokens"], power, paced=pace > 0)
         try:
             tokens = self._overlay.stream_tokens(
-                prompt, logprobs=ALTERNATIVES, power=power, on_finish=finished.append, **settings
-            )
+                prompt, logprobs=ALTERNATIVES, power=power, on_finish=finished.append,
+                call_seconds=_CALL_SECONDS, **settings
+            )  # fmt: skip
             try:
                 for token in tokens:
                     show.add(token)
@@ -326,7 +330,7 @@ class _Shown:
         if len(self._parts) == _CHUNK:
             self._send_text()
             self._parts, self._pieces = [], self._pieces + 1
-        if self._pacer.due():
+        if not token.more and self._pacer.due():
             self._send()
 
     def _send_text(self) -> None:
