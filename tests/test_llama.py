@@ -480,7 +480,7 @@ def test_stream_tokens_tells_which_came_in_one_call(overlay, bundled, monkeypatc
         calls.clear()
         tokens = list(overlay.stream_tokens(PROMPT, call_seconds=seconds, **kwargs))
         texts.add("".join(t.text for t in tokens))
-        assert max(calls) == most
+        assert max(calls) == min(most, 59)  # the first comes by itself
         calls[-1] += len(tokens) - 60  # the end of the text comes with the last ones
         assert [t.more for t in tokens] == [i < n - 1 for n in calls for i in range(n)]
     assert len(texts) == 1
