@@ -340,7 +340,9 @@ def _pack(args: argparse.Namespace) -> int:
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint that it was made of")
     if args.board is not None:
         limits = _board_limits(args.board)
-        device = limits.board
+        device = args.board.lower().replace("_", "-")
+        if device != limits.board:
+            device += f", whose kernel is {limits.board}'s"
     else:
         with _open(args) as overlay:
             limits, device = overlay.llama.limits, overlay.describe()

@@ -13,13 +13,14 @@ board.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import pynq
@@ -30,6 +31,7 @@ from .checkpoint import ModelConfig
 from .contract import KernelLimits, RequestFlag, State
 from .energy import EnergyMeter
 from .errors import (
+    ConnectionLost,
     DeviceMemoryError,
     KernelError,
     KernelTimeout,
@@ -52,6 +54,9 @@ from .reference import rope_turns
 
 if TYPE_CHECKING:
     from .llama import Generation, Llama, StreamToken
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
@@ -99,6 +104,27 @@ def _free(buffer: Any) -> None:
     buffer.freed = True
 
 
+def _over_network(
+    method: Callable[Concatenate[LlamaDriver, P], R],
+) -> Callable[Concatenate[LlamaDriver, P], R]:
+    """Say it in our words if a board on the network does not answer."""
+
+    @functools.wraps(method)
+    def wrapped(self: LlamaDriver, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except self._network_errors as error:
+            code = getattr(error, "code", str)()
+            raise ConnectionLost(
+                f"{self.device.name} does not answer ({getattr(code, 'name', code)}). See that the "
+                "board is on, that the network reaches it and that PYNQ.remote's server runs "
+                "there, and repeat the call. If the board was restarted meanwhile, open the "
+                "overlay again: what it held is lost"
+            ) from error
+
+    return wrapped
+
+
 class LlamaDriver(DefaultIP):
     """Driver of the ``llama`` IP.
 
@@ -129,6 +155,11 @@ class LlamaDriver(DefaultIP):
         # Over a network a register costs a round trip, and buffers are moved whole: PYNQ.remote
         # would write a slice's bytes at the start of its buffer.
         self._remote = self.device.has_capability("REMOTE")
+        self._network_errors: tuple[type[Exception], ...] = ()
+        if self._remote:
+            import grpc
+
+            self._network_errors = (grpc.RpcError,)
         self._limits: KernelLimits | None = None
         self._buffers: dict[str, Any] = {}
         self._config: ModelConfig | None = None
@@ -177,6 +208,7 @@ class LlamaDriver(DefaultIP):
         """Changes whenever what the KV cache held is lost."""
         return self._generation
 
+    @_over_network
     def _describe(self) -> KernelLimits:
         # A Zynq register map lists a pointer as two registers, name_1 and name_2.
         split = "request_1" in self._registers
@@ -461,6 +493,7 @@ class LlamaDriver(DefaultIP):
         if self._running:
             self._settle()
 
+    @_over_network
     def run(
         self,
         rows: np.ndarray,
@@ -501,6 +534,8 @@ class LlamaDriver(DefaultIP):
             If the kernel refuses the request; the text says why.
         KernelTimeout
             If it does not finish within `timeout_s`.
+        ConnectionLost
+            If the board is on the network and does not answer.
         """
         with self._lock:  # the checks, too: another thread may load or close
             self._check_idle()
@@ -630,6 +665,7 @@ class LlamaDriver(DefaultIP):
             profile.append(events)
         return profile
 
+    @_over_network
     def read_logits(self, row: int) -> np.ndarray:
         """Full logits of a row of the last call, (vocab_size,) float32.
 
@@ -639,6 +675,7 @@ class LlamaDriver(DefaultIP):
         size = self._config.vocab_size
         return self._fetch("logits", slice(row * size, (row + 1) * size)).astype(np.float32)
 
+    @_over_network
     def read_activations(self, n_rows: int) -> np.ndarray:
         """Residual stream of the last call, (n_rows, dim) float32.
 
@@ -708,6 +745,7 @@ class LlamaDriver(DefaultIP):
         """Sequences that the KV cache holds."""
         return self._slots
 
+    @_over_network
     def load_weights(self, packed: PackedModel, slots: int, kv_bits: int = 32) -> None:
         """Upload a packed model and make room for `slots` sequences.
 
@@ -807,6 +845,7 @@ class LlamaDriver(DefaultIP):
         model.sync_to_device()
         self._slots, self._kv_bits = slots, kv_bits
 
+    @_over_network
     def resize_cache(self, slots: int) -> None:
         """Make room for another number of sequences; what the cache held is lost."""
         if self._config is None or self._packed is None:

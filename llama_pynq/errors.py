@@ -57,5 +57,9 @@ class KernelTimeout(LlamaPynqError, TimeoutError):
     """The kernel did not finish within its time limit; reset() re-downloads the overlay."""
 
 
+class ConnectionLost(LlamaPynqError, ConnectionError):
+    """A board on the network does not answer any more."""
+
+
 class BuildError(LlamaPynqError, RuntimeError):
     """The emulated overlay could not be compiled, or a board's overlay not built."""

@@ -42,6 +42,8 @@ class RemoteBoard:
         Every call of the protocol, in order.
     files : dict
         The board's files.
+    full, away : bool
+        No memory is left; nothing is answered.
     processor : ProcessorRegisters
     port : int
     """
@@ -60,6 +62,7 @@ class RemoteBoard:
         self.maps: list[int] = []
         self.buffers: dict[str, Any] = {}
         self.full = False
+        self.away = False
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4), interceptors=[_Log(self)])
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         remote_device_pb2_grpc.add_RemoteDeviceServicer_to_server(_Device(self), self._server)
@@ -82,7 +85,12 @@ class _Log(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
         self._board.calls.append(details.method.rpartition("/")[2])
+        if self._board.away:
+            return grpc.unary_unary_rpc_method_handler(self._refuse)
         return continuation(details)
+
+    def _refuse(self, request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "a test's board does not answer")
 
 
 class _Device(remote_device_pb2_grpc.RemoteDeviceServicer):

@@ -582,6 +582,8 @@ def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
         targets.add(target)
         assert f"for {name.replace('_', '-')}" in out
     assert len(targets) == 3
+    _, out, _ = cli("pack", "--board", "pynq_z1", tmp_path / "z1")
+    assert out.endswith("for pynq-z1, whose kernel is pynq-z2's\n")
     status, _, err = cli("pack", "--board", "pdp11", tmp_path / "x")
     assert status == 1
     assert err == (

@@ -23,7 +23,13 @@ from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import driver as driver_module
 from llama_pynq.cli import main
 from llama_pynq.contract import RequestFlag, RowFlag, make_rows
-from llama_pynq.errors import DeviceBusy, DeviceMemoryError, DeviceNotFound, KernelError
+from llama_pynq.errors import (
+    ConnectionLost,
+    DeviceBusy,
+    DeviceMemoryError,
+    DeviceNotFound,
+    KernelError,
+)
 from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
 from llama_pynq.sensors import rails
 
@@ -232,6 +238,29 @@ def test_board_without_memory_says_so_and_the_next_model_loads(board, device, bi
         with pytest.raises(DeviceMemoryError, match=r"KV260: no room for .* of contiguous memory"):
             overlay.llama._allocate("weights_0", 1 << 20, np.uint8)
         board.full = False
+        overlay.load_model()
+        assert story(overlay) == tokens
+
+
+def test_board_that_answers_no_more_is_named_and_the_next_call_works(board, device, bitfile):
+    with LlamaOverlay(bitfile, device=device) as overlay:
+        overlay.load_model()
+        tokens = story(overlay)
+        write = board.card.write
+
+        def last(address, value):
+            write(address, value)
+            board.away = address == board.card.base and value == 1  # AP_START
+
+        board.card.write = last
+        with pytest.raises(ConnectionLost, match=r"KV260 .*does not answer \(UNAVAILABLE\)"):
+            overlay.llama.run(sampled())
+        board.card.write = write
+        with pytest.raises(ConnectionLost, match="repeat the call"):
+            overlay.generate("Once", max_new_tokens=2)
+        with pytest.raises(ConnectionLost):
+            overlay.load_model()
+        board.away = False
         overlay.load_model()
         assert story(overlay) == tokens
 
