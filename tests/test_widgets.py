@@ -179,6 +179,11 @@ def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
     panel.start()
     panel.wait()
     assert [text.count("llama-token") for text in sent] == [0, 1, 17, 33, 40]
+    sent.clear()
+    panel.pace.value, panel.max_new_tokens.value = 20.0, 4  # at a pace of its own, one by one
+    panel.start()
+    panel.wait()
+    assert [text.count("llama-token") for text in sent] == [0, 1, 2, 3, 4]
 
 
 def test_panel_sends_few_messages_for_a_text(overlay, panel, monkeypatch):

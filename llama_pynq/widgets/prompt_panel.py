@@ -330,7 +330,7 @@ class _Shown:
         if len(self._parts) == _CHUNK:
             self._send_text()
             self._parts, self._pieces = [], self._pieces + 1
-        if not token.more and self._pacer.due():
+        if (self._paced or not token.more) and self._pacer.due():
             self._send()
 
     def _send_text(self) -> None:

@@ -70,3 +70,31 @@ def test_power_plot_moves_and_marks_the_generation(lab):
     lines = {tuple(rail.findall(state)) for state in seen.states} - {()}
     assert len(lines) >= 3
     lab.screenshot("03_power_and_energy", lab.output("view"))
+
+
+def test_prompt_panel_is_used_by_keyboard_alone(lab):
+    lab.open(read(NOTEBOOKS / "01_prompting.ipynb"))
+    lab.run_all("panel")
+    press, tokens = lab.page.keyboard.press, lab.page.locator(".llama-text .llama-token")
+
+    def tab_to(wanted):
+        for _ in range(40):
+            if wanted.evaluate("element => element === document.activeElement"):
+                return
+            press("Tab")
+        raise AssertionError(f"Tab does not lead to {wanted}")
+
+    lab.control("prompt").focus()
+    press("Control+a")
+    lab.page.keyboard.type("The cat")
+    tab_to(lab.control("pace"))
+    press("End")  # 5 tokens a second
+    tab_to(lab.button("Generate"))
+    press("Space")
+    tokens.nth(1).wait_for()
+    tab_to(lab.button("Stop"))
+    press("Enter")
+    expect(lab.button("Generate")).to_be_enabled()
+    assert 2 <= tokens.count() < 50
+    tab_to(tokens.nth(1))
+    expect(tokens.nth(1).locator(".llama-tip")).to_be_visible()
