@@ -272,9 +272,9 @@ def _logprobs(
     """
     lse = results["lse"].tolist()
     if n > results["top"].shape[1]:
-        rows = [full_logits()]  # such a text takes one step a call
-        ids = [np.argsort(-row, kind="stable")[:n] for row in rows]
-        best = [list(zip(i.tolist(), row[i].tolist())) for i, row in zip(ids, rows)]
+        row = full_logits()  # the only one: such a text takes one step a call
+        ids = np.argsort(-row, kind="stable")[:n]
+        best = [list(zip(ids.tolist(), row[ids].tolist()))]
     else:
         best = results["top"][:, :n].tolist()
     return [
