@@ -55,8 +55,8 @@ from .reference import rope_turns
 if TYPE_CHECKING:
     from .llama import Generation, Llama, StreamToken
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
 _ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
@@ -105,12 +105,12 @@ def _free(buffer: Any) -> None:
 
 
 def _over_network(
-    method: Callable[Concatenate[LlamaDriver, P], R],
-) -> Callable[Concatenate[LlamaDriver, P], R]:
+    method: Callable[Concatenate[LlamaDriver, _P], _R],
+) -> Callable[Concatenate[LlamaDriver, _P], _R]:
     """Say it in our words if a board on the network does not answer."""
 
     @functools.wraps(method)
-    def wrapped(self: LlamaDriver, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(self: LlamaDriver, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return method(self, *args, **kwargs)
         except self._network_errors as error:
@@ -685,6 +685,7 @@ class LlamaDriver(DefaultIP):
         part = self._fetch("activations", slice(n_rows * self._config.dim))
         return part.astype(np.float32).reshape(n_rows, self._config.dim)
 
+    @_over_network
     def read_cache(self, slot: int, positions: int) -> np.ndarray:
         """Keys and values as they lie in the device's memory (``hls_src/cache.h``).
 

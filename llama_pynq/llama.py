@@ -714,8 +714,9 @@ class Llama:
         Parameters
         ----------
         call_seconds : float
-            How long one call of the kernel should take at most: the tokens of a call come
-            together. Fewer calls cost less of the host's time.
+            Seconds that one call of the kernel should take at most, and no more than the
+            attribute of that name: the tokens of a call come together. Fewer calls cost less of
+            the host's time.
 
         Yields
         ------
@@ -725,6 +726,8 @@ class Llama:
             max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed
         )
         _check_meter(power)
+        if not (isinstance(call_seconds, (int, float)) and call_seconds > 0):
+            raise RequestError(f"call_seconds is {call_seconds!r}: it must be a positive number")
         sequence = self._sequence(prompt, sampling, stop, logprobs)
         sequence.call_seconds = call_seconds
         return self._tokens(sequence, power, on_finish)

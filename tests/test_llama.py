@@ -486,6 +486,12 @@ def test_stream_tokens_tells_which_came_in_one_call(overlay, bundled, monkeypatc
     assert len(texts) == 1
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), "0.1", None])
+def test_stream_tokens_refuses_a_call_of_no_time(overlay, bundled, seconds):
+    with pytest.raises(RequestError, match="call_seconds is .*: it must be a positive number"):
+        overlay.stream_tokens(PROMPT, call_seconds=seconds)
+
+
 def test_stream_closed_early_finishes_with_what_it_gave(overlay, bundled, expected):
     finished = []
     stream = overlay.stream(PROMPT, temperature=0, on_finish=finished.append)

@@ -258,6 +258,9 @@ def test_board_that_answers_no_more_is_named_and_the_next_call_works(board, devi
         board.card.write = write
         with pytest.raises(ConnectionLost, match="repeat the call"):
             overlay.generate("Once", max_new_tokens=2)
+        board.away = False
+        assert story(overlay) == tokens  # with what the board still holds
+        board.away = True
         with pytest.raises(ConnectionLost):
             overlay.load_model()
         board.away = False
