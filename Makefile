@@ -56,12 +56,13 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	@echo 'Installing into $(VENV), and compiling the kernel: a minute or so.'
 	$(BIN)/python -m pip install --quiet .
+	rm -f $(VENV)/.test-installed $(VENV)/.browser-installed
 	touch $@
 
-# Editable: the tests run against these files.
+# Editable: the tests run against these files. It does for the demo, too.
 $(VENV)/.test-installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
+	touch $@ $(VENV)/.installed
 
 .venv-pynq3/.test-installed: $(SOURCES)
 	$(PYTHON) -m venv .venv-pynq3
