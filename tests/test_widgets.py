@@ -24,7 +24,7 @@ from llama_pynq.widgets import (
     PowerView,
     PromptPanel,
 )
-from llama_pynq.widgets.prompt_panel import token_html, visible
+from llama_pynq.widgets.prompt_panel import _Shown, token_html, visible
 from llama_pynq.widgets.svg import Drawing, shade, ticks
 from llama_pynq.widgets.worker import Pacer, Worker
 
@@ -57,7 +57,10 @@ def text_of(panel):
 # ---- the prompt panel -----------------------------------------------------------------
 
 
-def test_panel_shows_the_text_that_generate_gives(overlay, panel):
+def test_panel_shows_the_text_that_generate_gives(overlay, panel, monkeypatch):
+    now = itertools.count()  # shows what each call brings
+    monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
+    monkeypatch.setattr(overlay.llama.model, "_steps", lambda ready: 16)
     panel.seed.value, panel.max_new_tokens.value = 5, 150
     panel.start()
     panel.wait()
@@ -117,6 +120,7 @@ def test_panel_tells_an_error_and_the_next_text_comes(panel):
     panel.start()
     panel.wait()
     assert "RequestError" in panel.status.value and "tokens long" in panel.status.value
+    assert (panel.generate.disabled, panel.stop.disabled) == (False, True)
     panel.prompt.value = "Once"
     panel.start()
     panel.wait()
@@ -210,6 +214,24 @@ def test_token_shows_its_probability_and_the_others_and_escapes_text():
     assert " &lt;b&gt;<span" in shown and "<b>" not in shown
     assert "␣&lt;b&gt; had 5.0%" in shown and "a⏎ 60.0%" in shown
     assert token_html(StreamToken(None, "rest", None), str) == "rest"
+
+
+def test_panel_shows_an_end_that_comes_before_its_beginning(overlay, panel, monkeypatch):
+    """The thread that generates waits for the one that empties the panel."""
+    begin = _Shown.begin
+
+    def late(shown):
+        time.sleep(0.2)
+        begin(shown)
+
+    monkeypatch.setattr(_Shown, "begin", late)
+    panel.max_new_tokens.value = 4
+    for prompt, shown in (("Once", "4 tokens"), ("word " * 3000, "RequestError")):
+        panel.prompt.value = prompt
+        panel.start()
+        panel.wait()
+        assert shown in panel.status.value
+        assert (panel.generate.disabled, panel.stop.disabled) == (False, True)
 
 
 # ---- layer timing ---------------------------------------------------------------------

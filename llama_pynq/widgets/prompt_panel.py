@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ ALTERNATIVES = 5
 MAX_SEED = 2**53 - 1
 """JavaScript counts no further; seeds that are drawn are smaller."""
 _CHUNK = 128
-"""Tokens in one piece of the text: only the last piece is sent again while tokens come."""
+"""Tokens after which a piece of the text is left as it was sent: only the last is sent again."""
 
 _CALL_SECONDS = 0.1
 """Of the kernel: text is shown no oftener than that, and shorter calls would cost time."""
@@ -57,10 +58,16 @@ _COPY = (
 _PACES = [("as fast as it comes", 0.0), ("20 tokens a second", 20.0), ("5 tokens a second", 5.0)]
 
 
-def _classes(p: float) -> str:
+def _open_token(p: float) -> str:
     """Shade, and an underline for who sees no colour: solid if unlikely, dotted if unsure."""
     underline = " llama-unlikely" if p < 0.1 else " llama-unsure" if p < 0.5 else ""
-    return f"llama-token llama-shade{round((1 - p) * _SHADES)}{underline}"
+    classes = f"llama-token llama-shade{round((1 - p) * _SHADES)}{underline}"
+    return f"<span class='{classes}' tabindex='0'>"
+
+
+# By thousandths, made once: a text has six probabilities a token, and the device waits.
+_PERCENT = [f"{i / 1000:.1%}" for i in range(1001)]
+_OPEN_TOKEN = [_open_token(i / 1000) for i in range(1001)]
 
 
 def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
@@ -75,14 +82,15 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
     text = escape(token.text)
     if token.logprob is None:
         return text
-    p = math.exp(token.logprob.logprob)
-    others = " &nbsp;·&nbsp; ".join(
-        f"{name(i)} {math.exp(value):.1%}" for i, value in token.logprob.top.items()
-    )
-    tip = f"{name(token.logprob.token)} had {p:.1%} &nbsp;|&nbsp; most probable: {others}"
+    exp, own = math.exp, token.logprob.token
+    thousandths = round(1000 * min(exp(token.logprob.logprob), 1.0))
+    others = "\u2002·\u2002".join([
+        f"{name(i)} {_PERCENT[round(1000 * min(exp(value), 1.0))]}"
+        for i, value in token.logprob.top.items()
+    ])  # fmt: skip
     return (
-        f"<span class='{_classes(p)}' tabindex='0'>{text}"
-        f"<span class='llama-tip' role='tooltip'>{tip}</span></span>"
+        f"{_OPEN_TOKEN[thousandths]}{text}<span class='llama-tip' role='tooltip'>{name(own)} had "
+        f"{_PERCENT[thousandths]}\u2002|\u2002most probable: {others}</span></span>"
     )
 
 
@@ -211,9 +219,11 @@ class PromptPanel(widgets.VBox):
 
     def start(self, settings: dict[str, Any] | None = None) -> None:
         """Generate with the controls' settings, or others; does nothing while a text comes."""
-        prompt, chosen = self.prompt.value, settings or self.settings
-        if self._worker.run(lambda: self._generate(prompt, chosen)):
-            self.generate.disabled, self.stop.disabled = True, False
+        prompt, chosen, pace = self.prompt.value, settings or self.settings, self.pace.value
+        power = self._power if not pace else None  # pauses would count as the text's
+        show = _Shown(self, prompt, chosen["max_new_tokens"], power, paced=pace > 0)
+        if self._worker.run(lambda: self._generate(prompt, chosen, pace, show)):
+            show.begin()  # the device works meanwhile
 
     def wait(self) -> None:
         """Wait until the text is complete."""
@@ -238,15 +248,14 @@ class PromptPanel(widgets.VBox):
             self._names[token] = visible(piece.decode("utf-8", "replace"))
         return self._names[token]
 
-    def _generate(self, prompt: str, settings: dict[str, Any]) -> None:
+    def _generate(
+        self, prompt: str, settings: dict[str, Any], pace: float, show: _Shown
+    ) -> None:  # fmt: skip
         """In the worker's thread: one text, from the first token to the last or to Stop."""
         finished: list[Generation] = []
-        pace = self.pace.value
-        power = self._power if not pace else None  # pauses would count as the text's
-        show = _Shown(self, prompt, settings["max_new_tokens"], power, paced=pace > 0)
         try:
             tokens = self._overlay.stream_tokens(
-                prompt, logprobs=ALTERNATIVES, power=power, on_finish=finished.append,
+                prompt, logprobs=ALTERNATIVES, power=show.power, on_finish=finished.append,
                 call_seconds=_CALL_SECONDS, **settings
             )  # fmt: skip
             try:
@@ -262,7 +271,7 @@ class PromptPanel(widgets.VBox):
         except Exception as error:  # in a thread, nobody else would see it
             show.fail(error)
         finally:
-            self.generate.disabled, self.stop.disabled = False, True
+            self.stop.disabled, self.generate.disabled = True, False
             self.again.disabled = not self.runs
 
     # ---- history ---------------------------------------------------------------------
@@ -301,19 +310,29 @@ class _Shown:
     def __init__(
         self, panel: PromptPanel, prompt: str, most: int, power: EnergyMeter | None, paced: bool
     ) -> None:
-        self._panel, self._most, self._power, self._paced = panel, most, power, paced
+        self.power = power
+        self._panel, self._most, self._paced = panel, most, paced
         # The emulated device keeps every core busy: what is sent, it waits for.
         self._pacer, self._status_pacer, self._energy_pacer = Pacer(8), Pacer(4), Pacer(1)
+        self._pacer.due()  # the first update comes with `begin`
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
         self._energy = ""
-        self._parts = [f"<span class='llama-prompt'>{escape(prompt)}</span>"]
-        self._pieces = 1
-        self._send_text()
-        if len(panel.text.children) > 1:  # of the text before
-            panel.text.children = panel.text.children[:1]
-        panel.status.value = self._progress("Reading the prompt…")
-        self._pacer.due()  # and the next update in its time
+        self._prompt = f"<span class='llama-prompt'>{escape(prompt)}</span>"
+        self._parts, self._pieces = [self._prompt], 1
+        self._begun = threading.Event()
+
+    def begin(self) -> None:
+        """The empty text, in the thread of whoever pressed Generate."""
+        panel = self._panel
+        try:
+            panel.generate.disabled, panel.stop.disabled = True, False
+            panel._chunk(0).value = self._prompt
+            if len(panel.text.children) > 1:  # of the text before
+                panel.text.children = panel.text.children[:1]
+            panel.status.value = self._progress("Reading the prompt…")
+        finally:
+            self._begun.set()
 
     def _progress(self, words: str) -> str:
         """A bar and words beside it: in one widget, for each message costs the emulator time."""
@@ -327,20 +346,20 @@ class _Shown:
             self._count += 1
             self._begin = self._begin or time.perf_counter()
         self._parts.append(token_html(token, self._panel._name))
-        if len(self._parts) == _CHUNK:
-            self._send_text()
-            self._parts, self._pieces = [], self._pieces + 1
         if (self._paced or not token.more) and self._pacer.due():
             self._send()
 
     def _send_text(self) -> None:
         """The last piece of the text, all of it."""
+        self._begun.wait()
         if not self._parts:
             return
         chunk, box = self._panel._chunk(self._pieces - 1), self._panel.text
         chunk.value = "".join(self._parts)
         if len(box.children) < self._pieces:
             box.children = [*box.children, chunk]
+        if len(self._parts) >= _CHUNK:
+            self._parts, self._pieces = [], self._pieces + 1
 
     def _send(self) -> None:
         panel = self._panel
@@ -354,9 +373,9 @@ class _Shown:
                 f"{self._count} of at most {self._most} tokens, at the pace chosen"
             )
             return
-        if self._power is not None and self._energy_pacer.due():
+        if self.power is not None and self._energy_pacer.due():
             # A model's comes with the end of the text: it takes longer than a second's worth.
-            used = self._power.energy(self._started, time.perf_counter())
+            used = self.power.energy(self._started, time.perf_counter())
             self._energy = f", {used.joules:.3g} J" if isinstance(used, Energy) else ""
         panel.status.value = self._progress(
             f"{self._count} of at most {self._most} tokens{rate}{self._energy} so far (measured)"
@@ -385,12 +404,13 @@ class _Shown:
             return ""
         why = (
             out.energy_note
-            if self._power is not None
+            if self.power is not None
             else "only at full pace: the pauses would count"
         )
         return f"<br>No energy: {escape(why)}"
 
     def fail(self, error: Exception) -> None:
+        self._begun.wait()
         self._panel.text.children = self._panel.text.children[:1]
         self._panel._chunk(0).value = ""
         if getattr(self._panel._overlay, "closed", False):
