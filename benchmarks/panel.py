@@ -112,9 +112,10 @@ def main() -> None:
         r = json.loads(text.rpartition("RESULT")[2])
         print(
             f"{shape}: {r['alone_ms']:.0f} ms alone, {r['panel_ms']:.0f} ms in the panel, "
-            f"{r['ratio'] - 1:+.1%}, and {r['ready_ratio'] - 1:+.1%} with the list of runs and the "
-            f"buttons (medians of {args.rounds} pairs; {r['again']} more were disturbed from outside "
-            f"and made again); Stop after {r['stop_ms']:.0f} ms (at most {r['stop_most_ms']:.0f})"
+            f"{r['ratio'] - 1:+.1%}, and {r['ready_ratio'] - 1:+.1%} with the list of runs and "
+            f"the buttons (medians of {args.rounds} pairs; {r['again']} more were disturbed from "
+            f"outside and made again); Stop after {r['stop_ms']:.0f} ms "
+            f"(at most {r['stop_most_ms']:.0f})"
         )
 
 

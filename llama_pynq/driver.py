@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import struct
 import threading
@@ -66,6 +67,7 @@ _EXPECTED_PART = 0.9  # of what the steps of the last call took, if the next one
 _REMOTE_PAUSE = 0.1  # of the time waited so far, between two questions over a network
 _PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
 _DESCRIBE_S = 10.0  # for the first call, which takes microseconds
+_LATE_S = 50e-6  # a first look that says "done" sooner than that did not wait for it
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _PLACEHOLDER_WORDS = 1024
 _MAX_PORTS = 64
@@ -87,7 +89,8 @@ class CallResult(NamedTuple):
     aborted : bool
         The call ended early because it was told to.
     elapsed_s : float
-        Host time from AP_START to the status word.
+        Host time from AP_START to the status word; NaN if the call had ended before anybody
+        looked (`LlamaDriver.finish`).
     profile : list of structured array
         `EVENT_DTYPE` events of each step; empty unless asked for.
     """
@@ -96,6 +99,15 @@ class CallResult(NamedTuple):
     aborted: bool
     elapsed_s: float
     profile: list[np.ndarray]
+
+
+class PendingCall:
+    """A call that `LlamaDriver.begin` launched; its outcome, once somebody has waited for it."""
+
+    def __init__(self, shape: tuple[int, ...], n_steps: int, generation: int) -> None:
+        self.shape, self.n_steps, self.generation = shape, n_steps, generation
+        self.begin = time.perf_counter()
+        self.outcome: CallResult | Exception | None = None
 
 
 def _free(buffer: Any) -> None:
@@ -168,10 +180,10 @@ class LlamaDriver(DefaultIP):
         self._packed: PackedModel | None = None
         self._llama: Llama | None = None
         self._running = False  # a call was launched and not seen to end
+        self._pending: PendingCall | None = None  # the same, of a caller who comes back for it
         self._hung = False
         self._closed = False
         self._last_seconds = 0.0
-        self._last_wait = 0.0
         self._pace: tuple[tuple[int, ...], float] = (), 0.0  # shape of the last call, s a step
 
     # ---- what the kernel is ----------------------------------------------------------
@@ -365,6 +377,7 @@ class LlamaDriver(DefaultIP):
     def _drop(self) -> None:
         """Forget the model, and free the buffers unless a hung kernel may write them."""
         self._generation += 1
+        self._pending = None
         self._llama = None
         self._packed = None
         self._config = None
@@ -435,15 +448,18 @@ class LlamaDriver(DefaultIP):
             self._write_register(CONTROL_OFFSET, AP_CONTINUE)
         return True
 
-    def _wait(self, seconds: float, generation: int, expected: float = 0.0) -> None:
+    def _wait(self, seconds: float, generation: int, expected: float = 0.0) -> bool:
         """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between.
 
-        Over a network most of the `expected` seconds are slept before the first question.
+        Over a network most of the `expected` seconds are slept before the first question. Returns
+        whether that first one was answered with "done".
         """
         start = time.monotonic()
+        first = True
         if self._remote:
-            time.sleep(_EXPECTED_PART * min(expected, seconds))
+            time.sleep(_EXPECTED_PART * max(0.0, min(expected, seconds)))
         while not (self._reset_since(generation) or self._finished()):
+            first = False
             waited = time.monotonic() - start
             if waited > seconds:
                 self._hung = True
@@ -456,7 +472,7 @@ class LlamaDriver(DefaultIP):
                 time.sleep(max(_SLEEP_S, _REMOTE_PAUSE * waited))
             elif self._sleeps and waited > _SPIN_S:
                 time.sleep(_SLEEP_S)
-        self._last_wait = time.monotonic() - start
+        return first
 
     def _reset_since(self, generation: int) -> bool:
         """False; or the error that a call ends with when the overlay is reset meanwhile."""
@@ -465,7 +481,8 @@ class LlamaDriver(DefaultIP):
         return False
 
     def _settle(self) -> None:
-        """End a call that an exception left running: it stops after its current step."""
+        """End a call that nobody waits for: it stops after its current step."""
+        self._pending = None
         control = self._read_register(CONTROL_OFFSET)
         if not control & (AP_IDLE | AP_DONE):
             self._request[contract.REQUEST_ABORT] = self._sequence
@@ -485,6 +502,8 @@ class LlamaDriver(DefaultIP):
         return self._lock
 
     def _check_idle(self) -> None:
+        if self._pending is not None:
+            self._collect(self._pending)
         if self._hung:
             raise KernelTimeout(
                 f"{self.device.name}: an earlier call never finished. Call reset() on the "
@@ -537,35 +556,73 @@ class LlamaDriver(DefaultIP):
         ConnectionLost
             If the board is on the network and does not answer.
         """
-        with self._lock:  # the checks, too: another thread may load or close
-            self._check_idle()
-            if self._config is None:
-                raise RequestError("no model is loaded: call load_model() first")
-            limits, n = self.limits, len(rows)
-            if not 1 <= n <= limits.max_rows:
-                raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
-            if not 1 <= n_steps <= limits.max_steps:
-                raise LimitError(f"n_steps {n_steps}: this kernel takes 1 to {limits.max_steps}")
-            if len(stop_tokens) > limits.max_stop_tokens:
-                raise LimitError(
-                    f"{len(stop_tokens)} stop tokens: this kernel takes {limits.max_stop_tokens}"
-                )
-            begin, end = layers if layers is not None else (0, self._config.n_layers)
-            if activations is not None:
-                flags |= RequestFlag.ACTIVATIONS_IN
-            return self._run(rows, n_steps, begin, end, int(flags), stop_tokens, activations)
+        with self._lock:
+            call = self._launch_run(rows, n_steps, layers, flags, stop_tokens, activations)
+            return self._outcome(call, at_once=True)
 
-    def _run(
+    @_over_network
+    def begin(
+        self, rows: np.ndarray, *, n_steps: int = 1, stop_tokens: Sequence[int] = ()
+    ) -> PendingCall:
+        """Begin a call; the host is free for other work until `finish` returns its result.
+
+        Arguments and errors as for `run`. Whoever calls the kernel next, waits for this one first
+        and keeps its result for `finish`; but what `read_logits` gives is of the last call.
+        """
+        with self._lock:
+            return self._launch_run(rows, n_steps, None, 0, stop_tokens, None)
+
+    @_over_network
+    def finish(self, call: PendingCall) -> CallResult:
+        """Wait for a call that `begin` launched.
+
+        Raises
+        ------
+        KernelTimeout
+            If it does not finish within `timeout_s` from now, or the overlay was reset.
+        RequestError
+            If the overlay was closed, or Ctrl-C ended the call while another waited for it.
+        KernelError, ConnectionLost
+            As for `run`.
+        """
+        with self._lock:
+            return self._outcome(call, at_once=False)
+
+    def abandon(self, call: PendingCall) -> None:
+        """End a call that `begin` launched, after its current step; nobody wants its result."""
+        with self._lock:
+            if call is self._pending:
+                self._pending = None
+                with contextlib.suppress(KernelTimeout, *self._network_errors):
+                    self._settle()
+
+    def _launch_run(
         self,
         rows: np.ndarray,
         n_steps: int,
-        begin: int,
-        end: int,
+        layers: tuple[int, int] | None,
         flags: int,
         stop_tokens: Sequence[int],
         activations: np.ndarray | None,
-    ) -> CallResult:
-        n, request, data = len(rows), self._request_bytes, rows.tobytes()
+    ) -> PendingCall:
+        # Under the lock, the checks, too: another thread may load or close.
+        self._check_idle()
+        if self._config is None:
+            raise RequestError("no model is loaded: call load_model() first")
+        limits, n = self.limits, len(rows)
+        if not 1 <= n <= limits.max_rows:
+            raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
+        if not 1 <= n_steps <= limits.max_steps:
+            raise LimitError(f"n_steps {n_steps}: this kernel takes 1 to {limits.max_steps}")
+        if len(stop_tokens) > limits.max_stop_tokens:
+            raise LimitError(
+                f"{len(stop_tokens)} stop tokens: this kernel takes {limits.max_stop_tokens}"
+            )
+        begin, end = layers if layers is not None else (0, self._config.n_layers)
+        flags = int(flags)
+        if activations is not None:
+            flags |= int(RequestFlag.ACTIVATIONS_IN)
+        request, data = self._request_bytes, rows.tobytes()
         _REQUEST_HEAD.pack_into(request, 0, n, n_steps, begin, end, flags, len(stop_tokens))
         _WORD.pack_into(request, 4 * contract.REQUEST_ABORT, 0)
         for i, token in enumerate(stop_tokens, contract.REQUEST_STOP_LIST):
@@ -577,36 +634,73 @@ class LlamaDriver(DefaultIP):
             buffer = self._buffers["activations"]
             buffer[: activations.size] = np.asarray(activations, np.float32).reshape(-1)
             self._send("activations", slice(activations.size))
-        profiled = flags & _PROFILE
-        if profiled:
+        if flags & _PROFILE:
             self._profile_buffer(n_steps)
-        generation = self._generation
-        shape = (n, begin, end, flags)
-        expected = n_steps * self._pace[1] if shape == self._pace[0] else 0.0
-        start = time.perf_counter()
         self._running = True
+        call = PendingCall((n, begin, end, flags), n_steps, self._generation)
         try:
             self._launch(contract.COMMAND_RUN)
-            self._wait(self.timeout_s, generation, expected)
         except KeyboardInterrupt:
-            with contextlib.suppress(KernelTimeout):
-                self._settle()
+            self._interrupted()
             raise
+        self._pending = call
+        return call
+
+    def _outcome(self, call: PendingCall, at_once: bool) -> CallResult:
+        if call.outcome is None:
+            if call is not self._pending:
+                self._check_open()
+                raise KernelTimeout(f"{self.device.name}: the overlay was reset during the call")
+            self._collect(call, at_once)
+        if isinstance(call.outcome, CallResult):
+            return call.outcome
+        assert call.outcome is not None
+        raise call.outcome
+
+    def _collect(self, call: PendingCall, at_once: bool = False) -> None:
+        """Wait for the call under way, and keep what it came to; `at_once`: it has just begun."""
+        try:
+            call.outcome = self._result(call, at_once)
+        except Exception as error:
+            call.outcome = error
+        except KeyboardInterrupt:
+            call.outcome = RequestError(f"{self.device.name}: Ctrl-C ended the call")
+            self._interrupted()
+            raise
+        finally:
+            self._pending = None
+
+    def _interrupted(self) -> None:
+        with contextlib.suppress(KernelTimeout):
+            self._settle()
+
+    def _result(self, call: PendingCall, at_once: bool) -> CallResult:
+        n, _, _, flags = call.shape
+        looked = time.perf_counter()
+        expected = call.n_steps * self._pace[1] if call.shape == self._pace[0] else 0.0
+        if not at_once:
+            expected -= looked - call.begin
+        first_look = self._wait(self.timeout_s, call.generation, expected)
+        ended = time.perf_counter()
         self._running = False
         dtype = self._result_dtype
         row_words = n * dtype.itemsize // 4
-        words = self._read_results(contract.STATUS_WORDS + n_steps * row_words)
-        elapsed = self._last_seconds = time.perf_counter() - start
+        words = self._read_results(contract.STATUS_WORDS + call.n_steps * row_words)
+        seconds = time.perf_counter() - call.begin
+        # Where a read waits, one that took its time did not find the end, but waited for it.
+        late = not at_once and first_look and (self._sleeps or ended - looked < _LATE_S)
         status = words[: contract.STATUS_WORDS].tolist()
         self._check_status(status)
         steps = status[contract.STATUS_STEPS]
-        self._pace = shape, self._last_wait / max(1, steps)
+        if not late:
+            self._last_seconds = seconds
+            self._pace = call.shape, (ended - call.begin) / max(1, steps)
         done = words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words].copy()
         return CallResult(
             rows=done.view(dtype).reshape(steps, n),
             aborted=status[contract.STATUS_STATE] == State.ABORTED,
-            elapsed_s=elapsed,
-            profile=self._read_profile(steps) if profiled else [],
+            elapsed_s=math.nan if late else seconds,
+            profile=self._read_profile(steps) if flags & _PROFILE else [],
         )
 
     def _send(self, name: str, part: slice) -> None:
@@ -700,6 +794,8 @@ class LlamaDriver(DefaultIP):
         (2, n_layers, n_kv_heads, positions, head_size) float32
             Of an int8 cache, integers times their scale.
         """
+        with self._lock:
+            self._check_idle()
         c, limits = self._config, self.limits
         if c is None:
             raise RequestError("no model is loaded: call load_model() first")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,13 +29,15 @@ from .sampling import Sampling, choose
 from .tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from .driver import LlamaDriver
+    from .driver import CallResult, LlamaDriver, PendingCall
 
 BUNDLED = Path(__file__).parent / "models"
 """Folder of the model that comes with the package."""
 
 _CALL_SECONDS = 0.1
 _STREAM_CALL_SECONDS = 0.04  # who reads a stream sees text come 25 times a second
+
+_AHEAD_PART = 0.5  # of a call, that a reader may take for the call to begin before it
 
 _DEFAULT_SLOTS = 4
 
@@ -137,6 +139,10 @@ class StreamToken(NamedTuple):
 # ---- one sequence ---------------------------------------------------------------------
 
 
+_Plan = list[tuple["_Sequence", int]]
+"""Sequence and position of each row of a call."""
+
+
 class _StopText:
     """Holds text back while it could still become a stop string."""
 
@@ -192,7 +198,10 @@ class _Sequence:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
-    away: float = 0.0  # seconds that the reader of a stream took since the first token
+    away: float = 0.0  # seconds that the device waited for a stream's reader since the first token
+    reader: float = math.inf  # seconds that the reader took for a token of the last call's
+    untimed: int = 0  # tokens of calls that ended unseen, while the reader had others
+    shown: int = 0  # pieces that the reader has had
     decode_seconds: float = 0.0
     row_sampling: bytes = b""
 
@@ -243,7 +252,7 @@ class _Sequence:
 
     def result(self, device: str) -> Generation:
         decode = self.decode_seconds
-        extra = len(self.tokens) - 1
+        extra = len(self.tokens) - 1 - self.untimed
         return Generation(
             text="".join(self.pieces),
             tokens=self.tokens,
@@ -441,7 +450,7 @@ class Llama:
         # llama2.c's models end a story with BOS, Llama 2 itself with EOS.
         return (self.tokenizer.bos_id, self.tokenizer.eos_id)
 
-    def _plan(self, sequences: Sequence[_Sequence]) -> tuple[list[tuple[_Sequence, int]], int]:
+    def _plan(self, sequences: Sequence[_Sequence]) -> tuple[_Plan, int]:
         """(sequence, position) of the rows of the next call, and how many steps it may take."""
         limit = self.driver.limits.max_rows
         ready = [s for s in sequences if s.position >= len(s.prompt) - 1][:limit]
@@ -467,21 +476,53 @@ class Llama:
         budget = min(s.budget for s in ready)
         return max(1, min(per_call, budget, self.driver.limits.max_steps))
 
+    def _request(self, sequences: Sequence[_Sequence]) -> tuple[_Plan, dict[str, Any]]:
+        """The next call of all of `sequences`, and the driver's arguments for it."""
+        plan, n_steps = self._plan(sequences)
+        rows = np.frombuffer(b"".join([s.row(position) for s, position in plan]), ROW_DTYPE)
+        return plan, {"rows": rows, "n_steps": n_steps, "stop_tokens": self._stop_tokens()}
+
     def _call(self, sequences: Sequence[_Sequence], generation: int) -> None:
         """One kernel call for all of `sequences`."""
         with self.driver.exclusive():  # until the logits are read back
             self._check_loaded(generation)
-            self._call_exclusively(sequences)
+            plan, request = self._request(sequences)
+            self._take(plan, self.driver.run(**request))
 
-    def _call_exclusively(self, sequences: Sequence[_Sequence]) -> None:
-        plan, n_steps = self._plan(sequences)
-        rows = np.frombuffer(b"".join([s.row(position) for s, position in plan]), ROW_DTYPE)
-        stop_tokens = self._stop_tokens()
-        result = self.driver.run(rows, n_steps=n_steps, stop_tokens=stop_tokens)
+    def _starts_ahead(self, s: _Sequence) -> bool:
+        """Whether the device should go on while a stream's reader has what the last call brought.
+
+        Only if the reader will be back long before the device is done, else nobody could tell how
+        long the tokens took; nor where logits are to be read, which the next call overwrites.
+        """
+        if s.row_flags & _FULL_LOGITS or self._step_seconds is None:
+            return False
+        reader = s.reader * (len(s.pieces) - s.shown)
+        return reader < _AHEAD_PART * self._step_seconds * self._steps([s])
+
+    def _start(self, s: _Sequence, generation: int) -> tuple[_Plan, PendingCall]:
+        with self.driver.exclusive():
+            self._check_loaded(generation)
+            plan, request = self._request([s])
+            return plan, self.driver.begin(**request)
+
+    def _finish(self, s: _Sequence, generation: int, plan: _Plan, call: PendingCall) -> None:
+        with self.driver.exclusive():
+            self._check_loaded(generation)
+            result, before = self.driver.finish(call), len(s.tokens)
+            if late := math.isnan(result.elapsed_s):
+                s.away += time.perf_counter() - call.begin
+            self._take(plan, result)
+            s.untimed += len(s.tokens) - before if late else 0
+
+    def _take(self, plan: _Plan, result: CallResult) -> None:
+        """What a call brought."""
         steps = len(result.rows)
         if not steps:
             return
-        self._step_seconds = result.elapsed_s / steps
+        if not math.isnan(result.elapsed_s):
+            self._step_seconds = result.elapsed_s / steps
+        stop_tokens = self._stop_tokens()
         for index, (s, position) in enumerate(plan):
             if position < len(s.prompt) - 1:
                 s.position = position + 1
@@ -534,6 +575,27 @@ class Llama:
                     active.remove(s)
                     free.append(s.slot)
                 yield
+
+    def _drive_stream(self, s: _Sequence) -> Generator[bool, None, None]:
+        """Run a sequence to its end; gives whether the device works on while the reader reads."""
+        with self._slots(1) as (slots, generation):
+            s.slot, s.started = slots[0], time.perf_counter()
+            under_way: tuple[_Plan, PendingCall] | None = None
+            try:
+                while not s.finish_reason:
+                    if under_way is None:
+                        self._call([s], generation)
+                    else:
+                        self._finish(s, generation, *under_way)
+                        under_way = None
+                    if s.finish_reason:
+                        s.close_text()
+                    elif self._starts_ahead(s):
+                        under_way = self._start(s, generation)
+                    yield under_way is not None
+            finally:
+                if under_way is not None:
+                    self.driver.abandon(under_way[1])
 
     def _sequence(
         self,
@@ -745,22 +807,26 @@ class Llama:
             if on_finish is not None:
                 on_finish(result)
 
-        shown = 0
         try:
             if power is not None:
                 power.sample()
-            for _ in self._drive([s]):
-                left = time.perf_counter()
-                for piece in s.pieces[shown:]:
-                    token = s.tokens[shown] if shown < len(s.tokens) else None
-                    logprob = s.logprobs[shown] if shown < len(s.logprobs) else None
-                    shown += 1
-                    yield StreamToken(token, piece, logprob, shown < len(s.pieces))
-                s.away += time.perf_counter() - left if s.tokens else 0.0
+            with contextlib.closing(self._drive_stream(s)) as calls:
+                for under_way in calls:
+                    first, left = s.shown, time.perf_counter()
+                    for piece in s.pieces[first:]:
+                        n = s.shown
+                        token = s.tokens[n] if n < len(s.tokens) else None
+                        logprob = s.logprobs[n] if n < len(s.logprobs) else None
+                        s.shown = n + 1
+                        yield StreamToken(token, piece, logprob, s.shown < len(s.pieces))
+                    if s.tokens:
+                        pause = time.perf_counter() - left
+                        s.reader = pause / max(1, s.shown - first)
+                        s.away += pause if not under_way else 0.0
         except GeneratorExit:
             s.finish_reason = "closed"
             for given in (s.tokens, s.pieces, s.logprobs):
-                del given[shown:]  # the device was ahead
+                del given[s.shown :]  # the device was ahead
             finish()
             raise
         finish()

@@ -184,6 +184,85 @@ def test_call_left_running_is_ended_before_the_next_one(overlay, monkeypatch):
     assert driver.run(sampled()).rows == expected
 
 
+def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
+    driver = overlay.llama
+    first, second = driver.run(sampled(), n_steps=8).rows, driver.run(sampled(2)).rows
+    call = driver.begin(sampled(), n_steps=8)
+    assert driver.running
+    assert driver.run(sampled(2)).rows == second  # waits for the first one
+    assert not driver.running
+    for _ in range(2):
+        assert driver.finish(call).rows.tobytes() == first.tobytes()
+
+
+def test_begun_call_has_a_time_only_if_it_was_waited_for(overlay):
+    """Any of many: a thread may be held up for as long as a call takes."""
+    driver, emulator = overlay.llama, overlay.device._hardware.emulator
+
+    def waited_for():
+        return driver.finish(driver.begin(sampled(), n_steps=64)).elapsed_s
+
+    def unseen():
+        call = driver.begin(sampled())
+        while not emulator.wait(1000):  # to read AP_DONE would clear it
+            pass
+        return driver.finish(call).elapsed_s
+
+    assert any(waited_for() > 0 for _ in range(50))
+    assert any(np.isnan(unseen()) for _ in range(50))
+
+
+def test_begun_call_that_fails_tells_who_finishes_it(overlay):
+    driver = overlay.llama
+    call = driver.begin(sampled(position=100_000))
+    good = driver.run(sampled()).rows
+    with pytest.raises(KernelError, match="refused the call"):
+        driver.finish(call)
+    assert driver.run(sampled()).rows == good
+    with pytest.raises(LimitError, match="n_steps 1000"):
+        driver.begin(sampled(), n_steps=1000)
+    call = driver.begin(sampled())
+    overlay.reset()
+    with pytest.raises(KernelTimeout, match="reset during the call"):
+        driver.finish(call)
+    call = driver.begin(sampled())
+    overlay.close()
+    with pytest.raises(RequestError, match="the overlay is closed"):
+        driver.finish(call)
+
+
+def test_abandoned_call_ends_after_its_step(overlay, monkeypatch):
+    driver = overlay.llama
+    expected, sent, send = driver.run(sampled()).rows, [], driver._send
+    monkeypatch.setattr(driver, "_send", lambda name, part: (sent.append(name), send(name, part)))
+    call = driver.begin(sampled(), n_steps=64)
+    driver.abandon(call)
+    assert not driver.running
+    if sent:  # it was told to end, unless it had ended
+        assert driver._request[contract.REQUEST_ABORT] == driver._sequence
+    sequence = driver._sequence
+    driver.abandon(call)
+    assert driver.run(sampled()).rows == expected
+    assert driver._sequence == sequence + 1
+
+
+def test_ctrl_c_while_another_waits_for_a_begun_call(overlay, monkeypatch):
+    driver = overlay.llama
+    expected = driver.run(sampled()).rows
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    call = driver.begin(sampled(), n_steps=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "_wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            driver.run(sampled())
+    with pytest.raises(RequestError, match="Ctrl-C ended the call"):
+        driver.finish(call)
+    assert driver.run(sampled()).rows == expected
+
+
 def test_closed_overlay_says_so():
     overlay = LlamaOverlay(emulated_overlay(), device=EmulatedDevice())
     model = overlay.load_model()

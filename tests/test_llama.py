@@ -465,14 +465,13 @@ def test_stream_tokens_are_generates_with_its_probabilities(overlay, bundled):
 
 
 def test_stream_tokens_tells_which_came_in_one_call(overlay, bundled, monkeypatch):
-    calls, run = [], overlay.llama.run
+    calls, take = [], bundled._take
 
-    def counted(*args, **kwargs):
-        result = run(*args, **kwargs)
+    def counted(plan, result):
         calls.append(len(result.rows))
-        return result
+        take(plan, result)
 
-    monkeypatch.setattr(overlay.llama, "run", counted)
+    monkeypatch.setattr(bundled, "_take", counted)
     kwargs = dict(max_new_tokens=60, temperature=0)
     texts = set()
     for seconds, most in ((1e-9, 1), (1e9, overlay.llama.limits.max_steps)):
@@ -509,6 +508,90 @@ def test_stream_does_not_count_its_readers_time(overlay, bundled, monkeypatch):
     for _ in overlay.stream(PROMPT, max_new_tokens=30, temperature=0, on_finish=finished.append):
         asleep[0] += 1000.0  # the reader's, by the clock
     assert 0 < finished[0].decode_seconds < 1000
+
+
+@pytest.fixture
+def ahead(bundled, monkeypatch):
+    """The streams of the bundled model take calls of 8 tokens, whatever the machine's load."""
+    monkeypatch.setattr(bundled, "_steps", lambda ready: 8 if ready[0].tokens else 1)
+    monkeypatch.setattr("llama_pynq.llama._AHEAD_PART", np.inf)
+
+
+def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, ahead):
+    driver, running = overlay.llama, []
+    tokens = overlay.stream_tokens(PROMPT, max_new_tokens=34, temperature=0)
+    given = []
+    for token in tokens:
+        given.append(token.token)
+        running.append(driver.running)
+    assert given[:34] == expected["greedy"][:34]
+    # Not with the first token: nobody knows yet how long this reader takes. Nor with the last ones.
+    assert running[:34] == [False] + [True] * 32 + [False]
+
+
+def test_stream_slow_reader_is_waited_for(overlay, bundled, ahead, monkeypatch):
+    """Else nobody could tell how long the device took."""
+    asleep, real = [0.0], time.perf_counter
+    monkeypatch.setattr("llama_pynq.llama._AHEAD_PART", 0.5)
+    monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
+    for _ in overlay.stream_tokens(PROMPT, max_new_tokens=34, temperature=0):
+        assert not overlay.llama.running
+        asleep[0] += 1000.0  # by the clock
+
+
+def test_stream_with_a_call_under_way_beside_other_calls(overlay, bundled, expected, ahead):
+    driver, given = overlay.llama, []
+    for token in overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0):
+        given.append(token.token)
+        if len(given) in (5, 12, 20):
+            assert driver.running
+            assert tokens_of(overlay, "greedy") == expected["greedy"]
+            assert not driver.running
+    assert given[:LENGTH] == expected["greedy"]
+
+
+@pytest.mark.parametrize("when", [0, 1, 5])
+def test_stream_closed_with_a_call_under_way_gives_its_slot_back(overlay, expected, ahead, when):
+    driver, free = overlay.llama, list(overlay.llama.model._free_slots)
+    tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
+    for _ in range(1 + when):
+        next(tokens)
+    assert driver.running == (when > 0)
+    tokens.close()
+    assert not driver.running and driver.model._free_slots == free
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
+
+
+def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bundled, ahead):
+    real = time.perf_counter
+
+    def left_out():
+        finished, given, slept = [], 0, 20.0
+        with pytest.MonkeyPatch.context() as patch:
+            for _ in overlay.stream_tokens(
+                PROMPT, max_new_tokens=33, temperature=0, on_finish=finished.append
+            ):
+                given += 1
+                if given == 12:  # meanwhile a call of eight ends
+                    while not overlay.device._hardware.emulator.wait(1000):
+                        pass
+                    patch.setattr("time.perf_counter", lambda: real() + slept)
+        (out,) = finished
+        rate = (33 - 1 - 8) / out.decode_seconds
+        return out.decode_seconds < slept and out.tokens_per_second == pytest.approx(rate)
+
+    assert any(left_out() for _ in range(20))  # this thread may be held up in any of them
+
+
+def test_stream_whose_overlay_is_reset_under_way_says_so(overlay, bundled, expected, ahead):
+    tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
+    for _ in range(3):
+        next(tokens)
+    assert overlay.llama.running
+    overlay.reset()
+    with pytest.raises(RequestError, match="no longer on the device"):
+        list(tokens)
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
 
 
 def test_stream_with_power_has_the_energy_of_generate(overlay, bundled):
