@@ -205,6 +205,42 @@ def test_panel_sends_few_messages_for_a_text(overlay, panel, monkeypatch):
     panel.start()
     panel.wait()
     assert 0 < len(sent) <= 11, [list(data["state"]) for data in sent]
+    monkeypatch.setattr("llama_pynq.widgets.prompt_panel._AT_ONCE", np.inf)
+    panel.seed.value = 4
+    sent.clear()
+    panel.start()
+    panel.wait()
+    assert 0 < len(sent) <= 5, [list(data["state"]) for data in sent]
+
+
+def test_panel_shows_no_beginning_of_a_text_that_comes_at_once(overlay, panel, monkeypatch):
+    now, step = [0.0], [0.0]
+
+    def clock():
+        now[0] += step[0]
+        return now[0]
+
+    monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", clock)
+    monkeypatch.setattr(overlay.llama.model, "_steps", lambda ready: 16)
+    seen = []
+    panel.generate.observe(lambda change: seen.append(change["new"]), names="disabled")
+    panel.status.observe(lambda change: seen.append(change["new"]), names="value")
+
+    def run(at_once, seconds):
+        seen.clear()
+        monkeypatch.setattr("llama_pynq.widgets.prompt_panel._AT_ONCE", at_once)
+        step[0] = seconds
+        panel.max_new_tokens.value = 40
+        panel.start()
+        panel.wait()
+        return [value if isinstance(value, bool) else "Reading" in value for value in seen]
+
+    begin_and_end = [True, True, False, False]  # disabled, reading, the figures, enabled
+    assert run(np.inf, 0.0) == begin_and_end  # nobody knows yet how long a text takes
+    assert run(0.0, 0.0) == begin_and_end
+    assert run(np.inf, 0.0) == [False]  # the figures alone
+    assert run(np.inf, 1.0)[:2] == [True, True]  # it took longer than the one before
+    assert text_of(panel).startswith("Once upon a time") and not panel.generate.disabled
 
 
 def test_token_shows_its_probability_and_the_others_and_escapes_text():

@@ -26,6 +26,9 @@ _CHUNK = 128
 _CALL_SECONDS = 0.1
 """Of the kernel: text is shown no oftener than that, and shorter calls would cost time."""
 
+_AT_ONCE = 0.1
+"""Seconds in which nobody sees what is shown only as long: an emptied text, other buttons."""
+
 _SHADES = 10  # as classes: a style of its own would double what is sent for a token
 _STYLE = """<style>
 .llama-text { display: block !important; position: relative; background: #fff; color: #222;
@@ -222,8 +225,19 @@ class PromptPanel(widgets.VBox):
         prompt, chosen, pace = self.prompt.value, settings or self.settings, self.pace.value
         power = self._power if not pace else None  # pauses would count as the text's
         show = _Shown(self, prompt, chosen["max_new_tokens"], power, paced=pace > 0)
+        show.at_once = not pace and self._expected_seconds(prompt, chosen) < _AT_ONCE
         if self._worker.run(lambda: self._generate(prompt, chosen, pace, show)):
-            show.begin()  # the device works meanwhile
+            if not show.at_once:
+                show.begin()  # the device works meanwhile
+
+    def _expected_seconds(self, prompt: str, settings: dict[str, Any]) -> float:
+        """What a text takes if the device does as in the last one."""
+        if not self.runs or not self.runs[-1].result.tokens:
+            return math.inf
+        last = self.runs[-1]
+        reading = last.result.prompt_seconds * max(1.0, len(prompt) / max(1, len(last.prompt)))
+        a_token = last.result.decode_seconds / len(last.result.tokens)
+        return reading + a_token * settings["max_new_tokens"]
 
     def wait(self) -> None:
         """Wait until the text is complete."""
@@ -271,7 +285,8 @@ class PromptPanel(widgets.VBox):
         except Exception as error:  # in a thread, nobody else would see it
             show.fail(error)
         finally:
-            self.stop.disabled, self.generate.disabled = True, False
+            if show.begun:
+                self.stop.disabled, self.generate.disabled = True, False
             self.again.disabled = not self.runs
 
     # ---- history ---------------------------------------------------------------------
@@ -320,16 +335,22 @@ class _Shown:
         self._energy = ""
         self._prompt = f"<span class='llama-prompt'>{escape(prompt)}</span>"
         self._parts, self._pieces = [self._prompt], 1
+        self.at_once = False
+        """Will probably be over before anybody sees how it began."""
         self._begun = threading.Event()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the panel shows that a text is coming."""
+        return self._begun.is_set()
+
     def begin(self) -> None:
-        """The empty text, in the thread of whoever pressed Generate."""
+        """The empty text, in the thread of whoever pressed Generate; or late, if it takes time."""
         panel = self._panel
         try:
             panel.generate.disabled, panel.stop.disabled = True, False
             panel._chunk(0).value = self._prompt
-            if len(panel.text.children) > 1:  # of the text before
-                panel.text.children = panel.text.children[:1]
+            self._show_pieces()
             panel.status.value = self._progress("Reading the prompt…")
         finally:
             self._begun.set()
@@ -351,18 +372,29 @@ class _Shown:
 
     def _send_text(self) -> None:
         """The last piece of the text, all of it."""
-        self._begun.wait()
         if not self._parts:
             return
-        chunk, box = self._panel._chunk(self._pieces - 1), self._panel.text
-        chunk.value = "".join(self._parts)
-        if len(box.children) < self._pieces:
-            box.children = [*box.children, chunk]
+        self._panel._chunk(self._pieces - 1).value = "".join(self._parts)
+        self._show_pieces()
         if len(self._parts) >= _CHUNK:
             self._parts, self._pieces = [], self._pieces + 1
 
+    def _show_pieces(self) -> None:
+        """As many as there are, and no more of the text before."""
+        panel = self._panel
+        if len(panel.text.children) != self._pieces:
+            panel.text.children = panel._chunks[: self._pieces]
+
+    def _await_begin(self) -> None:
+        """Nothing of the text is sent before its beginning."""
+        if not self.at_once:
+            self._begun.wait()
+
     def _send(self) -> None:
         panel = self._panel
+        if self.at_once and not self.begun:
+            self.begin()
+        self._await_begin()
         self._send_text()
         if not self._status_pacer.due():
             return
@@ -382,6 +414,7 @@ class _Shown:
         )
 
     def finish(self, out: Generation | None) -> None:
+        self._await_begin()
         self._send_text()
         if out is None:
             self._panel.status.value = self._progress("Stopped before the first token.")
@@ -410,7 +443,7 @@ class _Shown:
         return f"<br>No energy: {escape(why)}"
 
     def fail(self, error: Exception) -> None:
-        self._begun.wait()
+        self._await_begin()
         self._panel.text.children = self._panel.text.children[:1]
         self._panel._chunk(0).value = ""
         if getattr(self._panel._overlay, "closed", False):
