@@ -464,17 +464,16 @@ class Llama:
 
     def _steps(self, ready: Sequence[_Sequence]) -> int:
         """Steps that a call of one row of each of these sequences may take."""
+        if self._step_seconds is None:
+            return 1
+        seconds, most = self.call_seconds, self.driver.limits.max_steps
         for s in ready:
             # The first token of a text comes by itself: as early as it can, and so that the rate
             # of the others can be told from the reading of the prompt.
             if s.one_step or not s.tokens:
                 return 1
-        if self._step_seconds is None:
-            return 1
-        seconds = min(self.call_seconds, *(s.call_seconds for s in ready))
-        per_call = int(seconds / max(self._step_seconds, 1e-6))
-        budget = min(s.budget for s in ready)
-        return max(1, min(per_call, budget, self.driver.limits.max_steps))
+            seconds, most = min(seconds, s.call_seconds), min(most, s.budget)
+        return max(1, min(most, int(seconds / max(self._step_seconds, 1e-6))))
 
     def _request(self, sequences: Sequence[_Sequence]) -> tuple[_Plan, dict[str, Any]]:
         """The next call of all of `sequences`, and the driver's arguments for it."""
