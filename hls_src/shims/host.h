@@ -13,9 +13,11 @@ namespace kernel {
 constexpr int kEngineTiles = 1;
 constexpr int kEngineWaves = 1;
 constexpr int kEngineHeads = 1;
+constexpr int kHeadPad = 16;
 // The host's loader: memory is asked for a beat this long before it is used. Processors leave
 // alone some 20 to 40% of their memory's speed without.
 constexpr int kBeatsAhead = 128;
+constexpr int kKvBeatsAhead = 32;  // a head's positions in use end sooner than a matrix
 
 struct WeightPort {
   const Beat* beats;
@@ -31,7 +33,7 @@ struct KvReader {
   const KvBeat* beats;
 
   const KvBeat& Read(int index) const {
-    __builtin_prefetch(beats + index + kBeatsAhead);
+    __builtin_prefetch(beats + index + kKvBeatsAhead);
     return beats[index];
   }
 };

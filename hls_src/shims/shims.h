@@ -11,6 +11,8 @@
 //   kEngineTiles                       tiles that one engine computes in lockstep
 //   kEngineWaves                       and how often at most before they are collected
 //   kEngineHeads                       kv heads attended to side by side by one task
+//   kHeadPad                           floats between heads of a block: on the host, rows that are
+//                                      a power of two apart would meet in few sets of its cache
 //   ForFormat(format, engine)          engine(format), for g++ with a constant
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one

@@ -14,6 +14,7 @@ namespace kernel {
 constexpr int kEngineTiles = kChannels;
 constexpr int kEngineWaves = kWavesInFlight;
 constexpr int kEngineHeads = kKvPorts;
+constexpr int kHeadPad = 0;
 
 struct WeightPort {
   hls::stream<Beat, kWeightFifoBeats> beats;

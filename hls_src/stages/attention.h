@@ -73,7 +73,7 @@ ROUND_ROWS:
 }
 
 // Keys or values of a block of one head, on chip.
-typedef float HeadBlock[kBlock][kMaxHeadSize];
+typedef float HeadBlock[kBlock][kMaxHeadSize + kHeadPad];
 
 // Values of a head a cycle, whoever reads or writes them.
 constexpr int kKvLanes = kKvBeatWords > kAttentionLanes ? kKvBeatWords : kAttentionLanes;
@@ -117,7 +117,7 @@ struct FetchFloat {
 
   LLAMA_HOST_INLINE void operator()(int position, int part, int) const {
 #pragma HLS INLINE
-    const KvBeat beat = to.port.Read(to.from + position * to.s.kv_record_beats + part);
+    const KvBeat& beat = to.port.Read(to.from + position * to.s.kv_record_beats + part);
     const bool is_key = part < to.s.kv_half_beats;
     const int d = (is_key ? part : part - to.s.kv_half_beats) * kKvBeatWords;
     if (part == 0) {
