@@ -90,7 +90,8 @@ class Generation:
         batch, of this sequence alone. NaN for a text of one token or none.
     prompt_seconds, decode_seconds : float
         Reading the prompt, up to the first token; and generating the others. Measured. What
-        a reader of a stream does between two pieces does not count.
+        a reader of a stream does while the device waits does not count; nor, in the rate either,
+        does a call that ended while the reader was away, for nobody saw when.
     logprobs : list of TokenLogprob or None
         One an output token, where asked for.
     device : str
@@ -771,6 +772,9 @@ class Llama:
         call_seconds: float = _STREAM_CALL_SECONDS,
     ) -> Generator[StreamToken, None, None]:
         """As `stream`, token by token and with the tokens' probabilities; see `generate`.
+
+        While the reader has the tokens of one call, the device works on the next, as long as the
+        reader is the faster of the two.
 
         Parameters
         ----------
