@@ -106,7 +106,7 @@ class PendingCall:
 
     def __init__(self, shape: tuple[int, ...], n_steps: int, generation: int) -> None:
         self.shape, self.n_steps, self.generation = shape, n_steps, generation
-        self.begin = time.perf_counter()
+        self.begin = self.launched = time.perf_counter()
         self.outcome: CallResult | Exception | None = None
 
 
@@ -212,7 +212,13 @@ class LlamaDriver(DefaultIP):
 
     @property
     def running(self) -> bool:
-        """Whether a call of the kernel is under way."""
+        """Whether a call of the kernel is under way.
+
+        Of a call that nobody waits for: as long as the last one like it lets expect.
+        """
+        call = self._pending
+        if call is not None and call.shape == self._pace[0]:
+            return time.perf_counter() < call.launched + call.n_steps * self._pace[1]
         return self._running
 
     @property
@@ -452,10 +458,10 @@ class LlamaDriver(DefaultIP):
         """Wait for AP_DONE: first polling, then, where a read returns at once, sleeping between.
 
         Over a network most of the `expected` seconds are slept before the first question. Returns
-        whether that first one was answered with "done".
+        whether the call had ended before: the first question, asked at once, was answered so.
         """
         start = time.monotonic()
-        first = True
+        first = not (self._remote and expected > 0)
         if self._remote:
             time.sleep(_EXPECTED_PART * max(0.0, min(expected, seconds)))
         while not (self._reset_since(generation) or self._finished()):
@@ -643,6 +649,7 @@ class LlamaDriver(DefaultIP):
         except KeyboardInterrupt:
             self._interrupted()
             raise
+        call.launched = time.perf_counter()
         self._pending = call
         return call
 
@@ -659,6 +666,7 @@ class LlamaDriver(DefaultIP):
 
     def _collect(self, call: PendingCall, at_once: bool = False) -> None:
         """Wait for the call under way, and keep what it came to; `at_once`: it has just begun."""
+        self._pending = None  # first: the garbage collector may close its stream meanwhile
         try:
             call.outcome = self._result(call, at_once)
         except Exception as error:
@@ -667,8 +675,6 @@ class LlamaDriver(DefaultIP):
             call.outcome = RequestError(f"{self.device.name}: Ctrl-C ended the call")
             self._interrupted()
             raise
-        finally:
-            self._pending = None
 
     def _interrupted(self) -> None:
         with contextlib.suppress(KernelTimeout):
@@ -679,7 +685,7 @@ class LlamaDriver(DefaultIP):
         looked = time.perf_counter()
         expected = call.n_steps * self._pace[1] if call.shape == self._pace[0] else 0.0
         if not at_once:
-            expected -= looked - call.begin
+            expected -= looked - call.launched
         first_look = self._wait(self.timeout_s, call.generation, expected)
         ended = time.perf_counter()
         self._running = False
@@ -694,7 +700,7 @@ class LlamaDriver(DefaultIP):
         steps = status[contract.STATUS_STEPS]
         if not late:
             self._last_seconds = seconds
-            self._pace = call.shape, (ended - call.begin) / max(1, steps)
+            self._pace = call.shape, (ended - call.launched) / max(1, steps)
         done = words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words].copy()
         return CallResult(
             rows=done.view(dtype).reshape(steps, n),

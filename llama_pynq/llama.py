@@ -202,6 +202,7 @@ class _Sequence:
     away: float = 0.0  # seconds that the device waited for a stream's reader since the first token
     reader: float = math.inf  # seconds that the reader took for a token of the last call's
     untimed: int = 0  # tokens of calls that ended unseen, while the reader had others
+    untimed_last: int = 0  # of the last call
     shown: int = 0  # pieces that the reader has had
     decode_seconds: float = 0.0
     row_sampling: bytes = b""
@@ -509,11 +510,13 @@ class Llama:
     def _finish(self, s: _Sequence, generation: int, plan: _Plan, call: PendingCall) -> None:
         with self.driver.exclusive():
             self._check_loaded(generation)
-            result, before = self.driver.finish(call), len(s.tokens)
-            if late := math.isnan(result.elapsed_s):
+            kept, before = call.outcome is not None, len(s.tokens)  # another call waited for it
+            result = self.driver.finish(call)
+            if late := kept or math.isnan(result.elapsed_s):
                 s.away += time.perf_counter() - call.begin
             self._take(plan, result)
-            s.untimed += len(s.tokens) - before if late else 0
+            s.untimed_last = len(s.tokens) - before if late else 0
+            s.untimed += s.untimed_last
 
     def _take(self, plan: _Plan, result: CallResult) -> None:
         """What a call brought."""
@@ -585,13 +588,15 @@ class Llama:
                 while not s.finish_reason:
                     if under_way is None:
                         self._call([s], generation)
+                        s.untimed_last = 0
                     else:
                         self._finish(s, generation, *under_way)
                         under_way = None
                     if s.finish_reason:
                         s.close_text()
                     elif self._starts_ahead(s):
-                        under_way = self._start(s, generation)
+                        with contextlib.suppress(Exception):  # it comes again, after the tokens
+                            under_way = self._start(s, generation)
                     yield under_way is not None
             finally:
                 if under_way is not None:
@@ -828,6 +833,7 @@ class Llama:
                         s.away += pause if not under_way else 0.0
         except GeneratorExit:
             s.finish_reason = "closed"
+            s.untimed -= min(s.untimed_last, max(0, len(s.tokens) - s.shown))
             for given in (s.tokens, s.pieces, s.logprobs):
                 del given[s.shown :]  # the device was ahead
             finish()

@@ -188,7 +188,7 @@ def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
     driver = overlay.llama
     first, second = driver.run(sampled(), n_steps=8).rows, driver.run(sampled(2)).rows
     call = driver.begin(sampled(), n_steps=8)
-    assert driver.running
+    assert driver._running
     assert driver.run(sampled(2)).rows == second  # waits for the first one
     assert not driver.running
     for _ in range(2):
@@ -229,6 +229,33 @@ def test_begun_call_that_fails_tells_who_finishes_it(overlay):
     overlay.close()
     with pytest.raises(RequestError, match="the overlay is closed"):
         driver.finish(call)
+
+
+def test_running_says_what_the_last_call_lets_expect_of_one_nobody_waits_for(overlay):
+    driver = overlay.llama
+    driver.run(sampled())
+    call = driver.begin(sampled())
+    driver._pace = call.shape, 1000.0
+    assert driver.running
+    driver._pace = call.shape, 0.0
+    assert not driver.running
+    driver.finish(call)
+    assert not driver.running
+
+
+def test_abandon_from_within_the_wait_for_it_does_nothing(overlay, monkeypatch):
+    """As when the garbage collector closes a stream while another call waits for the stream's."""
+    driver = overlay.llama
+    expected, wait = driver.run(sampled(), n_steps=8).rows, driver._wait
+    call = driver.begin(sampled(), n_steps=8)
+
+    def interfered(*args):
+        driver.abandon(call)
+        return wait(*args)
+
+    monkeypatch.setattr(driver, "_wait", interfered)
+    driver.timeout_s = 5.0
+    assert driver.finish(call).rows.tobytes() == expected.tobytes()
 
 
 def test_abandoned_call_ends_after_its_step(overlay, monkeypatch):

@@ -523,7 +523,7 @@ def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, 
     given = []
     for token in tokens:
         given.append(token.token)
-        running.append(driver.running)
+        running.append(driver._pending is not None)
     assert given[:34] == expected["greedy"][:34]
     # Not with the first token: nobody knows yet how long this reader takes. Nor with the last ones.
     assert running[:34] == [False] + [True] * 32 + [False]
@@ -535,7 +535,7 @@ def test_stream_slow_reader_is_waited_for(overlay, bundled, ahead, monkeypatch):
     monkeypatch.setattr("llama_pynq.llama._AHEAD_PART", 0.5)
     monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
     for _ in overlay.stream_tokens(PROMPT, max_new_tokens=34, temperature=0):
-        assert not overlay.llama.running
+        assert overlay.llama._pending is None
         asleep[0] += 1000.0  # by the clock
 
 
@@ -544,9 +544,9 @@ def test_stream_with_a_call_under_way_beside_other_calls(overlay, bundled, expec
     for token in overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0):
         given.append(token.token)
         if len(given) in (5, 12, 20):
-            assert driver.running
+            assert driver._pending
             assert tokens_of(overlay, "greedy") == expected["greedy"]
-            assert not driver.running
+            assert not driver._pending
     assert given[:LENGTH] == expected["greedy"]
 
 
@@ -556,7 +556,7 @@ def test_stream_closed_with_a_call_under_way_gives_its_slot_back(overlay, expect
     tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
     for _ in range(1 + when):
         next(tokens)
-    assert driver.running == (when > 0)
+    assert (driver._pending is not None) == (when > 0)
     tokens.close()
     assert not driver.running and driver.model._free_slots == free
     assert tokens_of(overlay, "greedy") == expected["greedy"]
@@ -583,11 +583,56 @@ def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bund
     assert any(left_out() for _ in range(20))  # this thread may be held up in any of them
 
 
+@pytest.mark.parametrize("another", [True, False])
+def test_stream_rate_is_of_what_was_timed(overlay, bundled, ahead, another):
+    """Of a call that another one waited for, or that ended unseen: not while the reader is away."""
+    finished, real, asleep = [], time.perf_counter, [0.0]
+    tokens = overlay.stream_tokens(
+        PROMPT, max_new_tokens=60, temperature=0, on_finish=finished.append
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: real() + asleep[0])
+        for _ in range(12):
+            next(tokens)
+        if another:
+            overlay.generate("", max_new_tokens=1)
+        else:
+            while not overlay.device._hardware.emulator.wait(1000):
+                pass
+            patch.setattr(overlay.llama, "_sleeps", True)  # any first look finds the end
+        asleep[0] += 1000.0
+        for _ in range(6):
+            next(tokens)
+        tokens.close()
+    (out,) = finished
+    assert len(out.tokens) == 18 and 0 < out.decode_seconds < 1000
+    # One is of the call that nobody timed.
+    assert out.tokens_per_second == pytest.approx((18 - 1 - 1) / out.decode_seconds)
+
+
+def test_stream_gives_the_tokens_that_came_before_an_error(overlay, bundled, expected, ahead):
+    tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, error in (("begin", "no start"), ("run", "no run")):
+
+            def fail(*args, error=error, **kwargs):
+                raise RuntimeError(error)
+
+            patch.setattr(overlay.llama, name, fail)
+            if name == "begin":
+                given += [next(tokens).token for _ in range(2)]
+        with pytest.raises(RuntimeError, match="no run"):
+            while True:
+                given.append(next(tokens).token)
+    assert given == expected["greedy"][:9]
+
+
 def test_stream_whose_overlay_is_reset_under_way_says_so(overlay, bundled, expected, ahead):
     tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
     for _ in range(3):
         next(tokens)
-    assert overlay.llama.running
+    assert overlay.llama._pending
     overlay.reset()
     with pytest.raises(RequestError, match="no longer on the device"):
         list(tokens)

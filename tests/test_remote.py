@@ -172,6 +172,16 @@ def test_call_like_the_last_one_is_slept_through_before_the_first_question(
                 assert naps[0] == pytest.approx(nap)
 
 
+def test_begun_call_that_was_slept_for_has_a_time(board, device, bitfile):
+    """The first question is answered with "done", but not because nobody waited."""
+    with LlamaOverlay(bitfile, device=device) as overlay:
+        overlay.load_model()
+        driver = overlay.llama
+        driver.run(sampled())
+        driver._pace = driver._pace[0], 0.05
+        assert driver.finish(driver.begin(sampled())).elapsed_s > 0.04
+
+
 def test_ports_and_clock_are_set_on_the_board(board, device, bitfile, monkeypatch):
     other = EmulatedDevice()
     monkeypatch.setattr(Device, "_active_device", other, raising=False)

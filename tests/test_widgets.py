@@ -270,6 +270,25 @@ def test_panel_shows_an_end_that_comes_before_its_beginning(overlay, panel, monk
         assert (panel.generate.disabled, panel.stop.disabled) == (False, True)
 
 
+def test_panel_that_ctrl_c_kept_from_beginning_shows_the_text(overlay, panel, monkeypatch):
+    def interrupt(shown):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Shown, "begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            panel.start()
+    panel._worker.wait(60)
+    assert not panel._worker.busy and "tokens/s" in panel.status.value
+
+
+def test_panel_does_not_expect_a_long_text_at_once_after_one_token(panel):
+    panel.max_new_tokens.value = 1
+    panel.start()
+    panel.wait()
+    assert panel._expected_seconds("Once", {"max_new_tokens": 256}) == np.inf
+
+
 # ---- layer timing ---------------------------------------------------------------------
 
 

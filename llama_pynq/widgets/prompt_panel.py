@@ -226,18 +226,21 @@ class PromptPanel(widgets.VBox):
         power = self._power if not pace else None  # pauses would count as the text's
         show = _Shown(self, prompt, chosen["max_new_tokens"], power, paced=pace > 0)
         show.at_once = not pace and self._expected_seconds(prompt, chosen) < _AT_ONCE
-        if self._worker.run(lambda: self._generate(prompt, chosen, pace, show)):
-            if not show.at_once:
-                show.begin()  # the device works meanwhile
+        try:
+            if self._worker.run(lambda: self._generate(prompt, chosen, pace, show)):
+                if not show.at_once:
+                    show.begin()  # the device works meanwhile
+        except BaseException:  # Ctrl-C, too: the worker waits for the beginning
+            show.release()
+            raise
 
     def _expected_seconds(self, prompt: str, settings: dict[str, Any]) -> float:
         """What a text takes if the device does as in the last one."""
-        if not self.runs or not self.runs[-1].result.tokens:
+        if not self.runs or math.isnan(self.runs[-1].result.tokens_per_second):
             return math.inf
         last = self.runs[-1]
         reading = last.result.prompt_seconds * max(1.0, len(prompt) / max(1, len(last.prompt)))
-        a_token = last.result.decode_seconds / len(last.result.tokens)
-        return reading + a_token * settings["max_new_tokens"]
+        return reading + settings["max_new_tokens"] / last.result.tokens_per_second
 
     def wait(self) -> None:
         """Wait until the text is complete."""
@@ -353,7 +356,11 @@ class _Shown:
             self._show_pieces()
             panel.status.value = self._progress("Reading the prompt…")
         finally:
-            self._begun.set()
+            self.release()
+
+    def release(self) -> None:
+        """Nobody need wait for the beginning any longer."""
+        self._begun.set()
 
     def _progress(self, words: str) -> str:
         """A bar and words beside it: in one widget, for each message costs the emulator time."""
