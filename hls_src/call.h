@@ -19,6 +19,11 @@ struct Row {
   bool active;         // false once the row has stopped, or when it only prefilled
 };
 
+// Some rows that follow one another.
+struct RowSpan {
+  int first, n;
+};
+
 // What every process of one step needs to know; copied to each.
 struct Step {
   Shape shape;
@@ -27,12 +32,18 @@ struct Step {
   int n_rows;
   Team teams[kMaxRows];  // of the active rows, in their order
   int n_teams;
+  int sampling[kMaxRows];  // the rows that the classifier's logits are for, in their order
+  int n_sampling;
   int index;  // of the step in the call
   int layer_begin, layer_end;
   bool embed, classify, profile, activations_in, activations_out;
   int n_stop_tokens;
   int stop_tokens[kMaxStopTokens];
 };
+
+inline bool Samples(const Row& r) {
+  return r.active && (r.flags & kRowSample) != 0;
+}
 
 // What a step came to; the call takes it over before the next.
 struct Outcome {
@@ -216,11 +227,11 @@ MOVE_ROWS:
   call.step.index = call.step.index + 1;
 }
 
-// The active rows' teams, before each step.
-inline void PlanTeams(Step& step) {
+// The active rows' teams, and the rows that sample; before each step.
+inline void PlanRows(Step& step) {
   const int most = TeamRows(step.shape);
-  int n = 0;
-PLAN_TEAMS:
+  int n = 0, sampling = 0;
+PLAN_ROWS:
   for (int row = 0; row < step.n_rows; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     const Row& r = step.rows[row];
@@ -238,8 +249,13 @@ PLAN_TEAMS:
       step.teams[n] = team;
       ++n;
     }
+    if (Samples(r)) {
+      step.sampling[sampling] = row;
+      ++sampling;
+    }
   }
   step.n_teams = n;
+  step.n_sampling = sampling;
 }
 
 inline void WriteDescription(uint32_t* results) {

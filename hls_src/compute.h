@@ -99,24 +99,53 @@ ROWS:
   }
 }
 
-inline void NormalizeRows(const Step& step, WeightPorts& ports, int norm_word, Workspace& ws) {
+// What a float of a small stage weighs beside the products that ParallelRows counts.
+constexpr int kMoveMacs = 4, kVectorMacs = 64;
+
+struct NormalizeTask {
+  const Step& step;
+  bool sampling;  // of the rows that sample, next to one another; else of all
+  Workspace& ws;
+
+  void operator()(const RowSpan& rows) const {
+#pragma HLS INLINE
+  NORMALIZE_EACH:
+    for (int row = rows.first; row < rows.first + rows.n; ++row) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
+      const int from = sampling ? step.sampling[row] : row;
+      NormalizeRow(ws.x[from], ws.norm_weight, step.shape.dim, ws.normed[row]);
+    }
+  }
+};
+
+inline void NormalizeRows(const Step& step, WeightPorts& ports, int norm_word, bool sampling,
+                          Workspace& ws) {
 #pragma HLS INLINE off
   ReadNorm(ports, norm_word, step.layout.norm_words, ws.norm_weight);
-ROWS:
-  for (int row = 0; row < step.n_rows; ++row) {
-#pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    NormalizeRow(ws.x[row], ws.norm_weight, step.shape.dim, ws.normed[row]);
-  }
+  const NormalizeTask normalize = {step, sampling, ws};
+  const int rows = sampling ? step.n_sampling : step.n_rows;
+  ParallelRows(rows, step.shape.dim * kVectorMacs, normalize);
 }
 
-// What was normalised, or attended to, becomes what the engines read.
-inline void QuantizeRows(const Step& step, Workspace& ws) {
-#pragma HLS INLINE off
-ROWS:
-  for (int row = 0; row < step.n_rows; ++row) {
+struct QuantizeTask {
+  const Step& step;
+  Workspace& ws;
+
+  void operator()(const RowSpan& rows) const {
+#pragma HLS INLINE
+  QUANTIZE_EACH:
+    for (int row = rows.first; row < rows.first + rows.n; ++row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    QuantizeRow(ws.normed[row], step.shape.dim, step.shape.group_size, row, ws.quantized);
+      QuantizeRow(ws.normed[row], step.shape.dim, step.shape.group_size, row, ws.quantized);
+    }
   }
+};
+
+// What was normalised, or attended to, becomes what the engines read.
+inline void QuantizeRows(const Step& step, int rows, Workspace& ws) {
+#pragma HLS INLINE off
+  const QuantizeTask quantize = {step, ws};
+  ParallelRows(rows, step.shape.dim * kVectorMacs, quantize);
 }
 
 // A matrix of a layer; `norms` of channel 0 come before it.
@@ -137,34 +166,57 @@ inline MatVecJob LayerJob(const Step& step, int layer, const Matrix& m, int norm
   return job;
 }
 
-// The classifier comes first after the layers.
+// The classifier comes first after the layers. It is for the rows that sample.
 inline MatVecJob TailJob(const Step& step, const Matrix& classifier) {
-  return LayerJob(step, step.shape.n_layers, classifier, 1, kSample);
+  MatVecJob job = LayerJob(step, step.shape.n_layers, classifier, 1, kSample);
+  job.rows = step.n_sampling;
+  return job;
 }
+
+struct CollectTask {
+  const MatVecJob& job;
+  const Step& step;
+  const BlockSums& sums;
+  int first, tiles;
+  float* logits;
+  float (*x)[kMaxDim];
+  float (*qkv)[kMaxQkv];
+  GateState& gate;
+  QuantizedRows& hidden;
+  Sampler& sampler;
+
+  void operator()(const RowSpan& rows) const {
+#pragma HLS INLINE
+    const Shape& s = step.shape;
+    switch (job.epilogue) {
+      case kKeep:
+        KeepTiles(first, tiles, sums, job.matrix.rows, rows, qkv);
+        break;
+      case kResidual:
+        AddTiles(first, tiles, sums, s.dim, rows, x);
+        break;
+      case kGate:
+        GateTiles(first, tiles, sums, s.hidden_dim, s.group_size, rows, gate, hidden);
+        break;
+      case kSample:
+        SampleTiles(first, tiles, sums, rows, step, logits, sampler);
+        break;
+    }
+  }
+};
 
 // The tiles of one block of waves, in ascending order.
 inline void Collect(const MatVecJob& job, int block, const Step& step, const BlockSums& sums,
                     float* logits, float (*x)[kMaxDim], float (*qkv)[kMaxQkv], GateState& gate,
                     QuantizedRows& hidden, Sampler& sampler) {
 #pragma HLS INLINE off
-  const Shape& s = step.shape;
   const int first = block * kTilesInFlight;
   const int left = job.matrix.waves * kChannels - first;
   const int tiles = left < kTilesInFlight ? left : kTilesInFlight;
-  switch (job.epilogue) {
-    case kKeep:
-      KeepTiles(first, tiles, sums, job.matrix.rows, job.rows, qkv);
-      break;
-    case kResidual:
-      AddTiles(first, tiles, sums, s.dim, job.rows, x);
-      break;
-    case kGate:
-      GateTiles(first, tiles, sums, s.hidden_dim, s.group_size, job.rows, gate, hidden);
-      break;
-    case kSample:
-      SampleTiles(first, tiles, sums, step, logits, sampler);
-      break;
-  }
+  const CollectTask collect = {job, step, sums, first,  tiles,  logits,
+                               x,   qkv,  gate, hidden, sampler};
+  const bool moves = job.epilogue == kKeep || job.epilogue == kResidual;
+  ParallelRows(job.rows, tiles * kTileRows * (moves ? kMoveMacs : kVectorMacs), collect);
 }
 
 // The one matrix product of the kernel: what is in ws.quantized meets a matrix. Engines fill one
@@ -226,8 +278,8 @@ inline void Layer(const Step& step, int layer, WeightPorts& ports, EventPort& ev
   const int base = LayerBase(plan, 0, layer);
 
   Mark(events, step, kStageAttentionNorm, layer);
-  NormalizeRows(step, ports, base, ws);
-  QuantizeRows(step, ws);
+  NormalizeRows(step, ports, base, false, ws);
+  QuantizeRows(step, step.n_rows, ws);
 
   Mark(events, step, kStageQkv, layer);
   MatVec(LayerJob(step, layer, plan.qkv, 1, kKeep), step, ports, logits, ws);
@@ -245,12 +297,12 @@ ROTATE:
   WriteKv(step, layer, ws.qkv, ws.kv, kv_writers);
 
   Mark(events, step, kStageAttentionOut, layer);
-  QuantizeRows(step, ws);
+  QuantizeRows(step, step.n_rows, ws);
   MatVec(LayerJob(step, layer, plan.attention_out, 1, kResidual), step, ports, logits, ws);
 
   Mark(events, step, kStageFfnNorm, layer);
-  NormalizeRows(step, ports, base + plan.norm_words + plan.gate_up.first_word, ws);
-  QuantizeRows(step, ws);
+  NormalizeRows(step, ports, base + plan.norm_words + plan.gate_up.first_word, false, ws);
+  QuantizeRows(step, step.n_rows, ws);
 
   Mark(events, step, kStageGateUp, layer);
   MatVec(LayerJob(step, layer, plan.gate_up, 2, kGate), step, ports, logits, ws);
@@ -266,8 +318,8 @@ inline void Classify(const Step& step, WeightPorts& ports, EventPort& events, ui
   const Shape& s = step.shape;
   if (step.classify) {
     Mark(events, step, kStageFinalNorm, s.n_layers);
-    NormalizeRows(step, ports, TailBase(step.layout, s, 0) - step.layout.norm_words, ws);
-    QuantizeRows(step, ws);
+    NormalizeRows(step, ports, TailBase(step.layout, s, 0) - step.layout.norm_words, true, ws);
+    QuantizeRows(step, step.n_sampling, ws);
 
     Mark(events, step, kStageClassifier, s.n_layers);
     StartSamplers(step.n_rows, ws.sampler);

@@ -185,6 +185,7 @@ static void RunStep({parameters},
 #pragma HLS DATAFLOW
 #pragma HLS ARRAY_PARTITION variable = step.rows complete
 #pragma HLS ARRAY_PARTITION variable = step.teams complete
+#pragma HLS ARRAY_PARTITION variable = step.sampling complete
 #pragma HLS ARRAY_PARTITION variable = step.stop_tokens complete
 #pragma HLS STABLE variable = step
   WeightPorts ports;
@@ -208,6 +209,7 @@ LLAMA_TOP void llama({top_parameters}) {{
   Workspace workspace;
 #pragma HLS ARRAY_PARTITION variable = call.step.rows complete
 #pragma HLS ARRAY_PARTITION variable = call.step.teams complete
+#pragma HLS ARRAY_PARTITION variable = call.step.sampling complete
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.q complete dim = 1
 #pragma HLS ARRAY_RESHAPE variable = workspace.quantized.q complete dim = 3
 #pragma HLS ARRAY_PARTITION variable = workspace.quantized.scale complete dim = 1
@@ -235,7 +237,7 @@ STEPS:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxSteps
     aborted = AbortAsked(request, sequence);
     if (!aborted) {{
-      PlanTeams(call.step);
+      PlanRows(call.step);
       Outcome outcome;
       RunStep({names}, call.step, outcome, workspace);
       TakeOver(outcome, call);

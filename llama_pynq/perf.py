@@ -516,7 +516,7 @@ class Compute:
     # ---- vectors
 
     def norm(self) -> Iterator[Phase]:
-        """NormAndQuantize: the weights of a norm, then each row."""
+        """NormalizeRows and QuantizeRows: the weights of a norm, then each row."""
         k, c, ops = self.kernel, self.work.config, self._ops
         words = self.work.dim_groups * self.work.group_size * 4 // WORD_BYTES
         beats = words * k.word_beats

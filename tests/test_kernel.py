@@ -322,17 +322,18 @@ def test_slot_reused_for_a_new_sequence_forgets_the_old(expected_tokens):
 
 
 def test_threads_change_no_bit():
-    """Large enough that the threads do share the work."""
-    config = ModelConfig(320, 700, 1, 8, 4, 2100, 64, True)
+    """Large enough that the threads do share the work, of every stage that they share."""
+    config = ModelConfig(2048, 700, 1, 32, 2, 2100, 64, True)
     model = RandomModel(config, 64, seed=3)
     tokens = np.random.default_rng(4).integers(0, 2100, 48)
     answers = []
     for threads in (1, 2, 3):
         session = new_session(model, threads=threads)
         parts = [
-            session.run(tokens[at : at + 16], range(at, at + 16), temperature=0.9, seed=at)
-            for at in (0, 16, 32)
-        ]
+            session.run(tokens[at : at + n], range(at, at + n), temperature=0.9, seed=at,
+                        sample=[i % 3 > 0 for i in range(n)])
+            for at, n in ((0, 32), (32, 16))
+        ]  # fmt: skip
         parts.append(session.run([5], [48], temperature=0.9, steps=8))
         answers.append([(r.tobytes(), logits.tobytes()) for _, r, logits in parts])
     assert answers[0] == answers[1] == answers[2]

@@ -24,7 +24,7 @@ SEQUENTIAL = {
     "EARLIER_ROWS": "a few rows, once a call",
     "LONGEST": "a few rows, once a layer; only the host looks at what it finds",
     "MOVE_ROWS": "a few rows, once a step",
-    "PLAN_TEAMS": "a few rows, once a step; each needs what the one before left",
+    "PLAN_ROWS": "a few rows, once a step; each needs what the one before left",
     "READ_WORD": "inlined: unrolled in pipelines, and elsewhere as fast as beats come",
     "STOP_LIST": "sixteen words, once a call",
     "TASKS": "runs engines one after the other: their loops are in what `task` is",

@@ -81,6 +81,8 @@ class ThreadPool {
   }
   static void SetCurrent(ThreadPool* pool) { Slot() = pool; }
 
+  int Threads() const { return static_cast<int>(workers_.size()) + 1; }
+
   template <typename Task>
   void Run(int n, const Task& task) {
     if (workers_.empty() || n < 2) {
@@ -88,7 +90,7 @@ class ThreadPool {
       return;
     }
     // Small enough shares that a thread held up elsewhere does not hold up the rest.
-    const int shares = 4 * (static_cast<int>(workers_.size()) + 1);
+    const int shares = 4 * Threads();
     share_ = n / shares > 0 ? n / shares : 1;
     total_ = n;
     next_.store(0, std::memory_order_relaxed);

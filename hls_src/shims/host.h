@@ -103,14 +103,39 @@ inline int ActiveRows(int n) {
   return n;
 }
 
+// Waking threads costs some microseconds: worth it from about ten of them on.
+constexpr int64_t kWorthwhileMacs = 1 << 18;
+
 template <typename Task>
 inline void ParallelFor(int n, int64_t macs, const Task& task) {
-  // Waking threads costs some microseconds: worth it from about ten of them on.
-  constexpr int64_t kWorthwhile = 1 << 18;
-  if (n * macs >= kWorthwhile) {
+  if (n * macs >= kWorthwhileMacs) {
     ThreadPool::Current().Run(n, task);
   } else {
     for (int i = 0; i < n; ++i) task(i);
+  }
+}
+
+template <typename Task>
+struct SpanTask {
+  const Task& task;
+  int rows, spans;
+
+  void operator()(int i) const {
+    const int first = i * rows / spans;
+    task(RowSpan{first, (i + 1) * rows / spans - first});
+  }
+};
+
+// A few spans for each thread: one that is held up elsewhere does not hold up the rest.
+template <typename Task>
+inline void ParallelRows(int rows, int64_t macs, const Task& task) {
+  ThreadPool& pool = ThreadPool::Current();
+  const int most = 2 * pool.Threads();
+  const int spans = rows < most ? rows : most;
+  if (pool.Threads() > 1 && rows > 1 && rows * macs >= kWorthwhileMacs) {
+    pool.Run(spans, SpanTask<Task>{task, rows, spans});
+  } else {
+    task(RowSpan{0, rows});
   }
 }
 

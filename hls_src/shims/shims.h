@@ -17,6 +17,8 @@
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one
 //                                      of them multiplies, for the host to weigh
+//   ParallelRows(n, macs, task)        task(span) of the rows 0 ... n - 1: all of them, or some
+//                                      in each of the host's threads
 //   LLAMA_HOST_INLINE                  inlined by g++, which then knows the group size
 //   events.Mark(stage, layer)          time stamp
 #pragma once

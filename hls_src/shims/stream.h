@@ -220,6 +220,14 @@ TASKS:
   }
 }
 
+// All of them down one pipeline.
+template <typename Task>
+inline void ParallelRows(int rows, int64_t, const Task& task) {
+#pragma HLS INLINE
+  const RowSpan all = {0, rows};
+  task(all);
+}
+
 // Compute says what it begins; the profile process, which never waits, knows when.
 struct EventPort {
   hls::stream<uint32_t, 64> events;

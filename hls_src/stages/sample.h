@@ -155,23 +155,19 @@ MASK:
   return candidates;
 }
 
-inline bool Samples(const Row& r) {
-  return r.active && (r.flags & kRowSample) != 0;
-}
-
 // Every block of every row.
-inline void TakeBlocks(int first_tile, int blocks, const BlockSums& sums, const Step& step,
-                       Sampler& sampler) {
+inline void TakeBlocks(int first_tile, int blocks, const BlockSums& sums, RowSpan rows,
+                       const Step& step, Sampler& sampler) {
 #pragma HLS INLINE
-  Item at = {0, 0, 0, 0};  // a block of logits
+  Item at = FirstItem(rows);  // a block of logits
 TAKE:
-  for (int item = 0; item < blocks * step.n_rows; ++item) {
+  for (int item = 0; item < blocks * rows.n; ++item) {
 #pragma HLS PIPELINE II = kSampleCycles
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight * kMaxRows
     const int first_id = first_tile * kTileRows + at.index * kBlock;
     const int left = step.shape.vocab_size - first_id;
     uint32_t candidates = 0;
-    if (Samples(step.rows[at.row]) && left > 0) {
+    if (left > 0) {
       float block[kBlock];
 #pragma HLS ARRAY_PARTITION variable = block complete
       for (int i = 0; i < kBlock; ++i) {
@@ -179,10 +175,11 @@ TAKE:
         const int tile = at.piece * kTilesInBlock + i / kTileRows;
         block[i] = sums[at.wave][tile][at.row][i % kTileRows];
       }
-      candidates = TakeBlock(block, first_id, left < kBlock ? left : kBlock, step, at.row, sampler);
+      const int row = step.sampling[at.row];
+      candidates = TakeBlock(block, first_id, left < kBlock ? left : kBlock, step, row, sampler);
     }
     sampler.candidates[at.index][at.row] = candidates;
-    at.Next(step.n_rows, kBlocksInWave);
+    at.Next(rows, kBlocksInWave);
   }
 }
 
@@ -199,11 +196,11 @@ LOWEST:
 
 // Few of a vocabulary ever get here, so they come one by one: in a cycle, the next candidate, or
 // the next block's.
-inline void InsertCandidates(int first_tile, int blocks, const BlockSums& sums, const Step& step,
-                             Sampler& sampler) {
+inline void InsertCandidates(int first_tile, int blocks, const BlockSums& sums, RowSpan rows,
+                             const Step& step, Sampler& sampler) {
 #pragma HLS INLINE
-  Item at = {0, 0, 0, 0}, next = at;  // a block of logits
-  int left = blocks * step.n_rows;
+  Item at = FirstItem(rows), next = at;  // a block of logits
+  int left = blocks * rows.n;
   uint32_t candidates = 0;
 TOP:
   while (left > 0 || candidates != 0) {
@@ -212,7 +209,7 @@ TOP:
     if (candidates == 0) {
       at = next;
       candidates = sampler.candidates[at.index][at.row];
-      next.Next(step.n_rows, kBlocksInWave);
+      next.Next(rows, kBlocksInWave);
       --left;
     } else {
       const int i = LowestBit(candidates);
@@ -220,9 +217,10 @@ TOP:
       const float logit = sums[at.wave][tile][at.row][i % kTileRows];
       const int32_t order = OrderOf(logit);
       // The least is not what it was when the block was looked at.
-      if (order > sampler.top_order[at.row][kTopLogits - 1]) {
-        InsertTop(order, first_tile * kTileRows + at.index * kBlock + i, sampler.top_order[at.row],
-                  sampler.top_id[at.row]);
+      const int row = step.sampling[at.row];
+      if (order > sampler.top_order[row][kTopLogits - 1]) {
+        InsertTop(order, first_tile * kTileRows + at.index * kBlock + i, sampler.top_order[row],
+                  sampler.top_id[row]);
       }
       candidates &= candidates - 1;
     }
@@ -230,13 +228,14 @@ TOP:
 }
 
 // To memory, of rows that ask for all of their logits.
-inline void BurstLogits(int first_tile, int tiles, const BlockSums& sums, const Step& step,
-                        float* full) {
+inline void BurstLogits(int first_tile, int tiles, const BlockSums& sums, RowSpan rows,
+                        const Step& step, float* full) {
 #pragma HLS INLINE
 FULL_ROWS:
-  for (int row = 0; row < step.n_rows; ++row) {
+  for (int i_row = rows.first; i_row < rows.first + rows.n; ++i_row) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-    if (Samples(step.rows[row]) && (step.rows[row].flags & kRowFullLogits) != 0) {
+    const int row = step.sampling[i_row];
+    if ((step.rows[row].flags & kRowFullLogits) != 0) {
       const int first_id = first_tile * kTileRows;
       const int left = step.shape.vocab_size - first_id;
       const int n = left < tiles * kTileRows ? left : tiles * kTileRows;
@@ -246,20 +245,21 @@ FULL_ROWS:
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = kWaveRows max = kWaveRows
         const int tile = i / kTileRows;
-        full[base + i] = sums[tile / kChannels][tile % kChannels][row][i % kTileRows];
+        full[base + i] = sums[tile / kChannels][tile % kChannels][i_row][i % kTileRows];
       }
     }
   }
 }
 
-// The classifier's epilogue. Tiles come in the order of the vocabulary; `full` is in memory.
-inline void SampleTiles(int first_tile, int tiles, const BlockSums& sums, const Step& step,
-                        float* full, Sampler& sampler) {
+// The classifier's epilogue, of the sampling rows: step.sampling says which of the call's they are.
+// Tiles come in the order of the vocabulary; `full` is in memory.
+inline void SampleTiles(int first_tile, int tiles, const BlockSums& sums, RowSpan rows,
+                        const Step& step, float* full, Sampler& sampler) {
 #pragma HLS INLINE
   const int blocks = tiles / kTilesInBlock;
-  TakeBlocks(first_tile, blocks, sums, step, sampler);
-  InsertCandidates(first_tile, blocks, sums, step, sampler);
-  BurstLogits(first_tile, tiles, sums, step, full);
+  TakeBlocks(first_tile, blocks, sums, rows, step, sampler);
+  InsertCandidates(first_tile, blocks, sums, rows, step, sampler);
+  BurstLogits(first_tile, tiles, sums, rows, step, full);
 }
 
 // Writes every row's result of this step.
@@ -273,7 +273,7 @@ WRITE_RESULTS:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
     const Row& r = step.rows[row];
     const int base = kStatusWords + (step.index * step.n_rows + row) * kResultWords;
-    const bool sampled = step.classify && r.active && (r.flags & kRowSample) != 0;
+    const bool sampled = step.classify && Samples(r);
     int token = kTokenNone;
     if (sampled) {
       const LogSumExp plain = {sampler.plain_maximum[row], sampler.plain_total[row]};

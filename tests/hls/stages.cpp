@@ -162,7 +162,8 @@ STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, i
         }
       }
     }
-    GateTiles(first, tiles, tile_sums, hidden_dim, group_size, rows, workspace.gate, quantized);
+    GateTiles(first, tiles, tile_sums, hidden_dim, group_size, {0, rows}, workspace.gate,
+              quantized);
   }
   CopyQuantized(rows, groups, group_size, q, scale, offset);
 }
@@ -191,7 +192,7 @@ STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer,
     LoadKv(reinterpret_cast<const KvBeat*>(caches[p]), p, call->step, readers[p]);
     PlaceKvWriter(reinterpret_cast<KvBeat*>(caches[p]), writers[p]);
   }
-  PlanTeams(call->step);
+  PlanRows(call->step);
   if (s.kv_int8) RoundKv(call->step, wide, workspace.kv);
   const float head_size = static_cast<float>(s.head_size);
   Attend(call->step, layer, readers, wide, workspace.kv, sqrtf(head_size), narrow);
@@ -236,20 +237,22 @@ STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* 
   ReadCall(request, model, kCommandRun, 1, *call);
   const int vocab = call->step.shape.vocab_size;
   Sampler* sampler = new Sampler;
+  PlanRows(call->step);
   StartSamplers(call->step.n_rows, *sampler);
   const int all = RoundUp(vocab, kWaveRows) / kTileRows;
   for (int first = 0; first < all; first += kTilesInFlight) {
     const int tiles = all - first < kTilesInFlight ? all - first : kTilesInFlight;
     for (int t = 0; t < tiles; ++t) {
-      for (int row = 0; row < call->step.n_rows; ++row) {
+      for (int i = 0; i < call->step.n_sampling; ++i) {
+        const int row = call->step.sampling[i];
         for (int r = 0; r < kTileRows; ++r) {
           const int id = (first + t) * kTileRows + r;
-          tile_sums[t / kChannels][t % kChannels][row][r] =
+          tile_sums[t / kChannels][t % kChannels][i][r] =
               id < vocab ? logits[row * vocab + id] : 1e30f;
         }
       }
     }
-    SampleTiles(first, tiles, tile_sums, call->step, full, *sampler);
+    SampleTiles(first, tiles, tile_sums, {0, call->step.n_sampling}, call->step, full, *sampler);
   }
   Outcome outcome;
   FinishStep(*sampler, call->step, results, outcome);
