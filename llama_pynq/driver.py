@@ -67,7 +67,6 @@ _EXPECTED_PART = 0.9  # of what the steps of the last call took, if the next one
 _REMOTE_PAUSE = 0.1  # of the time waited so far, between two questions over a network
 _PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
 _DESCRIBE_S = 10.0  # for the first call, which takes microseconds
-_LATE_S = 50e-6  # a first look that says "done" sooner than that did not wait for it
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _PLACEHOLDER_WORDS = 1024
 _MAX_PORTS = 64
@@ -163,7 +162,8 @@ class LlamaDriver(DefaultIP):
         self._direct = self.device.has_capability("REGISTER_RW") and not (
             self.device.has_capability("MEMORY_MAPPED")
         )
-        self._sleeps = not getattr(self.device, "waits_in_reads", False)
+        # The emulated device's reads of CTRL wait themselves.
+        self._sleeps = not hasattr(self.device, "read_waited")
         # Over a network a register costs a round trip, and buffers are moved whole: PYNQ.remote
         # would write a slice's bytes at the start of its buffer.
         self._remote = self.device.has_capability("REMOTE")
@@ -693,8 +693,8 @@ class LlamaDriver(DefaultIP):
         row_words = n * dtype.itemsize // 4
         words = self._read_results(contract.STATUS_WORDS + call.n_steps * row_words)
         seconds = time.perf_counter() - call.begin
-        # Where a read waits, one that took its time did not find the end, but waited for it.
-        late = not at_once and first_look and (self._sleeps or ended - looked < _LATE_S)
+        # Where a read waits, the first look may have found the call under way, and waited for it.
+        late = not at_once and first_look and (self._sleeps or not self.device.read_waited)
         status = words[: contract.STATUS_WORDS].tolist()
         self._check_status(status)
         steps = status[contract.STATUS_STEPS]

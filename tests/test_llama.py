@@ -601,7 +601,6 @@ def test_stream_rate_is_of_what_was_timed(overlay, bundled, ahead, another):
             else:
                 while not overlay.device._hardware.emulator.wait(1000):
                     pass
-                patch.setattr(overlay.llama, "_sleeps", True)  # any first look finds the end
             asleep[0] += 1000.0
             for _ in range(6):
                 next(tokens)

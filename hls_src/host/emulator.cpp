@@ -24,6 +24,8 @@ constexpr size_t kStackBytes = size_t{256} << 20;  // on-chip memory lives here;
 
 class Emulator {
  public:
+  enum Ended { kNot, kBefore, kMeanwhile };
+
   explicit Emulator(int threads) : threads_(threads) {
     const auto main = [](void* self) { static_cast<Emulator*>(self)->Main(); };
     started_ = thread_.Start(main, this, kStackBytes);
@@ -51,10 +53,11 @@ class Emulator {
     return true;
   }
 
-  bool Wait(int timeout_us) {
-    if (!busy_) return true;
+  Ended Wait(int timeout_us) {
+    if (!busy_) return kBefore;
     std::unique_lock<std::mutex> lock(mutex_);
-    return done_.wait_for(lock, std::chrono::microseconds(timeout_us), [this] { return !busy_; });
+    const auto idle = [this] { return !busy_; };
+    return done_.wait_for(lock, std::chrono::microseconds(timeout_us), idle) ? kMeanwhile : kNot;
   }
 
  private:
@@ -114,9 +117,9 @@ LLAMA_EXPORT int emulator_start(void* emulator, const uint64_t* args) {
   return static_cast<Emulator*>(emulator)->Start(args) ? 0 : -1;
 }
 
-// 1 once the kernel is idle, 0 if it still runs after `timeout_us`.
+// 0 if the kernel still runs after `timeout_us`, 1 if it was idle before, 2 if it ended meanwhile.
 LLAMA_EXPORT int emulator_wait(void* emulator, int timeout_us) {
-  return static_cast<Emulator*>(emulator)->Wait(timeout_us) ? 1 : 0;
+  return static_cast<Emulator*>(emulator)->Wait(timeout_us);
 }
 
 LLAMA_EXPORT void emulator_delete(void* emulator) {

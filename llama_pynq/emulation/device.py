@@ -143,6 +143,7 @@ class _Hardware:
 
     def read(self, offset: int) -> int:
         if offset == interface.CONTROL_OFFSET:
+            self.emulator.waited = False
             return self._control.read()
         return self._words.get(offset, 0)
 
@@ -250,9 +251,6 @@ class EmulatedDevice(Device):
         If an argument is out of range.
     """
 
-    waits_in_reads = True
-    """A read of CTRL waits up to `POLL_US` itself: a polling driver need not sleep."""
-
     _probe_priority_ = 1000  # PYNQ takes the lowest number it finds: after all real devices
 
     @classmethod
@@ -294,6 +292,11 @@ class EmulatedDevice(Device):
         self._lock = threading.Lock()
         self._hardware: _Hardware | None = None
         self._log: list[RegisterAccess] | None = None
+
+    @property
+    def read_waited(self) -> bool:
+        """Whether the last read of CTRL waited, up to `POLL_US`: polling need not sleep."""
+        return self._hardware is not None and self._hardware.emulator.waited
 
     @property
     def limits(self) -> KernelLimits | None:

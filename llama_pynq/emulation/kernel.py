@@ -16,6 +16,8 @@ _FUNCTIONS = {
     "emulator_delete": (None, [ctypes.c_void_p]),
 }
 
+_ENDED_BEFORE = 1  # emulator_wait did not wait
+
 # emulator_start copies this many words, whatever the number of arguments.
 _ARGUMENT_WORDS = 128
 ArgumentWords = ctypes.c_uint64 * _ARGUMENT_WORDS
@@ -61,7 +63,14 @@ class Emulator:
         Shared library with the four ``emulator_*`` functions.
     threads : int
         Host threads that compute.
+
+    Attributes
+    ----------
+    waited : bool
+        Whether the last `wait` found the kernel running.
     """
+
+    waited = False
 
     def __init__(self, library: Path, threads: int) -> None:
         self._library = _load(library)
@@ -89,7 +98,9 @@ class Emulator:
 
     def wait(self, timeout_us: int) -> bool:
         """Whether the kernel is idle, waiting up to `timeout_us` without the GIL."""
-        return bool(self._library.emulator_wait(self._handle, timeout_us))
+        ended = self._library.emulator_wait(self._handle, timeout_us)
+        self.waited = ended != _ENDED_BEFORE
+        return bool(ended)
 
     def retire(self) -> None:
         """Delete the instance, or leave it alone for good if it is still running."""
