@@ -37,10 +37,9 @@ constexpr int kMaxIn = RoundUp(kMaxHiddenDim > kMaxDim ? kMaxHiddenDim : kMaxDim
 constexpr int kMaxInGroups = kMaxIn / kMinGroup;
 constexpr int kMaxQkv = 3 * kMaxDim;  // n_kv_heads <= n_heads
 
-// Depths that only cosimulation reads.
-constexpr int kCosimWeightBeats = 1 << 16;
-constexpr int kCosimLogits = 1 << 12;
-constexpr int kCosimKvBeats = 1 << 14;
+// Depths that only cosimulation reads: of streams, and of the rest's words.
+constexpr int kCosimBeats = 1 << 16;
+constexpr int kCosimWords = 1 << 19;
 
 static_assert(kWordBytes % kBeatBytes == 0, "a weight word is a whole number of beats");
 static_assert(kTileRows == 16 || kTileRows == 32, "scales fill whole words, tiles fill blocks");
@@ -52,6 +51,8 @@ static_assert(kChannels % 2 == 0, "a wave holds W1 and W3 tiles in pairs");
 static_assert(kWaveRows % kBlock == 0, "a wave holds whole blocks of logits");
 static_assert(kMaxHeadSize % kReduceLanes == 0, "heads are padded to whole reductions");
 static_assert(kMaxHeadSize % 64 == 0 && kKvBeatBytes <= 64, "a head's beats fit its array");
+static_assert(!kSharedMasters || (kKvPorts <= kChannels && kKvBeatBytes == kBeatBytes),
+              "a KV port goes through the master of a channel as wide");
 static_assert(kKvBeatBytes % 8 == 0, "a beat holds the scales of a key and a value");
 static_assert(kReduceLanes % kAttentionLanes == 0, "lanes never meet one partial sum twice");
 static_assert(kNormSums % kVectorLanes == 0 && kNormSums / kVectorLanes >= kAccumulateCycles,

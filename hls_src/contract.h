@@ -143,6 +143,8 @@ constexpr int kResultsWords = kStatusWords + kMaxSteps * kMaxRows * kResultWords
 // the step began). A stage lasts until the next event; kStageEnd closes the step.
 constexpr int kMaxStepEvents = 4096;
 static_assert(8 * kMaxLayers + 5 <= kMaxStepEvents, "a step's stages fit its record");
+static_assert(kResultsWords <= kCosimWords && kMaxRows * kMaxDim <= kCosimWords,
+              "cosimulation sees all of a call's words");
 constexpr int kProfileStepWords = 2 + 2 * kMaxStepEvents;
 constexpr int kProfileWords = kProfileStepWords * kMaxSteps;
 

@@ -48,7 +48,7 @@ class Argument:
     bundle : str or None
         The m_axi bundle of a pointer; None for a scalar.
     depth : str
-        C++ constant expression for the cosimulation depth of a pointer, in elements.
+        Of a pointer: the constant that is its depth in cosimulation, in elements.
     """
 
     name: str
@@ -75,38 +75,48 @@ class Register:
     size_bits: int
 
 
-def arguments(channels: int, kv_ports: int) -> tuple[Argument, ...]:
+def arguments(channels: int, kv_ports: int, shared_masters: bool = False) -> tuple[Argument, ...]:
     """The kernel's arguments, in order.
 
     Parameters
     ----------
     channels, kv_ports : int
         The board's weight channels, and ports of its KV cache.
+    shared_masters : bool
+        A KV port goes through the AXI master of the weight channel of its number. Only the
+        bundles depend on it.
     """
     io = "gmem_io"
     # Both of a port point at one memory: what the kernel reads of the positions that the same step
     # writes, it replaces with what is on chip.
+    kv_bundle = "gmem_w" if shared_masters else "gmem_kv"
     cache = tuple(
-        Argument(f"kv_{access}_{p}", ctype, f"gmem_kv{p}", "kCosimKvBeats")
+        Argument(f"kv_{access}_{p}", ctype, f"{kv_bundle}{p}", "kCosimBeats")
         for p in range(kv_ports)
         for access, ctype in (("read", "const KvBeat*"), ("write", "KvBeat*"))
     )
     weights = tuple(
-        Argument(f"weights_{c}", "const Beat*", f"gmem_w{c}", "kCosimWeightBeats")
+        Argument(f"weights_{c}", "const Beat*", f"gmem_w{c}", "kCosimBeats")
         for c in range(channels)
     )
     return (
-        Argument("request", "const uint32_t*", io, "kRequestWords"),
-        Argument("results", "uint32_t*", io, "kResultsWords"),
-        Argument("logits", "float*", io, "kCosimLogits"),
-        Argument("activations", "float*", io, "kMaxRows * kMaxDim"),
-        Argument("model", "const uint32_t*", io, "kModelWords"),
+        Argument("request", "const uint32_t*", io, "kCosimWords"),
+        Argument("results", "uint32_t*", io, "kCosimWords"),
+        Argument("logits", "float*", io, "kCosimWords"),
+        Argument("activations", "float*", io, "kCosimWords"),
+        Argument("model", "const uint32_t*", io, "kCosimWords"),
         Argument("profile", "uint32_t*", "gmem_profile", "kProfileWords"),
         *cache,
         *weights,
         Argument("command", "uint32_t", None),
         Argument("sequence", "uint32_t", None),
     )
+
+
+def board_arguments(constants: dict[str, int]) -> tuple[Argument, ...]:
+    """`arguments` of the kernel with these `board_constants`."""
+    shared = bool(constants["kSharedMasters"])
+    return arguments(constants["kChannels"], constants["kKvPorts"], shared)
 
 
 def registers(args: tuple[Argument, ...]) -> tuple[Register, ...]:
@@ -137,11 +147,11 @@ def board_constants(header: Path) -> dict[str, int]:
     Raises
     ------
     ValueError
-        If the header lacks kChannels, kKvPorts or kUltraRam.
+        If the header lacks kChannels, kKvPorts, kSharedMasters or kUltraRam.
     """
     found = re.findall(r"constexpr int (k\w+) = (\d+);", header.read_text(encoding="utf-8"))
     constants = {name: int(value) for name, value in found}
-    for name in ("kChannels", "kKvPorts", "kUltraRam"):
+    for name in ("kChannels", "kKvPorts", "kSharedMasters", "kUltraRam"):
         if name not in constants:
             raise ValueError(f"{header} defines no 'constexpr int {name} = ...;'")
     return constants
@@ -280,32 +290,38 @@ def top_function(header: Path) -> str:
     """
     constants = board_constants(header)
     channels, kv_ports = constants["kChannels"], constants["kKvPorts"]
-    args = arguments(channels, kv_ports)
+    args = board_arguments(constants)
     pointers = [a for a in args if a.is_pointer]
 
     def declare(arg: Argument, space: str) -> str:
         scoped = arg.ctype.replace("Beat", f"{space}Beat").replace(f"Kv{space}", f"{space}Kv")
         return f"{scoped} {arg.name}"
 
+    # All arguments of a bundle have the same options: else HLS takes none (UG1448, 200-466).
     pragmas = []
     for arg in pointers:
-        reads = arg.name.startswith(("weights_", "kv_read_"))
+        streams = arg.name.startswith(("weights_", "kv_"))
         burst = (
             " latency = kernel::kReadLatency max_read_burst_length = kernel::kReadBurstBeats"
             " num_read_outstanding = kernel::kReadOutstanding"
-            if reads
+            if streams
             else ""
         )
-        depth = re.sub(r"\bk(?=[A-Z])", "kernel::k", arg.depth)
         pragmas.append(
             f"#pragma HLS INTERFACE m_axi port = {arg.name} offset = slave "
-            f"bundle = {arg.bundle} depth = {depth}{burst}"
+            f"bundle = {arg.bundle} depth = kernel::{arg.depth}{burst}"
         )
     pragmas += [f"#pragma HLS INTERFACE s_axilite port = {a.name}" for a in args]
     pragmas.append("#pragma HLS INTERFACE s_axilite port = return")
-    loads = [f"  Load(weights_{c}, {c}, step, ports[{c}]);" for c in range(channels)]
+    shared = kv_ports if constants["kSharedMasters"] else 0
+    loads = [
+        f"  LoadBoth(weights_{p}, kv_read_{p}, {p}, step, ports[{p}], kv_readers[{p}]);"
+        for p in range(shared)
+    ]
+    loads += [f"  Load(weights_{c}, {c}, step, ports[{c}]);" for c in range(shared, channels)]
     for p in range(kv_ports):
-        loads.append(f"  LoadKv(kv_read_{p}, {p}, step, kv_readers[{p}]);")
+        if not shared:
+            loads.append(f"  LoadKv(kv_read_{p}, {p}, step, kv_readers[{p}]);")
         loads.append(f"  PlaceKvWriter(kv_write_{p}, kv_writers[{p}]);")
     large = ("workspace.quantized.q", "workspace.hidden.q")
     unpacked = ",\n      ".join(

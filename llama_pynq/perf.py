@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -114,6 +114,7 @@ class KernelConfig:
     waves_in_flight: int
     kv_ports: int
     kv_beat_bytes: int
+    shared_masters: int
     attention_lanes: int
     score_cycles: int
     queries: int
@@ -148,11 +149,11 @@ class KernelConfig:
             text = path.read_text(encoding="utf-8")
             found.update((n, int(v)) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text))
         values = {}
-        for field in fields(cls):
-            constant = "".join(part.capitalize() for part in field.name.split("_"))
+        for name in (f.name for f in fields(cls)):
+            constant = "".join(part.capitalize() for part in name.split("_"))
             if constant not in found:
                 raise ValueError(f"{header} defines no 'constexpr int k{constant} = ...;'")
-            values[field.name] = found[constant]
+            values[name] = found[constant]
         return cls(**values)
 
     @property
@@ -403,19 +404,25 @@ class Streams:
     def _rates(self, weights: bool, kv: bool) -> tuple[float, float]:
         """Beats a cycle of a channel and of a KV port, when those that are asked for want all."""
         k, m = self.kernel, self.memory
-        clock = k.clock_mhz * 1e6
-        latency = m.latency_ns * 1e-9 * clock
-        beat = min(1.0, k.read_burst_beats * k.read_outstanding / latency)
+        beat, bank, limit = self._limits()
         asked_w, asked_kv = (k.beat_bytes * beat if weights else 0), (k.kv_beat_bytes * beat * kv)
         total = asked_w * k.channels + asked_kv * self.kv_active
-        limit = min(m.peak_bytes_per_s * m.efficiency, m.ports * m.port_bytes * clock) / clock
-        bank_ports = m.ports / m.banks * m.port_bytes
-        bank = min(m.bank_peak_bytes_per_s * m.efficiency / clock, bank_ports)
         # KV ports take banks of their own while there are any.
         shared = k.channels + k.kv_ports > m.banks and k.kv_ports % m.banks != 0
         busiest = asked_w * max(1.0, k.channels / m.banks) + asked_kv * shared
         scale = min(1.0, limit / total if total else 1.0, bank / busiest if busiest else 1.0)
         return (beat * scale if weights else 0.0), (beat * scale if kv else 0.0)
+
+    def _limits(self) -> tuple[float, float, float]:
+        """Beats a cycle that a loader asks for; bytes a cycle of a bank, and of all memory."""
+        k, m = self.kernel, self.memory
+        clock = k.clock_mhz * 1e6
+        latency = m.latency_ns * 1e-9 * clock
+        beat = min(1.0, k.read_burst_beats * k.read_outstanding / latency)
+        bank_ports = m.ports / m.banks * m.port_bytes
+        bank = min(m.bank_peak_bytes_per_s * m.efficiency / clock, bank_ports)
+        limit = min(m.peak_bytes_per_s * m.efficiency, m.ports * m.port_bytes * clock) / clock
+        return beat, bank, limit
 
     def run(self, cycles: float, weights: float = 0.0, kv: float = 0.0) -> tuple[float, float]:
         """A stage that takes `cycles` and consumes beats evenly.
@@ -453,15 +460,72 @@ class Streams:
         return pieces
 
 
+@dataclass
+class StreamsInTurn(Streams):
+    """Where a KV port goes through a weight channel's master: one loader brings what both need.
+
+    In the order of use, stretch after stretch: weights that are used after attention come after
+    the keys and values. A stretch's first request is made when the one before it has come. These
+    masters have the most to bring, so they are the ones that count; the card's limit is shared in
+    proportion to what each has to bring.
+
+    Attributes
+    ----------
+    stretches : list of (int, float)
+        What is to be fetched: 0 for weights or 1 for keys and values, and beats.
+    """
+
+    stretches: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        k, m = self.kernel, self.memory
+        beat, bank, limit = self._limits()
+        weights, kv = self.weights_left, self.kv_left
+        total = weights * k.beat_bytes * k.channels + kv * k.kv_beat_bytes * self.kv_active
+        rate = min(beat, bank / k.beat_bytes, limit * (weights + kv) / total)
+        latency = m.latency_ns * 1e-9 * k.clock_mhz * 1e6
+        self._left = [
+            (stream, beats, beats / (beats / rate + latency)) for stream, beats in self.stretches
+        ]
+
+    def run(self, cycles: float, weights: float = 0.0, kv: float = 0.0) -> tuple[float, float]:
+        before = self.weights_left, self.kv_left
+        result = super().run(cycles, weights, kv)
+        got = [before[0] - self.weights_left, before[1] - self.kv_left]
+        while self._left:
+            stream, beats, rate = self._left[0]
+            used = min(beats, got[stream])
+            got[stream] -= used
+            if beats - used > _NO_BEATS:
+                self._left[0] = stream, beats - used, rate
+                break
+            del self._left[0]
+        return result
+
+    def _fetch(self, wanted: tuple[float, float]) -> list[Piece]:
+        left = list(wanted)
+        pieces = []
+        for stream, beats, rate in self._left:
+            come = min(beats, left[stream])
+            left[stream] -= come
+            if come > _NO_BEATS:
+                pieces.append((come / rate, (0.0, rate) if stream else (rate, 0.0)))
+            if beats - come > _NO_BEATS:
+                break  # no room in its FIFO: what follows has to wait, too
+        return pieces
+
+
 def _time_of(pieces: list[Piece], stream: int, beats: float) -> float:
     """Cycles until so many beats of a stream have come; its last ones where rounding hides it."""
-    time = 0.0
+    time = passed = 0.0
     for cycles, rates in pieces:
-        if beats <= _NO_BEATS or not rates[stream]:
+        if beats <= _NO_BEATS:
             break
-        used = min(cycles, beats / rates[stream])
-        beats -= used * rates[stream]
-        time += used
+        if rates[stream]:
+            used = min(cycles, beats / rates[stream])
+            beats -= used * rates[stream]
+            time = passed + used
+        passed += cycles
     return time
 
 
@@ -872,7 +936,7 @@ class Prediction:
     @property
     def small_share(self) -> float:
         """What SMALL costs, as a share of the step's cycles."""
-        return 1 - self.free_cycles / self.total_cycles
+        return max(0.0, 1 - self.free_cycles / self.total_cycles)
 
     @property
     def bound(self) -> str:
@@ -954,6 +1018,8 @@ def _simulate(
     rounds = -(-work.config.n_kv_heads // kernel.kv_ports)
     active = work.config.n_kv_heads / rounds
     streams = Streams(memory, kernel, active, weights, kv)
+    if kernel.shared_masters:
+        streams = StreamsInTurn(memory, kernel, active, weights, kv, stretches=_stretches(every))
     cycles: dict[tuple[Stage, int], float] = {}
     parts: dict[str, float] = {}
     for stage, layer, phases in stages:
@@ -971,6 +1037,18 @@ def _simulate(
     sizes = channel_bytes(work.config, work.group_size, kernel.target, work.weight_bits)
     read = sum(sizes) + round(kv * kernel.kv_beat_bytes * active)
     return cycles, parts, read
+
+
+def _stretches(phases: Sequence[Phase]) -> list[tuple[int, float]]:
+    """See `StreamsInTurn`."""
+    found: list[tuple[int, float]] = []
+    for phase in phases:
+        for stream, beats in enumerate((phase.weights, phase.kv)):
+            if beats and found and found[-1][0] == stream:
+                found[-1] = stream, found[-1][1] + beats
+            elif beats:
+                found.append((stream, beats))
+    return found
 
 
 # ---- what a board can hold ------------------------------------------------------------
@@ -1037,9 +1115,10 @@ def fits(
             f"weights and KV cache take {total / MIB:.0f} MiB of contiguous memory, "
             f"{board.title} has {memory.pool_bytes / MIB:.0f} MiB"
         )
-    # Buffers are dealt out to the banks in turn, weights first.
+    # Buffers are dealt out to the banks in turn, weights first. A master reaches one bank.
     banks = [0] * memory.banks
-    for i, size in enumerate([*sizes, *[port] * ports]):
+    first = 0 if kernel_of(board).shared_masters else len(sizes)
+    for i, size in [*enumerate(sizes), *enumerate([port] * ports, first)]:
         banks[i % memory.banks] += size
     if max(banks) > memory.bank_bytes:
         return False, (

@@ -224,10 +224,11 @@ def _ports(k: KernelConfig) -> Resources:
         lut = _ADAPTER_LUT_WIDE if width > _WIDE_BYTES else _ADAPTER_LUT_NARROW
         return Resources(lut, 0, _block_rams(words, 8 * width), 0)
 
+    kv_masters = 0 if k.shared_masters else k.kv_ports
     both = _add(
-        _times(k.channels, adapter(k.beat_bytes)), _times(k.kv_ports, adapter(k.kv_beat_bytes))
+        _times(k.channels, adapter(k.beat_bytes)), _times(kv_masters, adapter(k.kv_beat_bytes))
     )
-    joins = Resources(_INTERCONNECT_LUT * k.kv_ports, 0, 0, 0)
+    joins = Resources(_INTERCONNECT_LUT * kv_masters, 0, 0, 0)
     return _add(both, joins, Resources(2 * _ADAPTER_LUT_NARROW, 0, 4, 0))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from llama_pynq import contract
 from llama_pynq.checkpoint import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
-from llama_pynq.interface import arguments, board_constants, top_function
+from llama_pynq.interface import board_arguments, board_constants, top_function
 from llama_pynq.packing import Target, channel_bytes, pack_channels
 from llama_pynq.reference import QuantizedMatrix, QuantizedWeights, rope_turns
 
@@ -147,7 +147,7 @@ class KernelLibrary:
     def __init__(self, board: str = "host", streams: bool = False, threads: int = 1) -> None:
         path = compiled_kernel(board, streams)
         constants = board_constants(board_header(board))
-        self.arguments = arguments(constants["kChannels"], constants["kKvPorts"])
+        self.arguments = board_arguments(constants)
         self._library = ctypes.CDLL(str(path))
         self._library.emulator_new.restype = ctypes.c_void_p
         self._emulator = ctypes.c_void_p(self._library.emulator_new(threads))
@@ -170,6 +170,19 @@ class KernelLibrary:
         assert self._library.emulator_start(self._emulator, args) == 0
         while not self._library.emulator_wait(self._emulator, 1_000_000):
             pass
+
+    def start_stream_log(self) -> None:
+        """Of a build with streams: see hls/hls_stream.h."""
+        self._library.stream_log_start()
+
+    def stream_log(self) -> tuple[np.ndarray, np.ndarray]:
+        """The streams that were written, and those that were read since; numbers as made."""
+        logs = []
+        for reads in (0, 1):
+            ids = ctypes.POINTER(ctypes.c_int)()
+            n = self._library.stream_log(reads, ctypes.byref(ids))
+            logs.append(np.ctypeslib.as_array(ids, (n,)).copy())
+        return logs[0], logs[1]
 
 
 @lru_cache

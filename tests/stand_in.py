@@ -33,7 +33,8 @@ def payloads() -> tuple[Payload, ...]:
 def overlay_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="stand_in_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    build.write_overlays(folder, payloads(), CHANNELS, 1, 250)
+    constants = {"kChannels": CHANNELS, "kKvPorts": 1, "kSharedMasters": 0, "kClockMhz": 250}
+    build.write_overlays(folder, payloads(), constants)
     return folder
 
 

@@ -147,7 +147,7 @@ def test_register_offsets_as_the_board_has_them(column, board):
     constants = interface.board_constants(interface.board_headers()[board])
     counts = {"weights_c": constants["kChannels"], "kv_read_p": constants["kKvPorts"]}
     counts["kv_write_p"] = counts["kv_read_p"]
-    arguments = interface.arguments(constants["kChannels"], constants["kKvPorts"])
+    arguments = interface.board_arguments(constants)
     stated = {}
     for cells in rows_under("argument"):
         name, at = cells[0].strip("`"), cells[column]

@@ -15,6 +15,10 @@ from llama_pynq.emulation import build, hwh, xclbin
 from llama_pynq.errors import BuildError
 
 REPOSITORY = Path(__file__).parents[1]
+HEADER = (
+    "constexpr int kChannels = {};\nconstexpr int kKvPorts = 1;\n"
+    "constexpr int kSharedMasters = 0;\nconstexpr int kUltraRam = 0;\n"
+)
 
 
 @pytest.fixture
@@ -22,10 +26,7 @@ def hls_src(tmp_path: Path) -> Path:
     folder = tmp_path / "hls_src"
     (folder / "boards").mkdir(parents=True)
     (folder / "host").mkdir()
-    (folder / "boards" / "host.h").write_text(
-        "constexpr int kChannels = 2;\nconstexpr int kKvPorts = 1;\nconstexpr int kUltraRam = 0;\n"
-        "constexpr int kClockMhz = 321;\n"
-    )
+    (folder / "boards" / "host.h").write_text(HEADER.format(2) + "constexpr int kClockMhz = 321;\n")
     (folder / "host" / "emulator.cpp").write_text('#include "part.h"\nint Host() { return kPart; }')
     (folder / "part.h").write_text("constexpr int kPart = 1;\n")
     return folder
@@ -60,9 +61,7 @@ def test_build_of_the_same_source_gives_the_same_bytes(hls_src, tmp_path):
 
 def test_board_header_reaches_the_compiler(hls_src, tmp_path):
     build.build_emulated_overlay(hls_src, tmp_path / "out", top_function=top_function)
-    (hls_src / "boards" / "big.h").write_text(
-        "constexpr int kChannels = 4;\nconstexpr int kKvPorts = 1;\nconstexpr int kUltraRam = 0;\n"
-    )
+    (hls_src / "boards" / "big.h").write_text(HEADER.format(4))
     with pytest.raises(BuildError, match="static assertion failed"):
         build.build_emulated_overlay(
             hls_src, tmp_path / "out", board="big", top_function=top_function

@@ -339,6 +339,25 @@ def test_threads_change_no_bit():
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_shared_master_brings_everything_in_the_order_of_its_use():
+    """Else it would wait for room that only what it has yet to bring would make."""
+    config = ModelConfig(224, 300, 2, 28, 14, 500, 100, False)  # 2 ports of 12 have two heads
+    session = new_session(RandomModel(config, 32, seed=5), "u280", streams=True)
+    for at in range(0, 40, 2):
+        session.run([7 + at, 8 + at], [at, at])
+    session.library.start_stream_log()
+    session.run([3, 4], [40, 40], slots=[0, 1])
+    written, read = session.library.stream_log()
+    channels, kv_ports = session.limits.channels, session.limits.kv_ports
+    assert kv_ports == 12 and len(written) == len(read)
+    for port in range(kv_ports):  # streams are made in the order of RunStep
+        both = [port, channels + port]
+        order = written[np.isin(written, both)]
+        assert set(order) == set(both)
+        assert (np.diff(order) != 0).sum() == 2 * config.n_layers
+        assert (order == read[np.isin(read, both)]).all()
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_full_logits_asked_for_or_not_same_result(session, full):
     _, results, logits = session.run([3, 4], [0, 1], full=[full, not full])

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from kernel_library import BOARDS, HLS_SRC, board_header
 
-from llama_pynq.interface import arguments, board_constants, top_function
+from llama_pynq.interface import board_arguments, board_constants, top_function
 
 SOURCES = [
     *sorted(HLS_SRC.glob("*.h")),
@@ -242,7 +242,7 @@ def interfaces(top: str) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_pointer_is_an_axi_master_with_bundle_and_depth(board):
     constants = board_constants(board_header(board))
-    args = arguments(constants["kChannels"], constants["kKvPorts"])
+    args = board_arguments(constants)
     found = interfaces(TEXTS[f"{board} top"])
     assert sorted(found) == sorted(arg.name for arg in args if arg.is_pointer)
     for arg in args:
@@ -251,15 +251,24 @@ def test_every_pointer_is_an_axi_master_with_bundle_and_depth(board):
             assert options["bundle"] == arg.bundle
             assert options["offset"] == "slave"
             assert options["depth"]
-            streams = arg.name.startswith(("weights_", "kv_read_"))
+            streams = arg.name.startswith(("weights_", "kv_"))
             assert ("max_read_burst_length" in options) == streams
             assert ("num_read_outstanding" in options) == streams
 
 
 @pytest.mark.parametrize("board", BOARDS)
+def test_arguments_of_a_bundle_have_the_same_options(board):
+    """Else Vitis HLS ignores them, and takes its defaults: UG1448, message 200-466."""
+    of_bundle = {}
+    for options in interfaces(TEXTS[f"{board} top"]).values():
+        bundle = options.pop("bundle")
+        assert of_bundle.setdefault(bundle, options) == options, bundle
+
+
+@pytest.mark.parametrize("board", BOARDS)
 def test_every_argument_and_the_return_are_registers(board):
     constants = board_constants(board_header(board))
-    args = arguments(constants["kChannels"], constants["kKvPorts"])
+    args = board_arguments(constants)
     ports = re.findall(r"INTERFACE s_axilite port = (\w+)", TEXTS[f"{board} top"])
     assert ports == [*(arg.name for arg in args), "return"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import BuildError
-from llama_pynq.interface import arguments, top_function
+from llama_pynq.interface import top_function
 from llama_pynq.perf import kernel_of
 from llama_pynq.vitis.platforms import MPSOC, PLATFORMS, ZYNQ_7000, Card
 from llama_pynq.vitis.project import Project, bank_of, connectivity, share_ports
@@ -149,18 +149,21 @@ def test_weight_channels_have_banks_of_their_own_while_there_are_any(project, bo
     assert len(set(weights)) == min(channels, memory.banks)
     shares = [weights.count(bank) for bank in set(weights)]
     assert max(shares) - min(shares) <= 1
-    caches = {banks[f"kv_read_{p}"] for p in range(made.constants["kKvPorts"])}
-    if channels + made.constants["kKvPorts"] <= memory.banks:
-        assert not caches & set(weights)
+    caches = [banks[f"kv_read_{p}"] for p in range(made.constants["kKvPorts"])]
+    if made.constants["kSharedMasters"]:
+        assert caches == weights[: len(caches)]
+    elif channels + len(caches) <= memory.banks:
+        assert not set(caches) & set(weights)
 
 
 @pytest.mark.parametrize("board", CARDS)
 def test_banks_are_dealt_out_as_perf_fits_models_to_them(project, board):
-    """perf.fits: weights first, then the KV ports, in turn."""
+    """perf.fits: weights first, then the KV ports that have masters of their own, in turn."""
     made = project(board)
     bank, memory = bank_of(made), boards()[board].memory
     ports = [f"gmem_w{c}" for c in range(made.constants["kChannels"])]
-    ports += [f"gmem_kv{p}" for p in range(made.constants["kKvPorts"])]
+    if not made.constants["kSharedMasters"]:
+        ports += [f"gmem_kv{p}" for p in range(made.constants["kKvPorts"])]
     assert [bank[port] for port in ports] == [i % memory.banks for i in range(len(ports))]
 
 
@@ -169,18 +172,25 @@ def test_linker_is_asked_for_the_kernels_clock(project, board):
     assert f"\nkernel_frequency={project(board).clock_mhz}\n" in connectivity(project(board))
 
 
-def test_more_masters_than_the_shell_takes_are_refused(project):
+def test_more_masters_than_the_shell_takes_are_refused(tmp_path, project):
     made = project("u50")
     few = replace(made, platform=replace(made.platform, most_masters=20))
-    with pytest.raises(BuildError, match=r"u50.h has \d+ AXI masters .* Alveo U50 takes 20: lower"):
+    with pytest.raises(BuildError, match=r"u50.h has 26 AXI masters .* Alveo U50 takes 20: lower"):
         few.write()
+    mine = tmp_path / "mine.h"
+    text = made.header.read_text().replace("kSharedMasters = 1", "kSharedMasters = 0")
+    mine.write_text(text)
+    apart = Project.of("u50", tmp_path / "out", mine)
+    with pytest.raises(
+        BuildError, match=r"38 AXI masters \(24 for .*, 12 .* or set kSharedMasters"
+    ):
+        apart.write()
 
 
 @pytest.mark.parametrize("board", CARDS)
 def test_card_takes_the_kernels_masters(project, board):
     made = project(board)
-    k = made.constants
-    count = len({a.bundle for a in arguments(k["kChannels"], k["kKvPorts"]) if a.bundle})
+    count = len({a.bundle for a in made.arguments if a.bundle})
     assert count <= made.platform.most_masters
 
 

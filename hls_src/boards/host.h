@@ -17,6 +17,7 @@ constexpr int kWavesInFlight = 64;  // enough work between two joins of the host
 // KV cache.
 constexpr int kKvPorts = 2;
 constexpr int kKvBeatBytes = 64;
+constexpr int kSharedMasters = 0;    // 1: KV port p goes through weight channel p's AXI master
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 1;      // of a score, and of its exponential
 constexpr int kQueries = 16;         // that share a block of keys and values

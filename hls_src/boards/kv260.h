@@ -18,6 +18,7 @@ constexpr int kWavesInFlight = 2;  // that engines go through before they are co
 // KV cache.
 constexpr int kKvPorts = 3;
 constexpr int kKvBeatBytes = 16;
+constexpr int kSharedMasters = 0;   // 1: KV port p goes through weight channel p's AXI master
 constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 8;     // of a score, and of its exponential
 constexpr int kQueries = 2;         // that share a block of keys and values

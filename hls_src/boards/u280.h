@@ -8,7 +8,7 @@ constexpr char kBoardName[] = "u280";
 constexpr int kClockMhz = 300;
 
 // Weight memory.
-constexpr int kChannels = 16;  // and KV ports, and two: the shell takes 30 masters
+constexpr int kChannels = 24;  // and two more masters: the shell takes 30
 constexpr int kBeatBytes = 64;
 constexpr int kTileRows = 16;
 constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
@@ -18,6 +18,7 @@ constexpr int kWavesInFlight = 8;  // that engines go through before they are co
 // KV cache.
 constexpr int kKvPorts = 12;
 constexpr int kKvBeatBytes = 64;
+constexpr int kSharedMasters = 1;    // 1: KV port p goes through weight channel p's AXI master
 constexpr int kAttentionLanes = 16;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 2;      // of a score, and of its exponential
 constexpr int kQueries = 2;          // that share a block of keys and values
@@ -40,7 +41,7 @@ constexpr int kMaxSeqLen = 16384;
 constexpr int kTopLogits = 64;
 
 // Beats on the way from memory: loaders go on while compute is busy with something else.
-constexpr int kWeightFifoBeats = 8192;
+constexpr int kWeightFifoBeats = 4096;
 constexpr int kKvFifoBeats = 2048;
 
 // Burst shape of a weight port, and the float adder, in cycles.

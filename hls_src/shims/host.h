@@ -51,6 +51,11 @@ inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
 inline void LoadKv(const KvBeat* memory, int, const Step&, KvReader& port) {
   port.beats = memory;
 }
+inline void LoadBoth(const Beat* memory, const KvBeat* kv_memory, int, const Step&,
+                     WeightPort& port, KvReader& kv_port) {
+  port.beats = memory;
+  kv_port.beats = kv_memory;
+}
 inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
   port.beats = memory;
 }

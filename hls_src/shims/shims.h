@@ -4,6 +4,7 @@
 //   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
 //   port.Read(word, beat)              the next of them; the numbers are its place in the channel
 //   LoadKv, StoreKv, reader.Read, writer.Write   the same for keys and values
+//   LoadBoth                           weights, keys and values in turn, with kSharedMasters
 //   OfTask(sums, task)                 the part of an array that a task fills
 //   ForEach(n, m, l, body)             body(i, j, k) of three nested loops
 //   ForBeats(waves, loop, body, sums)  body(at) of every beat of an engine's tiles; it comes back

@@ -111,10 +111,9 @@ SEND_BEATS:
   }
 }
 
-// The only reader of weight channel `channel`. It knows nothing of the results: it runs ahead
-// as far as the FIFO lets it, across matrices and layers.
-inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& port) {
-#pragma HLS INLINE off
+// What comes of a channel before the layers, and after them.
+inline void SendEmbeddings(const Beat* memory, int channel, const Step& step, WeightPort& port) {
+#pragma HLS INLINE
   const Layout& plan = step.layout;
   const Shape& s = step.shape;
   const int tail = TailBase(plan, s, channel);
@@ -136,42 +135,82 @@ inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& 
       }
     }
   }
-  const int begin = LayerBase(plan, channel, step.layer_begin);
-  const int end = LayerBase(plan, channel, step.layer_end);
-  SendWords(memory, begin, end - begin, port.beats);
+}
+
+inline void SendTail(const Beat* memory, int channel, const Step& step, WeightPort& port) {
+#pragma HLS INLINE
+  const Layout& plan = step.layout;
   if (step.classify) {
     const int norm = NormsBefore(plan, channel, 1);
-    SendWords(memory, tail - norm, norm + MatrixWords(plan.classifier, s.row_bytes), port.beats);
+    const int words = norm + MatrixWords(plan.classifier, step.shape.row_bytes);
+    SendWords(memory, TailBase(plan, step.shape, channel) - norm, words, port.beats);
   }
 }
 
-// The only reader of a port's keys and values: every block, in the order in which the port's
-// engine attends to it. What this step computes is on chip, so it may run ahead here too.
-inline void LoadKv(const KvBeat* memory, int port, const Step& step, KvReader& reader) {
-#pragma HLS INLINE off
+// A layer's keys and values in a port: every block, in the order in which its engine attends to it.
+inline void SendKv(const KvBeat* memory, int port, const Step& step, int layer, KvReader& reader) {
+#pragma HLS INLINE
   const Shape& s = step.shape;
   const int chunks = TeamChunks(s);
-KV_LAYERS:
-  for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
-#pragma HLS LOOP_TRIPCOUNT min = 6 max = kMaxLayers
-  KV_HEADS:
-    for (int head = port; head < s.n_kv_heads; head += kKvPorts) {
+KV_HEADS:
+  for (int head = port; head < s.n_kv_heads; head += kKvPorts) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 8
-    KV_TEAMS:
-      for (int i = 0; i < step.n_teams * chunks; ++i) {
+  KV_TEAMS:
+    for (int i = 0; i < step.n_teams * chunks; ++i) {
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kMaxRows
-        // A team's blocks follow one another in memory.
-        const Team& team = step.teams[i / chunks];
-        const int from = KvBeatOf(s, team.slot, layer, head, 0);
-      KV_BEATS:
-        for (int n = 0; n < (team.last + 1) * s.kv_record_beats; ++n) {
+      // A team's blocks follow one another in memory.
+      const Team& team = step.teams[i / chunks];
+      const int from = KvBeatOf(s, team.slot, layer, head, 0);
+    KV_BEATS:
+      for (int n = 0; n < (team.last + 1) * s.kv_record_beats; ++n) {
 #pragma HLS PIPELINE II = 1
 #pragma HLS LOOP_TRIPCOUNT min = 192 max = 32768
-          reader.beats.write(memory[from + n]);
-        }
+        reader.beats.write(memory[from + n]);
       }
     }
   }
+}
+
+// The only reader of weight channel `channel`. It knows nothing of the results: it runs ahead
+// as far as the FIFO lets it, across matrices and layers.
+inline void Load(const Beat* memory, int channel, const Step& step, WeightPort& port) {
+#pragma HLS INLINE off
+  SendEmbeddings(memory, channel, step, port);
+  const int begin = LayerBase(step.layout, channel, step.layer_begin);
+  const int end = LayerBase(step.layout, channel, step.layer_end);
+  SendWords(memory, begin, end - begin, port.beats);
+  SendTail(memory, channel, step, port);
+}
+
+// The only reader of a port's keys and values. What this step computes is on chip, so it may run
+// ahead here too.
+inline void LoadKv(const KvBeat* memory, int port, const Step& step, KvReader& reader) {
+#pragma HLS INLINE off
+KV_LAYERS:
+  for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
+#pragma HLS LOOP_TRIPCOUNT min = 6 max = kMaxLayers
+    SendKv(memory, port, step, layer, reader);
+  }
+}
+
+// Both, through one AXI master: a master has one reader. In the order of use, so that it never
+// waits for room that only what it has yet to bring would make.
+inline void LoadBoth(const Beat* memory, const KvBeat* kv_memory, int index, const Step& step,
+                     WeightPort& port, KvReader& reader) {
+#pragma HLS INLINE off
+  const Layout& plan = step.layout;
+  SendEmbeddings(memory, index, step, port);
+BOTH_LAYERS:
+  for (int layer = step.layer_begin; layer < step.layer_end; ++layer) {
+#pragma HLS LOOP_TRIPCOUNT min = 6 max = kMaxLayers
+    const int begin = LayerBase(plan, index, layer);
+    const int end = LayerBase(plan, index, layer + 1);
+    const int attend = begin + NormsBefore(plan, index, 1) + plan.attention_out.first_word;
+    SendWords(memory, begin, attend - begin, port.beats);
+    SendKv(kv_memory, index, step, layer, reader);
+    SendWords(memory, attend, end - attend, port.beats);
+  }
+  SendTail(memory, index, step, port);
 }
 
 inline void PlaceKvWriter(KvBeat*, KvWriter&) {

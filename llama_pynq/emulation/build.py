@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,9 +119,7 @@ def compile_kernel(
         os.replace(temporary, output)
 
 
-def write_overlays(
-    folder: Path, payloads: Sequence[Payload], channels: int, kv_ports: int, clock_mhz: int
-) -> None:
+def write_overlays(folder: Path, payloads: Sequence[Payload], constants: Mapping[str, int]) -> None:
     """Write ``llama.xclbin``, ``llama.bit`` and ``llama.hwh`` into `folder`.
 
     Parameters
@@ -130,17 +128,21 @@ def write_overlays(
         Made if it is missing.
     payloads : sequence of Payload
         One for each instruction-set level.
-    channels, kv_ports : int
-        Weight channels and KV cache ports of the compiled kernel.
-    clock_mhz : int
-        What the metadata gives as the kernel's clock.
+    constants : mapping of str to int
+        Of the compiled kernel's header (`interface.board_constants`).
     """
     name = interface.IP_NAME
-    alveo = xclbin_design(channels, kv_ports, clock_mhz)
+    shape = (
+        constants["kChannels"],
+        constants["kKvPorts"],
+        constants.get("kClockMhz", 0),
+        bool(constants["kSharedMasters"]),
+    )
+    alveo = xclbin_design(*shape)
     bitstream = container.pack(Container(alveo, tuple(payloads)))
     write_atomically(folder / f"{name}.xclbin", xclbin.write(bitstream, alveo))
 
-    zynq = zynq_design(channels, kv_ports, clock_mhz)
+    zynq = zynq_design(*shape)
     metadata = hwh.write_hwh(zynq)
     digest = hashlib.sha256(metadata).hexdigest()
     bitstream = container.pack(Container(zynq, tuple(payloads), digest))
@@ -236,9 +238,7 @@ def build_emulated_overlay(
         top.write_text(top_function(header), encoding="utf-8")
         flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"', *extra_flags]
         payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags, target)
-    write_overlays(
-        out, payloads, constants["kChannels"], constants["kKvPorts"], constants.get("kClockMhz", 0)
-    )
+    write_overlays(out, payloads, constants)
 
 
 def own_build_folder() -> Path:

@@ -87,12 +87,14 @@ def _arguments(
     )
 
 
-def xclbin_design(channels: int, kv_ports: int, clock_mhz: int) -> Design:
+def xclbin_design(
+    channels: int, kv_ports: int, clock_mhz: int, shared_masters: bool = False
+) -> Design:
     """An Alveo-like design: ap_ctrl_chain, one bank for io, one for each weight channel.
 
     The ports of the KV cache share the weights' banks in turn.
     """
-    args = interface.arguments(channels, kv_ports)
+    args = interface.arguments(channels, kv_ports, shared_masters)
     bank_of = {}
     for arg in args:
         if arg.is_pointer:
@@ -110,7 +112,9 @@ def xclbin_design(channels: int, kv_ports: int, clock_mhz: int) -> Design:
     )
 
 
-def zynq_design(channels: int, kv_ports: int, clock_mhz: int) -> Design:
+def zynq_design(
+    channels: int, kv_ports: int, clock_mhz: int, shared_masters: bool = False
+) -> Design:
     """A Zynq-like design: ap_ctrl_hs, every port on the processor's one memory."""
-    args = _arguments(interface.arguments(channels, kv_ports), {})
+    args = _arguments(interface.arguments(channels, kv_ports, shared_masters), {})
     return Design("ap_ctrl_hs", ZYNQ_BASE_ADDRESS, ADDRESS_RANGE, args, (), clock_mhz)

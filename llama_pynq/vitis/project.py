@@ -21,7 +21,7 @@ from llama_pynq.interface import (
     VERSION,
     VLNV,
     Argument,
-    arguments,
+    board_arguments,
     board_constants,
     top_function,
 )
@@ -145,7 +145,7 @@ class Project:
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
-        return arguments(self.constants["kChannels"], self.constants["kKvPorts"])
+        return board_arguments(self.constants)
 
     @property
     def abi(self) -> int:
@@ -297,7 +297,8 @@ def bank_of(project: Project) -> dict[str, int]:
     """Memory bank of each AXI master of a card's kernel.
 
     Dealt out in turn, weights first, then the KV cache, as `llama_pynq.perf` has it: a bank for
-    each weight channel while there are banks, and KV ports on others where any are left.
+    each weight channel while there are banks, and KV ports on others where any are left, or, with
+    kSharedMasters, on those of their channels.
     """
     banks = project.board.memory.banks
     return {bundle: i % banks for i, bundle in enumerate(project.bundles())}
@@ -318,11 +319,13 @@ def connectivity(project: Project) -> str:
     assert isinstance(platform, Card)
     masters = project.bundles()
     if len(masters) > platform.most_masters:
+        kv_ports = sum(bundle.startswith("gmem_kv") for bundle in masters)
         raise BuildError(
             f"the kernel of {project.header.name} has {len(masters)} AXI masters "
-            f"({project.constants['kChannels']} weight channels, {project.constants['kKvPorts']} "
-            f"KV ports, 2 for the rest), and the shell of {project.board.title} takes "
+            f"({project.constants['kChannels']} for weight channels, {kv_ports} for KV ports, 2 "
+            f"for the rest), and the shell of {project.board.title} takes "
             f"{platform.most_masters}: lower kChannels or kKvPorts"
+            + (", or set kSharedMasters" if kv_ports else "")
         )
     bank = bank_of(project)
     lines = [

@@ -12,7 +12,7 @@ from kernel_library import board_header
 
 from llama_pynq import contract
 from llama_pynq.emulation.targets import Target
-from llama_pynq.interface import arguments, board_constants
+from llama_pynq.interface import board_arguments, board_constants
 
 SOURCE = Path(__file__).parent / "run_calls.c"
 _MARK = 1 << 63
@@ -32,7 +32,7 @@ class ForeignKernel:
 
     def __init__(self, command: Sequence[str | Path]) -> None:
         constants = board_constants(board_header("host"))
-        self.arguments = arguments(constants["kChannels"], constants["kKvPorts"])
+        self.arguments = board_arguments(constants)
         self._process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -17,6 +17,7 @@ constexpr int kWavesInFlight = 1;  // that engines go through before they are co
 // KV cache.
 constexpr int kKvPorts = 5;
 constexpr int kKvBeatBytes = 16;
+constexpr int kSharedMasters = 0;
 constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
 constexpr int kScoreCycles = 2;     // of a score, and of its exponential
 constexpr int kQueries = 3;         // that share a block of keys and values
