@@ -12,6 +12,7 @@ import pytest
 from stand_in import CHANNELS, SOURCE
 
 from llama_pynq.emulation import build, hwh, xclbin
+from llama_pynq.emulation.targets import Target
 from llama_pynq.errors import BuildError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -147,3 +148,21 @@ def test_build_needs_the_standard_library_only():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("machine", "there"), [("x86_64", True), ("AMD64", True), ("aarch64", False)]
+)
+def test_vectors_are_as_wide_as_is_fastest_on_x86_alone(hls_src, tmp_path, machine, there):
+    """Another machine's compiler knows no such option."""
+    log, compiler = tmp_path / "log", tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    target = Target("some", "", "", "Linux", machine, ("native",))
+    sources = [hls_src / "host" / "emulator.cpp"]
+    build.build_payloads(sources, [hls_src], cxx=str(compiler), target=target)
+    compiled = [line for line in log.read_text().splitlines() if " -c " in line]
+    assert compiled
+    for line in compiled:
+        assert ("-mprefer-vector-width=256" in line) == there
+        assert ("-mtune=generic" in line) == there

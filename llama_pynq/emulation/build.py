@@ -43,6 +43,10 @@ FLAGS = (
     "-pthread",
     "-fvisibility=hidden",
 )
+# A dot product ends in a sum across its vector, which takes longer the wider that is; and of the
+# instructions that g++ 12 chooses for a Zen 3 or 4 by itself, other processors' are faster there.
+# Four sequences took 13% less time than with -march=native alone, one 8% (EPYC, Zen 4).
+_X86_FLAGS = ("-mtune=generic", "-mprefer-vector-width=256")
 # Without -march: zig would compile its C++ library, which it links in, for each level.
 _LINK_FLAGS = ("-O3", "-shared", "-pthread", "-s")
 _STDERR_LINES = 20
@@ -167,18 +171,19 @@ def build_payloads(
     BuildError
         If the compiler is missing or fails.
     """
+    system, machine = platform.system(), cpu.machine()
+    if target is not None:
+        system, machine = target.system, target.machine
+    flags = [*(_X86_FLAGS if machine in ("x86_64", "AMD64") else ()), *extra_flags]
 
     def build(level: str) -> Payload:
         features = required_features(level, cxx)
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / f"{interface.IP_NAME}.so"
-            compile_kernel(sources, include, library, level, cxx, extra_flags)
+            compile_kernel(sources, include, library, level, cxx, flags)
             data = library.read_bytes()
         return Payload(level, system, machine, features, data)
 
-    system, machine = platform.system(), cpu.machine()
-    if target is not None:
-        system, machine = target.system, target.machine
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(build, levels))
 
