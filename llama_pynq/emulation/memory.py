@@ -253,9 +253,9 @@ def copy_to_device(allocation: Allocation, pointer: int, n_bytes: int) -> None:
     """Copy part of a buffer from the host to the device."""
     offset = _offset(allocation, pointer, n_bytes)
     if n_bytes >= _BULK_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        # All of it: of parts, the pages where two of them meet would stay small.
         with contextlib.suppress(OSError):  # a kernel without them
-            allocation.device.madvise(mmap.MADV_HUGEPAGE, begin, offset + n_bytes - begin)
+            allocation.device.madvise(mmap.MADV_HUGEPAGE)
     ctypes.memmove(allocation.device_pointer + offset, pointer, n_bytes)
 
 
