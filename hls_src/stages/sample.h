@@ -101,7 +101,6 @@ inline uint32_t TakeBlock(const float (&block)[kBlock], int first_id, int valid,
 #pragma HLS INLINE
   const Row& row = step.rows[row_index];
   const bool warm = row.temperature > 0.0f;
-  const bool choose = warm && (row.flags & kRowHostChooses) == 0;
   const float divisor = warm ? row.temperature : 1.0f;
   float logits[kBlock], tempered[kBlock];
 #pragma HLS ARRAY_PARTITION variable = logits complete
@@ -129,7 +128,7 @@ MASK:
     s.tempered_maximum[row_index] = sum.maximum;
     s.tempered_total[row_index] = sum.total;
   }
-  if (choose) {
+  if (ChoosesFromAll(row)) {
     const uint32_t key = NoiseKey(row.seed_low, row.seed_high, static_cast<uint32_t>(row.position));
     float scores[kBlock];
 #pragma HLS ARRAY_PARTITION variable = scores complete
@@ -280,7 +279,7 @@ WRITE_RESULTS:
       const LogSumExp tempered = {sampler.tempered_maximum[row], sampler.tempered_total[row]};
       const float lse = plain.Value();
       const float lse_tempered = r.temperature > 0.0f ? tempered.Value() : lse;
-      const bool chosen = r.temperature > 0.0f && (r.flags & kRowHostChooses) == 0;
+      const bool chosen = ChoosesFromAll(r);
       token = chosen ? sampler.best_id[row] : sampler.top_id[row][0];
       float logit = chosen ? sampler.best_logit[row] : OfOrder(sampler.top_order[row][0]);
       int kept = chosen ? step.shape.vocab_size : 1;

@@ -12,6 +12,12 @@ inline bool Truncates(const Row& r) {
          (r.top_k > 0 || r.top_p < 1.0f || r.min_p > 0.0f);
 }
 
+// Whether the token is the best of the whole vocabulary with noise. What truncation leaves gets its
+// noise afterwards.
+inline bool ChoosesFromAll(const Row& r) {
+  return r.temperature > 0.0f && (r.flags & kRowHostChooses) == 0 && !Truncates(r);
+}
+
 // An index into the top logits, and among how many they were; none if those are too few to tell.
 struct TopChoice {
   int index, kept;
