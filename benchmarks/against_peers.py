@@ -218,6 +218,7 @@ def one_round(llama: Endless, peer: Peer, gguf: Path, threads: int) -> Iterator[
         yield f"stream, {label}", stream(llama, temperature)
         theirs = peer.ask("stream", tokens=TOKENS, temperature=temperature)
         yield f"their stream, {label}", theirs
+    prefill(llama)  # llama-bench reads its prompt once before, too
     yield "prefill", prefill(llama)
     yield "pp128", peer.raw(gguf, threads, PROMPT)
     yield "one sequence", generate(llama, GREEDY)

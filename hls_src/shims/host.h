@@ -108,15 +108,24 @@ LLAMA_HOST_INLINE void ForEach(int outer, int middle, int inner, const Body& bod
   }
 }
 
-// g++ makes a copy of the engine for each format, and knows it in the innermost loop.
+// g++ makes a copy of the engine for each format, and knows it in the innermost loop; and one for a
+// row alone, of which there is no loop.
 template <typename Engine>
-LLAMA_HOST_INLINE void ForFormat(const Format& format, const Engine& engine) {
-  if (format.int4) {
-    engine(Format{kMaxGroup, kMinGroup, true});
-  } else if (format.group_size == kMaxGroup) {
-    engine(Format{kMaxGroup, kMaxGroup, false});
+LLAMA_HOST_INLINE void ForRows(const Format& format, int rows, const Engine& engine) {
+  if (rows == 1) {
+    engine(format, 1);
   } else {
-    engine(Format{kMinGroup, kMinGroup, false});
+    engine(format, rows);
+  }
+}
+template <typename Engine>
+LLAMA_HOST_INLINE void ForFormat(const Format& format, int rows, const Engine& engine) {
+  if (format.int4) {
+    ForRows(Format{kMaxGroup, kMinGroup, true}, rows, engine);
+  } else if (format.group_size == kMaxGroup) {
+    ForRows(Format{kMaxGroup, kMaxGroup, false}, rows, engine);
+  } else {
+    ForRows(Format{kMinGroup, kMinGroup, false}, rows, engine);
   }
 }
 

@@ -14,7 +14,7 @@
 //   kEngineHeads                       kv heads attended to side by side by one task
 //   kHeadPad                           floats between heads of a block: on the host, rows that are
 //                                      a power of two apart would meet in few sets of its cache
-//   ForFormat(format, engine)          engine(format), for g++ with a constant
+//   ForFormat(format, rows, engine)    engine(format, rows), for g++ with constants
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one
 //                                      of them multiplies, for the host to weigh

@@ -44,9 +44,9 @@ struct KvWriter {
 };
 
 template <typename Engine>
-inline void ForFormat(const Format& format, const Engine& engine) {
+inline void ForFormat(const Format& format, int rows, const Engine& engine) {
 #pragma HLS INLINE
-  engine(format);
+  engine(format, rows);
 }
 
 // There is one task, and it fills all the sums.

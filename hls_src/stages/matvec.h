@@ -281,10 +281,10 @@ struct FormatTask {
   const EnginePlace& place;
   const QuantizedRows& in;
   const Matrix& matrix;
-  int waves, rows;
+  int waves;
   TileSums (&sums)[kEngineWaves][kEngineTiles];
 
-  LLAMA_HOST_INLINE void operator()(const Format& format) const {
+  LLAMA_HOST_INLINE void operator()(const Format& format, int rows) const {
 #pragma HLS INLINE
     RunEngine(ports, place, format, in, matrix, waves, rows, sums);
   }
@@ -307,8 +307,8 @@ struct EngineTask {
       const int words = TileWords(job.matrix, job.format.row_bytes);
       place.word[e] = job.base[place.first_channel + e] + tile / kChannels * words;
     }
-    const FormatTask engine = {ports, place, in, job.matrix, waves, job.rows, OfTask(sums, i)};
-    ForFormat(job.format, engine);
+    const FormatTask engine = {ports, place, in, job.matrix, waves, OfTask(sums, i)};
+    ForFormat(job.format, job.rows, engine);
   }
 };
 
