@@ -1,6 +1,8 @@
 """The whole kernel, called through its buffers, against `KernelModel` bit for bit."""
 
 import hashlib
+import shlex
+import subprocess
 from dataclasses import asdict
 from functools import lru_cache
 from types import SimpleNamespace
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_library import (
     BOARDS,
+    HLS_SRC,
+    REPOSITORY,
     UNTOUCHED,
     KernelSession,
     RandomModel,
@@ -21,6 +25,7 @@ from kernel_library import (
 from llama_pynq import contract
 from llama_pynq.checkpoint import ModelConfig
 from llama_pynq.contract import RequestFlag, RowFlag, Stage, State
+from llama_pynq.emulation.build import default_compiler
 from llama_pynq.reference import KEEP_ALL, KernelModel, Truncation, sample
 
 f32 = np.float32
@@ -337,6 +342,21 @@ def test_threads_change_no_bit():
         parts.append(session.run([5], [48], temperature=0.9, steps=8))
         answers.append([(r.tobytes(), logits.tobytes()) for _, r, logits in parts])
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("sanitizer", ["", "-fsanitize=thread"])
+def test_thread_pool_does_every_task_once_whoever_comes_late(tmp_path, sanitizer):
+    source, program = REPOSITORY / "tests" / "hls" / "pool.cpp", tmp_path / "pool"
+    command = [*shlex.split(default_compiler()), "-std=c++14", "-O2", "-pthread"]
+    command += [*sanitizer.split(), f"-I{HLS_SRC}", str(source), "-o", str(program)]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    if sanitizer and "cannot find" in compiled.stderr:
+        pytest.skip("this compiler comes without its thread sanitizer")
+    assert compiled.returncode == 0, compiled.stderr
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not run on this system")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_shared_master_brings_everything_in_the_order_of_its_use():

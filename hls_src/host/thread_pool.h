@@ -94,16 +94,18 @@ class ThreadPool {
     share_ = n / shares > 0 ? n / shares : 1;
     total_ = n;
     next_.store(0, std::memory_order_relaxed);
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     call_ = [](const void* context, int i) { (*static_cast<const Task*>(context))(i); };
     context_ = &task;
+    gate_.fetch_and(~kClosed, std::memory_order_release);
     epoch_.fetch_add(1);  // before sleepers_ is read: either sees the other
     if (sleepers_.load() > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
     }
     Share();
-    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; ++spins) Pause(spins);
+    // Only workers that came are waited for: one that the system has no core for may come late.
+    gate_.fetch_or(kClosed, std::memory_order_relaxed);
+    for (int spins = 0; gate_.load(std::memory_order_acquire) != kClosed; ++spins) Pause(spins);
   }
 
  private:
@@ -145,18 +147,20 @@ class ThreadPool {
       }
       seen = epoch_.load(std::memory_order_acquire);
       if (leaving_) return;
-      Share();
-      running_.fetch_sub(1, std::memory_order_release);
+      if ((gate_.fetch_add(1, std::memory_order_acquire) & kClosed) == 0) Share();
+      gate_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   static constexpr int kSpins = 2000;
+  static constexpr unsigned kClosed = 1u << 31;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<unsigned> epoch_{0};
-  std::atomic<int> next_{0}, running_{0}, sleepers_{0};
-  bool leaving_ = false;
+  std::atomic<unsigned> gate_{kClosed};  // workers inside; those that come when it is closed leave
+  std::atomic<int> next_{0}, sleepers_{0};
+  std::atomic<bool> leaving_{false};
   int share_ = 1, total_ = 0;
   void (*call_)(const void*, int) = nullptr;
   const void* context_ = nullptr;
