@@ -111,16 +111,17 @@ struct BlockPlace {
   BlockScales& value_scale;
 };
 
-// A float32 beat of a record.
+// A float32 beat of a record: of its key, half 0, or its value.
 struct FetchFloat {
   const BlockPlace& to;
 
-  LLAMA_HOST_INLINE void operator()(int position, int part, int) const {
+  LLAMA_HOST_INLINE void operator()(int position, int half, int part) const {
 #pragma HLS INLINE
-    const KvBeat& beat = to.port.Read(to.from + position * to.s.kv_record_beats + part);
-    const bool is_key = part < to.s.kv_half_beats;
-    const int d = (is_key ? part : part - to.s.kv_half_beats) * kKvBeatWords;
-    if (part == 0) {
+    const int index = position * to.s.kv_record_beats + half * to.s.kv_half_beats + part;
+    const KvBeat& beat = to.port.Read(to.from + index);
+    const bool is_key = half == 0;
+    const int d = part * kKvBeatWords;
+    if (is_key && part == 0) {
       to.key_scale[position] = 1.0f;
       to.value_scale[position] = 1.0f;
     }
@@ -184,7 +185,7 @@ inline void FetchBlock(KvReader& port, const Step& step, const TeamPlace& place,
     ForEach(positions, s.kv_record_beats, 4, fetch);
   } else {
     const FetchFloat fetch = {to};
-    ForEach(positions, s.kv_record_beats, 1, fetch);
+    ForEach(positions, 2, s.kv_half_beats, fetch);
   }
   // Weights of what is not there are zero, and zero times zero is.
 CLEAR_VALUES:
