@@ -101,7 +101,20 @@ class CallResult(NamedTuple):
 
 
 class PendingCall:
-    """A call that `LlamaDriver.begin` launched; its outcome, once somebody has waited for it."""
+    """A call that `LlamaDriver.begin` launched; its outcome, once somebody has waited for it.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Rows, first layer, end of the layers, flags.
+    n_steps : int
+    generation : int
+        The driver's, when the call was launched.
+    begin, launched : float
+        `time.perf_counter` before the registers were written, and after: seconds.
+    outcome : CallResult, Exception or None
+        None until somebody has waited.
+    """
 
     def __init__(self, shape: tuple[int, ...], n_steps: int, generation: int) -> None:
         self.shape, self.n_steps, self.generation = shape, n_steps, generation
@@ -572,8 +585,26 @@ class LlamaDriver(DefaultIP):
     ) -> PendingCall:
         """Begin a call; the host is free for other work until `finish` returns its result.
 
-        Arguments and errors as for `run`. Whoever calls the kernel next, waits for this one first
-        and keeps its result for `finish`; but what `read_logits` gives is of the last call.
+        Whoever calls the kernel next, waits for this one first and keeps its result for `finish`;
+        but what `read_logits` gives is of the last call.
+
+        Parameters
+        ----------
+        rows : (n,) structured array
+            From `contract.make_rows`; 1 to ``limits.max_rows`` rows.
+        n_steps : int
+            Tokens to generate in the call, 1 to ``limits.max_steps``.
+        stop_tokens : sequence of int
+            A row that samples one of them stops.
+
+        Returns
+        -------
+        PendingCall
+
+        Raises
+        ------
+        RequestError, LimitError, KernelTimeout, ConnectionLost
+            As for `run`.
         """
         with self._lock:
             return self._launch_run(rows, n_steps, None, 0, stop_tokens, None)
