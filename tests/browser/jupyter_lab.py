@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,14 @@ class Watch:
             }""",
             what,
         )
+        self._page = element.page
+
+    def until(self, come: Callable[[list[str]], bool]) -> None:
+        """Wait until the states tell that something has come about."""
+        last = time.monotonic() + HANGS_AFTER_S
+        while not come(self.states):
+            assert time.monotonic() < last, f"not within {HANGS_AFTER_S} s: {self.states[-1]}"
+            self._page.wait_for_timeout(100)
 
     @property
     def timed(self) -> list[tuple[float, str]]:
