@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 
 import numpy as np
 import pynq
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_pynq.emulation import memory as module
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.emulation.memory import ALIGNMENT, DeviceMemory, FirstFit
 from llama_pynq.errors import DeviceMemoryError
@@ -128,6 +130,16 @@ def test_allocation_returned_twice_is_freed_once():
     memory.free(allocation)
     assert memory.find(0) is other
     assert memory.free_bytes == 3 * ALIGNMENT
+
+
+def test_a_buffer_goes_after_the_modules_that_were_imported(device, monkeypatch):
+    """As the interpreter ends: what a destructor raises there is printed at the user."""
+    allocated = buffer(device, 3)
+    for name, value in list(vars(module).items()):
+        if inspect.ismodule(value):
+            monkeypatch.setattr(module, name, None)
+    allocated.freebuffer()
+    assert device.memory.free_bytes == PAGES * ALIGNMENT
 
 
 def test_addresses_are_aligned_and_not_null(device):

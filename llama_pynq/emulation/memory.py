@@ -74,7 +74,8 @@ class FirstFit:
     def free(self, offset: int) -> None:
         """Give a block back, joining it with the holes beside it."""
         begin, end = offset, offset + self._used.pop(offset)
-        index = bisect.bisect(self._holes, (begin, 0))
+        # Builtins alone: as the interpreter ends, buffers go when this module's imports are gone.
+        index = sum(hole < (begin, 0) for hole in self._holes)
         first = last = index
         if index > 0 and sum(self._holes[index - 1]) == begin:
             first, begin = index - 1, self._holes[index - 1][0]
