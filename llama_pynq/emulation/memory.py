@@ -15,7 +15,7 @@ import ctypes
 import math
 import mmap
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -26,9 +26,6 @@ from llama_pynq.errors import DeviceMemoryError
 # What is uploaded in bulk is streamed: huge pages read 9 to 16% faster (256 MiB, best of 20,
 # on a 2-core cloud machine). Other memory, such as a sparsely used KV cache, does without.
 _BULK_BYTES = 4 << 20
-
-if TYPE_CHECKING:
-    pass
 
 ALIGNMENT = 4096
 """Alignment of a buffer in device memory, in bytes: XRT's, too."""
