@@ -45,9 +45,10 @@ struct WeightPort {
 
 struct KvReader {
   const KvBeat* beats;
+  int ahead;
 
   const KvBeat& Read(int index) const {
-    __builtin_prefetch(beats + index + kKvBeatsAhead);
+    if (ahead > 0) __builtin_prefetch(beats + index + ahead);
     return beats[index];
   }
 };
@@ -65,7 +66,9 @@ inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
   port.ahead = ahead;
 }
 inline void LoadKv(const KvBeat* memory, int, const Step&, KvReader& port) {
+  static const int ahead = BeatsAhead() > 0 ? kKvBeatsAhead : 0;
   port.beats = memory;
+  port.ahead = ahead;
 }
 inline void LoadBoth(const Beat* memory, const KvBeat* kv_memory, int index, const Step& step,
                      WeightPort& port, KvReader& kv_port) {
@@ -98,12 +101,18 @@ LLAMA_HOST_INLINE void ForBeats(int, const GroupLoop& loop, const Body& body, Su
   }
 }
 
-// Nested, so that g++ sees what stays the same in the inner loops.
+// Nested, so that g++ sees what stays the same in the inner loops; of two in the middle it makes a
+// loop each, without their conditions.
 template <typename Body>
 LLAMA_HOST_INLINE void ForEach(int outer, int middle, int inner, const Body& body) {
   for (int i = 0; i < outer; ++i) {
-    for (int j = 0; j < middle; ++j) {
-      for (int k = 0; k < inner; ++k) body(i, j, k);
+    if (middle == 2) {
+      for (int k = 0; k < inner; ++k) body(i, 0, k);
+      for (int k = 0; k < inner; ++k) body(i, 1, k);
+    } else {
+      for (int j = 0; j < middle; ++j) {
+        for (int k = 0; k < inner; ++k) body(i, j, k);
+      }
     }
   }
 }

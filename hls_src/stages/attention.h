@@ -125,12 +125,18 @@ struct FetchFloat {
       to.key_scale[position] = 1.0f;
       to.value_scale[position] = 1.0f;
     }
+    // All of it is read before any is written, which g++ then does in whole vectors.
+    float piece[kKvBeatWords];
+    for (int i = 0; i < kKvBeatWords; ++i) {
+#pragma HLS UNROLL
+      piece[i] = beat.f[i];
+    }
     for (int i = 0; i < kKvBeatWords; ++i) {
 #pragma HLS UNROLL
       if (is_key) {
-        to.keys[position][d + i] = beat.f[i];
+        to.keys[position][d + i] = piece[i];
       } else {
-        to.values[position][d + i] = beat.f[i];
+        to.values[position][d + i] = piece[i];
       }
     }
   }
@@ -387,7 +393,7 @@ BLOCKS:
   for (int b = 0; b < blocks; ++b) {
 #pragma HLS DATAFLOW
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = 32
-    HeadBlock keys, values;
+    alignas(kWordBytes) HeadBlock keys, values;
 #pragma HLS ARRAY_PARTITION variable = keys cyclic factor = kKvLanes dim = 2
 #pragma HLS ARRAY_PARTITION variable = values cyclic factor = kKvLanes dim = 2
     BlockScales key_scale, value_scale;
