@@ -14,10 +14,14 @@
 namespace kernel {
 
 #define LLAMA_HOST_INLINE inline __attribute__((always_inline))
+#define LLAMA_HOST_UNROLL _Pragma("GCC unroll 4")
 constexpr int kEngineTiles = 1;
 constexpr int kEngineWaves = 1;
 constexpr int kEngineHeads = 1;
 constexpr int kHeadPad = 16;
+// Sums are stored one by one and scaled in whole vectors, for which a processor waits until all of
+// them have reached its cache: they are given time.
+constexpr int kScaleAfter = 12;
 
 // The host's loader: memory is asked for a beat this many before it is used. Intel's processors
 // leave alone some 20 to 40% of their memory's speed without; AMD's reach it by themselves, and a
@@ -118,11 +122,13 @@ LLAMA_HOST_INLINE void ForEach(int outer, int middle, int inner, const Body& bod
 }
 
 // g++ makes a copy of the engine for each format, and knows it in the innermost loop; and one for a
-// row alone, of which there is no loop.
+// row alone and for two, of which there is no loop.
 template <typename Engine>
 LLAMA_HOST_INLINE void ForRows(const Format& format, int rows, const Engine& engine) {
   if (rows == 1) {
     engine(format, 1);
+  } else if (rows == 2) {
+    engine(format, 2);
   } else {
     engine(format, rows);
   }

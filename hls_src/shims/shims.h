@@ -14,6 +14,7 @@
 //   kEngineHeads                       kv heads attended to side by side by one task
 //   kHeadPad                           floats between heads of a block: on the host, rows that are
 //                                      a power of two apart would meet in few sets of its cache
+//   kScaleAfter                        beats of a group before the last one's sums are scaled
 //   ForFormat(format, rows, engine)    engine(format, rows), for g++ with constants
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one
@@ -21,6 +22,7 @@
 //   ParallelRows(n, macs, task)        task(span) of the rows 0 ... n - 1: all of them, or some
 //                                      in each of the host's threads
 //   LLAMA_HOST_INLINE                  inlined by g++, which then knows the group size
+//   LLAMA_HOST_UNROLL                  a loop over rows that g++ unrolls four times
 //   events.Mark(stage, layer)          time stamp
 #pragma once
 

@@ -11,10 +11,12 @@
 namespace kernel {
 
 #define LLAMA_HOST_INLINE inline
+#define LLAMA_HOST_UNROLL
 constexpr int kEngineTiles = kChannels;
 constexpr int kEngineWaves = kWavesInFlight;
 constexpr int kEngineHeads = kKvPorts;
 constexpr int kHeadPad = 0;
+constexpr int kScaleAfter = 0;
 
 struct WeightPort {
   hls::stream<Beat, kWeightFifoBeats> beats;

@@ -146,15 +146,16 @@ struct EngineBeat {
     const bool narrow = format.row_bytes != kWordBytes;
     const bool two_rows = narrow || at.half;
     const int value_words = two_rows ? kTileRows / 2 : kTileRows;
-    const int slot = at.word * kWordBeats + at.beat;
+    const int beat_of_group = at.word * kWordBeats + at.beat;
+    const int slot = beat_of_group - kScaleAfter;
     const int parity = at.count % 2;
-    if (at.count > 0 && slot < kScaleSlots) {
+    if (at.count > 0 && slot >= 0 && slot < kScaleSlots) {
       const bool same_wave = kEngineWaves == 1 || at.group > 0;
       const int g = same_wave ? at.group - 1 : groups - 1;
       const int wave = same_wave ? at.wave : at.wave - 1;
       ScaleLanes(group_dots, 1 - parity, format, in, g, slot, rows, sums[wave]);
     }
-    if (slot == 0) {
+    if (beat_of_group == 0) {
       for (int row = 0; row < RoundUp(ActiveRows(rows), kProductRows); ++row) {
 #pragma HLS UNROLL
         const bool two = format.group_size == kMaxGroup;
@@ -188,6 +189,7 @@ struct EngineBeat {
   LLAMA_HOST_INLINE void DotRows(const Beat& beat, int e, int parity, int w, int b,
                                  bool wide) const {
 #pragma HLS INLINE
+    LLAMA_HOST_UNROLL
     for (int row = 0; row < ActiveRows(rows); row += kProductRows) {
 #pragma HLS UNROLL
       const int from = wide ? b * kBeatBytes : b * kBeatBytes % kMinGroup;
@@ -249,7 +251,7 @@ LLAMA_HOST_INLINE void RunEngine(WeightPorts& ports, const EnginePlace& place, c
 #pragma HLS ARRAY_PARTITION variable = group_dots.scales cyclic factor = kBeatBytes / 4 dim = 3
   const EngineBeat beat = {ports,   place, format, in,         matrix.groups, rows,
                            operand, first, second, group_dots, sums};
-  constexpr int kSlotWords = (kScaleSlots + kWordBeats - 1) / kWordBeats;
+  constexpr int kSlotWords = (kScaleAfter + kScaleSlots + kWordBeats - 1) / kWordBeats;
   const int words = GroupWords(format.row_bytes != kWordBytes), tail_words = GroupWords(true);
   GroupLoop loop;
   loop.groups = matrix.groups;
