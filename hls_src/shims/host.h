@@ -23,18 +23,28 @@ constexpr int kHeadPad = 16;
 // them have reached its cache: they are given time.
 constexpr int kScaleAfter = 12;
 
-// The host's loader: memory is asked for a beat this many before it is used. Intel's processors
-// leave alone some 20 to 40% of their memory's speed without; AMD's reach it by themselves, and a
-// token of 110 million weights takes them half as long again when asked (Xeon; EPYC, Zen 4).
-inline int BeatsAhead() {
+// The host's loader: memory is asked for this many beats before they are used; of keys and values
+// fewer, for a head's positions in use end sooner than a matrix.
+struct BeatsAhead {
+  int weights, kv;
+};
+
+// Intel's processors leave alone some 20 to 40% of their memory's speed without (Xeon). AMD's up to
+// Zen 4 reach it by themselves, and a token of 110 million weights takes them half as long again
+// when asked (EPYC, Zen 4); Zen 5 takes twice as long when not (EPYC).
+inline BeatsAhead AskAhead() {
 #if defined(__x86_64__)
   constexpr unsigned int kAuth = 0x68747541;  // enticAMD
-  unsigned int leaves = 0, vendor = 0, unused = 0;
-  if (__get_cpuid(0, &leaves, &vendor, &unused, &unused) && vendor == kAuth) return 0;
+  constexpr unsigned int kZen5 = 0x1a;
+  unsigned int leaves = 0, vendor = 0, signature = 0, unused = 0;
+  if (__get_cpuid(0, &leaves, &vendor, &unused, &unused) && vendor == kAuth &&
+      __get_cpuid(1, &signature, &unused, &unused, &unused)) {
+    const unsigned int family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+    return family < kZen5 ? BeatsAhead{0, 0} : BeatsAhead{128, 96};
+  }
 #endif
-  return 128;
+  return BeatsAhead{128, 32};
 }
-constexpr int kKvBeatsAhead = 32;  // a head's positions in use end sooner than a matrix
 
 struct WeightPort {
   const Beat* beats;
@@ -65,12 +75,12 @@ struct KvWriter {
 
 // Nothing to run ahead of: memory is already where compute reads it.
 inline void Load(const Beat* memory, int, const Step&, WeightPort& port) {
-  static const int ahead = BeatsAhead();
+  static const int ahead = AskAhead().weights;
   port.beats = memory;
   port.ahead = ahead;
 }
 inline void LoadKv(const KvBeat* memory, int, const Step&, KvReader& port) {
-  static const int ahead = BeatsAhead() > 0 ? kKvBeatsAhead : 0;
+  static const int ahead = AskAhead().kv;
   port.beats = memory;
   port.ahead = ahead;
 }
