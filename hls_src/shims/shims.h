@@ -15,6 +15,9 @@
 //   kHeadPad                           floats between heads of a block: on the host, rows that are
 //                                      a power of two apart would meet in few sets of its cache
 //   kScaleAfter                        beats of a group before the last one's sums are scaled
+//   kSampleBlocks                      blocks of logits taken before those that may be among the
+//   top
+//                                      ones are looked at
 //   ForFormat(format, rows, engine)    engine(format, rows), for g++ with constants
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one

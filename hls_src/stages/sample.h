@@ -21,7 +21,8 @@ struct LogSumExp {
 #pragma HLS UNROLL
       terms[i] = Exp(values[i] - larger);
     }
-    const float shrink = Exp(maximum - larger);
+    // e^0 is 1 to the bit, and few blocks exceed those before them: g++ skips the rest.
+    const float shrink = larger > maximum ? Exp(maximum - larger) : 1.0f;
     total = total * shrink + TreeSum(terms);
     maximum = larger;
   }
@@ -154,11 +155,10 @@ MASK:
   return candidates;
 }
 
-// Every block of every row.
+// The next `blocks` blocks of every row, from `at` on.
 inline void TakeBlocks(int first_tile, int blocks, const BlockSums& sums, RowSpan rows,
-                       const Step& step, Sampler& sampler) {
+                       const Step& step, Item& at, Sampler& sampler) {
 #pragma HLS INLINE
-  Item at = FirstItem(rows);  // a block of logits
 TAKE:
   for (int item = 0; item < blocks * rows.n; ++item) {
 #pragma HLS PIPELINE II = kSampleCycles
@@ -184,21 +184,24 @@ TAKE:
 
 inline int LowestBit(uint32_t bits) {
 #pragma HLS INLINE
-  int lowest = 0;
+  const uint32_t lowest = bits & (0u - bits);
+  int index = 0;
 LOWEST:
-  for (int i = 31; i >= 0; --i) {
+  for (int i = 0; i < 5; ++i) {
 #pragma HLS UNROLL
-    if ((bits >> i & 1u) != 0) lowest = i;
+    // Numbers whose bit i is set.
+    const uint32_t with[] = {0xaaaaaaaau, 0xccccccccu, 0xf0f0f0f0u, 0xff00ff00u, 0xffff0000u};
+    index |= (lowest & with[i]) != 0 ? 1 << i : 0;
   }
-  return lowest;
+  return index;
 }
 
 // Few of a vocabulary ever get here, so they come one by one: in a cycle, the next candidate, or
 // the next block's.
 inline void InsertCandidates(int first_tile, int blocks, const BlockSums& sums, RowSpan rows,
-                             const Step& step, Sampler& sampler) {
+                             const Step& step, Item& next, Sampler& sampler) {
 #pragma HLS INLINE
-  Item at = FirstItem(rows), next = at;  // a block of logits
+  Item at = next;
   int left = blocks * rows.n;
   uint32_t candidates = 0;
 TOP:
@@ -256,8 +259,15 @@ inline void SampleTiles(int first_tile, int tiles, const BlockSums& sums, RowSpa
                         const Step& step, float* full, Sampler& sampler) {
 #pragma HLS INLINE
   const int blocks = tiles / kTilesInBlock;
-  TakeBlocks(first_tile, blocks, sums, rows, step, sampler);
-  InsertCandidates(first_tile, blocks, sums, rows, step, sampler);
+  Item take = FirstItem(rows), insert = take;  // a block of logits
+BLOCKS:
+  for (int block = 0; block < blocks; block += kSampleBlocks) {
+#pragma HLS LOOP_TRIPCOUNT min = 1 max = 1
+    const int left = blocks - block;
+    const int n = left < kSampleBlocks ? left : kSampleBlocks;
+    TakeBlocks(first_tile, n, sums, rows, step, take, sampler);
+    InsertCandidates(first_tile, n, sums, rows, step, insert, sampler);
+  }
   BurstLogits(first_tile, tiles, sums, rows, step, full);
 }
 
