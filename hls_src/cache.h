@@ -41,6 +41,19 @@ struct Team {
   int last;  // highest position
 };
 
+// What a team reads of a kv head: beats of a port that follow one another.
+struct KvRun {
+  int port, first, beats;
+};
+
+inline KvRun RunOf(const Shape& s, const Team& team, int layer, int kv_head) {
+  KvRun run;
+  run.port = kv_head % kKvPorts;
+  run.first = KvBeatOf(s, team.slot, layer, kv_head, 0);
+  run.beats = (team.last + 1) * s.kv_record_beats;
+  return run;
+}
+
 // Query heads of a kv head that a team's rows take at once, how often that is, and the rows.
 inline int TeamHeads(const Shape& s) {
   const int heads = s.n_heads / s.n_kv_heads;

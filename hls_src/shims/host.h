@@ -24,8 +24,7 @@ constexpr int kHeadPad = 16;
 constexpr int kScaleAfter = 12;
 constexpr int kSampleBlocks = 4;  // candidates are few once the top logits are known
 
-// The host's loader: memory is asked for this many beats before they are used; of keys and values
-// fewer, for a head's positions in use end sooner than a matrix.
+// The host's loader: memory is asked for this many beats before they are used.
 struct BeatsAhead {
   int weights, kv;
 };
@@ -41,7 +40,7 @@ inline BeatsAhead AskAhead() {
   if (__get_cpuid(0, &leaves, &vendor, &unused, &unused) && vendor == kAuth &&
       __get_cpuid(1, &signature, &unused, &unused, &unused)) {
     const unsigned int family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
-    return family < kZen5 ? BeatsAhead{0, 0} : BeatsAhead{128, 96};
+    return family < kZen5 ? BeatsAhead{0, 0} : BeatsAhead{128, 128};
   }
 #endif
   return BeatsAhead{128, 32};
@@ -61,12 +60,30 @@ struct WeightPort {
 struct KvReader {
   const KvBeat* beats;
   int ahead;
+  // What is asked for next; where this run ends, and where the next one begins.
+  const KvBeat *ask, *end, *after;
 
-  const KvBeat& Read(int index) const {
-    if (ahead > 0) __builtin_prefetch(beats + index + ahead);
+  const KvBeat& Read(int index) {
+    if (ahead > 0) {
+      __builtin_prefetch(ask);
+      ++ask;
+      if (ask == end) ask = after;
+    }
     return beats[index];
   }
 };
+
+// Nothing is asked for that lies between the runs, and a run does not begin with a wait.
+typedef KvReader RunReader;
+inline RunReader ReadRun(const KvReader (&ports)[kKvPorts], int port, const KvRun& run,
+                         const KvRun& next) {
+  RunReader reader = ports[port];
+  const KvBeat* first = reader.beats + run.first;
+  reader.end = first + run.beats;
+  reader.after = ports[next.port].beats + next.first;
+  reader.ask = run.beats > reader.ahead ? first + reader.ahead : reader.after;
+  return reader;
+}
 
 struct KvWriter {
   KvBeat* beats;

@@ -4,6 +4,7 @@
 //   Load(memory, channel, step, port)  streams a channel's beats in the order of their use
 //   port.Read(word, beat)              the next of them; the numbers are its place in the channel
 //   LoadKv, StoreKv, reader.Read, writer.Write   the same for keys and values
+//   ReadRun(ports, port, run, next)    a reader of one run of beats, the numbers' place in the port
 //   LoadBoth                           weights, keys and values in turn, with kSharedMasters
 //   OfTask(sums, task)                 the part of an array that a task fills
 //   ForEach(n, m, l, body)             body(i, j, k) of three nested loops

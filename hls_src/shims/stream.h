@@ -37,6 +37,12 @@ struct KvReader {
   }
 };
 
+typedef KvReader& RunReader;
+inline RunReader ReadRun(KvReader (&ports)[kKvPorts], int port, const KvRun&, const KvRun&) {
+#pragma HLS INLINE
+  return ports[port];
+}
+
 struct KvWriter {
   hls::stream<KvBeat, kKvWriteBeats> beats;
 

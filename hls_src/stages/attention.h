@@ -546,6 +546,14 @@ struct TeamTask {
   float (*out)[kMaxDim];
   float root;                // of head_size
   int layer, heads, chunks;  // query heads of a kv head that a team takes at once, and how often
+  int tasks;
+
+  // What the first engine of a task reads.
+  KvRun Run(int task) const {
+#pragma HLS INLINE
+    const int head = task / (chunks * step.n_teams) * kEngineHeads;
+    return RunOf(step.shape, step.teams[task / chunks % step.n_teams], layer, head);
+  }
 
   void operator()(int task) const {
 #pragma HLS INLINE
@@ -628,8 +636,8 @@ struct TeamTask {
 #pragma HLS UNROLL
       // Never under a condition: calls that HLS can see are independent start together.
       const int port = kEngineHeads == kKvPorts ? e : places[e].kv_head % kKvPorts;
-      AttendTeam(cache[port], step, places[e], query[e], key[e], value[e], scale[e], root,
-                 result[e]);
+      RunReader reader = ReadRun(cache, port, Run(task), Run(task + 1 < tasks ? task + 1 : task));
+      AttendTeam(reader, step, places[e], query[e], key[e], value[e], scale[e], root, result[e]);
     }
   STORE_QUERIES:
     for (int q = 0; q < queries; ++q) {
@@ -654,7 +662,8 @@ inline void Attend(const Step& step, int layer, KvReaders& cache, const float (*
   const int heads = TeamHeads(s);
   const int chunks = TeamChunks(s);
   const int groups = (s.n_kv_heads + kEngineHeads - 1) / kEngineHeads;
-  const TeamTask teams = {step, cache, qkv, rounded, out, root, layer, heads, chunks};
+  const int tasks = groups * step.n_teams * chunks;
+  const TeamTask teams = {step, cache, qkv, rounded, out, root, layer, heads, chunks, tasks};
   int positions = 0;
 LONGEST:
   for (int i = 0; i < step.n_teams; ++i) {
@@ -663,8 +672,7 @@ LONGEST:
     positions = mine > positions ? mine : positions;
   }
   // A float multiplication weighs as much as some four of the int8 ones.
-  ParallelFor(groups * step.n_teams * chunks,
-              static_cast<int64_t>(8 * s.head_size) * heads * positions, teams);
+  ParallelFor(tasks, static_cast<int64_t>(8 * s.head_size) * heads * positions, teams);
 }
 
 inline void WriteBeat(const Step& step, int layer, int row, int head, int part, const KvBeat& beat,
