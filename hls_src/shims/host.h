@@ -150,13 +150,15 @@ LLAMA_HOST_INLINE void ForEach(int outer, int middle, int inner, const Body& bod
 }
 
 // g++ makes a copy of the engine for each format, and knows it in the innermost loop; and one for a
-// row alone and for two, of which there is no loop.
+// row alone, for two and for four, of which there is no loop.
 template <typename Engine>
 LLAMA_HOST_INLINE void ForRows(const Format& format, int rows, const Engine& engine) {
   if (rows == 1) {
     engine(format, 1);
   } else if (rows == 2) {
     engine(format, 2);
+  } else if (rows == 4) {
+    engine(format, 4);
   } else {
     engine(format, rows);
   }
@@ -176,8 +178,8 @@ inline int ActiveRows(int n) {
   return n;
 }
 
-// Waking threads costs some microseconds: worth it from about ten of them on.
-constexpr int64_t kWorthwhileMacs = 1 << 18;
+// Waking threads costs a microsecond or two: worth it from about four of work on.
+constexpr int64_t kWorthwhileMacs = 1 << 17;
 
 template <typename Task>
 inline void ParallelFor(int n, int64_t macs, const Task& task) {
