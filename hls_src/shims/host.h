@@ -117,20 +117,28 @@ template <typename T>
 inline T (&OfTask(T (&all)[kWavesInFlight][kChannels], int task))
     [kEngineWaves][kEngineTiles] { return *reinterpret_cast<T(*)[1][1]>(all[0] + task); }
 
+// A group's words, in loops of their own where something else is done besides: the row alone is
+// slow where g++ asks at every word.
+template <typename Body>
+LLAMA_HOST_INLINE void ForWords(int g, bool half, int words, const Body& body) {
+  constexpr int kScaleWord = kScaleAfter / kWordBeats;
+  static_assert(kScaleWord > 0, "activations are copied in one word, sums scaled in a later one");
+  for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, g, g, 0, b, half});
+  for (int w = 1; w < kScaleWord; ++w) {
+    for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, g, g, w, b, half});
+  }
+  for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, g, g, kScaleWord, b, half});
+  for (int w = kScaleWord + 1; w < words; ++w) {
+    for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, g, g, w, b, half});
+  }
+}
+
 // A task is one tile. g++ makes a loop of its own of the half group, if there is one.
 template <typename Body, typename Sums>
 LLAMA_HOST_INLINE void ForBeats(int, const GroupLoop& loop, const Body& body, Sums&) {
   const int whole = loop.half_tail ? loop.groups - 1 : loop.groups;
-  for (int g = 0; g < whole; ++g) {
-    for (int w = 0; w < loop.words; ++w) {
-      for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, g, g, w, b, false});
-    }
-  }
-  if (loop.half_tail) {
-    for (int w = 0; w < loop.tail_words; ++w) {
-      for (int b = 0; b < kWordBeats; ++b) body(BeatAt{0, whole, whole, w, b, true});
-    }
-  }
+  for (int g = 0; g < whole; ++g) ForWords(g, false, loop.words, body);
+  if (loop.half_tail) ForWords(whole, true, loop.tail_words, body);
 }
 
 // Nested, so that g++ sees what stays the same in the inner loops; of two in the middle it makes a
