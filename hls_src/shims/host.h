@@ -22,6 +22,7 @@ constexpr int kHeadPad = 16;
 // Sums are stored one by one and scaled in whole vectors, for which a processor waits until all of
 // them have reached its cache: they are given time.
 constexpr int kScaleAfter = 12;
+constexpr bool kKnownFormat = true;
 constexpr int kSampleBlocks = 4;  // candidates are few once the top logits are known
 
 // The host's loader: memory is asked for this many beats before they are used.

@@ -19,6 +19,7 @@
 //   kSampleBlocks                      blocks of logits taken before those that may be among the
 //   top
 //                                      ones are looked at
+//   kKnownFormat                       whether an engine is compiled for one format, or for all
 //   ForFormat(format, rows, engine)    engine(format, rows), for g++ with constants
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
 //   ParallelFor(n, macs, task)         task(0) ... task(n - 1), in any order; `macs` is what one

@@ -17,6 +17,7 @@ constexpr int kEngineWaves = kWavesInFlight;
 constexpr int kEngineHeads = kKvPorts;
 constexpr int kHeadPad = 0;
 constexpr int kScaleAfter = 0;
+constexpr bool kKnownFormat = false;
 constexpr int kSampleBlocks = kTilesInFlight;  // two loops over all there are
 
 struct WeightPort {

@@ -61,20 +61,40 @@ LLAMA_HOST_INLINE int32_t DotHigh(const uint8_t* weights, const int8_t* x) {
   return sum;
 }
 
+template <int kBytes>
+LLAMA_HOST_INLINE int32_t DotBytes(const uint8_t* weights, const int8_t* x) {
+#pragma HLS INLINE
+  int32_t sum = 0;
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    sum += static_cast<int32_t>(weights[i]) * static_cast<int32_t>(x[i]);
+  }
+  return sum;
+}
+
 // kBytes of weights times the activations of kProductRows rows: x, and y if there are two. Where a
 // byte holds two weights, the low ones use the same multipliers.
 template <int kBytes>
 LLAMA_HOST_INLINE void Dot(const uint8_t* weights, const int8_t* x, const int8_t*, bool int4,
                            int32_t (&sums)[1]) {
 #pragma HLS INLINE
-  int32_t sum = 0;
-  for (int i = 0; i < kBytes; ++i) {
+  if (int4 || !kKnownFormat) {
+    // All in one sum: on the host each ends in additions across a vector.
+    uint8_t both[2 * kBytes];
+    int8_t with[2 * kBytes];
+#pragma HLS ARRAY_PARTITION variable = both complete
+#pragma HLS ARRAY_PARTITION variable = with complete
+    for (int i = 0; i < kBytes; ++i) {
 #pragma HLS UNROLL
-    const uint8_t low = int4 ? weights[i] & 15 : weights[i];
-    sum += static_cast<int32_t>(low) * static_cast<int32_t>(x[i]);
+      both[i] = int4 ? weights[i] & 15 : weights[i];
+      both[kBytes + i] = int4 ? weights[i] >> 4 : 0;
+      with[i] = x[i];
+      with[kBytes + i] = int4 ? x[kMinGroup + i] : 0;
+    }
+    sums[0] = DotBytes<2 * kBytes>(both, with);
+  } else {
+    sums[0] = DotBytes<kBytes>(weights, x);
   }
-  if (int4) sum += DotHigh<kBytes>(weights, x);
-  sums[0] = sum;
 }
 
 // Two rows in the halves of one product, as a DSP48E2 multiplies 27 bits by 18 (AMD, WP486). Four
