@@ -347,15 +347,17 @@ def machine() -> dict[str, Any]:
     """What the figures are of."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    of = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    # A virtual machine's name may not tell which generation it is.
+    family = f" (family {of['cpu family']}, model {of['model']})" if "cpu family" in of else ""
     cores = os.cpu_count() or 1
     return {
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": of.get("model name", platform.processor()) + family,
         "cores": cores,
         "load": os.getloadavg()[0],
-        "read GB/s, 1 thread": round(read_gb_per_s(1), 1),
-        f"read GB/s, {cores} threads": round(read_gb_per_s(cores), 1),
+        "memory read by NumPy, GB/s, 1 thread": round(read_gb_per_s(1), 1),
+        f"memory read by NumPy, GB/s, {cores} threads": round(read_gb_per_s(cores), 1),
     }
 
 

@@ -16,9 +16,8 @@
 //   kHeadPad                           floats between heads of a block: on the host, rows that are
 //                                      a power of two apart would meet in few sets of its cache
 //   kScaleAfter                        beats of a group before the last one's sums are scaled
-//   kSampleBlocks                      blocks of logits taken before those that may be among the
-//   top
-//                                      ones are looked at
+//   kSampleBlocks                      blocks of logits taken at once, before those of them are
+//                                      looked at that may be among the top ones
 //   kKnownFormat                       whether an engine is compiled for one format, or for all
 //   ForFormat(format, rows, engine)    engine(format, rows), for g++ with constants
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out
