@@ -113,6 +113,20 @@ inline void PlaceKvWriter(KvBeat* memory, KvWriter& port) {
 }
 inline void StoreKv(KvBeat*, int, const Step&, KvWriter&) {}
 
+// A row's value has a line of the cache to itself: threads that take a row each would pass it to
+// and fro otherwise.
+template <typename T>
+struct PerRow {
+  struct Line {
+    T value;
+    char rest[64 - sizeof(T)];
+  };
+  Line lines[kMaxRows];
+
+  T& operator[](int row) { return lines[row].value; }
+  const T& operator[](int row) const { return lines[row].value; }
+};
+
 // The sums that one task of many fills.
 template <typename T>
 inline T (&OfTask(T (&all)[kWavesInFlight][kChannels], int task))

@@ -18,6 +18,7 @@
 //   kScaleAfter                        beats of a group before the last one's sums are scaled
 //   kSampleBlocks                      blocks of logits taken at once, before those of them are
 //                                      looked at that may be among the top ones
+//   PerRow<T>                          an array of a T for each row
 //   kKnownFormat                       whether an engine is compiled for one format, or for all
 //   ForFormat(format, rows, engine)    engine(format, rows), for g++ with constants
 //   ActiveRows(n)                      rows an engine computes: fabric never leaves one out

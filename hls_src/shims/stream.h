@@ -59,6 +59,9 @@ inline void ForFormat(const Format& format, int rows, const Engine& engine) {
   engine(format, rows);
 }
 
+template <typename T>
+using PerRow = T[kMaxRows];
+
 // There is one task, and it fills all the sums.
 template <typename T>
 inline T (&OfTask(T (&all)[kEngineWaves][kEngineTiles], int)) [kEngineWaves][kEngineTiles] {

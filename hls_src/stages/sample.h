@@ -38,12 +38,12 @@ constexpr int kBlocksInFlight = kWavesInFlight * kBlocksInWave;
 struct Sampler {
   int32_t top_order[kMaxRows][kTopLogits];  // OrderOf of the top logits
   int top_id[kMaxRows][kTopLogits];
-  float plain_maximum[kMaxRows], plain_total[kMaxRows];
-  float tempered_maximum[kMaxRows], tempered_total[kMaxRows];
-  float best_score[kMaxRows], best_logit[kMaxRows];
-  int best_id[kMaxRows];
+  PerRow<float> plain_maximum, plain_total;
+  PerRow<float> tempered_maximum, tempered_total;
+  PerRow<float> best_score, best_logit;
+  PerRow<int> best_id;
   // Of a block of tiles: which logits may be among the top ones, a bit for each of kBlock.
-  uint32_t candidates[kBlocksInFlight][kMaxRows];
+  uint32_t candidates[kMaxRows][kBlocksInFlight];
 };
 
 inline void StartSamplers(int rows, Sampler& s) {
@@ -177,7 +177,7 @@ TAKE:
       const int row = step.sampling[at.row];
       candidates = TakeBlock(block, first_id, left < kBlock ? left : kBlock, step, row, sampler);
     }
-    sampler.candidates[at.index][at.row] = candidates;
+    sampler.candidates[at.row][at.index] = candidates;
     at.Next(rows, kBlocksInWave);
   }
 }
@@ -210,7 +210,7 @@ TOP:
 #pragma HLS LOOP_TRIPCOUNT min = 1 max = kBlocksInFlight * kMaxRows * 2
     if (candidates == 0) {
       at = next;
-      candidates = sampler.candidates[at.index][at.row];
+      candidates = sampler.candidates[at.row][at.index];
       next.Next(rows, kBlocksInWave);
       --left;
     } else {
