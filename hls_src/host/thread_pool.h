@@ -89,9 +89,7 @@ class ThreadPool {
       for (int i = 0; i < n; ++i) task(i);
       return;
     }
-    // Small enough shares that a thread held up elsewhere does not hold up the rest.
-    const int shares = 4 * Threads();
-    share_ = n / shares > 0 ? n / shares : 1;
+    least_ = n / (16 * Threads()) > 0 ? n / (16 * Threads()) : 1;
     total_ = n;
     next_.store(0, std::memory_order_relaxed);
     call_ = [](const void* context, int i) { (*static_cast<const Task*>(context))(i); };
@@ -124,10 +122,18 @@ class ThreadPool {
     }
   }
 
+  // Half of what would be a thread's fair share of the rest, again and again: neighbours in memory
+  // stay together, and a thread held up elsewhere does not hold up the others for long.
   void Share() {
-    for (int first; (first = next_.fetch_add(share_, std::memory_order_relaxed)) < total_;) {
-      const int end = first + share_ < total_ ? first + share_ : total_;
-      for (int i = first; i < end; ++i) call_(context_, i);
+    int first = next_.load(std::memory_order_relaxed);
+    while (first < total_) {
+      const int half = (total_ - first) / (2 * Threads());
+      const int share = half > least_ ? half : least_;
+      const int end = share < total_ - first ? first + share : total_;
+      if (next_.compare_exchange_weak(first, end, std::memory_order_relaxed)) {
+        for (int i = first; i < end; ++i) call_(context_, i);
+        first = next_.load(std::memory_order_relaxed);
+      }
     }
   }
 
@@ -161,7 +167,7 @@ class ThreadPool {
   std::atomic<unsigned> gate_{kClosed};  // workers inside; those that come when it is closed leave
   std::atomic<int> next_{0}, sleepers_{0};
   std::atomic<bool> leaving_{false};
-  int share_ = 1, total_ = 0;
+  int least_ = 1, total_ = 0;
   void (*call_)(const void*, int) = nullptr;
   const void* context_ = nullptr;
 };
