@@ -201,7 +201,7 @@ inline int ActiveRows(int n) {
   return n;
 }
 
-// Waking threads costs a microsecond or two: worth it from about four of work on.
+// A call of the threads costs a microsecond or two: worth it where the work takes a few.
 constexpr int64_t kWorthwhileMacs = 1 << 17;
 
 template <typename Task>

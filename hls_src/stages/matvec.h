@@ -48,19 +48,6 @@ struct EnginePlace {
   int word[kEngineTiles];
 };
 
-// What the high nibbles of kBytes come to: they meet the other half of the group.
-template <int kBytes>
-LLAMA_HOST_INLINE int32_t DotHigh(const uint8_t* weights, const int8_t* x) {
-#pragma HLS INLINE
-  int32_t sum = 0;
-  for (int i = 0; i < kBytes; ++i) {
-#pragma HLS UNROLL
-    const uint8_t high = weights[i] >> 4;
-    sum += static_cast<int32_t>(high) * static_cast<int32_t>(x[kMinGroup + i]);
-  }
-  return sum;
-}
-
 template <int kBytes>
 LLAMA_HOST_INLINE int32_t DotBytes(const uint8_t* weights, const int8_t* x) {
 #pragma HLS INLINE
@@ -70,6 +57,19 @@ LLAMA_HOST_INLINE int32_t DotBytes(const uint8_t* weights, const int8_t* x) {
     sum += static_cast<int32_t>(weights[i]) * static_cast<int32_t>(x[i]);
   }
   return sum;
+}
+
+// What the high nibbles of kBytes come to: they meet the other half of the group.
+template <int kBytes>
+LLAMA_HOST_INLINE int32_t DotHigh(const uint8_t* weights, const int8_t* x) {
+#pragma HLS INLINE
+  uint8_t high[kBytes];
+#pragma HLS ARRAY_PARTITION variable = high complete
+  for (int i = 0; i < kBytes; ++i) {
+#pragma HLS UNROLL
+    high[i] = weights[i] >> 4;
+  }
+  return DotBytes<kBytes>(high, x + kMinGroup);
 }
 
 // kBytes of weights times the activations of kProductRows rows: x, and y if there are two. Where a
