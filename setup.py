@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -32,6 +32,7 @@ HLS_FOLDERS = [
     "llama_pynq.hls_src",
     *(f"llama_pynq.hls_src.{name}" for name in ("boards", "host", "scripts", "shims", "stages")),
 ]
+MAPPED = ["llama_pynq.notebooks", "llama_pynq.overlay"]
 
 
 def build_target() -> Target | None:
@@ -119,18 +120,7 @@ setup(
         "llama_pynq.notebooks": "notebooks",
         "llama_pynq.overlay": "overlay",
     },
-    packages=[
-        "llama_pynq",
-        "llama_pynq.emulation",
-        *HLS_FOLDERS,
-        "llama_pynq.labs",
-        "llama_pynq.models",
-        "llama_pynq.notebooks",
-        "llama_pynq.overlay",
-        "llama_pynq.train",
-        "llama_pynq.vitis",
-        "llama_pynq.widgets",
-    ],
+    packages=[*find_packages(include=["llama_pynq*"]), *MAPPED, *HLS_FOLDERS],
     package_data={
         "llama_pynq.models": ["*.bin", "*.model", "*.md"],
         "llama_pynq.notebooks": ["*.ipynb"],

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, ModelConfig, load_checkpoint
-    from .driver import LlamaDriver
-    from .emulation.device import EmulatedDevice
-    from .llama import Generation, Llama
-    from .llama_overlay import LlamaOverlay
-    from .tokenizer import Tokenizer
+    from llama_pynq.checkpoint import Checkpoint, ModelConfig, load_checkpoint
+    from llama_pynq.driver import LlamaDriver
+    from llama_pynq.emulation.device import EmulatedDevice
+    from llama_pynq.llama import Generation, Llama
+    from llama_pynq.llama_overlay import LlamaOverlay
+    from llama_pynq.tokenizer import Tokenizer
 
 _HOME = {
     "Checkpoint": "checkpoint",

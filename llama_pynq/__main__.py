@@ -2,6 +2,6 @@
 
 import sys
 
-from .cli import main
+from llama_pynq.cli import main
 
 sys.exit(main())

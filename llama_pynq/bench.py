@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from . import __version__
-from .contract import RowFlag, make_rows
-from .llama import Generation, Llama
-from .llama_overlay import LlamaOverlay
-from .power import PowerRecorder, Rails
+from llama_pynq import __version__
+from llama_pynq.contract import RowFlag, make_rows
+from llama_pynq.llama import Generation, Llama
+from llama_pynq.llama_overlay import LlamaOverlay
+from llama_pynq.power import PowerRecorder, Rails
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CheckpointError
+from llama_pynq.errors import CheckpointError
 
 __all__ = [
     "GLOBAL_TENSORS",

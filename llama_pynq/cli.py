@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, cli_notebooks, cli_overlay
-from .errors import LlamaPynqError
-from .files import write_new
+from llama_pynq import __version__, cli_notebooks, cli_overlay
+from llama_pynq.errors import LlamaPynqError
+from llama_pynq.files import write_new
 
 if TYPE_CHECKING:
-    from .checkpoint import ModelConfig
-    from .contract import KernelLimits
-    from .llama import Generation, Llama
-    from .llama_overlay import LlamaOverlay
-    from .overlay_record import OverlayRecord
+    from llama_pynq.checkpoint import ModelConfig
+    from llama_pynq.contract import KernelLimits
+    from llama_pynq.llama import Generation, Llama
+    from llama_pynq.llama_overlay import LlamaOverlay
+    from llama_pynq.overlay_record import OverlayRecord
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _open(args: argparse.Namespace) -> LlamaOverlay:
-    from .emulation.device import MAX_THREADS, EmulatedDevice
-    from .llama_overlay import LlamaOverlay, find_device
+    from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice
+    from llama_pynq.llama_overlay import LlamaOverlay, find_device
 
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
@@ -207,7 +207,7 @@ def _info(args: argparse.Namespace) -> int:
 
     from pynq.pl_server.device import Device
 
-    from .llama import BUNDLED
+    from llama_pynq.llama import BUNDLED
 
     def section(title: str, values: dict[str, object]) -> None:
         print(f"\n{title}")
@@ -255,9 +255,9 @@ def _built(record: OverlayRecord | None) -> dict[str, object]:
 def _bench(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from .bench import measure
-    from .power import rails
-    from .random_model import random_model
+    from llama_pynq.bench import measure
+    from llama_pynq.power import rails
+    from llama_pynq.random_model import random_model
 
     # A rate takes two tokens: it leaves out the first, which waits for the prompt.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
@@ -284,8 +284,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from .random_model import SHAPES
-    from .selftest import run
+    from llama_pynq.random_model import SHAPES
+    from llama_pynq.selftest import run
 
     if args.shape not in SHAPES:
         raise LlamaPynqError(
@@ -307,9 +307,9 @@ def _selftest(args: argparse.Namespace) -> int:
 
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
-    from .boards import boards
-    from .contract import KernelLimits
-    from .interface import board_headers
+    from llama_pynq.boards import boards
+    from llama_pynq.contract import KernelLimits
+    from llama_pynq.interface import board_headers
 
     headers = board_headers()
     board = name.lower().replace("_", "-")
@@ -322,10 +322,10 @@ def _board_limits(name: str) -> KernelLimits:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from .checkpoint import load_checkpoint
-    from .llama import BUNDLED
-    from .packing import QuantizedModel, Target, check_limits, is_packed, write_packed
-    from .tokenizer import Tokenizer
+    from llama_pynq.checkpoint import load_checkpoint
+    from llama_pynq.llama import BUNDLED
+    from llama_pynq.packing import QuantizedModel, Target, check_limits, is_packed, write_packed
+    from llama_pynq.tokenizer import Tokenizer
 
     output = Path(args.output)
     if output.is_dir():
@@ -361,7 +361,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _boards(args: argparse.Namespace) -> int:
-    from .views import boards_table, compare, plot_roofline
+    from llama_pynq.views import boards_table, compare, plot_roofline
 
     name, config, group_size, weight_bits = _shape(args)
     context = min(256, config.seq_len) if args.context is None else args.context
@@ -387,10 +387,10 @@ def _boards(args: argparse.Namespace) -> int:
 
 def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
     """A model's name, its shape, and how it is or would be packed."""
-    from .checkpoint import load_checkpoint
-    from .llama import BUNDLED
-    from .packing import is_packed, open_packed
-    from .views import SHAPES
+    from llama_pynq.checkpoint import load_checkpoint
+    from llama_pynq.llama import BUNDLED
+    from llama_pynq.packing import is_packed, open_packed
+    from llama_pynq.views import SHAPES
 
     bits = args.weight_bits or 8
     if args.shape is not None:

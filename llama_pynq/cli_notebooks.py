@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import LlamaPynqError
+from llama_pynq.errors import LlamaPynqError
 
 DEFAULT_FOLDER = "llama_pynq_notebooks"
 """Not ``notebooks``: in a checkout that is where the originals are."""
@@ -73,7 +73,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _notebooks(args: argparse.Namespace) -> int:
-    from .notebook_files import copy_notebooks
+    from llama_pynq.notebook_files import copy_notebooks
 
     says = {
         "copied": "copied",
@@ -92,7 +92,7 @@ def _notebooks(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    from .notebook_files import copy_notebooks
+    from llama_pynq.notebook_files import copy_notebooks
 
     if importlib.util.find_spec("jupyterlab") is None:
         raise LlamaPynqError(
@@ -112,8 +112,8 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _labs(args: argparse.Namespace) -> int:
-    from .files import write_atomically, write_new
-    from .labs.grade import Row, grade, lessons, require_nbclient, submissions, table
+    from llama_pynq.files import write_atomically, write_new
+    from llama_pynq.labs.grade import Row, grade, lessons, require_nbclient, submissions, table
 
     folder, output = Path(args.folder), Path(args.csv)
     if not 0 < args.timeout < float("inf"):

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .boards import boards
-from .errors import LlamaPynqError, OverlayMismatch
+from llama_pynq.boards import boards
+from llama_pynq.errors import LlamaPynqError, OverlayMismatch
 
 if TYPE_CHECKING:
-    from .download import Progress
-    from .overlay_record import OverlayRecord
-    from .overlays import FoundOverlay
+    from llama_pynq.download import Progress
+    from llama_pynq.overlay_record import OverlayRecord
+    from llama_pynq.overlays import FoundOverlay
 
 _MIB = 1 << 20
 _BAR = 30
@@ -86,9 +86,9 @@ _HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where
 
 
 def _list(args: argparse.Namespace) -> int:
-    from .files import data_folder
-    from .llama_overlay import emulated_overlay
-    from .overlays import NO_BUILD, PACKAGE, overlays_of
+    from llama_pynq.files import data_folder
+    from llama_pynq.llama_overlay import emulated_overlay
+    from llama_pynq.overlays import NO_BUILD, PACKAGE, overlays_of
 
     found = {board: overlays_of(board) for board in boards()}
     rows = [_HEAD]
@@ -135,8 +135,8 @@ def _row(board: str, overlay: FoundOverlay) -> tuple[str, str, str, str, str, st
 
 
 def _install(args: argparse.Namespace) -> int:
-    from .overlay_install import install
-    from .overlays import overlays_of
+    from llama_pynq.overlay_install import install
+    from llama_pynq.overlays import overlays_of
 
     try:
         done = install(args.board, args.source, _progress)
@@ -211,7 +211,7 @@ def _known(record: OverlayRecord | None) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .overlays import overlays_of
+    from llama_pynq.overlays import overlays_of
 
     if args.board is not None and args.board not in boards():
         raise LlamaPynqError(
@@ -239,7 +239,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    from .overlay_install import add
+    from llama_pynq.overlay_install import add
 
     done = add(Path(args.file), args.board, args.force, _board_found)
     print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
@@ -250,15 +250,15 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _board_found() -> str | None:
-    from .llama_overlay import find_device
-    from .overlays import board_of_device
+    from llama_pynq.llama_overlay import find_device
+    from llama_pynq.overlays import board_of_device
 
     return board_of_device(find_device())
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from .overlay_install import backups_of, remove
-    from .overlays import overlays_of
+    from llama_pynq.overlay_install import backups_of, remove
+    from llama_pynq.overlays import overlays_of
 
     removed = remove(args.board)
     left = [o for o in overlays_of(args.board) if not o.is_link]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .boards import boards
-from .checkpoint import ModelConfig
-from .llama import Generation
-from .perf import fits, kernel_of, predict
-from .power_model import idle_watts, watts_of
+from llama_pynq.boards import boards
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.llama import Generation
+from llama_pynq.perf import fits, kernel_of, predict
+from llama_pynq.power_model import idle_watts, watts_of
 
 
 @dataclass(frozen=True)

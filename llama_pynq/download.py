@@ -16,8 +16,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from .errors import InstallError
-from .overlay_record import is_fetchable, sha256_of
+from llama_pynq.errors import InstallError
+from llama_pynq.overlay_record import is_fetchable, sha256_of
 
 TIMEOUT_S = 30.0
 """How long a server may be silent."""

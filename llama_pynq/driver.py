@@ -27,11 +27,11 @@ import numpy as np
 import pynq
 from pynq import DefaultIP
 
-from . import contract
-from .checkpoint import ModelConfig
-from .contract import KernelLimits, RequestFlag, State
-from .energy import EnergyMeter
-from .errors import (
+from llama_pynq import contract
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.contract import KernelLimits, RequestFlag, State
+from llama_pynq.energy import EnergyMeter
+from llama_pynq.errors import (
     ConnectionLost,
     DeviceMemoryError,
     KernelError,
@@ -40,7 +40,7 @@ from .errors import (
     OverlayMismatch,
     RequestError,
 )
-from .interface import (
+from llama_pynq.interface import (
     AP_CONTINUE,
     AP_DONE,
     AP_IDLE,
@@ -50,11 +50,11 @@ from .interface import (
     Argument,
     arguments,
 )
-from .packing import PackedModel, Target, check_limits
-from .reference import rope_turns
+from llama_pynq.packing import PackedModel, Target, check_limits
+from llama_pynq.reference import rope_turns
 
 if TYPE_CHECKING:
-    from .llama import Generation, Llama, StreamToken
+    from llama_pynq.llama import Generation, Llama, StreamToken
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -1013,7 +1013,7 @@ class LlamaDriver(DefaultIP):
         power: EnergyMeter | None = None,
     ) -> Llama:
         """Load a checkpoint, or the bundled model; see `llama.load`."""
-        from .llama import load
+        from llama_pynq.llama import load
 
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,

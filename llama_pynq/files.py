@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import LlamaPynqError
+from llama_pynq.errors import LlamaPynqError
 
 BOARD_MARKS = (
     Path("/proc/device-tree/chosen/pynq_board"),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .contract import RequestFlag, RowFlag, make_rows
-from .errors import RequestError
-from .llama import Llama, Session, check_model
-from .reference import (
+from llama_pynq.contract import RequestFlag, RowFlag, make_rows
+from llama_pynq.errors import RequestError
+from llama_pynq.llama import Llama, Session, check_model
+from llama_pynq.reference import (
     FloatModel,
     QuantizedWeights,
     matvec,

@@ -19,17 +19,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import packing
-from .checkpoint import ModelConfig, load_checkpoint
-from .contract import KV_BITS, ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
-from .energy import Energy, EnergyMeter
-from .errors import CheckpointError, DeviceBusy, DeviceMemoryError, RequestError, TokenizerError
-from .packing import PackedModel, Target
-from .sampling import Sampling, choose
-from .tokenizer import StreamDecoder, Tokenizer
+from llama_pynq import packing
+from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.contract import KV_BITS, ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
+from llama_pynq.energy import Energy, EnergyMeter
+from llama_pynq.errors import (
+    CheckpointError,
+    DeviceBusy,
+    DeviceMemoryError,
+    RequestError,
+    TokenizerError,
+)
+from llama_pynq.packing import PackedModel, Target
+from llama_pynq.sampling import Sampling, choose
+from llama_pynq.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from .driver import CallResult, LlamaDriver, PendingCall
+    from llama_pynq.driver import CallResult, LlamaDriver, PendingCall
 
 BUNDLED = Path(__file__).parent / "models"
 """Folder of the model that comes with the package."""

@@ -16,17 +16,23 @@ import numpy as np
 import pynq
 from pynq.pl_server.device import Device
 
-from .driver import LlamaDriver
-from .emulation.build import own_build_folder
-from .emulation.device import EmulatedDevice
-from .errors import DeviceBusy, DeviceNotFound, OverlayMismatch, OverlayNotFound, RequestError
-from .files import package_folders
-from .interface import IP_NAME, VLNV
-from .llama import Generation, Llama, StreamToken
-from .lock import DeviceLock
-from .overlay_record import OverlayRecord
-from .overlays import board_of_device, overlay_for, record_of
-from .pyxrt_device import PyxrtDevice
+from llama_pynq.driver import LlamaDriver
+from llama_pynq.emulation.build import own_build_folder
+from llama_pynq.emulation.device import EmulatedDevice
+from llama_pynq.errors import (
+    DeviceBusy,
+    DeviceNotFound,
+    OverlayMismatch,
+    OverlayNotFound,
+    RequestError,
+)
+from llama_pynq.files import package_folders
+from llama_pynq.interface import IP_NAME, VLNV
+from llama_pynq.llama import Generation, Llama, StreamToken
+from llama_pynq.lock import DeviceLock
+from llama_pynq.overlay_record import OverlayRecord
+from llama_pynq.overlays import board_of_device, overlay_for, record_of
+from llama_pynq.pyxrt_device import PyxrtDevice
 
 # The parameters of a Zynq UltraScale+'s and a Zynq-7000's processor: PL clocks in MHz.
 _CLOCKS = ("PSU__CRL_APB__PL{}_REF_CTRL__ACT_FREQMHZ", "PCW_ACT_FPGA{}_PERIPHERAL_FREQMHZ")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .errors import LlamaPynqError
-from .files import package_folders, write_atomically, write_new
+from llama_pynq.errors import LlamaPynqError
+from llama_pynq.files import package_folders, write_atomically, write_new
 
 
 @dataclass(frozen=True)

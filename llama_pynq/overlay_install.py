@@ -15,15 +15,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urljoin
 
-from .boards import boards
-from .contract import ABI_VERSION
-from .download import Progress, fetch, read_small
-from .errors import InstallError, LlamaPynqError, OverlayMismatch
-from .files import data_folder
-from .lock import FileLock
-from .overlay_metadata import OverlayMetadata, read_metadata
-from .overlay_record import RECORD_NAME, OverlayFile, OverlayRecord, is_fetchable, sha256_of
-from .overlays import (
+from llama_pynq.boards import boards
+from llama_pynq.contract import ABI_VERSION
+from llama_pynq.download import Progress, fetch, read_small
+from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
+from llama_pynq.files import data_folder
+from llama_pynq.lock import FileLock
+from llama_pynq.overlay_metadata import OverlayMetadata, read_metadata
+from llama_pynq.overlay_record import (
+    RECORD_NAME,
+    OverlayFile,
+    OverlayRecord,
+    is_fetchable,
+    sha256_of,
+)
+from llama_pynq.overlays import (
     ADDED,
     INSTALLED,
     PACKAGE,

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .boards import boards
-from .emulation import container
-from .errors import OverlayMismatch
-from .interface import IP_NAME, VLNV, VLNVS, arguments
+from llama_pynq.boards import boards
+from llama_pynq.emulation import container
+from llama_pynq.errors import OverlayMismatch
+from llama_pynq.interface import IP_NAME, VLNV, VLNVS, arguments
 
 _MAX_PORTS = 64
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .boards import boards
-from .errors import OverlayMismatch
-from .files import write_atomically
+from llama_pynq.boards import boards
+from llama_pynq.errors import OverlayMismatch
+from llama_pynq.files import write_atomically
 
 RECORD_NAME = "overlay.json"
 FORMAT = 1

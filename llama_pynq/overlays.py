@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .boards import boards
-from .contract import ABI_VERSION
-from .errors import OverlayMismatch
-from .files import data_folder, package_folders
-from .overlay_metadata import board_named, read_metadata
-from .overlay_record import RECORD_NAME, OverlayRecord, sha256_of
+from llama_pynq.boards import boards
+from llama_pynq.contract import ABI_VERSION
+from llama_pynq.errors import OverlayMismatch
+from llama_pynq.files import data_folder, package_folders
+from llama_pynq.overlay_metadata import board_named, read_metadata
+from llama_pynq.overlay_record import RECORD_NAME, OverlayRecord, sha256_of
 
 if TYPE_CHECKING:
     from pynq.pl_server.device import Device
@@ -58,7 +58,7 @@ def board_of_device(device: Device) -> str | None:
     str or None
         Of `boards.boards`; None for the plain emulated device, and for a board that is not there.
     """
-    from .emulation.device import EmulatedDevice
+    from llama_pynq.emulation.device import EmulatedDevice
 
     if isinstance(device, EmulatedDevice):
         return device.board.name if device.board.name in boards() else None

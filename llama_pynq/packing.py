@@ -19,11 +19,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import Checkpoint, ModelConfig
-from .contract import ABI_VERSION, MAX_GROUP, MIN_GROUP, WEIGHT_BITS, WORD_BYTES, KernelLimits
-from .errors import CheckpointError, LimitError
-from .files import cache_folder, replacing
-from .reference import QuantizedMatrix
+from llama_pynq.checkpoint import Checkpoint, ModelConfig
+from llama_pynq.contract import (
+    ABI_VERSION,
+    MAX_GROUP,
+    MIN_GROUP,
+    WEIGHT_BITS,
+    WORD_BYTES,
+    KernelLimits,
+)
+from llama_pynq.errors import CheckpointError, LimitError
+from llama_pynq.files import cache_folder, replacing
+from llama_pynq.reference import QuantizedMatrix
 
 PACK_VERSION = 4
 """Counts changes of the packed layout; part of the cache key."""

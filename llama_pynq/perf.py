@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from .boards import MIB, Board, Memory
-from .checkpoint import ModelConfig
-from .contract import (
+from llama_pynq.boards import MIB, Board, Memory
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.contract import (
     BLOCK,
     MAX_GROUP,
     MIN_GROUP,
@@ -32,9 +32,9 @@ from .contract import (
     KernelLimits,
     Stage,
 )
-from .errors import LimitError
-from .interface import board_headers
-from .packing import Target, channel_bytes, check_limits, has_half_group
+from llama_pynq.errors import LimitError
+from llama_pynq.interface import board_headers
+from llama_pynq.packing import Target, channel_bytes, check_limits, has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from .energy import Energy
-from .errors import RequestError
-from .readings import Rail, Reading, SensorLost
-from .sensors import Rails, rails
+from llama_pynq.energy import Energy
+from llama_pynq.errors import RequestError
+from llama_pynq.readings import Rail, Reading, SensorLost
+from llama_pynq.sensors import Rails, rails
 
 __all__ = ["Phase", "PowerRecorder", "Rail", "Rails", "Reading", "SensorLost", "rails"]
 

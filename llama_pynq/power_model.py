@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .boards import Board
-from .energy import Energy
-from .perf import Prediction, predict
-from .resources import resources
+from llama_pynq.boards import Board
+from llama_pynq.energy import Energy
+from llama_pynq.perf import Prediction, predict
+from llama_pynq.resources import resources
 
 ERROR = 0.35
 """Relative error against `PUBLISHED`, at most; a test holds it."""

@@ -14,10 +14,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .checkpoint import ModelConfig, _layout
-from .errors import RequestError
-from .files import cache_folder, replacing, write_atomically
-from .tokenizer import BinTokenizer
+from llama_pynq.checkpoint import ModelConfig, _layout
+from llama_pynq.errors import RequestError
+from llama_pynq.files import cache_folder, replacing, write_atomically
+from llama_pynq.tokenizer import BinTokenizer
 
 __all__ = ["SHAPES", "random_model", "tokenizer_bytes", "write_random_checkpoint"]
 

@@ -19,8 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .checkpoint import ModelConfig
-from .contract import BLOCK, NORM_SUMS, REDUCE_LANES, TOKEN_UNDECIDED, VALUE_SUMS
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.contract import BLOCK, NORM_SUMS, REDUCE_LANES, TOKEN_UNDECIDED, VALUE_SUMS
 
 f32 = np.float32
 _TINY = np.finfo(np.float32).tiny

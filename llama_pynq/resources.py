@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .boards import MIB, Board, Resources, boards
-from .checkpoint import ModelConfig
-from .contract import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
-from .interface import kv_in_uram
-from .perf import ROPE_CYCLES, KernelConfig, buffers, kernel_of
+from llama_pynq.boards import MIB, Board, Resources, boards
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.contract import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
+from llama_pynq.interface import kv_in_uram
+from llama_pynq.perf import ROPE_CYCLES, KernelConfig, buffers, kernel_of
 
 LIMITS = Resources(lut=0.70, dsp=0.80, bram36=0.80, uram=0.80)
 """Shares of a device beyond which timing is hard to close (finn, platforms.py)."""

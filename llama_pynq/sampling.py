@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import RequestError
-from .reference import Truncation, choose_from_top, gumbel_noise
+from llama_pynq.errors import RequestError
+from llama_pynq.reference import Truncation, choose_from_top, gumbel_noise
 
 f32 = np.float32
 

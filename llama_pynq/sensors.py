@@ -15,10 +15,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .boards import boards
-from .errors import RequestError
-from .power_model import TERMS, EnergyModel
-from .readings import Rail, SensorLost
+from llama_pynq.boards import boards
+from llama_pynq.errors import RequestError
+from llama_pynq.power_model import TERMS, EnergyModel
+from llama_pynq.readings import Rail, SensorLost
 
 HWMON = Path("/sys/class/hwmon")
 POWERCAP = Path("/sys/class/powercap")
@@ -62,8 +62,8 @@ def rails(
     Rails
         Empty where nothing can be read; its `why` has the reasons.
     """
-    from .emulation.device import EmulatedDevice
-    from .pyxrt_device import PyxrtDevice
+    from llama_pynq.emulation.device import EmulatedDevice
+    from llama_pynq.pyxrt_device import PyxrtDevice
 
     found = Rails()
     overlay, device = device, getattr(device, "device", device)

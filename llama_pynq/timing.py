@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .boards import Board, boards
-from .contract import RequestFlag, RowFlag, Stage, make_rows
-from .errors import RequestError
-from .llama import Llama, Session, check_model
-from .llama_overlay import LlamaOverlay
-from .overlays import board_of_device
-from .perf import Work, predict
+from llama_pynq.boards import Board, boards
+from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
+from llama_pynq.errors import RequestError
+from llama_pynq.llama import Llama, Session, check_model
+from llama_pynq.llama_overlay import LlamaOverlay
+from llama_pynq.overlays import board_of_device
+from llama_pynq.perf import Work, predict
 
 StageKey = tuple[Stage, int]
 _WARM_UP = 50  # steps

@@ -43,8 +43,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from .checkpoint import identify_foreign_file
-from .errors import TokenizerError
+from llama_pynq.checkpoint import identify_foreign_file
+from llama_pynq.errors import TokenizerError
 
 __all__ = ["BinTokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer"]
 

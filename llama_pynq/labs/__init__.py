@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
+from llama_pynq.errors import RequestError
 
 RESULT_TYPE = "application/vnd.llama-pynq.check+json"
 """Of the output that ``labs grade`` collects."""

@@ -30,9 +30,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LlamaPynqError
-from ..notebook_files import notebook_sources
-from . import RESULT_TYPE, Exercise, exercises
+from llama_pynq.errors import LlamaPynqError
+from llama_pynq.labs import RESULT_TYPE, Exercise, exercises
+from llama_pynq.notebook_files import notebook_sources
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from . import exercise, expect
+from llama_pynq.labs import exercise, expect
 
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:

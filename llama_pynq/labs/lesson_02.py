@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..checkpoint import ModelConfig
-from ..perf import Work
-from . import exercise, expect
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.labs import exercise, expect
+from llama_pynq.perf import Work
 
 
 @exercise("02.1", "Bytes of a token", stages=("the size", "scales", "every matrix"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from . import exercise, expect
+from llama_pynq.labs import exercise, expect
 
 
 @exercise("05.1", "Bytes of a position", stages=("float32", "int8"))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
-from ..boards import MIB, boards
-from ..checkpoint import ModelConfig
-from ..perf import Work, predict
-from ..views import SHAPES
-from . import exercise, expect
+from llama_pynq.boards import MIB, boards
+from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.labs import exercise, expect
+from llama_pynq.perf import Work, predict
+from llama_pynq.views import SHAPES
 
 MODEL = SHAPES["stories110M"]
 """Of the exercises with one shape."""

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..boards import Board, boards
-from ..contract import KernelLimits
-from ..interface import board_headers
-from ..perf import KernelConfig, kernel_of, predict
-from ..random_model import SHAPES
-from ..resources import resources
-from . import exercise, expect
+from llama_pynq.boards import Board, boards
+from llama_pynq.contract import KernelLimits
+from llama_pynq.interface import board_headers
+from llama_pynq.labs import exercise, expect
+from llama_pynq.perf import KernelConfig, kernel_of, predict
+from llama_pynq.random_model import SHAPES
+from llama_pynq.resources import resources
 
 SHAPE = SHAPES["stories110M"]
 """The model whose speed the lesson predicts."""

@@ -16,10 +16,9 @@ from llama_pynq import __version__
 from llama_pynq.errors import BuildError
 from llama_pynq.interface import IP_NAME
 from llama_pynq.overlay_record import OverlayFile, OverlayRecord
-
-from . import reports, tools
-from .platforms import PLATFORMS, Card, Zynq
-from .project import Project
+from llama_pynq.vitis import reports, tools
+from llama_pynq.vitis.platforms import PLATFORMS, Card, Zynq
+from llama_pynq.vitis.project import Project
 
 _STEPS = {
     "files": "write the generated files, run nothing",
@@ -93,7 +92,7 @@ class Builder:
     def csim(self) -> None:
         self._tool(tools.VITIS_HLS)
         try:
-            from .vectors import write_vectors
+            from llama_pynq.vitis.vectors import write_vectors
         except ImportError as error:
             raise BuildError(
                 f"the test bench's data need NumPy, which {sys.executable} lacks ({error}): "

@@ -25,9 +25,8 @@ from llama_pynq.interface import (
     board_constants,
     top_function,
 )
-
-from .platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
-from .tools import seen_from_here
+from llama_pynq.vitis.platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
+from llama_pynq.vitis.tools import seen_from_here
 
 PROCESSOR_CELL = "{}_0"
 _NARROW_BYTES = 4  # of the ports that carry words

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_pynq.errors import BuildError
-
-from .platforms import Card
+from llama_pynq.vitis.platforms import Card
 
 OLDEST, NEWEST = (2022, 1), (2024, 2)
 """PYNQ 3.0.1 and Kria-PYNQ were made with 2022.1; vitis_hls is to go after 2024.2 (Vitis Libraries

@@ -19,8 +19,7 @@ from llama_pynq.files import write_atomically
 from llama_pynq.packing import QuantizedModel, Target, pack_channels
 from llama_pynq.random_model import write_random_checkpoint
 from llama_pynq.reference import KernelModel, rope_turns, sample
-
-from .project import Project
+from llama_pynq.vitis.project import Project
 
 CONFIG = ModelConfig(
     dim=72, hidden_dim=101, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=203, seq_len=40,

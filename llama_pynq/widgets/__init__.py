@@ -4,11 +4,11 @@ Drawn as inline SVG and HTML with no script from anywhere, for ipywidgets 7.7 an
 this package loads ipywidgets, and nothing else of ``llama_pynq`` does.
 """
 
-from .bars import Bars
-from .inside_views import AttentionView, CacheView, ErrorView, LensView
-from .layer_timing import LayerTiming
-from .power_view import PowerView
-from .prompt_panel import PromptPanel
+from llama_pynq.widgets.bars import Bars
+from llama_pynq.widgets.inside_views import AttentionView, CacheView, ErrorView, LensView
+from llama_pynq.widgets.layer_timing import LayerTiming
+from llama_pynq.widgets.power_view import PowerView
+from llama_pynq.widgets.prompt_panel import PromptPanel
 
 __all__ = [
     "AttentionView",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from .svg import PALE, Drawing, colour
+from llama_pynq.widgets.svg import PALE, Drawing, colour
 
 _WIDTH, _HEIGHT = 720, 264
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 10, 34, 58

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import ipywidgets as widgets
 import numpy as np
 
-from ..errors import RequestError
-from ..inside import CacheUse, Lens
-from .svg import INK, PALE, Drawing, colour, escape, shade, ticks
+from llama_pynq.errors import RequestError
+from llama_pynq.inside import CacheUse, Lens
+from llama_pynq.widgets.svg import INK, PALE, Drawing, colour, escape, shade, ticks
 
 _THUMB = 56
 _FRAME = "<div style='background:#fff;color:#222;padding:6px;max-width:940px;overflow-x:auto'>"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import ipywidgets as widgets
 
-from ..contract import Stage
-from ..errors import RequestError
-from ..timing import StepTimes
-from .svg import INK, PALE, STYLES, Drawing, escape, ticks
+from llama_pynq.contract import Stage
+from llama_pynq.errors import RequestError
+from llama_pynq.timing import StepTimes
+from llama_pynq.widgets.svg import INK, PALE, STYLES, Drawing, escape, ticks
 
 _LANES = {
     Stage.EMBED: "embed",

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import ipywidgets as widgets
 import numpy as np
 
-from ..energy import Energy
-from ..errors import RequestError
-from ..power import PowerRecorder
-from .svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
-from .worker import Worker
+from llama_pynq.energy import Energy
+from llama_pynq.errors import RequestError
+from llama_pynq.power import PowerRecorder
+from llama_pynq.widgets.svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
+from llama_pynq.widgets.worker import Worker
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP = 900, 260, 60, 20, 80
 _UPDATES_PER_SECOND = 5.0

@@ -11,11 +11,11 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ..energy import Energy, EnergyMeter
-from ..errors import RequestError
-from ..llama import Generation, StreamToken
-from .svg import escape, shade
-from .worker import Pacer, Worker
+from llama_pynq.energy import Energy, EnergyMeter
+from llama_pynq.errors import RequestError
+from llama_pynq.llama import Generation, StreamToken
+from llama_pynq.widgets.svg import escape, shade
+from llama_pynq.widgets.worker import Pacer, Worker
 
 ALTERNATIVES = 5
 MAX_SEED = 2**53 - 1
