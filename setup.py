@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from llama_pynq.emulation.build import build_emulated_overlay, default_compiler  # noqa: E402
 from llama_pynq.emulation.targets import Target, target_named  # noqa: E402
 from llama_pynq.errors import BuildError  # noqa: E402
-from llama_pynq.files import BOARD_MARKS  # noqa: E402
+from llama_pynq.utils.files import BOARD_MARKS  # noqa: E402
 
 # The kernel's source travels along: a board's overlay, or another emulator, is built from it.
 HLS_FOLDERS = [

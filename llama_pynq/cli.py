@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from llama_pynq import __version__, cli_notebooks, cli_overlay
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.files import write_new
+from llama_pynq.utils.files import write_new
 
 if TYPE_CHECKING:
     from llama_pynq.checkpoint import ModelConfig

@@ -112,8 +112,8 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _labs(args: argparse.Namespace) -> int:
-    from llama_pynq.files import write_atomically, write_new
     from llama_pynq.labs.grade import Row, grade, lessons, require_nbclient, submissions, table
+    from llama_pynq.utils.files import write_atomically, write_new
 
     folder, output = Path(args.folder), Path(args.csv)
     if not 0 < args.timeout < float("inf"):

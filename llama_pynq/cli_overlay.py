@@ -13,9 +13,9 @@ from llama_pynq.boards import boards
 from llama_pynq.errors import LlamaPynqError, OverlayMismatch
 
 if TYPE_CHECKING:
-    from llama_pynq.download import Progress
     from llama_pynq.overlay_record import OverlayRecord
     from llama_pynq.overlays import FoundOverlay
+    from llama_pynq.utils.download import Progress
 
 _MIB = 1 << 20
 _BAR = 30
@@ -86,9 +86,9 @@ _HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where
 
 
 def _list(args: argparse.Namespace) -> int:
-    from llama_pynq.files import data_folder
     from llama_pynq.llama_overlay import emulated_overlay
     from llama_pynq.overlays import NO_BUILD, PACKAGE, overlays_of
+    from llama_pynq.utils.files import data_folder
 
     found = {board: overlays_of(board) for board in boards()}
     rows = [_HEAD]

@@ -26,13 +26,13 @@ from llama_pynq.errors import (
     OverlayNotFound,
     RequestError,
 )
-from llama_pynq.files import package_folders
 from llama_pynq.interface import IP_NAME, VLNV
 from llama_pynq.llama import Generation, Llama, StreamToken
-from llama_pynq.lock import DeviceLock
 from llama_pynq.overlay_record import OverlayRecord
 from llama_pynq.overlays import board_of_device, overlay_for, record_of
 from llama_pynq.pyxrt_device import PyxrtDevice
+from llama_pynq.utils.files import package_folders
+from llama_pynq.utils.lock import DeviceLock
 
 # The parameters of a Zynq UltraScale+'s and a Zynq-7000's processor: PL clocks in MHz.
 _CLOCKS = ("PSU__CRL_APB__PL{}_REF_CTRL__ACT_FREQMHZ", "PCW_ACT_FPGA{}_PERIPHERAL_FREQMHZ")

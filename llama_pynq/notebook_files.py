@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.files import package_folders, write_atomically, write_new
+from llama_pynq.utils.files import package_folders, write_atomically, write_new
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,7 @@ from urllib.parse import urljoin
 
 from llama_pynq.boards import boards
 from llama_pynq.contract import ABI_VERSION
-from llama_pynq.download import Progress, fetch, read_small
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
-from llama_pynq.files import data_folder
-from llama_pynq.lock import FileLock
 from llama_pynq.overlay_metadata import OverlayMetadata, read_metadata
 from llama_pynq.overlay_record import (
     RECORD_NAME,
@@ -38,6 +35,9 @@ from llama_pynq.overlays import (
     overlays_of,
     user_folder,
 )
+from llama_pynq.utils.download import Progress, fetch, read_small
+from llama_pynq.utils.files import data_folder
+from llama_pynq.utils.lock import FileLock
 
 _MOST_RECORD_BYTES = 1 << 20
 _UNKNOWN = "unknown"

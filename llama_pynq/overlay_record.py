@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.files import write_atomically
+from llama_pynq.utils.files import write_atomically
 
 RECORD_NAME = "overlay.json"
 FORMAT = 1

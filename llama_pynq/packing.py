@@ -29,8 +29,8 @@ from llama_pynq.contract import (
     KernelLimits,
 )
 from llama_pynq.errors import CheckpointError, LimitError
-from llama_pynq.files import cache_folder, replacing
 from llama_pynq.reference import QuantizedMatrix
+from llama_pynq.utils.files import cache_folder, replacing
 
 PACK_VERSION = 4
 """Counts changes of the packed layout; part of the cache key."""

@@ -14,8 +14,8 @@ from file_server import serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_pynq import download
 from llama_pynq.errors import InstallError
+from llama_pynq.utils import download
 
 DATA = bytes(range(256)) * 4000  # more than one block
 

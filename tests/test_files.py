@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_pynq import files
-from llama_pynq.files import cache_folder, data_folder, write_atomically
+from llama_pynq.utils import files
+from llama_pynq.utils.files import cache_folder, data_folder, write_atomically
 
 
 def test_cache_folder_is_what_the_variable_says(monkeypatch, tmp_path):

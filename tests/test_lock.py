@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from llama_pynq import lock
 from llama_pynq.errors import DeviceBusy
-from llama_pynq.lock import DeviceLock
+from llama_pynq.utils import lock
+from llama_pynq.utils.lock import DeviceLock
 
 REPOSITORY = Path(__file__).parents[1]
 
 HOLDER = """
 import sys
 from pathlib import Path
-from llama_pynq.lock import DeviceLock
+from llama_pynq.utils.lock import DeviceLock
 lock = DeviceLock("board", Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

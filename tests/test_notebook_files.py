@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tiny_lesson import notebook, write
 
-from llama_pynq import files
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.files import package_folders
 from llama_pynq.notebook_files import copy_notebooks, notebook_sources
+from llama_pynq.utils import files
+from llama_pynq.utils.files import package_folders
 
 NOW = datetime(2026, 11, 23, 10, 45, 0)
 NAMES = ["01_first.ipynb", "99_tiny.ipynb"]

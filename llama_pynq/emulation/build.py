@@ -27,7 +27,7 @@ from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.emulation.targets import Target
 from llama_pynq.errors import BuildError, LlamaPynqError
-from llama_pynq.files import cache_folder, package_folders, write_atomically
+from llama_pynq.utils.files import cache_folder, package_folders, write_atomically
 
 # -ffp-contract=off: a fused multiply-add rounds once instead of twice, and the arithmetic
 # of the kernel is a specification. The other -f flags change no result; zig's compiler would

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from llama_pynq.emulation.design import Argument, Bank, Design
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.files import cache_folder, write_atomically
+from llama_pynq.utils.files import cache_folder, write_atomically
 
 MAGIC = b"LLPYEMU1"
 _HEADER_START = 44

@@ -25,7 +25,7 @@ from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
 from llama_pynq.emulation.kernel import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.files import BOARD_MARKS
+from llama_pynq.utils.files import BOARD_MARKS
 
 POLL_US = 20_000
 """How long a read of CTRL waits for a running kernel, in microseconds, without the GIL.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.errors import BuildError
-from llama_pynq.files import write_atomically
 from llama_pynq.interface import (
     IP_NAME,
     LIBRARY,
@@ -25,6 +24,7 @@ from llama_pynq.interface import (
     board_constants,
     top_function,
 )
+from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
 from llama_pynq.vitis.tools import seen_from_here
 

@@ -105,7 +105,7 @@ def package_folders(name: str) -> list[str]:
     try:
         return list(import_module(f"llama_pynq.{name}").__path__)
     except ImportError as error:
-        here = Path(__file__).parent
+        here = Path(__file__).parents[1]
         raise LlamaPynqError(
             f"Python has taken llama_pynq from the source folder {here}, which lacks {name}/: not "
             "from where it was installed. Start it in another folder than the checkout, or install "

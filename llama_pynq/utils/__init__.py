@@ -1,0 +1,1 @@
+"""Files, locks and downloads: what every other folder may use."""
