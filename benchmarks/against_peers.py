@@ -34,6 +34,7 @@ import numpy as np
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
 from llama_pynq.bench import Endless
+from llama_pynq.checkpoint.random import SHAPES, random_model
 from llama_pynq.contract import (
     REQUEST_STEPS,
     STATUS_SEQUENCE,
@@ -46,7 +47,6 @@ from llama_pynq.contract import (
 from llama_pynq.emulation.kernel import Emulator
 from llama_pynq.interface import arguments
 from llama_pynq.llama import Generation
-from llama_pynq.random_model import SHAPES, random_model
 from llama_pynq.reference import FloatModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"

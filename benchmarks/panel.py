@@ -17,7 +17,7 @@ import sys
 INSIDE = """
 import json, os, statistics, time
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.random_model import random_model
+from llama_pynq.checkpoint.random import random_model
 from llama_pynq.widgets import PromptPanel
 from llama_pynq.widgets.prompt_panel import ALTERNATIVES
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from llama_pynq.checkpoint import Checkpoint, ModelConfig, load_checkpoint
+    from llama_pynq.checkpoint.llama2c import Checkpoint, ModelConfig, load_checkpoint
     from llama_pynq.driver import LlamaDriver
     from llama_pynq.emulation.device import EmulatedDevice
     from llama_pynq.llama import Generation, Llama
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from llama_pynq.tokenizer import Tokenizer
 
 _HOME = {
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint.llama2c",
     "EmulatedDevice": "emulation.device",
     "Generation": "llama",
     "Llama": "llama",
     "LlamaDriver": "driver",
     "LlamaOverlay": "llama_overlay",
-    "ModelConfig": "checkpoint",
+    "ModelConfig": "checkpoint.llama2c",
     "Tokenizer": "tokenizer",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint.llama2c",
 }
 __all__ = [
     "Checkpoint",

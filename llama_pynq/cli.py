@@ -16,7 +16,7 @@ from llama_pynq.errors import LlamaPynqError
 from llama_pynq.utils.files import write_new
 
 if TYPE_CHECKING:
-    from llama_pynq.checkpoint import ModelConfig
+    from llama_pynq.checkpoint.llama2c import ModelConfig
     from llama_pynq.contract import KernelLimits
     from llama_pynq.llama import Generation, Llama
     from llama_pynq.llama_overlay import LlamaOverlay
@@ -256,8 +256,8 @@ def _bench(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from llama_pynq.bench import measure
+    from llama_pynq.checkpoint.random import random_model
     from llama_pynq.power import rails
-    from llama_pynq.random_model import random_model
 
     # A rate takes two tokens: it leaves out the first, which waits for the prompt.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
@@ -284,7 +284,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from llama_pynq.random_model import SHAPES
+    from llama_pynq.checkpoint.random import SHAPES
     from llama_pynq.selftest import run
 
     if args.shape not in SHAPES:
@@ -322,7 +322,7 @@ def _board_limits(name: str) -> KernelLimits:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from llama_pynq.checkpoint import load_checkpoint
+    from llama_pynq.checkpoint.llama2c import load_checkpoint
     from llama_pynq.llama import BUNDLED
     from llama_pynq.packing import QuantizedModel, Target, check_limits, is_packed, write_packed
     from llama_pynq.tokenizer import Tokenizer
@@ -387,7 +387,7 @@ def _boards(args: argparse.Namespace) -> int:
 
 def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
     """A model's name, its shape, and how it is or would be packed."""
-    from llama_pynq.checkpoint import load_checkpoint
+    from llama_pynq.checkpoint.llama2c import load_checkpoint
     from llama_pynq.llama import BUNDLED
     from llama_pynq.packing import is_packed, open_packed
     from llama_pynq.views import SHAPES

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llama_pynq.boards import boards
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.llama import Generation
 from llama_pynq.perf import fits, kernel_of, predict
 from llama_pynq.power_model import idle_watts, watts_of

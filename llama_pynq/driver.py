@@ -28,7 +28,7 @@ import pynq
 from pynq import DefaultIP
 
 from llama_pynq import contract
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.contract import KernelLimits, RequestFlag, State
 from llama_pynq.energy import EnergyMeter
 from llama_pynq.errors import (

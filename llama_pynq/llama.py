@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llama_pynq import packing
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.contract import KV_BITS, ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.energy import Energy, EnergyMeter
 from llama_pynq.errors import (

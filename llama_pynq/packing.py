@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq.checkpoint import Checkpoint, ModelConfig
+from llama_pynq.checkpoint.llama2c import Checkpoint, ModelConfig
 from llama_pynq.contract import (
     ABI_VERSION,
     MAX_GROUP,

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.contract import BLOCK, NORM_SUMS, REDUCE_LANES, TOKEN_UNDECIDED, VALUE_SUMS
 
 f32 = np.float32

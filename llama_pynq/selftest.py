@@ -23,7 +23,8 @@ import numpy as np
 import pynq
 
 from llama_pynq import __version__
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.random import random_model, write_random_checkpoint
 from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.errors import KernelTimeout
@@ -32,7 +33,6 @@ from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_record import sha256_of
 from llama_pynq.packing import QuantizedModel, Target, open_packed, write_packed
 from llama_pynq.perf import predict
-from llama_pynq.random_model import random_model, write_random_checkpoint
 from llama_pynq.reference import KernelModel
 from llama_pynq.timing import board_of, measure_steps
 
@@ -164,7 +164,7 @@ def run(
     ----------
     overlay : LlamaOverlay
     shape : str, optional
-        Of the random weights that speed is measured with, of `random_model.SHAPES`; None: with
+        Of the random weights that speed is measured with, of `random.SHAPES`; None: with
         the bundled model.
     show : callable
         Gets each line as soon as it is known.

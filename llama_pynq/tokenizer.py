@@ -43,7 +43,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from llama_pynq.checkpoint import identify_foreign_file
+from llama_pynq.checkpoint.llama2c import identify_foreign_file
 from llama_pynq.errors import TokenizerError
 
 __all__ = ["BinTokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer"]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llama_pynq.boards import Board, boards
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.random import SHAPES as _RANDOM_SHAPES
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.perf import Prediction, Work, fits, kernel_of, predict
 from llama_pynq.power_model import ERROR, TERMS, joules_per_token
-from llama_pynq.random_model import SHAPES as _RANDOM_SHAPES
 
 SHAPES = {
     **_RANDOM_SHAPES,

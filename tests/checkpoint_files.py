@@ -1,6 +1,6 @@
 """Random llama2.c checkpoints for tests, of versions 0, 1 and 2.
 
-Written from llama2.c's export.py, and independently of llama_pynq.checkpoint, so that
+Written from llama2.c's export.py, and independently of llama_pynq.checkpoint.llama2c, so that
 one checks the other.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 
 Weights = dict[str, npt.NDArray[np.float32]]
 

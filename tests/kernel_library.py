@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_pynq import contract
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
 from llama_pynq.interface import board_arguments, board_constants, top_function
 from llama_pynq.packing import Target, channel_bytes, pack_channels

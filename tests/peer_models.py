@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llama_pynq.boards import Memory, boards
+from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.perf import loop
-from llama_pynq.random_model import SHAPES
 
 # ---- ruhai-lin/llama2.hls, commit 728f19c: src/decode.cpp and README ----------------------
 

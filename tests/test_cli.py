@@ -20,7 +20,7 @@ import tiny_lesson
 from checkpoint_files import random_weights, write_checkpoint
 
 from llama_pynq import LlamaOverlay, __version__, notebook_files
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.cli import main
 from llama_pynq.llama import BUNDLED
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.comparison import PUBLISHED, Cost, measured, modelled, table
 from llama_pynq.power import PowerRecorder, Rail
-from llama_pynq.random_model import SHAPES
 
 SENSOR = {"a": Rail("a", "a test's sensor", lambda: 12.0)}
 

@@ -11,7 +11,7 @@ import pytest
 from kernel_library import HLS_SRC, REPOSITORY, header_constants
 
 from llama_pynq import contract, interface
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.contract import KernelLimits
 from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay, inside
-from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.errors import RequestError
 from llama_pynq.packing import QuantizedModel
 from llama_pynq.reference import FloatModel, KernelModel, attend

@@ -23,7 +23,7 @@ from kernel_library import (
 )
 
 from llama_pynq import contract
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.contract import RequestFlag, RowFlag, Stage, State
 from llama_pynq.emulation.build import default_compiler
 from llama_pynq.reference import KEEP_ALL, KernelModel, Truncation, sample

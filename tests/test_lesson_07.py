@@ -6,8 +6,8 @@ import pytest
 from lesson_notebooks import solution
 
 from llama_pynq import labs
+from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.perf import predict
-from llama_pynq.random_model import SHAPES
 
 MEASURED = {1: 876.0, 2: 1088.0, 4: 1491.0, 8: 1814.0}
 

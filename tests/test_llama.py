@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.contract import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.errors import (
     CheckpointError,

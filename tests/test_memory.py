@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llama_pynq
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.llama import BUNDLED
 from llama_pynq.packing import Target, channel_bytes
 

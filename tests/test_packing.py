@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kernel_library import RandomModel, kernel_library
 
 from llama_pynq import packing
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.errors import CheckpointError, LimitError
 from llama_pynq.packing import (
     PackedModel,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from peer_models import BY_BYTES, NOT_PREDICTABLE
 
 from llama_pynq.boards import boards
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.contract import BLOCK, Stage
 from llama_pynq.errors import LimitError
 from llama_pynq.interface import board_headers
@@ -31,7 +32,6 @@ from llama_pynq.perf import (
     nest,
     predict,
 )
-from llama_pynq.random_model import SHAPES
 
 BOARDS = boards()
 STORIES15M, STORIES110M = SHAPES["stories15M"], SHAPES["stories110M"]

@@ -6,10 +6,10 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.boards import boards
+from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.perf import predict
 from llama_pynq.power import PowerRecorder, rails
 from llama_pynq.power_model import ERROR, PUBLISHED, TERMS, EnergyModel, idle_watts, watts, watts_of
-from llama_pynq.random_model import SHAPES
 
 BOARDS = boards()
 STORIES110M = SHAPES["stories110M"]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from checkpoint_files import write_checkpoint
 
-from llama_pynq import random_model as module
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
-from llama_pynq.cli import main
-from llama_pynq.errors import LlamaPynqError
-from llama_pynq.random_model import (
+from llama_pynq.checkpoint import random as module
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.random import (
     SHAPES,
     random_model,
     tokenizer_bytes,
     write_random_checkpoint,
 )
+from llama_pynq.cli import main
+from llama_pynq.errors import LlamaPynqError
 from llama_pynq.reference import FloatModel
 from llama_pynq.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from kernel_library import RandomModel
 
 from llama_pynq import reference
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.packing import QuantizedModel
 from llama_pynq.reference import FloatModel, KernelModel, QuantizedMatrix, rope_turns
 

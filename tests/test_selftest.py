@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay, selftest
-from llama_pynq.checkpoint import load_checkpoint
+from llama_pynq.checkpoint.llama2c import load_checkpoint
+from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.cli import main
 from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.packing import QuantizedModel
-from llama_pynq.random_model import write_random_checkpoint
 from llama_pynq.reference import KernelModel
 
 TOKENS, SLOT = selftest._TOKENS, selftest._SLOT

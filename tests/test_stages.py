@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernel_library import RandomModel, model_words, request_words
 
 from llama_pynq import contract, reference
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.packing import Target, pack_matrix
 from llama_pynq.reference import QuantizedMatrix
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.labs import exercise, expect
 from llama_pynq.perf import Work
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llama_pynq.checkpoint import ModelConfig
+from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.packing import quantize_weights
 from llama_pynq.train.tokenizer import write_atomically
 
@@ -39,7 +39,7 @@ def export_model(
     weights: Mapping[Key, npt.NDArray[np.float32]],
     group_size: int = 64,
 ) -> None:
-    """Write a model with a tied classifier; `llama_pynq.checkpoint.load_checkpoint` reads it.
+    """Write a model with a tied classifier; `llama_pynq.checkpoint.llama2c.load_checkpoint` reads it.
 
     Parameters
     ----------

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from llama_pynq import contract
-from llama_pynq.checkpoint import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.contract import KernelLimits, RowFlag
 from llama_pynq.packing import QuantizedModel, Target, pack_channels
-from llama_pynq.random_model import write_random_checkpoint
 from llama_pynq.reference import KernelModel, rope_turns, sample
 from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.project import Project

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from llama_pynq.checkpoint import ModelConfig, _layout
+from llama_pynq.checkpoint.llama2c import ModelConfig, _layout
 from llama_pynq.errors import RequestError
 from llama_pynq.tokenizer import BinTokenizer
 from llama_pynq.utils.files import cache_folder, replacing, write_atomically
