@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llama_pynq.emulation.device import EmulatedDevice
     from llama_pynq.llama import Generation, Llama
     from llama_pynq.llama_overlay import LlamaOverlay
-    from llama_pynq.tokenizer import Tokenizer
+    from llama_pynq.tokenizer.base import Tokenizer
 
 _HOME = {
     "Checkpoint": "checkpoint.llama2c",
@@ -27,7 +27,7 @@ _HOME = {
     "LlamaDriver": "driver",
     "LlamaOverlay": "llama_overlay",
     "ModelConfig": "checkpoint.llama2c",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "tokenizer.base",
     "load_checkpoint": "checkpoint.llama2c",
 }
 __all__ = [

@@ -325,7 +325,7 @@ def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.llama2c import load_checkpoint
     from llama_pynq.llama import BUNDLED
     from llama_pynq.packing import QuantizedModel, Target, check_limits, is_packed, write_packed
-    from llama_pynq.tokenizer import Tokenizer
+    from llama_pynq.tokenizer.base import Tokenizer
 
     output = Path(args.output)
     if output.is_dir():

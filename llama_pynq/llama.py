@@ -32,7 +32,7 @@ from llama_pynq.errors import (
 )
 from llama_pynq.packing import PackedModel, Target
 from llama_pynq.sampling import Sampling, choose
-from llama_pynq.tokenizer import StreamDecoder, Tokenizer
+from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from llama_pynq.driver import CallResult, LlamaDriver, PendingCall

@@ -1,4 +1,4 @@
-"""Tests of llama_pynq.tokenizer."""
+"""Tests of llama_pynq.tokenizer.base."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.errors import LlamaPynqError, TokenizerError
-from llama_pynq.tokenizer import BinTokenizer, SentencePieceTokenizer, Tokenizer
+from llama_pynq.tokenizer.base import BinTokenizer, SentencePieceTokenizer, Tokenizer
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 needs_models = pytest.mark.skipif(
@@ -540,6 +540,6 @@ def test_load_sentencepiece_not_installed_says_so(monkeypatch):
 
 
 def test_import_does_not_load_sentencepiece():
-    code = "import sys, llama_pynq.tokenizer; sys.exit('sentencepiece' in sys.modules)"
+    code = "import sys, llama_pynq.tokenizer.base; sys.exit('sentencepiece' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

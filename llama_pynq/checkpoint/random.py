@@ -16,7 +16,7 @@ import numpy as np
 
 from llama_pynq.checkpoint.llama2c import ModelConfig, _layout
 from llama_pynq.errors import RequestError
-from llama_pynq.tokenizer import BinTokenizer
+from llama_pynq.tokenizer.base import BinTokenizer
 from llama_pynq.utils.files import cache_folder, replacing, write_atomically
 
 __all__ = ["SHAPES", "random_model", "tokenizer_bytes", "write_random_checkpoint"]

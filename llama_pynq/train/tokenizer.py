@@ -66,7 +66,7 @@ def export_tokenizer(model_path: Path, bin_path: Path) -> None:
 
     References
     ----------
-    llama2.c, tokenizer.py, export()
+    llama2.c, tokenizer/base.py, export()
     """
     import sentencepiece
 

@@ -22,7 +22,7 @@ them.
 
 References
 ----------
-karpathy/llama2.c at 350e04f: run.c, encode() and decode(); tokenizer.py, export();
+karpathy/llama2.c at 350e04f: run.c, encode() and decode(); tokenizer/base.py, export();
 Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016.
 """
 
@@ -480,7 +480,7 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{path} is a sentencepiece model, and sentencepiece is not installed here: "
                 f"install it with 'pip install sentencepiece', or, where there is no wheel "
                 f"(armv7l, such as PYNQ-Z1 and Z2), use the same vocabulary as a tokenizer.bin, "
-                f"which llama2.c's tokenizer.py writes on another machine"
+                f"which llama2.c's tokenizer/base.py writes on another machine"
             ) from error
         try:
             model = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -498,7 +498,7 @@ class SentencePieceTokenizer(Tokenizer):
                 f"Llama vocabulary; {_REMEDY}"
             )
         names = model.id_to_piece(list(range(model.get_piece_size())))
-        # The same bytes as in the .bin that llama2.c's tokenizer.py would write.
+        # The same bytes as in the .bin that llama2.c's tokenizer/base.py would write.
         names[self.bos_id], names[self.eos_id] = "\n<s>\n", "\n</s>\n"
         super().__init__(path, data, [name.replace("\u2581", " ").encode() for name in names])
 
