@@ -35,7 +35,8 @@ import numpy as np
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
 from llama_pynq.bench import Endless
 from llama_pynq.checkpoint.random import SHAPES, random_model
-from llama_pynq.contract import (
+from llama_pynq.emulation.kernel import Emulator
+from llama_pynq.kernel.abi import (
     REQUEST_STEPS,
     STATUS_SEQUENCE,
     STATUS_STEPS,
@@ -44,10 +45,9 @@ from llama_pynq.contract import (
     RowFlag,
     make_rows,
 )
-from llama_pynq.emulation.kernel import Emulator
-from llama_pynq.interface import arguments
+from llama_pynq.kernel.reference import FloatModel
+from llama_pynq.kernel.registers import arguments
 from llama_pynq.llama import Generation
-from llama_pynq.reference import FloatModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PEER = Path(__file__).with_name("peer_llama_cpp.py")

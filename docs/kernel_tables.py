@@ -7,8 +7,14 @@ import re
 from pathlib import Path
 
 from llama_pynq.boards import boards
-from llama_pynq.contract import KernelLimits
-from llama_pynq.interface import Argument, arguments, board_constants, board_headers, registers
+from llama_pynq.kernel.abi import KernelLimits
+from llama_pynq.kernel.registers import (
+    Argument,
+    arguments,
+    board_constants,
+    board_headers,
+    registers,
+)
 
 DOCUMENT = Path(__file__).with_name("kernel.md")
 

@@ -17,7 +17,7 @@ from llama_pynq.utils.files import write_new
 
 if TYPE_CHECKING:
     from llama_pynq.checkpoint.llama2c import ModelConfig
-    from llama_pynq.contract import KernelLimits
+    from llama_pynq.kernel.abi import KernelLimits
     from llama_pynq.llama import Generation, Llama
     from llama_pynq.llama_overlay import LlamaOverlay
     from llama_pynq.overlay_record import OverlayRecord
@@ -308,8 +308,8 @@ def _selftest(args: argparse.Namespace) -> int:
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
     from llama_pynq.boards import boards
-    from llama_pynq.contract import KernelLimits
-    from llama_pynq.interface import board_headers
+    from llama_pynq.kernel.abi import KernelLimits
+    from llama_pynq.kernel.registers import board_headers
 
     headers = board_headers()
     board = name.lower().replace("_", "-")

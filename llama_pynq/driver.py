@@ -27,9 +27,7 @@ import numpy as np
 import pynq
 from pynq import DefaultIP
 
-from llama_pynq import contract
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.contract import KernelLimits, RequestFlag, State
 from llama_pynq.energy import EnergyMeter
 from llama_pynq.errors import (
     ConnectionLost,
@@ -40,7 +38,10 @@ from llama_pynq.errors import (
     OverlayMismatch,
     RequestError,
 )
-from llama_pynq.interface import (
+from llama_pynq.kernel import abi
+from llama_pynq.kernel.abi import KernelLimits, RequestFlag, State
+from llama_pynq.kernel.reference import rope_turns
+from llama_pynq.kernel.registers import (
     AP_CONTINUE,
     AP_DONE,
     AP_IDLE,
@@ -51,7 +52,6 @@ from llama_pynq.interface import (
     arguments,
 )
 from llama_pynq.packing import PackedModel, Target, check_limits
-from llama_pynq.reference import rope_turns
 
 if TYPE_CHECKING:
     from llama_pynq.llama import Generation, Llama, StreamToken
@@ -60,7 +60,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
-_ABORT_WORDS = slice(contract.REQUEST_ABORT, contract.REQUEST_ABORT + 16)
+_ABORT_WORDS = slice(abi.REQUEST_ABORT, abi.REQUEST_ABORT + 16)
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
 _EXPECTED_PART = 0.9  # of what the steps of the last call took, if the next one's are like them
@@ -84,7 +84,7 @@ class CallResult(NamedTuple):
     Attributes
     ----------
     rows : (steps, n_rows) structured array
-        `contract.result_dtype`: token, lse, top logits, ... of each step done.
+        `abi.result_dtype`: token, lse, top logits, ... of each step done.
     aborted : bool
         The call ended early because it was told to.
     elapsed_s : float
@@ -256,7 +256,7 @@ class LlamaDriver(DefaultIP):
         results[:] = 0
         results.sync_to_device()
         generation = self._generation
-        self._launch(contract.COMMAND_DESCRIBE)
+        self._launch(abi.COMMAND_DESCRIBE)
         try:
             self._wait(min(self.timeout_s, _DESCRIBE_S), generation)
         except KernelTimeout as error:
@@ -268,15 +268,15 @@ class LlamaDriver(DefaultIP):
             ) from error
         results.sync_from_device()
         words = np.array(results, np.uint32)
-        if words[contract.STATUS_MAGIC] != contract.MAGIC:
+        if words[abi.STATUS_MAGIC] != abi.MAGIC:
             raise OverlayMismatch(
                 "the IP named 'llama' is not llama_pynq's kernel: its description begins with "
-                f"{words[0]:#010x}, not {contract.MAGIC:#010x}. Load an overlay of this package"
+                f"{words[0]:#010x}, not {abi.MAGIC:#010x}. Load an overlay of this package"
             )
-        if words[contract.STATUS_ABI] != contract.ABI_VERSION:
+        if words[abi.STATUS_ABI] != abi.ABI_VERSION:
             raise OverlayMismatch(
-                f"the overlay speaks version {words[contract.STATUS_ABI]} of the kernel's "
-                f"contract, this driver version {contract.ABI_VERSION}. Install the overlay and "
+                f"the overlay speaks version {words[abi.STATUS_ABI]} of the kernel's "
+                f"contract, this driver version {abi.ABI_VERSION}. Install the overlay and "
                 "the package of one release"
             )
         limits = KernelLimits.from_words(words)
@@ -504,7 +504,7 @@ class LlamaDriver(DefaultIP):
         self._pending = None
         control = self._read_register(CONTROL_OFFSET)
         if not control & (AP_IDLE | AP_DONE):
-            self._request[contract.REQUEST_ABORT] = self._sequence
+            self._request[abi.REQUEST_ABORT] = self._sequence
             self._send("request", _ABORT_WORDS)
             limit = min(self.timeout_s, max(_SETTLE_S, 10 * self._last_seconds))
             self._wait(limit, self._generation)
@@ -547,7 +547,7 @@ class LlamaDriver(DefaultIP):
         Parameters
         ----------
         rows : (n,) structured array
-            From `contract.make_rows`; 1 to ``limits.max_rows`` rows.
+            From `abi.make_rows`; 1 to ``limits.max_rows`` rows.
         n_steps : int
             Tokens to generate in the call, 1 to ``limits.max_steps``.
         layers : (int, int), optional
@@ -591,7 +591,7 @@ class LlamaDriver(DefaultIP):
         Parameters
         ----------
         rows : (n,) structured array
-            From `contract.make_rows`; 1 to ``limits.max_rows`` rows.
+            From `abi.make_rows`; 1 to ``limits.max_rows`` rows.
         n_steps : int
             Tokens to generate in the call, 1 to ``limits.max_steps``.
         stop_tokens : sequence of int
@@ -661,10 +661,10 @@ class LlamaDriver(DefaultIP):
             flags |= int(RequestFlag.ACTIVATIONS_IN)
         request, data = self._request_bytes, rows.tobytes()
         _REQUEST_HEAD.pack_into(request, 0, n, n_steps, begin, end, flags, len(stop_tokens))
-        _WORD.pack_into(request, 4 * contract.REQUEST_ABORT, 0)
-        for i, token in enumerate(stop_tokens, contract.REQUEST_STOP_LIST):
+        _WORD.pack_into(request, 4 * abi.REQUEST_ABORT, 0)
+        for i, token in enumerate(stop_tokens, abi.REQUEST_STOP_LIST):
             _WORD.pack_into(request, 4 * i, token)
-        request[4 * contract.REQUEST_ROW_BASE :][: len(data)] = data
+        request[4 * abi.REQUEST_ROW_BASE :][: len(data)] = data
         # All of it: slicing a PYNQ buffer takes longer than copying these few hundred bytes.
         self._buffers["request"].sync_to_device()
         if activations is not None:
@@ -676,7 +676,7 @@ class LlamaDriver(DefaultIP):
         self._running = True
         call = PendingCall((n, begin, end, flags), n_steps, self._generation)
         try:
-            self._launch(contract.COMMAND_RUN)
+            self._launch(abi.COMMAND_RUN)
         except KeyboardInterrupt:
             self._interrupted()
             raise
@@ -722,20 +722,20 @@ class LlamaDriver(DefaultIP):
         self._running = False
         dtype = self._result_dtype
         row_words = n * dtype.itemsize // 4
-        words = self._read_results(contract.STATUS_WORDS + call.n_steps * row_words)
+        words = self._read_results(abi.STATUS_WORDS + call.n_steps * row_words)
         seconds = time.perf_counter() - call.begin
         # Where a read waits, the first look may have found the call under way, and waited for it.
         late = not at_once and first_look and (self._sleeps or not self.device.read_waited)
-        status = words[: contract.STATUS_WORDS].tolist()
+        status = words[: abi.STATUS_WORDS].tolist()
         self._check_status(status)
-        steps = status[contract.STATUS_STEPS]
+        steps = status[abi.STATUS_STEPS]
         if not late:
             self._last_seconds = seconds
             self._pace = call.shape, (ended - call.launched) / max(1, steps)
-        done = words[contract.STATUS_WORDS : contract.STATUS_WORDS + steps * row_words].copy()
+        done = words[abi.STATUS_WORDS : abi.STATUS_WORDS + steps * row_words].copy()
         return CallResult(
             rows=done.view(dtype).reshape(steps, n),
-            aborted=status[contract.STATUS_STATE] == State.ABORTED,
+            aborted=status[abi.STATUS_STATE] == State.ABORTED,
             elapsed_s=math.nan if late else seconds,
             profile=self._read_profile(steps) if flags & _PROFILE else [],
         )
@@ -764,16 +764,16 @@ class LlamaDriver(DefaultIP):
         return words
 
     def _check_status(self, status: Sequence[int]) -> None:
-        if status[contract.STATUS_SEQUENCE] != self._sequence:
+        if status[abi.STATUS_SEQUENCE] != self._sequence:
             raise KernelError(
                 f"{self.device.name}: the kernel reports call "
-                f"{status[contract.STATUS_SEQUENCE]} instead of {self._sequence}: it never wrote "
+                f"{status[abi.STATUS_SEQUENCE]} instead of {self._sequence}: it never wrote "
                 "its status, or another program, or another computer, uses the device. See that "
                 "none does, and call reset() on the overlay"
             )
-        if status[contract.STATUS_STATE] == State.ERROR:
-            code, detail = status[contract.STATUS_ERROR], status[contract.STATUS_DETAIL]
-            text = contract.ERRORS.get(code, "unknown error {detail}").format(detail=detail)
+        if status[abi.STATUS_STATE] == State.ERROR:
+            code, detail = status[abi.STATUS_ERROR], status[abi.STATUS_DETAIL]
+            text = abi.ERRORS.get(code, "unknown error {detail}").format(detail=detail)
             raise KernelError(f"{self.device.name}: the kernel refused the call: {text}")
 
     def _profile_buffer(self, n_steps: int) -> None:
@@ -849,7 +849,7 @@ class LlamaDriver(DefaultIP):
             part = self._fetch(f"kv_cache_{port}", slice(slot * share, (slot + 1) * share))
             records = part.reshape(c.n_layers, heads, c.seq_len, -1)
             mine = records[:, : len(range(port, c.n_kv_heads, ports)), :positions]
-            out[:, :, port::ports] = contract.read_records(mine, self._kv_bits, beat, c.head_size)
+            out[:, :, port::ports] = abi.read_records(mine, self._kv_bits, beat, c.head_size)
         return out
 
     # ---- weights ---------------------------------------------------------------------
@@ -954,8 +954,8 @@ class LlamaDriver(DefaultIP):
         for name in ports:
             self._replace(name, size, np.uint8)
         values = {
-            "magic": contract.MAGIC,
-            "abi": contract.ABI_VERSION,
+            "magic": abi.MAGIC,
+            "abi": abi.ABI_VERSION,
             "dim": config.dim,
             "hidden_dim": config.hidden_dim,
             "n_layers": config.n_layers,
@@ -972,9 +972,9 @@ class LlamaDriver(DefaultIP):
         }
         model = self._buffers["model"]
         model[:] = 0
-        model[: len(contract.MODEL_FIELDS)] = [values[name] for name in contract.MODEL_FIELDS]
+        model[: len(abi.MODEL_FIELDS)] = [values[name] for name in abi.MODEL_FIELDS]
         table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
-        base = contract.MODEL_ROPE_TABLE
+        base = abi.MODEL_ROPE_TABLE
         model[base : base + len(table)] = table
         model.sync_to_device()
         self._slots, self._kv_bits = slots, kv_bits

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_pynq.contract import RequestFlag, RowFlag, make_rows
 from llama_pynq.errors import RequestError
-from llama_pynq.llama import Llama, Session, check_model
-from llama_pynq.reference import (
+from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
+from llama_pynq.kernel.reference import (
     FloatModel,
     QuantizedWeights,
     matvec,
@@ -24,6 +23,7 @@ from llama_pynq.reference import (
     rope_turns,
     rotate,
 )
+from llama_pynq.llama import Llama, Session, check_model
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ import numpy as np
 
 from llama_pynq import packing
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
-from llama_pynq.contract import KV_BITS, ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.energy import Energy, EnergyMeter
 from llama_pynq.errors import (
     CheckpointError,
@@ -29,6 +28,13 @@ from llama_pynq.errors import (
     DeviceMemoryError,
     RequestError,
     TokenizerError,
+)
+from llama_pynq.kernel.abi import (
+    KV_BITS,
+    ROW_DTYPE,
+    TOKEN_UNDECIDED,
+    RowFlag,
+    make_rows,
 )
 from llama_pynq.packing import PackedModel, Target
 from llama_pynq.sampling import Sampling, choose
@@ -49,7 +55,7 @@ _DEFAULT_SLOTS = 4
 
 # As integers: an enum's member takes its time, and these are looked at for every token.
 _FULL_LOGITS = int(RowFlag.FULL_LOGITS)
-# contract.ROW_DTYPE, in two parts: what changes from row to row, and what does not.
+# abi.ROW_DTYPE, in two parts: what changes from row to row, and what does not.
 _ROW, _ROW_SAMPLING = struct.Struct("<iiiI"), struct.Struct("<Qfiff")
 
 
@@ -218,7 +224,7 @@ class _Sequence:
         self.row_sampling = _ROW_SAMPLING.pack(s.seed, s.temperature, t.top_k, t.top_p, t.min_p)
 
     def row(self, position: int) -> bytes:
-        """The row at this position, as `contract.ROW_DTYPE` has it."""
+        """The row at this position, as `abi.ROW_DTYPE` has it."""
         prompt = self.prompt
         token = prompt[position] if position < len(prompt) else self.tokens[-1]
         flags = self.row_flags if position >= len(prompt) - 1 else 0

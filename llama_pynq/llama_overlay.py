@@ -26,7 +26,7 @@ from llama_pynq.errors import (
     OverlayNotFound,
     RequestError,
 )
-from llama_pynq.interface import IP_NAME, VLNV
+from llama_pynq.kernel.registers import IP_NAME, VLNV
 from llama_pynq.llama import Generation, Llama, StreamToken
 from llama_pynq.overlay_record import OverlayRecord
 from llama_pynq.overlays import board_of_device, overlay_for, record_of

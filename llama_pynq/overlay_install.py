@@ -16,8 +16,8 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from llama_pynq.boards import boards
-from llama_pynq.contract import ABI_VERSION
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
+from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_metadata import OverlayMetadata, read_metadata
 from llama_pynq.overlay_record import (
     RECORD_NAME,

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from llama_pynq.boards import boards
 from llama_pynq.emulation import container
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.interface import IP_NAME, VLNV, VLNVS, arguments
+from llama_pynq.kernel.registers import IP_NAME, VLNV, VLNVS, arguments
 
 _MAX_PORTS = 64
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from llama_pynq.checkpoint.llama2c import Checkpoint, ModelConfig
-from llama_pynq.contract import (
+from llama_pynq.errors import CheckpointError, LimitError
+from llama_pynq.kernel.abi import (
     ABI_VERSION,
     MAX_GROUP,
     MIN_GROUP,
@@ -28,8 +29,7 @@ from llama_pynq.contract import (
     WORD_BYTES,
     KernelLimits,
 )
-from llama_pynq.errors import CheckpointError, LimitError
-from llama_pynq.reference import QuantizedMatrix
+from llama_pynq.kernel.reference import QuantizedMatrix
 from llama_pynq.utils.files import cache_folder, replacing
 
 PACK_VERSION = 4

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from llama_pynq.boards import MIB, Board, Memory
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.contract import (
+from llama_pynq.errors import LimitError
+from llama_pynq.kernel.abi import (
     BLOCK,
     MAX_GROUP,
     MIN_GROUP,
@@ -32,8 +33,7 @@ from llama_pynq.contract import (
     KernelLimits,
     Stage,
 )
-from llama_pynq.errors import LimitError
-from llama_pynq.interface import board_headers
+from llama_pynq.kernel.registers import board_headers
 from llama_pynq.packing import Target, channel_bytes, check_limits, has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")

@@ -27,10 +27,10 @@ from numpy.typing import DTypeLike
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
-from llama_pynq.emulation.control import ControlUnit
 from llama_pynq.emulation.memory import MemoryBank
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelError, KernelTimeout
-from llama_pynq.interface import CONTROL_OFFSET
+from llama_pynq.kernel.control import ControlUnit
+from llama_pynq.kernel.registers import CONTROL_OFFSET
 
 _MAX_CARDS = 64
 _CARD_NAMES = "xilinx_"  # of every Alveo's platform; pyxrt lists AMD's NPUs, too

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_pynq.errors import RequestError
-from llama_pynq.reference import Truncation, choose_from_top, gumbel_noise
+from llama_pynq.kernel.reference import Truncation, choose_from_top, gumbel_noise
 
 f32 = np.float32
 

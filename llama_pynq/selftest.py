@@ -25,15 +25,15 @@ import pynq
 from llama_pynq import __version__
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.checkpoint.random import random_model, write_random_checkpoint
-from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.errors import KernelTimeout
+from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
+from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama import Generation, Llama
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_record import sha256_of
 from llama_pynq.packing import QuantizedModel, Target, open_packed, write_packed
 from llama_pynq.perf import predict
-from llama_pynq.reference import KernelModel
 from llama_pynq.timing import board_of, measure_steps
 
 CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)

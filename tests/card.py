@@ -18,12 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from llama_pynq import contract, interface, selftest
+from llama_pynq import selftest
 from llama_pynq.emulation import container, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import BANK_STRIDE, Bank
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.emulation.hwh import data_registers
+from llama_pynq.kernel import abi, registers
 from llama_pynq.llama_overlay import emulated_overlay
 
 PLACEHOLDER = 4096  # bytes of a buffer that waits for its size
@@ -45,7 +46,7 @@ def banked_overlay(path: Path, tags: tuple[str, ...], bank_of: dict[str, str]) -
     """
     source = emulated_overlay(".xclbin")
     contents = xclbin.read(source.read_bytes(), str(source))
-    buffers = {a.name: a.buffer for a in interface.arguments(2, 2)}
+    buffers = {a.name: a.buffer for a in registers.arguments(2, 2)}
     design = dataclasses.replace(
         contents.design,
         banks=tuple(Bank(tag, BANK_STRIDE * (i + 1)) for i, tag in enumerate(tags)),
@@ -134,7 +135,7 @@ class Card:
         self._held = data
         self._names = {r.offset: r.name for r in data_registers(contents.design)} | {0: CTRL}
         self._pointers = {a.offset: a.name for a in contents.design.arguments if a.is_pointer}
-        self._buffer_of = {a.name: a.buffer for a in interface.arguments(64, 64)}
+        self._buffer_of = {a.name: a.buffer for a in registers.arguments(64, 64)}
         self.banks = [bank.tag for bank in contents.design.banks] or ["PSDDR"]
         self._bases = [bank.base_address for bank in contents.design.banks] or [self.ddr]
 
@@ -209,7 +210,7 @@ class Expected:
 
     def __init__(
         self,
-        limits: contract.KernelLimits,
+        limits: abi.KernelLimits,
         banks: dict[str, str],
         chained: bool,
         whole: bool,
@@ -217,7 +218,7 @@ class Expected:
     ) -> None:
         self.limits, self.banks = limits, banks
         self.chained, self.whole, self.least = chained, whole, least
-        self.arguments = interface.arguments(limits.channels, limits.kv_ports)
+        self.arguments = registers.arguments(limits.channels, limits.kv_ports)
         self.caches = [f"kv_cache_{p}" for p in range(limits.kv_ports)]
         self.weights = [f"weights_{c}" for c in range(limits.channels)]
         self.buffers = [*IO_BUFFERS, *self.caches, *self.weights]
@@ -254,7 +255,7 @@ class Expected:
         for name in self.buffers:
             yield from self.make(name, PLACEHOLDER)
         yield ("to card", "results", 0, self.size(PLACEHOLDER))
-        yield from self.call(sequence, contract.COMMAND_DESCRIBE)
+        yield from self.call(sequence, abi.COMMAND_DESCRIBE)
         yield ("from card", "results", 0, self.size(PLACEHOLDER))
         yield from self.replace("request", 4 * limits.request_words)
         yield from self.replace("results", self.results_bytes)
@@ -279,8 +280,8 @@ class Expected:
     def token(self, sequence: int, rows: int = 1) -> Events:
         """One call of one step."""
         yield ("to card", "request", 0, self.size(4 * self.limits.request_words))
-        yield from self.call(sequence, contract.COMMAND_RUN)
-        size = 4 * contract.STATUS_WORDS + rows * self.limits.result_dtype.itemsize
+        yield from self.call(sequence, abi.COMMAND_RUN)
+        size = 4 * abi.STATUS_WORDS + rows * self.limits.result_dtype.itemsize
         yield ("from card", "results", 0, self.results_bytes if self.whole else size)
 
     def drop(self) -> Events:

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq import contract
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
-from llama_pynq.interface import board_arguments, board_constants, top_function
+from llama_pynq.kernel import abi
+from llama_pynq.kernel.reference import QuantizedMatrix, QuantizedWeights, rope_turns
+from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
 from llama_pynq.packing import Target, channel_bytes, pack_channels
-from llama_pynq.reference import QuantizedMatrix, QuantizedWeights, rope_turns
 
 REPOSITORY = Path(__file__).parents[1]
 HLS_SRC = REPOSITORY / "hls_src"
@@ -55,7 +55,7 @@ def _sources_hash(*extra: str) -> str:
     for path in sorted([*HLS_SRC.rglob("*.h"), *HLS_SRC.rglob("*.cpp"),
                         *(REPOSITORY / "tests" / "hls").rglob("*.*"),
                         REPOSITORY / "llama_pynq" / "emulation" / "build.py",
-                        REPOSITORY / "llama_pynq" / "interface.py"]):  # fmt: skip
+                        REPOSITORY / "llama_pynq" / "kernel/registers.py"]):  # fmt: skip
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -152,9 +152,9 @@ class KernelLibrary:
         self._library.emulator_new.restype = ctypes.c_void_p
         self._emulator = ctypes.c_void_p(self._library.emulator_new(threads))
         self.sequence = 0
-        words = np.zeros(contract.DESCRIBE_WORDS, np.uint32)
-        self.call({"results": words}, contract.COMMAND_DESCRIBE)
-        self.limits = contract.KernelLimits.from_words(words)
+        words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
+        self.call({"results": words}, abi.COMMAND_DESCRIBE)
+        self.limits = abi.KernelLimits.from_words(words)
 
     def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
         """One call, to its end; arguments that `buffers` lacks are null."""
@@ -254,14 +254,14 @@ def model_words(config: ModelConfig, group_size: int, slots: int, words: int,
                 weight_bits: int = 8, kv_bits: int = 32) -> np.ndarray:  # fmt: skip
     """The model's descriptor, (words,) uint32."""
     out = np.zeros(words, np.uint32)
-    values = [contract.MAGIC, contract.ABI_VERSION, config.dim, config.hidden_dim,
+    values = [abi.MAGIC, abi.ABI_VERSION, config.dim, config.hidden_dim,
               config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size,
               config.seq_len, group_size, int(config.tied),
               int(np.float32(config.rope_theta).view(np.uint32)), slots, weight_bits,
               kv_bits]  # fmt: skip
     out[: len(values)] = values
     table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
-    out[contract.MODEL_ROPE_TABLE : contract.MODEL_ROPE_TABLE + len(table)] = table
+    out[abi.MODEL_ROPE_TABLE : abi.MODEL_ROPE_TABLE + len(table)] = table
     return out
 
 
@@ -271,23 +271,23 @@ def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=
                   abort=0) -> np.ndarray:  # fmt: skip
     """A request, (words,) uint32; what is said of rows is one value or one a row."""
     n = len(tokens)
-    rows = np.zeros(n, contract.ROW_DTYPE)
+    rows = np.zeros(n, abi.ROW_DTYPE)
     rows["token"], rows["position"] = tokens, positions
     rows["slot"] = 0 if slots is None else slots
     sampled = np.ones(n, bool) if sample is None else np.asarray(sample)
     rows["flags"] = (
-        sampled * contract.RowFlag.SAMPLE
-        | np.asarray(full) * contract.RowFlag.FULL_LOGITS
-        | np.asarray(host_chooses) * contract.RowFlag.HOST_CHOOSES
+        sampled * abi.RowFlag.SAMPLE
+        | np.asarray(full) * abi.RowFlag.FULL_LOGITS
+        | np.asarray(host_chooses) * abi.RowFlag.HOST_CHOOSES
     )
     rows["temperature"], rows["seed"] = temperature, seed
     rows["top_k"], rows["top_p"], rows["min_p"] = top_k, top_p, min_p
     request = np.zeros(words, np.uint32)
-    request[: contract.REQUEST_STOP_TOKENS + 1] = [n, steps, *layers, flags, len(stop)]
-    request[contract.REQUEST_STOP_LIST : contract.REQUEST_STOP_LIST + len(stop)] = stop
-    request[contract.REQUEST_ABORT] = abort
-    base = contract.REQUEST_ROW_BASE
-    request[base : base + n * contract.ROW_WORDS] = rows.view(np.uint32)
+    request[: abi.REQUEST_STOP_TOKENS + 1] = [n, steps, *layers, flags, len(stop)]
+    request[abi.REQUEST_STOP_LIST : abi.REQUEST_STOP_LIST + len(stop)] = stop
+    request[abi.REQUEST_ABORT] = abort
+    base = abi.REQUEST_ROW_BASE
+    request[base : base + n * abi.ROW_WORDS] = rows.view(np.uint32)
     return request
 
 
@@ -336,7 +336,7 @@ class KernelSession:
         }
 
     def run(self, tokens, positions, slots=None, *, steps=1, layers=None,
-            command=contract.COMMAND_RUN, patch=None, **row_options):  # fmt: skip
+            command=abi.COMMAND_RUN, patch=None, **row_options):  # fmt: skip
         """One call; returns (status words, results of (steps, rows), logits of (rows, vocab)).
 
         ``patch`` gives request words other values, so that wrong requests can be made.
@@ -355,9 +355,9 @@ class KernelSession:
         self.library.call(self.buffers, command)
         dtype = self.limits.result_dtype
         count = steps * n * dtype.itemsize // 4
-        results = words[contract.STATUS_WORDS : contract.STATUS_WORDS + count].view(dtype)
+        results = words[abi.STATUS_WORDS : abi.STATUS_WORDS + count].view(dtype)
         return (
-            words[: contract.STATUS_WORDS].copy(),
+            words[: abi.STATUS_WORDS].copy(),
             results.reshape(steps, n).copy(),
             self.buffers["logits"].reshape(-1)[: n * self.config.vocab_size]
             .reshape(n, -1).copy(),

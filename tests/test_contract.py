@@ -1,4 +1,4 @@
-"""contract.py and hls_src/contract.h say the same, and every board's kernel says it too."""
+"""kernel/abi.py and hls_src/contract.h say the same, and every board's kernel says it too."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_library import BOARDS, HLS_SRC, compile_kernels, header_constants, kernel_library
 
-from llama_pynq import contract, interface
+from llama_pynq.kernel import abi, registers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,32 +39,32 @@ def test_header_constants_were_found():
 
 def test_scalars_same_as_the_header():
     expected = {
-        "kMagic": contract.MAGIC,
-        "kAbiVersion": contract.ABI_VERSION,
-        "kCommandDescribe": contract.COMMAND_DESCRIBE,
-        "kCommandRun": contract.COMMAND_RUN,
-        "kMinGroup": contract.MIN_GROUP,
-        "kMaxGroup": contract.MAX_GROUP,
-        "kReduceLanes": contract.REDUCE_LANES,
-        "kNormSums": contract.NORM_SUMS,
-        "kValueSums": contract.VALUE_SUMS,
-        "kBlock": contract.BLOCK,
-        "kWordBytes": contract.WORD_BYTES,
-        "kMaxStopTokens": contract.MAX_STOP_TOKENS,
-        "kTokenNone": contract.TOKEN_NONE,
-        "kTokenUndecided": contract.TOKEN_UNDECIDED,
+        "kMagic": abi.MAGIC,
+        "kAbiVersion": abi.ABI_VERSION,
+        "kCommandDescribe": abi.COMMAND_DESCRIBE,
+        "kCommandRun": abi.COMMAND_RUN,
+        "kMinGroup": abi.MIN_GROUP,
+        "kMaxGroup": abi.MAX_GROUP,
+        "kReduceLanes": abi.REDUCE_LANES,
+        "kNormSums": abi.NORM_SUMS,
+        "kValueSums": abi.VALUE_SUMS,
+        "kBlock": abi.BLOCK,
+        "kWordBytes": abi.WORD_BYTES,
+        "kMaxStopTokens": abi.MAX_STOP_TOKENS,
+        "kTokenNone": abi.TOKEN_NONE,
+        "kTokenUndecided": abi.TOKEN_UNDECIDED,
     }
     assert {name: HEADER[name] for name in expected} == expected
 
 
 def test_request_words_same_as_the_header():
     words = own("kRequest", "kRequestWords")
-    assert words == {name: getattr(contract, f"REQUEST_{name}") for name in words}
+    assert words == {name: getattr(abi, f"REQUEST_{name}") for name in words}
     assert len(words) == 9
 
 
 def test_rows_same_as_the_header():
-    flags = {flag.name: flag.value for flag in contract.RowFlag}
+    flags = {flag.name: flag.value for flag in abi.RowFlag}
     words = own("kRow", "kRowWords")
     assert {name: words.pop(name) for name in flags} == flags
     fields = {
@@ -73,16 +73,14 @@ def test_rows_same_as_the_header():
         "MIN_P": "min_p",
     }  # fmt: skip
     assert words.pop("SEED_HIGH") == words["SEED_LOW"] + 1, "one little-endian 64-bit seed"
-    assert words == {
-        name: contract.ROW_DTYPE.fields[field][1] // 4 for name, field in fields.items()
-    }
-    assert HEADER["kRowWords"] == contract.ROW_WORDS
-    assert contract.ROW_DTYPE.itemsize == 40
+    assert words == {name: abi.ROW_DTYPE.fields[field][1] // 4 for name, field in fields.items()}
+    assert HEADER["kRowWords"] == abi.ROW_WORDS
+    assert abi.ROW_DTYPE.itemsize == 40
 
 
 @pytest.mark.parametrize(
     "prefix, enum",
-    [("kFlag", contract.RequestFlag), ("kState", contract.State), ("kStage", contract.Stage)],
+    [("kFlag", abi.RequestFlag), ("kState", abi.State), ("kStage", abi.Stage)],
 )
 def test_enums_same_as_the_header(prefix, enum):
     assert own(prefix) == {member.name: member.value for member in enum}
@@ -94,35 +92,33 @@ def test_model_words_same_as_the_header():
         "magic": "MAGIC", "abi": "ABI", "n_layers": "LAYERS", "n_heads": "HEADS",
         "n_kv_heads": "KV_HEADS",
     }  # fmt: skip
-    expected = {names.get(name, name.upper()): i for i, name in enumerate(contract.MODEL_FIELDS)}
-    assert words == {**expected, "ROPE_TABLE": contract.MODEL_ROPE_TABLE}
+    expected = {names.get(name, name.upper()): i for i, name in enumerate(abi.MODEL_FIELDS)}
+    assert words == {**expected, "ROPE_TABLE": abi.MODEL_ROPE_TABLE}
 
 
 def test_status_words_same_as_the_header():
     words = own("kStatus", "kStatusWords")
-    assert words == {name: getattr(contract, f"STATUS_{name}") for name in words}
-    assert HEADER["kStatusWords"] == contract.STATUS_WORDS
-    assert max(words.values()) < contract.STATUS_WORDS
+    assert words == {name: getattr(abi, f"STATUS_{name}") for name in words}
+    assert HEADER["kStatusWords"] == abi.STATUS_WORDS
+    assert max(words.values()) < abi.STATUS_WORDS
 
 
 def test_describe_words_same_as_the_header():
     words = own("kDescribe", "kDescribeWords")
-    expected = {
-        name.upper(): contract.DESCRIBE_BASE + i for i, name in enumerate(contract.DESCRIBE_FIELDS)
-    }
-    assert words == {**expected, "BOARD": contract.DESCRIBE_BOARD}
-    assert HEADER["kDescribeWords"] == contract.DESCRIBE_WORDS == contract.DESCRIBE_BOARD + 4
+    expected = {name.upper(): abi.DESCRIBE_BASE + i for i, name in enumerate(abi.DESCRIBE_FIELDS)}
+    assert words == {**expected, "BOARD": abi.DESCRIBE_BOARD}
+    assert HEADER["kDescribeWords"] == abi.DESCRIBE_WORDS == abi.DESCRIBE_BOARD + 4
 
 
 def test_every_error_has_a_text():
     errors = own("kError", "kErrorNone")
-    assert sorted(errors.values()) == sorted(contract.ERRORS)
-    for text in contract.ERRORS.values():
+    assert sorted(errors.values()) == sorted(abi.ERRORS)
+    for text in abi.ERRORS.values():
         assert text.format(detail=3)
 
 
 def test_result_layout_same_as_the_header():
-    dtype = contract.result_dtype(HEADER["kTopLogits"])
+    dtype = abi.result_dtype(HEADER["kTopLogits"])
     words = own("kResult", "kResultWords")
     fields = {name.upper(): offset // 4 for name, (_, offset) in dtype.fields.items()}
     del fields["RESERVED"]
@@ -133,7 +129,7 @@ def test_result_layout_same_as_the_header():
 
 
 def test_every_constant_of_the_header_is_held_in_step():
-    """A constant added to contract.h must be added to contract.py, and to a test here."""
+    """A constant added to contract.h must be added to kernel/abi.py, and to a test here."""
     text = (HLS_SRC / "contract.h").read_text()
     names = re.findall(r"constexpr \w+ (k\w+)", text)
     families = (
@@ -148,12 +144,12 @@ def test_board_describes_itself_as_its_header_says(board):
     limits = kernel_library(board).limits
     header = header_constants(board)
     assert limits.board.replace("-", "_") == board
-    assert limits.abi == contract.ABI_VERSION
-    for name in contract.DESCRIBE_FIELDS:
+    assert limits.abi == abi.ABI_VERSION
+    for name in abi.DESCRIBE_FIELDS:
         constant = "k" + "".join(part.capitalize() for part in name.split("_"))
         assert getattr(limits, name) == header[constant], name
     assert (
-        limits.channels == interface.board_constants(HLS_SRC / "boards" / f"{board}.h")["kChannels"]
+        limits.channels == registers.board_constants(HLS_SRC / "boards" / f"{board}.h")["kChannels"]
     )
 
 
@@ -170,19 +166,19 @@ def test_buffer_sizes_same_as_the_board_compiles_them(board):
 @pytest.mark.parametrize("board", BOARDS)
 def test_profile_record_holds_the_deepest_model(board):
     header = header_constants(board)
-    stages_per_layer = contract.Stage.DOWN - contract.Stage.ATTENTION_NORM + 1
-    outside = len(contract.Stage) - stages_per_layer
+    stages_per_layer = abi.Stage.DOWN - abi.Stage.ATTENTION_NORM + 1
+    outside = len(abi.Stage) - stages_per_layer
     assert header["kMaxLayers"] * stages_per_layer + outside <= header["kMaxStepEvents"]
 
 
 def test_kernel_limits_from_words():
-    words = np.zeros(contract.DESCRIBE_WORDS, np.uint32)
-    words[contract.STATUS_ABI] = 3
-    words[contract.DESCRIBE_BASE :][: len(contract.DESCRIBE_FIELDS)] = range(
-        100, 100 + len(contract.DESCRIBE_FIELDS)
+    words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
+    words[abi.STATUS_ABI] = 3
+    words[abi.DESCRIBE_BASE :][: len(abi.DESCRIBE_FIELDS)] = range(
+        100, 100 + len(abi.DESCRIBE_FIELDS)
     )
-    words[contract.DESCRIBE_BOARD :] = np.frombuffer(b"pynq-z2".ljust(16, b"\0"), np.uint32)
-    limits = contract.KernelLimits.from_words(words)
+    words[abi.DESCRIBE_BOARD :] = np.frombuffer(b"pynq-z2".ljust(16, b"\0"), np.uint32)
+    limits = abi.KernelLimits.from_words(words)
     assert (limits.board, limits.abi, limits.channels) == ("pynq-z2", 3, 100)
     assert limits.max_step_events == 113
 
@@ -190,4 +186,4 @@ def test_kernel_limits_from_words():
 @pytest.mark.parametrize("board", BOARDS)
 def test_limits_from_the_header_are_what_the_kernel_says(board):
     header = HLS_SRC / "boards" / f"{board}.h"
-    assert contract.KernelLimits.from_header(header) == kernel_library(board).limits
+    assert abi.KernelLimits.from_header(header) == kernel_library(board).limits

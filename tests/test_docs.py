@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from kernel_library import HLS_SRC, REPOSITORY, header_constants
 
-from llama_pynq import contract, interface
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
-from llama_pynq.contract import KernelLimits
 from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS
 from llama_pynq.emulation.design import zynq_design
+from llama_pynq.kernel import abi, registers
+from llama_pynq.kernel.abi import KernelLimits
+from llama_pynq.kernel.reference import QuantizedMatrix
 from llama_pynq.packing import (
     PACK_VERSION,
     QuantizedModel,
@@ -24,7 +25,6 @@ from llama_pynq.packing import (
     pack_channels,
     write_packed,
 )
-from llama_pynq.reference import QuantizedMatrix
 
 DOCS = REPOSITORY / "docs"
 KERNEL = (DOCS / "kernel.md").read_text(encoding="utf-8")
@@ -69,10 +69,10 @@ def test_every_word_flag_stage_and_error_is_stated():
 
 
 @pytest.mark.parametrize(
-    "head, dtype", [("word of a row", contract.ROW_DTYPE), ("word of a result", None)]
+    "head, dtype", [("word of a row", abi.ROW_DTYPE), ("word of a result", None)]
 )
 def test_types_of_words_as_stated(head, dtype):
-    dtype = dtype or contract.result_dtype(CONSTANTS["kTopLogits"])
+    dtype = dtype or abi.result_dtype(CONSTANTS["kTopLogits"])
     at = {offset // 4: kind.name for kind, offset in dtype.fields.values()}
     if head == "word of a row":
         assert at[4] == "uint64"
@@ -139,15 +139,15 @@ def test_control_registers_as_the_metadata_lists_them():
 
 def test_control_bits_as_the_driver_uses_them():
     for bit, name, *_ in rows_under("bit"):
-        assert int(bit, 16) == getattr(interface, name)
+        assert int(bit, 16) == getattr(registers, name)
 
 
 @pytest.mark.parametrize("column, board", [(3, "u250"), (4, "pynq-z2")])
 def test_register_offsets_as_the_board_has_them(column, board):
-    constants = interface.board_constants(interface.board_headers()[board])
+    constants = registers.board_constants(registers.board_headers()[board])
     counts = {"weights_c": constants["kChannels"], "kv_read_p": constants["kKvPorts"]}
     counts["kv_write_p"] = counts["kv_read_p"]
-    arguments = interface.board_arguments(constants)
+    arguments = registers.board_arguments(constants)
     stated = {}
     for cells in rows_under("argument"):
         name, at = cells[0].strip("`"), cells[column]
@@ -155,8 +155,8 @@ def test_register_offsets_as_the_board_has_them(column, board):
         for i in range(counts.get(name, 1)):
             one = f"{name[:-1]}{i}" if name in counts else name
             stated[one] = int(first, 16) + i * int(stride.partition("·")[0] or "0", 16)
-    assert stated == {r.name: r.offset for r in interface.registers(arguments)}
-    for register in interface.zynq_registers(arguments):
+    assert stated == {r.name: r.offset for r in registers.registers(arguments)}
+    for register in registers.zynq_registers(arguments):
         name, _, half = register.name.rpartition("_")
         if name in stated and register.name not in stated:
             assert register.offset == stated[name] + 4 * (int(half) - 1)

@@ -12,8 +12,7 @@ import numpy as np
 import pynq
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, contract, interface
-from llama_pynq.contract import RequestFlag, RowFlag, Stage, make_rows
+from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay
 from llama_pynq.emulation.build import build_emulated_overlay
 from llama_pynq.errors import (
     DeviceMemoryError,
@@ -24,6 +23,8 @@ from llama_pynq.errors import (
     OverlayNotFound,
     RequestError,
 )
+from llama_pynq.kernel import abi, registers
+from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.llama_overlay import emulated_overlay
 
 REPOSITORY = Path(__file__).parents[1]
@@ -266,7 +267,7 @@ def test_abandoned_call_ends_after_its_step(overlay, monkeypatch):
     driver.abandon(call)
     assert not driver.running
     if sent:  # it was told to end, unless it had ended
-        assert driver._request[contract.REQUEST_ABORT] == driver._sequence
+        assert driver._request[abi.REQUEST_ABORT] == driver._sequence
     sequence = driver._sequence
     driver.abandon(call)
     assert driver.run(sampled()).rows == expected
@@ -366,7 +367,7 @@ def modified_overlay(tmp_path, name, old, new):
 
 
 def test_overlay_of_another_abi_is_refused(tmp_path):
-    ours = contract.ABI_VERSION
+    ours = abi.ABI_VERSION
     path = modified_overlay(
         tmp_path, "contract.h", f"kAbiVersion = {ours};", f"kAbiVersion = {ours + 1};"
     )
@@ -549,7 +550,7 @@ def test_emulated_board_is_held_to_its_limits_and_gives_the_same_tokens(tmp_path
 
 def test_overlay_with_the_name_that_vitis_gives_by_itself_is_ours(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(interface, "VLNV", "xilinx.com:hls:llama:1.0")
+        patch.setattr(registers, "VLNV", "xilinx.com:hls:llama:1.0")
         build_emulated_overlay(REPOSITORY / "hls_src", tmp_path, extra_flags=["-O1"])
     with LlamaOverlay(tmp_path / "llama.xclbin", device=EmulatedDevice()) as overlay:
         assert type(overlay.llama) is LlamaDriver
@@ -557,7 +558,7 @@ def test_overlay_with_the_name_that_vitis_gives_by_itself_is_ours(tmp_path, monk
 
 def test_overlay_that_is_not_ours_is_refused_and_gives_the_lock_back(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(interface, "VLNV", "other_labs:hls:llama:1.0")
+        patch.setattr(registers, "VLNV", "other_labs:hls:llama:1.0")
         build_emulated_overlay(REPOSITORY / "hls_src", tmp_path, extra_flags=["-O1"])
     with pytest.raises(OverlayMismatch) as error:
         LlamaOverlay(tmp_path / "llama.xclbin", device=EmulatedDevice())

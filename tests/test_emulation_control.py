@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from llama_pynq.emulation.control import ControlUnit
-from llama_pynq.interface import AP_CONTINUE, AP_DONE, AP_IDLE, AP_READY, AP_START
+from llama_pynq.kernel.control import ControlUnit
+from llama_pynq.kernel.registers import (
+    AP_CONTINUE,
+    AP_DONE,
+    AP_IDLE,
+    AP_READY,
+    AP_START,
+)
 
 
 class FakeKernel:

@@ -6,11 +6,11 @@ import pytest
 from pynq.metadata.runtime_metadata_parser import RuntimeMetadataParser
 from pynqmetadata.frontends import Metadata
 
-from llama_pynq import interface
 from llama_pynq.emulation import container, hwh
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import zynq_design
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel import registers
 
 CONTAINER = Container(
     zynq_design(2, 2, 142), (Payload("native", "Linux", "x86_64", (), b"library"),), "00"
@@ -29,14 +29,14 @@ def parse(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 32])
 def test_pynq_reads_the_registers_of_the_interface(parse, channels):
-    ip = parse(channels).ip_dict[interface.IP_NAME]
+    ip = parse(channels).ip_dict[registers.IP_NAME]
     control = ("CTRL", "GIER", "IP_IER", "IP_ISR")
     registers = {k: v for k, v in ip["registers"].items() if k not in control}
     assert {(name, r["address_offset"], r["size"]) for name, r in registers.items()} == {
         (r.name, r.offset, r.size_bits)
-        for r in interface.zynq_registers(interface.arguments(channels, 2))
+        for r in registers.zynq_registers(registers.arguments(channels, 2))
     }
-    assert ip["type"] == interface.VLNV
+    assert ip["type"] == registers.VLNV
     assert ip["phys_addr"] == zynq_design(channels, 2, 142).base_address
     assert ip["addr_range"] == zynq_design(channels, 2, 142).address_range
     assert "AP_CONTINUE" not in ip["registers"]["CTRL"]["fields"]

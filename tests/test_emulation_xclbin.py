@@ -10,11 +10,11 @@ import pytest
 from pynq.pl_server.xclbin_parser import XclBin
 from stand_in import overlay_folder
 
-from llama_pynq import interface
 from llama_pynq.emulation import container, xclbin
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel import registers
 
 PAYLOAD = Payload("native", "Linux", "x86_64", (), b"library" * 100)
 
@@ -26,15 +26,15 @@ def written(channels: int = 2, clock_mhz: int = 300) -> bytes:
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 32])
 def test_pynq_reads_the_registers_of_the_interface(channels):
-    ip = XclBin(xclbin_data=bytearray(written(channels))).ip_dict[interface.IP_NAME]
+    ip = XclBin(xclbin_data=bytearray(written(channels))).ip_dict[registers.IP_NAME]
     registers = dict(ip["registers"])
     control = registers.pop("CTRL")
     assert "AP_CONTINUE" in control["fields"]
     assert {(name, r["address_offset"], r["size"]) for name, r in registers.items()} == {
         (r.name, r.offset, r.size_bits)
-        for r in interface.registers(interface.arguments(channels, 2))
+        for r in registers.registers(registers.arguments(channels, 2))
     }
-    assert ip["type"] == interface.VLNV
+    assert ip["type"] == registers.VLNV
     assert ip["hw_control_protocol"] == "ap_ctrl_chain"
     assert ip["cu_name"] == "llama:llama"
     assert ip["phys_addr"] == xclbin_design(channels, 2, 300).base_address
@@ -42,7 +42,7 @@ def test_pynq_reads_the_registers_of_the_interface(channels):
 
 def test_pynq_sees_a_bank_for_each_weight_channel():
     parser = XclBin(xclbin_data=bytearray(written(4)))
-    registers = parser.ip_dict[interface.IP_NAME]["registers"]
+    registers = parser.ip_dict[registers.IP_NAME]["registers"]
     banks = {name: r.get("memory") for name, r in registers.items()}
     assert banks["request"] == banks["profile"] == "DDR[0]"
     assert banks["kv_read_0"] == banks["kv_write_0"] == banks["weights_0"]
@@ -61,7 +61,7 @@ def test_pynq_reads_the_clock():
 
 
 def test_types_are_those_pynq_knows():
-    ip = XclBin(xclbin_data=bytearray(written())).ip_dict[interface.IP_NAME]
+    ip = XclBin(xclbin_data=bytearray(written())).ip_dict[registers.IP_NAME]
     assert {r["type"] for r in ip["registers"].values() if "*" not in r["type"]} == {"unsigned int"}
 
 

@@ -6,8 +6,8 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay, inside
 from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.errors import RequestError
+from llama_pynq.kernel.reference import FloatModel, KernelModel, attend
 from llama_pynq.packing import QuantizedModel
-from llama_pynq.reference import FloatModel, KernelModel, attend
 
 TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the sun "
@@ -98,7 +98,7 @@ def test_attention_rows_are_what_the_layer_weighs_its_values_with(llama, seen, c
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_pynq.reference.attend", spy)
+        patch.setattr("llama_pynq.kernel.reference.attend", spy)
         for layer in range(c.n_layers):
             model.layer(layer, seen.stream[layer], range(n), [0] * n)
     assert np.allclose(mixed.reshape(-1, c.n_heads, c.head_size), kept, atol=1e-4)

@@ -22,11 +22,11 @@ from kernel_library import (
     kernel_library,
 )
 
-from llama_pynq import contract
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.contract import RequestFlag, RowFlag, Stage, State
 from llama_pynq.emulation.build import default_compiler
-from llama_pynq.reference import KEEP_ALL, KernelModel, Truncation, sample
+from llama_pynq.kernel import abi
+from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, State
+from llama_pynq.kernel.reference import KEEP_ALL, KernelModel, Truncation, sample
 
 f32 = np.float32
 
@@ -93,8 +93,8 @@ def check_call(session, reference, tokens, positions, slots=None, *, sample=None
     status, results, logits = session.run(
         tokens, positions, slots, sample=sample, temperature=temperature, seed=seed
     )
-    assert status[contract.STATUS_STATE] == State.DONE and status[contract.STATUS_STEPS] == 1
-    assert status[contract.STATUS_SEQUENCE] == session.library.sequence
+    assert status[abi.STATUS_STATE] == State.DONE and status[abi.STATUS_STEPS] == 1
+    assert status[abi.STATUS_SEQUENCE] == session.library.sequence
     expected = reference.forward(tokens, positions, per_row(slots, n, 0))
     for row in range(n):
         if per_row(sample, n, True)[row]:
@@ -129,7 +129,7 @@ def generate(session, tokens, count, n_steps=1, slot=0, **options):
     while len(out) < count:
         steps = min(n_steps, count - len(out))
         status, results, _ = session.run([token], [position], slot, steps=steps, **options)
-        assert status[contract.STATUS_STEPS] == steps
+        assert status[abi.STATUS_STEPS] == steps
         out += results["token"][:, 0].tolist()
         token, position = out[-1], position + steps
     return out
@@ -159,7 +159,7 @@ def models(draw):
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(model=models(), build=st.sampled_from([("host", False), ("u280", True), ("kv260", False),
-       ("pynq_z2", True), ("odd", True)]), kv_bits=st.sampled_from(contract.KV_BITS),
+       ("pynq_z2", True), ("odd", True)]), kv_bits=st.sampled_from(abi.KV_BITS),
        seed=st.integers(0, 2**32 - 1))  # fmt: skip
 def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
     """Prefill and decode of up to four slots, mixed in calls of up to all rows."""
@@ -263,8 +263,8 @@ def test_row_whose_truncation_is_undecided_ends_and_leaves_its_logits():
     status, results, logits = session.run(
         [PROMPT[-1], 4], [at, 0], [0, 1], steps=3, temperature=[1.0, 0.0], top_k=[100, 0]
     )
-    assert status[contract.STATUS_STEPS] == 3
-    assert results["token"][:, 0].tolist() == [contract.TOKEN_UNDECIDED] + [contract.TOKEN_NONE] * 2
+    assert status[abi.STATUS_STEPS] == 3
+    assert results["token"][:, 0].tolist() == [abi.TOKEN_UNDECIDED] + [abi.TOKEN_NONE] * 2
     assert results["kept"][0, 0] == 0 and (results["token"][:, 1] >= 0).all()
     reference = KernelModel(MODEL)
     reference.forward(PROMPT[:-1], range(at))
@@ -420,7 +420,7 @@ def run_rows(session, tokens, positions, slots, steps):
             *([values[row] for row in part] for values in (tokens, positions, slots)),
             steps=steps, temperature=[(0.0, 0.8)[row] for row in part], seed=2**40 + 3,
         )  # fmt: skip
-        assert status[contract.STATUS_STATE] == State.DONE
+        assert status[abi.STATUS_STATE] == State.DONE
         parts.append(found)
     return (
         np.concatenate([results for results, _ in parts], axis=1),
@@ -462,7 +462,7 @@ def test_board_runs_all_rows_and_steps_it_claims(build):
                           slots=32)  # fmt: skip
     rows, steps = session.limits.max_rows, session.limits.max_steps
     status, results, _ = session.run(range(rows), [0] * rows, range(rows), steps=steps)
-    assert status[contract.STATUS_STEPS] == steps
+    assert status[abi.STATUS_STEPS] == steps
     assert ((results["token"] >= 0) & (results["token"] < 40)).all()
     assert (results["position"] == np.arange(steps)[:, None]).all()
 
@@ -480,8 +480,8 @@ def test_stop_token_ends_the_call():
     tokens = generate(new_session(), [1], 16, 16, **options)
     at = first_seen(tokens, 3)
     status, results, _ = new_session().run([1], [0], steps=16, stop=[tokens[at], 202], **options)
-    assert status[contract.STATUS_STATE] == State.DONE
-    assert status[contract.STATUS_STEPS] == at + 1
+    assert status[abi.STATUS_STATE] == State.DONE
+    assert status[abi.STATUS_STEPS] == at + 1
     assert results["token"][: at + 1, 0].tolist() == tokens[: at + 1]
     assert (results[at + 1 :].view(np.uint32) == UNTOUCHED).all()
 
@@ -494,7 +494,7 @@ def test_stop_token_of_one_row_leaves_the_others():
     stop = [tokens[1][at]]
     ends = [row.index(stop[0]) + 1 if stop[0] in row else 12 for row in tokens]
     status, results, _ = new_session().run([1, 2, 3], [0, 0, 0], [0, 1, 2], stop=stop, **options)
-    assert status[contract.STATUS_STEPS] == max(ends) > ends[1]
+    assert status[abi.STATUS_STEPS] == max(ends) > ends[1]
     for row in range(3):
         assert results["token"][: ends[row], row].tolist() == tokens[row][: ends[row]]
         assert (results["token"][ends[row] : max(ends), row] == -1).all()
@@ -504,35 +504,35 @@ def test_stop_list_full_of_tokens_all_count():
     tokens = generate(new_session(), [1], 4, 4)
     stop = [300 + i for i in range(15)] + [tokens[0]]
     status, _, _ = new_session().run([1], [0], steps=4, stop=stop)
-    assert status[contract.STATUS_STEPS] == 1
+    assert status[abi.STATUS_STEPS] == 1
 
 
 def test_end_of_context_ends_the_call(session):
     tokens = np.random.default_rng(2).integers(0, CONFIG.vocab_size, 97).tolist()
     prefill(session, tokens)
     status, results, _ = session.run([5], [97], steps=8)
-    assert status[contract.STATUS_STATE] == State.DONE and status[contract.STATUS_STEPS] == 3
+    assert status[abi.STATUS_STATE] == State.DONE and status[abi.STATUS_STEPS] == 3
     assert results["position"][:3, 0].tolist() == [97, 98, 99]
     assert (results["token"][:3] >= 0).all()
 
 
 def test_row_that_only_prefills_stops_after_one_step(session):
     status, results, _ = session.run([1, 2], [0, 1], sample=[False, True], steps=3)
-    assert status[contract.STATUS_STEPS] == 3
+    assert status[abi.STATUS_STEPS] == 3
     assert (results["token"][:, 0] == -1).all() and (results["token"][:, 1] >= 0).all()
 
 
 def test_abort_word_of_this_call_aborts_it(session):
     status, results, _ = session.run([1], [0], steps=4, abort=session.library.sequence + 1)
-    assert status[contract.STATUS_STATE] == State.ABORTED
-    assert status[contract.STATUS_STEPS] == 0 and status[contract.STATUS_ERROR] == 0
-    assert status[contract.STATUS_SEQUENCE] == session.library.sequence
+    assert status[abi.STATUS_STATE] == State.ABORTED
+    assert status[abi.STATUS_STEPS] == 0 and status[abi.STATUS_ERROR] == 0
+    assert status[abi.STATUS_SEQUENCE] == session.library.sequence
     assert (results.view(np.uint32) == UNTOUCHED).all()
 
 
 def test_abort_word_of_another_call_is_ignored(session):
     status, _, _ = session.run([1], [0], steps=4, abort=session.library.sequence)
-    assert status[contract.STATUS_STATE] == State.DONE and status[contract.STATUS_STEPS] == 4
+    assert status[abi.STATUS_STATE] == State.DONE and status[abi.STATUS_STEPS] == 4
 
 
 # ---- part of the layers -----------------------------------------------------------------
@@ -551,7 +551,7 @@ def test_layers_one_by_one_equal_one_call(build):
         flags = OUT if layer == 0 else IN | OUT
         status, results, logits = session.run([1, 9], [0, 1], layers=(layer, layer + 1),
                                               sample=[False, False], flags=flags)  # fmt: skip
-        assert status[contract.STATUS_STATE] == State.DONE
+        assert status[abi.STATUS_STATE] == State.DONE
         assert (results["token"] == -1).all() and np.isnan(logits).all()
         x = reference.layer(layer, x, [0, 1], [0, 0])
         assert_same_bits(memory, x, f"residual stream after layer {layer}")
@@ -568,7 +568,7 @@ def test_layers_none_from_the_embedding_gives_the_embedding(session):
 
 def test_layers_before_the_last_do_not_classify(session):
     status, results, logits = session.run([5], [0], layers=(0, 1))
-    assert status[contract.STATUS_STATE] == State.DONE
+    assert status[abi.STATUS_STATE] == State.DONE
     assert results["token"][0, 0] == -1 and np.isnan(logits).all()
 
 
@@ -632,8 +632,8 @@ def test_profile_off_writes_nothing_and_changes_no_result(session):
 
 
 def row_word(row, name):
-    offset = contract.ROW_DTYPE.fields[name][1] // 4
-    return contract.REQUEST_ROW_BASE + row * contract.ROW_WORDS + offset
+    offset = abi.ROW_DTYPE.fields[name][1] // 4
+    return abi.REQUEST_ROW_BASE + row * abi.ROW_WORDS + offset
 
 
 def float_bits(x):
@@ -641,20 +641,20 @@ def float_bits(x):
 
 
 REQUEST_ERRORS = {
-    "no rows": (4, 0, {contract.REQUEST_ROWS: 0}),
-    "negative rows": (4, -1, {contract.REQUEST_ROWS: -1}),
-    "too many rows": (4, 33, {contract.REQUEST_ROWS: 33}),
-    "no steps": (5, 0, {contract.REQUEST_STEPS: 0}),
-    "too many steps": (5, 65, {contract.REQUEST_STEPS: 65}),
-    "steps over some layers": (5, 2, {contract.REQUEST_STEPS: 2, contract.REQUEST_LAYER_END: 1}),
-    "steps from activations": (5, 2, {contract.REQUEST_STEPS: 2, contract.REQUEST_FLAGS: IN}),
+    "no rows": (4, 0, {abi.REQUEST_ROWS: 0}),
+    "negative rows": (4, -1, {abi.REQUEST_ROWS: -1}),
+    "too many rows": (4, 33, {abi.REQUEST_ROWS: 33}),
+    "no steps": (5, 0, {abi.REQUEST_STEPS: 0}),
+    "too many steps": (5, 65, {abi.REQUEST_STEPS: 65}),
+    "steps over some layers": (5, 2, {abi.REQUEST_STEPS: 2, abi.REQUEST_LAYER_END: 1}),
+    "steps from activations": (5, 2, {abi.REQUEST_STEPS: 2, abi.REQUEST_FLAGS: IN}),
     "layers backwards": (
-        6, 2, {contract.REQUEST_LAYER_BEGIN: 2, contract.REQUEST_LAYER_END: 1,
-               contract.REQUEST_FLAGS: IN}
+        6, 2, {abi.REQUEST_LAYER_BEGIN: 2, abi.REQUEST_LAYER_END: 1,
+               abi.REQUEST_FLAGS: IN}
     ),
-    "layers past the end": (6, 0, {contract.REQUEST_LAYER_END: 3}),
-    "layers before the start": (6, -1, {contract.REQUEST_LAYER_BEGIN: -1}),
-    "layer 1 without activations": (6, 1, {contract.REQUEST_LAYER_BEGIN: 1}),
+    "layers past the end": (6, 0, {abi.REQUEST_LAYER_END: 3}),
+    "layers before the start": (6, -1, {abi.REQUEST_LAYER_BEGIN: -1}),
+    "layer 1 without activations": (6, 1, {abi.REQUEST_LAYER_BEGIN: 1}),
     "token past the vocabulary": (7, 1, {row_word(1, "token"): 203}),
     "token negative": (7, 0, {row_word(0, "token"): -1}),
     "position past the context": (8, 1, {row_word(1, "position"): 100}),
@@ -673,20 +673,20 @@ REQUEST_ERRORS = {
     "min_p 1": (14, 1, {row_word(1, "min_p"): float_bits(1.0)}),
     "min_p negative": (14, 0, {row_word(0, "min_p"): float_bits(-0.1)}),
     "min_p NaN": (14, 1, {row_word(1, "min_p"): float_bits(np.nan)}),
-    "stop list too long": (12, 17, {contract.REQUEST_STOP_TOKENS: 17}),
-    "stop list negative": (12, -3, {contract.REQUEST_STOP_TOKENS: -3}),
+    "stop list too long": (12, 17, {abi.REQUEST_STOP_TOKENS: 17}),
+    "stop list negative": (12, -3, {abi.REQUEST_STOP_TOKENS: -3}),
 }  # fmt: skip
 
 
 def assert_refused(session, status, results, error, detail):
-    assert status[contract.STATUS_STATE] == State.ERROR
-    assert (status[contract.STATUS_ERROR], status.view(np.int32)[contract.STATUS_DETAIL]) == (
+    assert status[abi.STATUS_STATE] == State.ERROR
+    assert (status[abi.STATUS_ERROR], status.view(np.int32)[abi.STATUS_DETAIL]) == (
         error,
         detail,
     )
-    assert error in contract.ERRORS
-    assert status[contract.STATUS_STEPS] == 0
-    assert status[contract.STATUS_SEQUENCE] == session.library.sequence
+    assert error in abi.ERRORS
+    assert status[abi.STATUS_STEPS] == 0
+    assert status[abi.STATUS_SEQUENCE] == session.library.sequence
     assert (results.view(np.uint32) == UNTOUCHED).all()
 
 
@@ -718,9 +718,9 @@ def test_error_unknown_command(session, good_call):
     assert_still_works(session, good_call)
 
 
-FIELD = {name: i for i, name in enumerate(contract.MODEL_FIELDS)}
+FIELD = {name: i for i, name in enumerate(abi.MODEL_FIELDS)}
 MODEL_ERRORS = {
-    "magic": (2, contract.ABI_VERSION, {"magic": 0}),
+    "magic": (2, abi.ABI_VERSION, {"magic": 0}),
     "abi": (2, 99, {"abi": 99}),
     "dim 0": (3, FIELD["dim"], {"dim": 0}),
     "dim over": (3, FIELD["dim"], {"dim": 4098, "n_heads": 1, "n_kv_heads": 1}),
@@ -780,10 +780,10 @@ def test_error_logits_not_finite_wherever_the_overflow_is(build, name):
     model.name, model.size = name, 2.0**125
     session = new_session(model, *build)
     status, results, _ = session.run([1, 2], [0, 1], sample=[False, True], steps=3)
-    assert status[contract.STATUS_STATE] == State.ERROR
-    assert status[contract.STATUS_ERROR] == 13
-    assert status[contract.STATUS_DETAIL] == 1, "the row that sampled"
-    assert status[contract.STATUS_STEPS] == 1
+    assert status[abi.STATUS_STATE] == State.ERROR
+    assert status[abi.STATUS_ERROR] == 13
+    assert status[abi.STATUS_DETAIL] == 1, "the row that sampled"
+    assert status[abi.STATUS_STEPS] == 1
 
 
 # ---- memory -----------------------------------------------------------------------------
@@ -792,10 +792,10 @@ def test_error_logits_not_finite_wherever_the_overflow_is(build, name):
 def test_describe_touches_only_the_results(session):
     before = {name: b.copy() for name, b in session.buffers.items() if name != "results"}
     session.buffers["results"][:] = UNTOUCHED
-    session.library.call(session.buffers, contract.COMMAND_DESCRIBE)
+    session.library.call(session.buffers, abi.COMMAND_DESCRIBE)
     for name, content in before.items():
         np.testing.assert_array_equal(session.buffers[name].view(np.uint8), content.view(np.uint8))
-    assert (session.buffers["results"][contract.DESCRIBE_WORDS :] == UNTOUCHED).all()
+    assert (session.buffers["results"][abi.DESCRIBE_WORDS :] == UNTOUCHED).all()
 
 
 @pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
@@ -807,7 +807,7 @@ def test_call_reads_nothing_it_should_not_write(build):
     _, results, _ = session.run([1, 2], [0, 1], sample=[True, False], steps=2)
     for name, content in before.items():
         np.testing.assert_array_equal(session.buffers[name], content)
-    used = contract.STATUS_WORDS + 2 * 2 * session.limits.result_dtype.itemsize // 4
+    used = abi.STATUS_WORDS + 2 * 2 * session.limits.result_dtype.itemsize // 4
     assert (session.buffers["results"][used:] == UNTOUCHED).all()
     assert np.isnan(session.buffers["logits"].reshape(-1)[CONFIG.vocab_size :]).all()
 

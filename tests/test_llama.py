@@ -11,7 +11,6 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.llama2c import load_checkpoint
-from llama_pynq.contract import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -20,10 +19,11 @@ from llama_pynq.errors import (
     RequestError,
     TokenizerError,
 )
+from llama_pynq.kernel.abi import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
+from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama import _ROW, _ROW_SAMPLING, BUNDLED, _StopText
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.packing import QuantizedModel
-from llama_pynq.reference import KernelModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 needs_shared = pytest.mark.skipif(
@@ -237,7 +237,7 @@ def test_generate_stories260k_greedy_tells_llama2c_story_for_a_while(llama, over
 
 @needs_shared
 def test_logits_stories260k_perplexity_and_top_tokens_are_llama2c(llama, overlay):
-    from llama_pynq.reference import FloatModel
+    from llama_pynq.kernel.reference import FloatModel
 
     ids = json.loads((SHARED / "stories260K.oracle.json").read_text())["greedy_ids"]
     with load_checkpoint(SHARED / "stories260K.bin") as checkpoint:

@@ -3,9 +3,9 @@
 import pytest
 from board_overlays import PARTS, PLATFORMS, bit, hwh_text, write_files
 
-from llama_pynq import interface
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel import registers
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.overlay_metadata import OverlayMetadata, board_named, read_metadata
 
@@ -115,7 +115,7 @@ def test_xclbin_copied_in_part_is_refused_though_its_metadata_can_be_read(tmp_pa
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (interface.VLNV, "xilinx.com:hls:resizer:1.0", r"no IP named 'llama' of type llama_pynq:"),
+        (registers.VLNV, "xilinx.com:hls:resizer:1.0", r"no IP named 'llama' of type llama_pynq:"),
         ('"/llama"', '"/llama_0"', "no IP named 'llama' of type .*, only .*llama_0"),
         ('NAME="sequence"', 'NAME="serial"', "has no argument 'sequence': it was built from"),
         ('NAME="weights_0_1"', 'NAME="w"', "has no argument"),

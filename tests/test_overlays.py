@@ -10,8 +10,8 @@ from pynq.pl_server.device import Device
 from stand_in_board import StandInBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay, overlays, selftest
-from llama_pynq.contract import ABI_VERSION
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.overlay_record import OverlayFile, OverlayRecord
 from llama_pynq.overlays import FoundOverlay, board_of_device, overlay_for, overlays_of

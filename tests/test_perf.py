@@ -13,9 +13,9 @@ from peer_models import BY_BYTES, NOT_PREDICTABLE
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.checkpoint.random import SHAPES
-from llama_pynq.contract import BLOCK, Stage
 from llama_pynq.errors import LimitError
-from llama_pynq.interface import board_headers
+from llama_pynq.kernel.abi import BLOCK, Stage
+from llama_pynq.kernel.registers import board_headers
 from llama_pynq.packing import channel_bytes
 from llama_pynq.perf import (
     SMALL,

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from kernel_library import BOARDS, HLS_SRC, board_header
 
-from llama_pynq.interface import board_arguments, board_constants, top_function
+from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
 
 SOURCES = [
     *sorted(HLS_SRC.glob("*.h")),

@@ -13,10 +13,11 @@ import pyxrt_module
 from card import Card, Expected, banked_overlay, self_tested, story
 from pynq.pl_server.device import Device
 
-from llama_pynq import EmulatedDevice, LlamaOverlay, contract
+from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import pyxrt_device as subject
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelTimeout
-from llama_pynq.interface import arguments
+from llama_pynq.kernel import abi
+from llama_pynq.kernel.registers import arguments
 from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
 from llama_pynq.pyxrt_device import PyxrtDevice
 from llama_pynq.sensors import rails
@@ -63,7 +64,7 @@ def test_open_load_token_reset_close_are_exact(pyxrt, card, hbm):
         driver = overlay.llama
         expected = Expected(driver.limits, BANKS, chained=True, whole=False)
         names = [(a.name, 4096) for a in arguments(2, 2) if a.is_pointer]
-        described = [("command", contract.COMMAND_DESCRIBE), ("sequence", driver._sequence)]
+        described = [("command", abi.COMMAND_DESCRIBE), ("sequence", driver._sequence)]
         assert pyxrt.calls == [
             ("open", "llama:{llama}", "exclusive"),
             *(("set_arg", *argument) for argument in [*names, *described]),

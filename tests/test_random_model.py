@@ -20,7 +20,7 @@ from llama_pynq.checkpoint.random import (
 )
 from llama_pynq.cli import main
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.reference import FloatModel
+from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.tokenizer.base import Tokenizer
 
 TINY = ModelConfig(64, 160, 2, 4, 2, 512, 32, tied=True)

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from kernel_library import RandomModel
 
-from llama_pynq import reference
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.kernel import reference
+from llama_pynq.kernel.reference import (
+    FloatModel,
+    KernelModel,
+    QuantizedMatrix,
+    rope_turns,
+)
 from llama_pynq.packing import QuantizedModel
-from llama_pynq.reference import FloatModel, KernelModel, QuantizedMatrix, rope_turns
 
 f32 = np.float32
 CONFIG = ModelConfig(48, 70, 2, 4, 2, 90, 80, False)

@@ -22,7 +22,6 @@ from card import (
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import driver as driver_module
 from llama_pynq.cli import main
-from llama_pynq.contract import RequestFlag, RowFlag, make_rows
 from llama_pynq.errors import (
     ConnectionLost,
     DeviceBusy,
@@ -30,6 +29,7 @@ from llama_pynq.errors import (
     DeviceNotFound,
     KernelError,
 )
+from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
 from llama_pynq.sensors import rails
 

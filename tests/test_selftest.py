@@ -9,9 +9,9 @@ from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.cli import main
 from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
+from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.packing import QuantizedModel
-from llama_pynq.reference import KernelModel
 
 TOKENS, SLOT = selftest._TOKENS, selftest._SLOT
 
@@ -62,8 +62,8 @@ def test_golden_answers_are_the_references(name, tmp_path):
 
 
 def test_model_has_rows_for_every_channel_and_heads_for_every_port():
-    from llama_pynq.contract import KernelLimits
-    from llama_pynq.interface import board_headers
+    from llama_pynq.kernel.abi import KernelLimits
+    from llama_pynq.kernel.registers import board_headers
 
     for header in board_headers().values():
         limits = KernelLimits.from_header(header)

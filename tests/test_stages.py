@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_library import RandomModel, model_words, request_words
 
-from llama_pynq import contract, reference
 from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.kernel import abi, reference
+from llama_pynq.kernel.reference import QuantizedMatrix
 from llama_pynq.packing import Target, pack_matrix
-from llama_pynq.reference import QuantizedMatrix
 
 f32 = np.float32
 TINY = np.finfo(f32).tiny
@@ -65,7 +65,7 @@ def mapped(stages, stage, x):
 
 
 def request_size(stages):
-    return contract.REQUEST_ROW_BASE + contract.ROW_WORDS * stages.max_rows
+    return abi.REQUEST_ROW_BASE + abi.ROW_WORDS * stages.max_rows
 
 
 def test_flush_to_zero_only_inside_the_kernel(stages):
@@ -244,7 +244,7 @@ def test_rms_norm_any_width_and_scale(stages, seed, n, high):
     total, y = np.empty(1, f32), np.empty(n, f32)
     stages.call("sum_of_squares", x, n, total)
     stages.call("normalize", x, weight, n, y)
-    assert_same_bits(total[0], reference.lane_sum(reference.mul(x, x), contract.NORM_SUMS))
+    assert_same_bits(total[0], reference.lane_sum(reference.mul(x, x), abi.NORM_SUMS))
     assert_same_bits(y, reference.rms_norm(x[None], weight)[0])
     exact = x / np.sqrt(np.mean(np.square(x, dtype=np.float64)) + 1e-5) * weight
     np.testing.assert_allclose(y, exact, rtol=4e-6, atol=1e-37)
@@ -443,7 +443,7 @@ def attend(stages, config, slots, layer, cache, qkv, positions, row_slots):
     rows = len(positions)
     request = request_words(request_size(stages), (0, config.n_layers), [0] * rows,
                             positions, row_slots)  # fmt: skip
-    model = model_words(config, 32, slots, contract.MODEL_ROPE_TABLE + 256, 8, cache.kv_bits)
+    model = model_words(config, 32, slots, abi.MODEL_ROPE_TABLE + 256, 8, cache.kv_bits)
     out = np.empty((rows, config.dim), f32)
     stages.call("attend", request, model, layer, cache.addresses, qkv, out)
     return out
@@ -452,7 +452,7 @@ def attend(stages, config, slots, layer, cache, qkv, positions, row_slots):
 @same_every_run
 @given(seed=seeds, pairs=st.integers(1, 40), kv_heads=st.integers(1, 3),
        shared=st.integers(1, 4), longest=st.integers(1, 100),
-       kv_bits=st.sampled_from(contract.KV_BITS))  # fmt: skip
+       kv_bits=st.sampled_from(abi.KV_BITS))  # fmt: skip
 def test_attend_rows_of_several_slots(stages, seed, pairs, kv_heads, shared, longest, kv_bits):
     """Some positions in memory, the rest computed in this call; memory past them is NaN."""
     rng = np.random.default_rng(seed)
@@ -566,12 +566,12 @@ def sampled(stages, logits, **options):
         [0] * rows,
         **options,
     )
-    model = model_words(config, 32, 4, contract.MODEL_ROPE_TABLE + 256)
+    model = model_words(config, 32, 4, abi.MODEL_ROPE_TABLE + 256)
     full = np.full((rows, vocab), np.nan, f32)
-    dtype = contract.result_dtype(stages.top_logits)
-    words = np.full(contract.STATUS_WORDS + rows * dtype.itemsize // 4, 7, np.uint32)
+    dtype = abi.result_dtype(stages.top_logits)
+    words = np.full(abi.STATUS_WORDS + rows * dtype.itemsize // 4, 7, np.uint32)
     stages.call("sample", request, model, logits, full, words)
-    return words, words[contract.STATUS_WORDS :].view(dtype), full
+    return words, words[abi.STATUS_WORDS :].view(dtype), full
 
 
 @same_every_run
@@ -584,7 +584,7 @@ def test_sample_any_vocabulary(stages, seed, vocab, temperature, spread):
     positions = [5, 60]
     words, results, full = sampled(stages, logits, positions=positions, slots=[0, 1],
                                    temperature=[0, temperature], seed=row_seeds)  # fmt: skip
-    assert words[contract.STATUS_STATE] == contract.State.DONE
+    assert words[abi.STATUS_STATE] == abi.State.DONE
     assert_same_bits(full, logits)
     for row, t in enumerate([0, temperature]):
         expected = reference.sample(
@@ -639,7 +639,7 @@ def test_sample_truncated_is_the_references(
         if top_k:
             assert found["kept"] <= top_k
     else:
-        assert found["token"] == contract.TOKEN_UNDECIDED
+        assert found["token"] == abi.TOKEN_UNDECIDED
         assert top_k > top or every.kept > top
 
 
@@ -687,7 +687,7 @@ def test_sample_full_logits_only_when_asked(stages):
 def test_sample_row_that_does_not_sample_returns_no_token(stages):
     logits = np.random.default_rng(3).normal(0, 1, (2, 50)).astype(f32)
     words, results, full = sampled(stages, logits, positions=[0, 1], sample=[False, True])
-    assert words[contract.STATUS_STATE] == contract.State.DONE
+    assert words[abi.STATUS_STATE] == abi.State.DONE
     assert results["token"].tolist() == [-1, int(np.argmax(logits[1]))]
     assert np.isnan(full[0]).all()
 
@@ -698,8 +698,8 @@ def test_sample_not_finite_is_an_error(stages, bad, temperature):
     logits = np.zeros((2, 50), f32)
     logits[1, 33] = bad
     words, _, _ = sampled(stages, logits, positions=[0, 1], temperature=temperature)
-    assert words[contract.STATUS_STATE] == contract.State.ERROR
-    assert words[contract.STATUS_ERROR] == 13 and words[contract.STATUS_DETAIL] == 1
+    assert words[abi.STATUS_STATE] == abi.State.ERROR
+    assert words[abi.STATUS_ERROR] == 13 and words[abi.STATUS_DETAIL] == 1
 
 
 # ---- the model under test ---------------------------------------------------------------

@@ -4,8 +4,8 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.boards import boards
-from llama_pynq.contract import Stage
 from llama_pynq.errors import LimitError, RequestError
+from llama_pynq.kernel.abi import Stage
 from llama_pynq.perf import predict
 from llama_pynq.timing import board_of, measure_steps, model_steps
 

@@ -15,7 +15,7 @@ import pytest
 
 import llama_pynq.models
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
-from llama_pynq.reference import FloatModel
+from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.train.export import export_model, matrix_keys, norm_keys
 from llama_pynq.train.judge import PROMPTS, accepts, sample
 from llama_pynq.train.plots import PLOTS

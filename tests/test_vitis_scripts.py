@@ -10,7 +10,7 @@ from board_overlays import hwh_text, write_files
 from vitis_stand_ins import TCL, Machine, needs_tclsh
 
 from llama_pynq.boards import boards
-from llama_pynq.interface import VLNV, VLNVS
+from llama_pynq.kernel.registers import VLNV, VLNVS
 from llama_pynq.overlay_metadata import read_metadata
 from llama_pynq.vitis.platforms import PLATFORMS, Card, Zynq
 from llama_pynq.vitis.project import Project

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_pynq import interface
+from llama_pynq.kernel import registers
 
 PROTOCOLS = ("ap_ctrl_hs", "ap_ctrl_chain")
 
@@ -72,7 +72,7 @@ class Design:
 
 
 def _arguments(
-    args: tuple[interface.Argument, ...], bank_of: dict[str, str]
+    args: tuple[registers.Argument, ...], bank_of: dict[str, str]
 ) -> tuple[Argument, ...]:
     return tuple(
         Argument(
@@ -83,7 +83,7 @@ def _arguments(
             arg.bundle,
             bank_of.get(arg.name),
         )
-        for arg, register in zip(args, interface.registers(args), strict=True)
+        for arg, register in zip(args, registers.registers(args), strict=True)
     )
 
 
@@ -94,7 +94,7 @@ def xclbin_design(
 
     The ports of the KV cache share the weights' banks in turn.
     """
-    args = interface.arguments(channels, kv_ports, shared_masters)
+    args = registers.arguments(channels, kv_ports, shared_masters)
     bank_of = {}
     for arg in args:
         if arg.is_pointer:
@@ -116,5 +116,5 @@ def zynq_design(
     channels: int, kv_ports: int, clock_mhz: int, shared_masters: bool = False
 ) -> Design:
     """A Zynq-like design: ap_ctrl_hs, every port on the processor's one memory."""
-    args = _arguments(interface.arguments(channels, kv_ports, shared_masters), {})
+    args = _arguments(registers.arguments(channels, kv_ports, shared_masters), {})
     return Design("ap_ctrl_hs", ZYNQ_BASE_ADDRESS, ADDRESS_RANGE, args, (), clock_mhz)

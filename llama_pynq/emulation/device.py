@@ -16,15 +16,15 @@ from typing import Any
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
-from llama_pynq import interface
-from llama_pynq.contract import KernelLimits
 from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
-from llama_pynq.emulation.control import ControlUnit
 from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
 from llama_pynq.emulation.kernel import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel import registers
+from llama_pynq.kernel.abi import KernelLimits
+from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.utils.files import BOARD_MARKS
 
 POLL_US = 20_000
@@ -142,13 +142,13 @@ class _Hardware:
         return self._control.protocol
 
     def read(self, offset: int) -> int:
-        if offset == interface.CONTROL_OFFSET:
+        if offset == registers.CONTROL_OFFSET:
             self.emulator.waited = False
             return self._control.read()
         return self._words.get(offset, 0)
 
     def write(self, offset: int, value: int) -> None:
-        if offset == interface.CONTROL_OFFSET:
+        if offset == registers.CONTROL_OFFSET:
             self._control.write(value)
         elif offset in self._names:  # anything else is reserved, and reads as zero
             self._words[offset] = value
@@ -303,7 +303,7 @@ class EmulatedDevice(Device):
         """Limits of the emulated board's own kernel; None for host, whose kernel this is."""
         if self.board.name == "host":
             return None
-        return KernelLimits.from_header(interface.board_headers()[self.board.name])
+        return KernelLimits.from_header(registers.board_headers()[self.board.name])
 
     @property
     def lock_name(self) -> str:
@@ -381,7 +381,7 @@ class EmulatedDevice(Device):
                 # PYNQ would set an enabled clock through /dev/mem.
                 clock.pop("enable", None)
         if self._protocol:
-            self._tell_protocol(parser.ip_dict[interface.IP_NAME])
+            self._tell_protocol(parser.ip_dict[registers.IP_NAME])
         return parser
 
     def _tell_protocol(self, ip: dict[str, Any]) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 from xml.etree import ElementTree
 
-from llama_pynq import interface
 from llama_pynq.emulation import container
 from llama_pynq.emulation.design import Design
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel import registers
 
 _BIT_PREFIX = bytes.fromhex("0009 0ff00ff00ff00ff000 0001".replace(" ", ""))
 
@@ -54,7 +54,7 @@ def _register(
     parent: ElementTree.Element, name: str, offset: int, access: str
 ) -> ElementTree.Element:
     register = _element(parent, "REGISTER", NAME=name)
-    _property(register, "DESCRIPTION", f"{name} of the {interface.IP_NAME} kernel")
+    _property(register, "DESCRIPTION", f"{name} of the {registers.IP_NAME} kernel")
     _property(register, "ADDRESS_OFFSET", offset)
     _property(register, "SIZE", 32)
     _property(register, "ACCESS", access)
@@ -70,23 +70,23 @@ def _field(parent: ElementTree.Element, name: str, bit: int, width: int, access:
     _property(field, "ACCESS", access)
 
 
-def data_registers(design: Design) -> list[interface.Register]:
-    """One 32-bit register a word, as `interface.zynq_registers` names them."""
+def data_registers(design: Design) -> list[registers.Register]:
+    """One 32-bit register a word, as `registers.zynq_registers` names them."""
     result = []
     for arg in design.arguments:
         if arg.size_bits == 64:
-            result.append(interface.Register(f"{arg.name}_1", arg.offset, 32))
-            result.append(interface.Register(f"{arg.name}_2", arg.offset + 4, 32))
+            result.append(registers.Register(f"{arg.name}_1", arg.offset, 32))
+            result.append(registers.Register(f"{arg.name}_2", arg.offset + 4, 32))
         else:
-            result.append(interface.Register(arg.name, arg.offset, 32))
+            result.append(registers.Register(arg.name, arg.offset, 32))
     return result
 
 
 def _kernel_module(modules: ElementTree.Element, design: Design) -> None:
-    name = interface.IP_NAME
+    name = registers.IP_NAME
     module = _element(
         modules, "MODULE", FULLNAME=f"/{name}", INSTANCE=name, MODTYPE=name, IS_PL="TRUE",
-        MODCLASS="PERIPHERAL", VLNV=interface.VLNV, HWVERSION=interface.VERSION,
+        MODCLASS="PERIPHERAL", VLNV=registers.VLNV, HWVERSION=registers.VERSION,
     )  # fmt: skip
     blocks = _element(module, "ADDRESSBLOCKS")
     block = _element(
@@ -145,7 +145,7 @@ def _processor_module(modules: ElementTree.Element, design: Design) -> None:
         BASEVALUE=f"0x{design.base_address:08X}",
         HIGHNAME="C_S_AXI_CONTROL_HIGHADDR",
         HIGHVALUE=f"0x{design.base_address + design.address_range - 1:08X}",
-        INSTANCE=interface.IP_NAME, IS_DATA="TRUE", MEMTYPE="REGISTER",
+        INSTANCE=registers.IP_NAME, IS_DATA="TRUE", MEMTYPE="REGISTER",
         MASTERBUSINTERFACE="M_AXI_HPM0_FPD", SLAVEBUSINTERFACE="s_axi_control",
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ def write_bit(data: bytes) -> bytes:
     data += bytes(-len(data) % 4)
     fields = b""
     for key, text in (
-        (b"a", f"{interface.IP_NAME};emulated"),
+        (b"a", f"{registers.IP_NAME};emulated"),
         (b"b", "emulated"),
         (b"c", "1970/01/01"),  # fixed: equal builds give equal files
         (b"d", "00:00:00"),

@@ -11,10 +11,10 @@ import hashlib
 import struct
 from xml.etree import ElementTree
 
-from llama_pynq import interface
 from llama_pynq.emulation import container
 from llama_pynq.emulation.design import BANK_STRIDE, Design
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.kernel import registers
 
 MAGIC = b"xclbin2\0"
 BITSTREAM, EMBEDDED_METADATA, MEM_TOPOLOGY = 0, 2, 6
@@ -31,7 +31,7 @@ _KERNEL_ARGUMENT_TYPES = {"uint32_t": "unsigned int"}
 
 def _kernel_xml(design: Design) -> bytes:
     """The EMBEDDED_METADATA that PYNQ turns into ``ip_dict``."""
-    project = ElementTree.Element("project", name=interface.IP_NAME)
+    project = ElementTree.Element("project", name=registers.IP_NAME)
     platform = ElementTree.SubElement(project, "platform", vendor="llama_pynq", name="emulated")
     device = ElementTree.SubElement(platform, "device", name="fpga0")
     core = ElementTree.SubElement(
@@ -40,9 +40,9 @@ def _kernel_xml(design: Design) -> bytes:
     kernel = ElementTree.SubElement(
         core,
         "kernel",
-        name=interface.IP_NAME,
+        name=registers.IP_NAME,
         language="c",
-        vlnv=interface.VLNV,
+        vlnv=registers.VLNV,
         hwControlProtocol=design.protocol,
     )
     ElementTree.SubElement(
@@ -63,7 +63,7 @@ def _kernel_xml(design: Design) -> bytes:
             # PYNQ 3.0.1 maps type names to struct codes and knows the plain C names only.
             type=_KERNEL_ARGUMENT_TYPES.get(arg.ctype, arg.ctype),
         )  # fmt: skip
-    instance = ElementTree.SubElement(kernel, "instance", name=interface.IP_NAME)
+    instance = ElementTree.SubElement(kernel, "instance", name=registers.IP_NAME)
     ElementTree.SubElement(
         instance, "addrRemap", base=hex(design.base_address), port="S_AXI_CONTROL"
     )
@@ -92,7 +92,7 @@ def _connectivity(design: Design) -> bytes:
 
 
 def _ip_layout(design: Design) -> bytes:
-    name = f"{interface.IP_NAME}:{interface.IP_NAME}".encode()
+    name = f"{registers.IP_NAME}:{registers.IP_NAME}".encode()
     return struct.pack("<i4xIIQ64s", 1, _IP_KERNEL, 0, design.base_address, name)
 
 

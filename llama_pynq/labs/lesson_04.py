@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from llama_pynq.kernel.reference import QuantizedMatrix, matvec, quantize_groups
 from llama_pynq.labs import exercise, expect
-from llama_pynq.reference import QuantizedMatrix, matvec, quantize_groups
 
 f32 = np.float32
 Quantize = Callable[[np.ndarray], tuple[np.ndarray, np.float32]]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_pynq.checkpoint.llama2c import load_checkpoint
-from llama_pynq.reference import FloatModel
+from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.tokenizer.base import Tokenizer
 from llama_pynq.train import stories
 from llama_pynq.train.plots import MACROS, PLOTS, Plot

@@ -1,6 +1,6 @@
 """The files that the tools are given for a board: generated, so that one place knows each fact.
 
-``top.cpp`` is the kernel's top function (`llama_pynq.interface`), ``settings.tcl`` what
+``top.cpp`` is the kernel's top function (`llama_pynq.kernel.registers`), ``settings.tcl`` what
 ``hls_src/scripts/*.tcl`` need to know, and ``connectivity.cfg`` the cards' memory banks.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.errors import BuildError
-from llama_pynq.interface import (
+from llama_pynq.kernel.registers import (
     IP_NAME,
     LIBRARY,
     VENDOR,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq import contract
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
-from llama_pynq.contract import KernelLimits, RowFlag
+from llama_pynq.kernel import abi
+from llama_pynq.kernel.abi import KernelLimits, RowFlag
+from llama_pynq.kernel.reference import KernelModel, rope_turns, sample
 from llama_pynq.packing import QuantizedModel, Target, pack_channels
-from llama_pynq.reference import KernelModel, rope_turns, sample
 from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.project import Project
 
@@ -33,7 +33,7 @@ _PER_LINE = 16
 
 @dataclass(frozen=True)
 class Vectors:
-    """Buffers of a call, as 32-bit words, by name (`llama_pynq.interface.Argument.buffer`).
+    """Buffers of a call, as 32-bit words, by name (`llama_pynq.kernel.registers.Argument.buffer`).
 
     Attributes
     ----------
@@ -72,13 +72,13 @@ def _vectors(limits: KernelLimits, model: QuantizedModel) -> Vectors:
 
     results, logits = before["results"].copy(), before["logits"].copy()
     status = {
-        contract.STATUS_MAGIC: contract.MAGIC,
-        contract.STATUS_ABI: contract.ABI_VERSION,
-        contract.STATUS_STATE: contract.State.DONE,
-        contract.STATUS_ERROR: 0,
-        contract.STATUS_DETAIL: 0,
-        contract.STATUS_STEPS: STEPS,
-        contract.STATUS_SEQUENCE: SEQUENCE,
+        abi.STATUS_MAGIC: abi.MAGIC,
+        abi.STATUS_ABI: abi.ABI_VERSION,
+        abi.STATUS_STATE: abi.State.DONE,
+        abi.STATUS_ERROR: 0,
+        abi.STATUS_DETAIL: 0,
+        abi.STATUS_STEPS: STEPS,
+        abi.STATUS_SEQUENCE: SEQUENCE,
     }
     for word, value in status.items():
         results[word] = value
@@ -87,7 +87,7 @@ def _vectors(limits: KernelLimits, model: QuantizedModel) -> Vectors:
     for step in range(STEPS):
         row = reference.forward([token], [step])[0]
         chosen = sample(row, TEMPERATURE, SEED, step, limits.top_logits)
-        at = contract.STATUS_WORDS + step * size
+        at = abi.STATUS_WORDS + step * size
         result = results[at : at + size].view(limits.result_dtype)
         result["token"], result["position"] = chosen.token, step
         result["lse"], result["lse_temperature"] = chosen.lse, chosen.lse_temperature
@@ -100,26 +100,26 @@ def _vectors(limits: KernelLimits, model: QuantizedModel) -> Vectors:
 
 def _request(limits: KernelLimits) -> np.ndarray:
     words = np.zeros(limits.request_words, "<u4")
-    words[contract.REQUEST_ROWS], words[contract.REQUEST_STEPS] = 1, STEPS
-    words[contract.REQUEST_LAYER_END] = CONFIG.n_layers
-    row = contract.make_rows(1)
+    words[abi.REQUEST_ROWS], words[abi.REQUEST_STEPS] = 1, STEPS
+    words[abi.REQUEST_LAYER_END] = CONFIG.n_layers
+    row = abi.make_rows(1)
     row["token"], row["seed"], row["temperature"] = TOKEN, SEED, TEMPERATURE
     row["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
-    base = contract.REQUEST_ROW_BASE
-    words[base : base + contract.ROW_WORDS] = row.view("<u4")
+    base = abi.REQUEST_ROW_BASE
+    words[base : base + abi.ROW_WORDS] = row.view("<u4")
     return words
 
 
 def _descriptor(limits: KernelLimits) -> np.ndarray:
     c = CONFIG
     theta = int(np.float32(c.rope_theta).view(np.uint32))
-    values = [contract.MAGIC, contract.ABI_VERSION, c.dim, c.hidden_dim, c.n_layers, c.n_heads,
+    values = [abi.MAGIC, abi.ABI_VERSION, c.dim, c.hidden_dim, c.n_layers, c.n_heads,
               c.n_kv_heads, c.vocab_size, c.seq_len, GROUP_SIZE, int(c.tied), theta, 1, 8,
               32]  # fmt: skip
     words = np.zeros(limits.model_words, "<u4")
     words[: len(values)] = values
     table = rope_turns(c.head_size, c.rope_theta).view("<u4")
-    words[contract.MODEL_ROPE_TABLE : contract.MODEL_ROPE_TABLE + len(table)] = table
+    words[abi.MODEL_ROPE_TABLE : abi.MODEL_ROPE_TABLE + len(table)] = table
     return words
 
 
@@ -138,7 +138,7 @@ def write_vectors(project: Project) -> Path:
     """
     vectors = make_vectors(KernelLimits.from_header(project.header))
     arrays, rows = [], []
-    scalars = {"command": contract.COMMAND_RUN, "sequence": SEQUENCE}
+    scalars = {"command": abi.COMMAND_RUN, "sequence": SEQUENCE}
     names = list(dict.fromkeys(arg.buffer for arg in project.arguments if arg.is_pointer))
     for name in names:
         before, after = vectors.before[name], vectors.after.get(name)

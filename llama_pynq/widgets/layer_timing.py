@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import ipywidgets as widgets
 
-from llama_pynq.contract import Stage
 from llama_pynq.errors import RequestError
+from llama_pynq.kernel.abi import Stage
 from llama_pynq.timing import StepTimes
 from llama_pynq.widgets.svg import INK, PALE, STYLES, Drawing, escape, ticks
 

@@ -1,6 +1,6 @@
 // A kernel of one loop behind the emulator's four functions, to test the device around it.
 //
-// Arguments: interface.arguments(kChannels, 1). `command` says what a call does:
+// Arguments: registers.arguments(kChannels, 1). `command` says what a call does:
 //   0  copy kWords request words to results, add 1 to each
 //   1  write the first byte of each weight channel to results
 //   2  the same as 0, but only once the abort word (request[63]) is not zero; hangs till then

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from kernel_library import board_header
 
-from llama_pynq import contract
 from llama_pynq.emulation.targets import Target
-from llama_pynq.interface import board_arguments, board_constants
+from llama_pynq.kernel import abi
+from llama_pynq.kernel.registers import board_arguments, board_constants
 
 SOURCE = Path(__file__).parent / "run_calls.c"
 _MARK = 1 << 63
@@ -40,9 +40,9 @@ class ForeignKernel:
         (length,) = struct.unpack("<Q", self._read(8))
         self.cpu_features = frozenset(self._read(length).decode().split())
         self.sequence = 0
-        words = np.zeros(contract.DESCRIBE_WORDS, np.uint32)
-        self.call({"results": words}, contract.COMMAND_DESCRIBE)
-        self.limits = contract.KernelLimits.from_words(words)
+        words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
+        self.call({"results": words}, abi.COMMAND_DESCRIBE)
+        self.limits = abi.KernelLimits.from_words(words)
 
     def _read(self, n: int) -> bytes:
         data = self._process.stdout.read(n)

@@ -20,7 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.contract import BLOCK, NORM_SUMS, REDUCE_LANES, TOKEN_UNDECIDED, VALUE_SUMS
+from llama_pynq.kernel.abi import (
+    BLOCK,
+    NORM_SUMS,
+    REDUCE_LANES,
+    TOKEN_UNDECIDED,
+    VALUE_SUMS,
+)
 
 f32 = np.float32
 _TINY = np.finfo(np.float32).tiny

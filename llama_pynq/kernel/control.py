@@ -20,7 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llama_pynq.interface import AP_CONTINUE, AP_DONE, AP_IDLE, AP_READY, AP_START
+from llama_pynq.kernel.registers import (
+    AP_CONTINUE,
+    AP_DONE,
+    AP_IDLE,
+    AP_READY,
+    AP_START,
+)
 
 AUTO_RESTART = 0x80
 

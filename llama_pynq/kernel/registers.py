@@ -25,7 +25,7 @@ VLNVS = (VLNV, f"xilinx.com:hls:{IP_NAME}:1.0")
 
 The second is what Vitis HLS writes where it is not told another, and whether it is told for an .xo
 as it is for an IP was not seen. Another's kernel of that name does no harm: the kernel says who it
-is, `contract.MAGIC` and its ABI, before it is given anything to do.
+is, `abi.MAGIC` and its ABI, before it is given anything to do.
 """
 
 CONTROL_OFFSET = 0x00
@@ -178,7 +178,7 @@ _URAM_FIFO = "#pragma HLS BIND_STORAGE variable = {} type = fifo impl = uram\n"
 _BLOCK_RAM_DEPTH = 512  # at its widest (UG573)
 
 _TOP = """\
-// Generated from {board} by llama_pynq/interface.py: do not edit.
+// Generated from {board} by llama_pynq/kernel/registers.py: do not edit.
 #include "compute.h"
 
 #if defined(__GNUC__) && !defined(__SYNTHESIS__)
