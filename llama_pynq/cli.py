@@ -324,8 +324,14 @@ def _board_limits(name: str) -> KernelLimits:
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.llama2c import load_checkpoint
     from llama_pynq.llama import BUNDLED
-    from llama_pynq.packing import QuantizedModel, Target, check_limits, is_packed, write_packed
     from llama_pynq.tokenizer.base import Tokenizer
+    from llama_pynq.weights.packed import (
+        QuantizedModel,
+        Target,
+        check_limits,
+        is_packed,
+        write_packed,
+    )
 
     output = Path(args.output)
     if output.is_dir():
@@ -389,8 +395,8 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
     """A model's name, its shape, and how it is or would be packed."""
     from llama_pynq.checkpoint.llama2c import load_checkpoint
     from llama_pynq.llama import BUNDLED
-    from llama_pynq.packing import is_packed, open_packed
     from llama_pynq.views import SHAPES
+    from llama_pynq.weights.packed import is_packed, open_packed
 
     bits = args.weight_bits or 8
     if args.shape is not None:

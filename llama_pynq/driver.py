@@ -51,7 +51,7 @@ from llama_pynq.kernel.registers import (
     Argument,
     arguments,
 )
-from llama_pynq.packing import PackedModel, Target, check_limits
+from llama_pynq.weights.packed import PackedModel, Target, check_limits
 
 if TYPE_CHECKING:
     from llama_pynq.llama import Generation, Llama, StreamToken

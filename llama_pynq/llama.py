@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from llama_pynq import packing
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.energy import Energy, EnergyMeter
 from llama_pynq.errors import (
@@ -36,9 +35,10 @@ from llama_pynq.kernel.abi import (
     RowFlag,
     make_rows,
 )
-from llama_pynq.packing import PackedModel, Target
 from llama_pynq.sampling import Sampling, choose
 from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
+from llama_pynq.weights import packed
+from llama_pynq.weights.packed import PackedModel, Target
 
 if TYPE_CHECKING:
     from llama_pynq.driver import CallResult, LlamaDriver, PendingCall
@@ -988,7 +988,7 @@ def load(
         Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
         packed file that carries one.
     group_size : {32, 64}, optional
-        Default: see `packing.QuantizedModel`.
+        Default: see `packed.QuantizedModel`.
     weight_bits : {8, 4}, optional
         Default 8, or what a packed file holds. 4 halves the bytes that a token reads.
     kv_bits : {32, 8}
@@ -1026,8 +1026,8 @@ def load(
     source = BUNDLED / "stories.bin" if path is None else Path(path)
     target = Target.of(limits)
     repack: Callable[[], PackedModel] | None = None
-    if source.exists() and source.is_file() and packing.is_packed(source):
-        packed = packing.open_packed(source)
+    if source.exists() and source.is_file() and packed.is_packed(source):
+        packed = packed.open_packed(source)
         if group_size not in (None, packed.group_size):
             raise RequestError(
                 f"group_size is {group_size}, but {source} is packed in groups of "
@@ -1046,12 +1046,12 @@ def load(
     else:
         theta = 10000.0 if rope_theta is None else float(rope_theta)
         with load_checkpoint(source, rope_theta=theta) as checkpoint:
-            packing.check_limits(checkpoint.config, limits)
-            packed = packing.pack_cached(checkpoint, target, group_size, weight_bits or 8)
+            packed.check_limits(checkpoint.config, limits)
+            packed = packed.pack_cached(checkpoint, target, group_size, weight_bits or 8)
 
         def repack() -> PackedModel:
             with load_checkpoint(source, rope_theta=theta) as checkpoint:
-                return packing.pack_cached(
+                return packed.pack_cached(
                     checkpoint, target, group_size, weight_bits or 8, rebuild=True
                 )
 

@@ -34,7 +34,12 @@ from llama_pynq.kernel.abi import (
     Stage,
 )
 from llama_pynq.kernel.registers import board_headers
-from llama_pynq.packing import Target, channel_bytes, check_limits, has_half_group
+from llama_pynq.weights.packed import (
+    Target,
+    channel_bytes,
+    check_limits,
+    has_half_group,
+)
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""

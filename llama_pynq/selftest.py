@@ -32,9 +32,9 @@ from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama import Generation, Llama
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_record import sha256_of
-from llama_pynq.packing import QuantizedModel, Target, open_packed, write_packed
 from llama_pynq.perf import predict
 from llama_pynq.timing import board_of, measure_steps
+from llama_pynq.weights.packed import QuantizedModel, Target, open_packed, write_packed
 
 CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)
 """Of the model with golden answers: rows for every weight channel, heads for every KV port."""

@@ -24,7 +24,7 @@ from llama_pynq.emulation.build import compile_kernel
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.reference import QuantizedMatrix, QuantizedWeights, rope_turns
 from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
-from llama_pynq.packing import Target, channel_bytes, pack_channels
+from llama_pynq.weights.packed import Target, channel_bytes, pack_channels
 
 REPOSITORY = Path(__file__).parents[1]
 HLS_SRC = REPOSITORY / "hls_src"

@@ -7,7 +7,7 @@ from llama_pynq import EmulatedDevice, LlamaOverlay, inside
 from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.reference import FloatModel, KernelModel, attend
-from llama_pynq.packing import QuantizedModel
+from llama_pynq.weights.packed import QuantizedModel
 
 TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the sun "

@@ -12,7 +12,7 @@ import pytest
 import llama_pynq
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.llama import BUNDLED
-from llama_pynq.packing import Target, channel_bytes
+from llama_pynq.weights.packed import Target, channel_bytes
 
 MB = 10**6
 STORIES_110M = ModelConfig(

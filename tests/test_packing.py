@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_library import RandomModel, kernel_library
 
-from llama_pynq import packing
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.errors import CheckpointError, LimitError
-from llama_pynq.packing import (
+from llama_pynq.weights import packed
+from llama_pynq.weights.packed import (
     PackedModel,
     QuantizedModel,
     Target,
@@ -424,7 +424,7 @@ def test_upload_in_slices_gives_the_same_bytes(new_checkpoint, tmp_path, monkeyp
     model = QuantizedModel(new_checkpoint())
     path = tmp_path / "m.safetensors"
     write_packed(model, Target(2, 32), path)
-    monkeypatch.setattr(packing, "_SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(packed, "_SLICE_BYTES", slice_bytes)
     for found, expected in zip(uploaded(open_packed(path)), pack_channels(model, Target(2, 32))):
         np.testing.assert_array_equal(found, expected)
 
@@ -516,13 +516,13 @@ def test_is_packed_of_other_files_is_false(tmp_path, content):
 
 def test_write_packed_that_fails_leaves_nothing(new_checkpoint, tmp_path, monkeypatch):
     model = QuantizedModel(new_checkpoint())
-    whole = packing._blocks
+    whole = packed._blocks
 
     def fails(*args):
         yield next(whole(*args))
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(packing, "_blocks", fails)
+    monkeypatch.setattr(packed, "_blocks", fails)
     path = tmp_path / "folder" / "m.safetensors"
     with pytest.raises(OSError, match="the disk is full"):
         write_packed(model, Target(2, 32), path)
@@ -535,7 +535,7 @@ def test_write_packed_that_fails_keeps_the_old_file(new_checkpoint, packed_path,
     def fails(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packing, "_blocks", fails)
+    monkeypatch.setattr(packed, "_blocks", fails)
     with pytest.raises(KeyboardInterrupt):
         write_packed(QuantizedModel(new_checkpoint()), Target(2, 32), packed_path)
     assert packed_path.read_bytes() == before
@@ -549,13 +549,13 @@ def test_write_packed_that_fails_keeps_the_old_file(new_checkpoint, packed_path,
 def packs(monkeypatch):
     """Paths that write_packed wrote."""
     written = []
-    whole = packing.write_packed
+    whole = packed.write_packed
 
     def count(model, target, path, *rest):
         written.append(path)
         whole(model, target, path, *rest)
 
-    monkeypatch.setattr(packing, "write_packed", count)
+    monkeypatch.setattr(packed, "write_packed", count)
     return written
 
 

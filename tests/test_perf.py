@@ -16,7 +16,6 @@ from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.errors import LimitError
 from llama_pynq.kernel.abi import BLOCK, Stage
 from llama_pynq.kernel.registers import board_headers
-from llama_pynq.packing import channel_bytes
 from llama_pynq.perf import (
     SMALL,
     Compute,
@@ -32,6 +31,7 @@ from llama_pynq.perf import (
     nest,
     predict,
 )
+from llama_pynq.weights.packed import channel_bytes
 
 BOARDS = boards()
 STORIES15M, STORIES110M = SHAPES["stories15M"], SHAPES["stories110M"]

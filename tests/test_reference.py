@@ -15,7 +15,7 @@ from llama_pynq.kernel.reference import (
     QuantizedMatrix,
     rope_turns,
 )
-from llama_pynq.packing import QuantizedModel
+from llama_pynq.weights.packed import QuantizedModel
 
 f32 = np.float32
 CONFIG = ModelConfig(48, 70, 2, 4, 2, 90, 80, False)

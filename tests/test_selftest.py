@@ -11,7 +11,7 @@ from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import emulated_overlay
-from llama_pynq.packing import QuantizedModel
+from llama_pynq.weights.packed import QuantizedModel
 
 TOKENS, SLOT = selftest._TOKENS, selftest._SLOT
 

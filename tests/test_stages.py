@@ -12,7 +12,7 @@ from kernel_library import RandomModel, model_words, request_words
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.kernel import abi, reference
 from llama_pynq.kernel.reference import QuantizedMatrix
-from llama_pynq.packing import Target, pack_matrix
+from llama_pynq.weights.packed import Target, pack_matrix
 
 f32 = np.float32
 TINY = np.finfo(f32).tiny

@@ -653,7 +653,7 @@ class FloatModel:
 
 
 class QuantizedWeights(Protocol):
-    """What `KernelModel` computes with: `packing.QuantizedModel` is one."""
+    """What `KernelModel` computes with: `packed.QuantizedModel` is one."""
 
     config: ModelConfig
     group_size: int

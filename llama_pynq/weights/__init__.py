@@ -1,0 +1,1 @@
+"""From a checkpoint to weights in the order that the hardware reads."""
