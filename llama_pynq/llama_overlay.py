@@ -16,6 +16,7 @@ import numpy as np
 import pynq
 from pynq.pl_server.device import Device
 
+from llama_pynq.device.pyxrt import PyxrtDevice
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.emulation.build import own_build_folder
 from llama_pynq.emulation.device import EmulatedDevice
@@ -30,7 +31,6 @@ from llama_pynq.kernel.registers import IP_NAME, VLNV
 from llama_pynq.llama import Generation, Llama, StreamToken
 from llama_pynq.overlay_record import OverlayRecord
 from llama_pynq.overlays import board_of_device, overlay_for, record_of
-from llama_pynq.pyxrt_device import PyxrtDevice
 from llama_pynq.utils.files import package_folders
 from llama_pynq.utils.lock import DeviceLock
 

@@ -62,8 +62,8 @@ def rails(
     Rails
         Empty where nothing can be read; its `why` has the reasons.
     """
+    from llama_pynq.device.pyxrt import PyxrtDevice
     from llama_pynq.emulation.device import EmulatedDevice
-    from llama_pynq.pyxrt_device import PyxrtDevice
 
     found = Rails()
     overlay, device = device, getattr(device, "device", device)

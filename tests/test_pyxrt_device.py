@@ -14,12 +14,12 @@ from card import Card, Expected, banked_overlay, self_tested, story
 from pynq.pl_server.device import Device
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq import pyxrt_device as subject
+from llama_pynq.device import pyxrt as subject
+from llama_pynq.device.pyxrt import PyxrtDevice
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelTimeout
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.registers import arguments
 from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
-from llama_pynq.pyxrt_device import PyxrtDevice
 from llama_pynq.sensors import rails
 
 NAME = "xilinx_u50_gen3x16_xdma_base_5"

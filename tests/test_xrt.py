@@ -169,7 +169,7 @@ def test_pyxrt_finds_nothing_where_pynq_drives_cards(library, monkeypatch):
 
     import pyxrt_module
 
-    from llama_pynq.pyxrt_device import PyxrtDevice
+    from llama_pynq.device.pyxrt import PyxrtDevice
 
     monkeypatch.setitem(sys.modules, "pyxrt", pyxrt_module.make(library.card))
     assert PyxrtDevice._probe_() == []

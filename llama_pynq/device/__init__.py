@@ -1,0 +1,1 @@
+"""The driver of the kernel: buffers, registers, calls."""
