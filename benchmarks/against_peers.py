@@ -35,7 +35,7 @@ import numpy as np
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
 from llama_pynq.bench import Endless
 from llama_pynq.checkpoint.random import SHAPES, random_model
-from llama_pynq.emulation.kernel import Emulator
+from llama_pynq.emulation.emulator import Emulator
 from llama_pynq.kernel.abi import (
     REQUEST_STEPS,
     STATUS_SEQUENCE,

@@ -8,7 +8,7 @@ import re
 import pytest
 from kernel_library import HLS_SRC
 
-from llama_pynq.emulation import build, cpu, kernel
+from llama_pynq.emulation import build, cpu, emulator
 from llama_pynq.emulation.container import Payload
 from llama_pynq.emulation.targets import TARGETS
 from llama_pynq.errors import OverlayMismatch
@@ -118,7 +118,7 @@ def asking(tmp_path_factory):
 )
 def test_cpu_asked_says_what_linux_lists(asking):
     listed = cpu.host_features()
-    found = kernel.cpu_features(asking)
+    found = emulator.cpu_features(asking)
     source = (HLS_SRC / "host" / "cpu_features.cpp").read_text()
     known = set(re.findall(r'k[NYZ]\w+, "(\w+)"', source))
     assert {"avx2", "avx_vnni", "avx512_vnni"} <= known
@@ -137,4 +137,4 @@ def test_cpu_asked_says_what_linux_lists(asking):
 def test_library_without_the_question_has_no_features(tmp_path):
     other = tmp_path / "other.so"
     other.write_bytes(b"no library")
-    assert kernel.cpu_features(other) == frozenset()
+    assert emulator.cpu_features(other) == frozenset()

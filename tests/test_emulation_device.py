@@ -23,7 +23,7 @@ from stand_in import (
     setup,
 )
 
-from llama_pynq.emulation import container, cpu, kernel, xclbin
+from llama_pynq.emulation import container, cpu, emulator, xclbin
 from llama_pynq.emulation import device as device_module
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design
@@ -296,7 +296,7 @@ def test_hung_kernel_is_abandoned_and_cannot_disturb_the_next(setup):
     setup.start(HANG, 111)
     assert not setup.overlay.llama.read(0) & 2
     setup.overlay.download()
-    hung = kernel._abandoned[-1]
+    hung = emulator._abandoned[-1]
     for name, buffer in setup.buffers.items():
         setup.point(name, buffer.device_address)
     setup.start(COPY, 222)
@@ -309,7 +309,7 @@ def test_hung_kernel_is_abandoned_and_cannot_disturb_the_next(setup):
         pass
     assert setup.results()[WORDS] == 222  # not 111: the old kernel wrote elsewhere
     setup.overlay.download()
-    assert hung not in kernel._abandoned  # finished by now, so deleted
+    assert hung not in emulator._abandoned  # finished by now, so deleted
     assert hung._handle is None
 
 

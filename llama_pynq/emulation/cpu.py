@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_pynq.emulation import kernel
+from llama_pynq.emulation import emulator
 from llama_pynq.emulation.container import Payload, describe_levels, extract
 from llama_pynq.errors import OverlayMismatch
 
@@ -118,7 +118,7 @@ def features_by_asking(payloads: Sequence[Payload]) -> frozenset[str] | None:
     """CPU features that a payload which needs none finds, or None if there is none to ask."""
     for payload in payloads:
         if not payload.features:
-            return kernel.cpu_features(extract(payload))
+            return emulator.cpu_features(extract(payload))
     return None
 
 

@@ -19,7 +19,7 @@ from pynq.pl_server.device import Device
 from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
-from llama_pynq.emulation.kernel import ArgumentWords, Emulator
+from llama_pynq.emulation.emulator import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel import registers
