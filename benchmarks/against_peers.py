@@ -36,6 +36,7 @@ from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoin
 from llama_pynq.bench import Endless
 from llama_pynq.checkpoint.random import SHAPES, random_model
 from llama_pynq.emulation.emulator import Emulator
+from llama_pynq.engine.llama import Generation
 from llama_pynq.kernel.abi import (
     REQUEST_STEPS,
     STATUS_SEQUENCE,
@@ -47,7 +48,6 @@ from llama_pynq.kernel.abi import (
 )
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.kernel.registers import arguments
-from llama_pynq.llama import Generation
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PEER = Path(__file__).with_name("peer_llama_cpp.py")

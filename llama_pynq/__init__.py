@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from llama_pynq.checkpoint.llama2c import Checkpoint, ModelConfig, load_checkpoint
     from llama_pynq.driver import LlamaDriver
     from llama_pynq.emulation.device import EmulatedDevice
-    from llama_pynq.llama import Generation, Llama
+    from llama_pynq.engine.llama import Generation, Llama
     from llama_pynq.llama_overlay import LlamaOverlay
     from llama_pynq.tokenizer.base import Tokenizer
 
 _HOME = {
     "Checkpoint": "checkpoint.llama2c",
     "EmulatedDevice": "emulation.device",
-    "Generation": "llama",
-    "Llama": "llama",
+    "Generation": "engine.llama",
+    "Llama": "engine.llama",
     "LlamaDriver": "driver",
     "LlamaOverlay": "llama_overlay",
     "ModelConfig": "checkpoint.llama2c",

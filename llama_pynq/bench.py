@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llama_pynq import __version__
+from llama_pynq.engine.llama import Generation, Llama
 from llama_pynq.kernel.abi import RowFlag, make_rows
-from llama_pynq.llama import Generation, Llama
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.power import PowerRecorder, Rails
 

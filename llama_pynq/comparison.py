@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.llama import Generation
+from llama_pynq.engine.llama import Generation
 from llama_pynq.perf import fits, kernel_of, predict
 from llama_pynq.power_model import idle_watts, watts_of
 

@@ -54,7 +54,7 @@ from llama_pynq.kernel.registers import (
 from llama_pynq.weights.packed import PackedModel, Target, check_limits
 
 if TYPE_CHECKING:
-    from llama_pynq.llama import Generation, Llama, StreamToken
+    from llama_pynq.engine.llama import Generation, Llama, StreamToken
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -1013,7 +1013,7 @@ class LlamaDriver(DefaultIP):
         power: EnergyMeter | None = None,
     ) -> Llama:
         """Load a checkpoint, or the bundled model; see `llama.load`."""
-        from llama_pynq.llama import load
+        from llama_pynq.engine.llama import load
 
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llama_pynq.engine.llama import Llama, Session, check_model
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.kernel.reference import (
@@ -23,7 +24,6 @@ from llama_pynq.kernel.reference import (
     rope_turns,
     rotate,
 )
-from llama_pynq.llama import Llama, Session, check_model
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from llama_pynq.device.pyxrt import PyxrtDevice
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.emulation.build import own_build_folder
 from llama_pynq.emulation.device import EmulatedDevice
+from llama_pynq.engine.llama import Generation, Llama, StreamToken
 from llama_pynq.errors import (
     DeviceBusy,
     DeviceNotFound,
@@ -28,7 +29,6 @@ from llama_pynq.errors import (
     RequestError,
 )
 from llama_pynq.kernel.registers import IP_NAME, VLNV
-from llama_pynq.llama import Generation, Llama, StreamToken
 from llama_pynq.overlay_record import OverlayRecord
 from llama_pynq.overlays import board_of_device, overlay_for, record_of
 from llama_pynq.utils.files import package_folders
@@ -293,25 +293,25 @@ class LlamaOverlay(pynq.Overlay):
     def load_model(
         self, path: str | Path | None = None, tokenizer: str | Path | None = None, **kwargs: Any
     ) -> Llama:
-        """See `llama_pynq.llama.load`."""
+        """See `llama_pynq.engine.llama.load`."""
         return self.llama.load_model(path, tokenizer, **kwargs)
 
     def generate(
         self, prompt: str | Sequence[str] = "", **kwargs: Any
     ) -> Generation | list[Generation]:
-        """See `llama_pynq.llama.Llama.generate`."""
+        """See `llama_pynq.engine.llama.Llama.generate`."""
         return self.llama.generate(prompt, **kwargs)
 
     def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
-        """See `llama_pynq.llama.Llama.stream`."""
+        """See `llama_pynq.engine.llama.Llama.stream`."""
         return self.llama.stream(prompt, **kwargs)
 
     def stream_tokens(self, prompt: str = "", **kwargs: Any) -> Iterator[StreamToken]:
-        """See `llama_pynq.llama.Llama.stream_tokens`."""
+        """See `llama_pynq.engine.llama.Llama.stream_tokens`."""
         return self.llama.stream_tokens(prompt, **kwargs)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `llama_pynq.llama.Llama.logits`."""
+        """See `llama_pynq.engine.llama.Llama.logits`."""
         return self.llama.logits(tokens)
 
     # ---- life ------------------------------------------------------------------------

@@ -26,10 +26,10 @@ from llama_pynq import __version__
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.checkpoint.random import random_model, write_random_checkpoint
 from llama_pynq.driver import LlamaDriver
+from llama_pynq.engine.llama import Generation, Llama
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.kernel.reference import KernelModel
-from llama_pynq.llama import Generation, Llama
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_record import sha256_of
 from llama_pynq.perf import predict

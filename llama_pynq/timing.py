@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_pynq.boards import Board, boards
+from llama_pynq.engine.llama import Llama, Session, check_model
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
-from llama_pynq.llama import Llama, Session, check_model
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlays import board_of_device
 from llama_pynq.perf import Work, predict

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama_pynq import LlamaOverlay, bench, llama
+from llama_pynq import LlamaOverlay, bench
 from llama_pynq.driver import LlamaDriver
+from llama_pynq.engine import llama
 from llama_pynq.kernel.abi import RowFlag
 
 STEP_S = 0.01

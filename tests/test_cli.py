@@ -22,7 +22,7 @@ from checkpoint_files import random_weights, write_checkpoint
 from llama_pynq import LlamaOverlay, __version__, notebook_files
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.cli import main
-from llama_pynq.llama import BUNDLED
+from llama_pynq.engine.llama import BUNDLED
 
 SHAPE = ModelConfig(
     dim=128,

@@ -11,6 +11,7 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.llama2c import load_checkpoint
+from llama_pynq.engine.llama import _ROW, _ROW_SAMPLING, BUNDLED, _StopText
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -21,7 +22,6 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel.abi import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.kernel.reference import KernelModel
-from llama_pynq.llama import _ROW, _ROW_SAMPLING, BUNDLED, _StopText
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.weights.packed import QuantizedModel
 
@@ -514,7 +514,7 @@ def test_stream_does_not_count_its_readers_time(overlay, bundled, monkeypatch):
 def ahead(bundled, monkeypatch):
     """The streams of the bundled model take calls of 8 tokens, whatever the machine's load."""
     monkeypatch.setattr(bundled, "_steps", lambda ready: 8 if ready[0].tokens else 1)
-    monkeypatch.setattr("llama_pynq.llama._AHEAD_PART", np.inf)
+    monkeypatch.setattr("llama_pynq.engine.llama._AHEAD_PART", np.inf)
 
 
 def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, ahead):
@@ -532,7 +532,7 @@ def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, 
 def test_stream_slow_reader_is_waited_for(overlay, bundled, ahead, monkeypatch):
     """Else nobody could tell how long the device took."""
     asleep, real = [0.0], time.perf_counter
-    monkeypatch.setattr("llama_pynq.llama._AHEAD_PART", 0.5)
+    monkeypatch.setattr("llama_pynq.engine.llama._AHEAD_PART", 0.5)
     monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
     for _ in overlay.stream_tokens(PROMPT, max_new_tokens=34, temperature=0):
         assert overlay.llama._pending is None

@@ -11,7 +11,7 @@ import pytest
 
 import llama_pynq
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.llama import BUNDLED
+from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.weights.packed import Target, channel_bytes
 
 MB = 10**6

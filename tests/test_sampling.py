@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_pynq.engine.sampling import Sampling, _largest, choose
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.reference import gumbel_noise, log_sum_exp, sample
-from llama_pynq.sampling import Sampling, _largest, choose
 
 
 def sampling(**kwargs) -> Sampling:

@@ -9,10 +9,10 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay, inside
 from llama_pynq.energy import Energy
+from llama_pynq.engine.llama import StreamToken, TokenLogprob
 from llama_pynq.errors import RequestError
 from llama_pynq.inside import CacheUse, Lens
 from llama_pynq.kernel.abi import Stage
-from llama_pynq.llama import StreamToken, TokenLogprob
 from llama_pynq.power import PowerRecorder, Rail, SensorLost
 from llama_pynq.timing import StepTimes, measure_steps, model_steps
 from llama_pynq.widgets import (

@@ -12,8 +12,8 @@ from typing import Any
 import ipywidgets as widgets
 
 from llama_pynq.energy import Energy, EnergyMeter
+from llama_pynq.engine.llama import Generation, StreamToken
 from llama_pynq.errors import RequestError
-from llama_pynq.llama import Generation, StreamToken
 from llama_pynq.widgets.svg import escape, shade
 from llama_pynq.widgets.worker import Pacer, Worker
 

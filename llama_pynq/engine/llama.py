@@ -21,6 +21,7 @@ import numpy as np
 
 from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
 from llama_pynq.energy import Energy, EnergyMeter
+from llama_pynq.engine.sampling import Sampling, choose
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -35,7 +36,6 @@ from llama_pynq.kernel.abi import (
     RowFlag,
     make_rows,
 )
-from llama_pynq.sampling import Sampling, choose
 from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
 from llama_pynq.weights import packed
 from llama_pynq.weights.packed import PackedModel, Target
@@ -43,7 +43,7 @@ from llama_pynq.weights.packed import PackedModel, Target
 if TYPE_CHECKING:
     from llama_pynq.driver import CallResult, LlamaDriver, PendingCall
 
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parents[1] / "models"
 """Folder of the model that comes with the package."""
 
 _CALL_SECONDS = 0.1

@@ -1,0 +1,1 @@
+"""Text generation on a device: sequences, slots, scheduling, sampling."""
