@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llama_pynq.engine.llama import Generation, Llama
     from llama_pynq.kernel.abi import KernelLimits
     from llama_pynq.llama_overlay import LlamaOverlay
-    from llama_pynq.overlay_record import OverlayRecord
+    from llama_pynq.overlay_store.record import OverlayRecord
 
 
 def _parser() -> argparse.ArgumentParser:

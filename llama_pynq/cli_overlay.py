@@ -13,8 +13,8 @@ from llama_pynq.boards import boards
 from llama_pynq.errors import LlamaPynqError, OverlayMismatch
 
 if TYPE_CHECKING:
-    from llama_pynq.overlay_record import OverlayRecord
-    from llama_pynq.overlays import FoundOverlay
+    from llama_pynq.overlay_store.record import OverlayRecord
+    from llama_pynq.overlay_store.search import FoundOverlay
     from llama_pynq.utils.download import Progress
 
 _MIB = 1 << 20
@@ -87,7 +87,7 @@ _HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where
 
 def _list(args: argparse.Namespace) -> int:
     from llama_pynq.llama_overlay import emulated_overlay
-    from llama_pynq.overlays import NO_BUILD, PACKAGE, overlays_of
+    from llama_pynq.overlay_store.search import NO_BUILD, PACKAGE, overlays_of
     from llama_pynq.utils.files import data_folder
 
     found = {board: overlays_of(board) for board in boards()}
@@ -135,8 +135,8 @@ def _row(board: str, overlay: FoundOverlay) -> tuple[str, str, str, str, str, st
 
 
 def _install(args: argparse.Namespace) -> int:
-    from llama_pynq.overlay_install import install
-    from llama_pynq.overlays import overlays_of
+    from llama_pynq.overlay_store.install import install
+    from llama_pynq.overlay_store.search import overlays_of
 
     try:
         done = install(args.board, args.source, _progress)
@@ -211,7 +211,7 @@ def _known(record: OverlayRecord | None) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from llama_pynq.overlays import overlays_of
+    from llama_pynq.overlay_store.search import overlays_of
 
     if args.board is not None and args.board not in boards():
         raise LlamaPynqError(
@@ -239,7 +239,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    from llama_pynq.overlay_install import add
+    from llama_pynq.overlay_store.install import add
 
     done = add(Path(args.file), args.board, args.force, _board_found)
     print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
@@ -251,14 +251,14 @@ def _add(args: argparse.Namespace) -> int:
 
 def _board_found() -> str | None:
     from llama_pynq.llama_overlay import find_device
-    from llama_pynq.overlays import board_of_device
+    from llama_pynq.overlay_store.search import board_of_device
 
     return board_of_device(find_device())
 
 
 def _remove(args: argparse.Namespace) -> int:
-    from llama_pynq.overlay_install import backups_of, remove
-    from llama_pynq.overlays import overlays_of
+    from llama_pynq.overlay_store.install import backups_of, remove
+    from llama_pynq.overlay_store.search import overlays_of
 
     removed = remove(args.board)
     left = [o for o in overlays_of(args.board) if not o.is_link]

@@ -29,8 +29,8 @@ from llama_pynq.errors import (
     RequestError,
 )
 from llama_pynq.kernel.registers import IP_NAME, VLNV
-from llama_pynq.overlay_record import OverlayRecord
-from llama_pynq.overlays import board_of_device, overlay_for, record_of
+from llama_pynq.overlay_store.record import OverlayRecord
+from llama_pynq.overlay_store.search import board_of_device, overlay_for, record_of
 from llama_pynq.utils.files import package_folders
 from llama_pynq.utils.lock import DeviceLock
 

@@ -31,7 +31,7 @@ from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
-from llama_pynq.overlay_record import sha256_of
+from llama_pynq.overlay_store.record import sha256_of
 from llama_pynq.perf import predict
 from llama_pynq.timing import board_of, measure_steps
 from llama_pynq.weights.packed import QuantizedModel, Target, open_packed, write_packed

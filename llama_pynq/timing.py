@@ -16,7 +16,7 @@ from llama_pynq.engine.llama import Llama, Session, check_model
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
-from llama_pynq.overlays import board_of_device
+from llama_pynq.overlay_store.search import board_of_device
 from llama_pynq.perf import Work, predict
 
 StageKey = tuple[Stage, int]

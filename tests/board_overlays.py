@@ -9,7 +9,7 @@ from typing import Any
 from llama_pynq.emulation import hwh, xclbin
 from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.kernel.abi import ABI_VERSION
-from llama_pynq.overlay_record import OverlayFile, OverlayRecord
+from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 
 # As Vivado names them in a .bit; and shells that a platform's .xclbin names.
 PARTS = {

@@ -15,11 +15,11 @@ from file_server import serving
 from pynq.pl_server.device import Device
 from stand_in_board import StandInBoard
 
-from llama_pynq import overlays
 from llama_pynq.boards import boards
 from llama_pynq.cli import main
 from llama_pynq.llama_overlay import emulated_overlay
-from llama_pynq.overlay_record import OverlayRecord
+from llama_pynq.overlay_store import search
+from llama_pynq.overlay_store.record import OverlayRecord
 
 BITS = bytes(range(256)) * 20_000
 
@@ -30,7 +30,7 @@ def cli(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
     monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(overlays, "package_folders", lambda name: [str(tmp_path / "package")])
+    monkeypatch.setattr(search, "package_folders", lambda name: [str(tmp_path / "package")])
 
     def call(*arguments):
         status = main(["overlay", *map(str, arguments)])

@@ -22,7 +22,7 @@ import pytest
 from board_overlays import write_overlay
 from tiny_lesson import notebook, write
 
-from llama_pynq.overlay_record import OverlayRecord
+from llama_pynq.overlay_store.record import OverlayRecord
 
 ROOT = Path(__file__).parents[1]
 OVERLAY_FILES = {f"llama_pynq/overlay/llama/llama.{kind}" for kind in ("xclbin", "bit", "hwh")}

@@ -15,11 +15,11 @@ from file_server import serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_pynq import overlay_install, overlays
 from llama_pynq.errors import InstallError, OverlayMismatch
-from llama_pynq.overlay_install import add, install, remove
-from llama_pynq.overlay_record import OverlayFile, OverlayRecord
-from llama_pynq.overlays import overlays_of
+from llama_pynq.overlay_store import install, search
+from llama_pynq.overlay_store.install import add, install, remove
+from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
+from llama_pynq.overlay_store.search import overlays_of
 
 BITS = bytes(range(256)) * 2000
 
@@ -28,7 +28,7 @@ BITS = bytes(range(256)) * 2000
 def user(tmp_path, monkeypatch):
     """The user's folder."""
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
-    monkeypatch.setattr(overlays, "package_folders", lambda name: [str(tmp_path / "package")])
+    monkeypatch.setattr(search, "package_folders", lambda name: [str(tmp_path / "package")])
     return tmp_path / "user"
 
 
@@ -109,7 +109,7 @@ def test_interruption_while_a_build_is_replaced_loses_neither(user, build, tmp_p
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(overlay_install.os, "rename", interrupt)
+    monkeypatch.setattr(install.os, "rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
         added(tmp_path / "new", force=True)
     assert same_files(path.parent, build)
@@ -160,7 +160,7 @@ def test_install_of_another_file_replaces_and_a_failure_keeps_the_old(
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(overlay_install.os, "rename", fail)
+    monkeypatch.setattr(install.os, "rename", fail)
     refused(lambda: fetch(str(tmp_path / "new")), r"cannot be written \(Input/output error\)")
     assert path.read_bytes() == old and overlays_of("kv260")[0].state == "ready"
     monkeypatch.undo()
@@ -271,7 +271,7 @@ import sys
 from llama_pynq import overlays
 overlays.package_folders = lambda name: [sys.argv[1]]
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.overlay_install import install
+from llama_pynq.overlay_store.install import install
 try:
     print("changed" if install("kv260", None, lambda n: lambda *_: None).changed else "same")
 except LlamaPynqError as error:

@@ -7,7 +7,11 @@ from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel import registers
 from llama_pynq.llama_overlay import emulated_overlay
-from llama_pynq.overlay_metadata import OverlayMetadata, board_named, read_metadata
+from llama_pynq.overlay_store.metadata import (
+    OverlayMetadata,
+    board_named,
+    read_metadata,
+)
 
 
 @pytest.mark.parametrize(

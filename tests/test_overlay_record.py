@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.overlay_record import OverlayFile, OverlayRecord
+from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)

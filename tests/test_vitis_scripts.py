@@ -11,7 +11,7 @@ from vitis_stand_ins import TCL, Machine, needs_tclsh
 
 from llama_pynq.boards import boards
 from llama_pynq.kernel.registers import VLNV, VLNVS
-from llama_pynq.overlay_metadata import read_metadata
+from llama_pynq.overlay_store.metadata import read_metadata
 from llama_pynq.vitis.platforms import PLATFORMS, Card, Zynq
 from llama_pynq.vitis.project import Project
 from llama_pynq.vitis.vectors import write_vectors

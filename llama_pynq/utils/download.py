@@ -17,7 +17,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from llama_pynq.errors import InstallError
-from llama_pynq.overlay_record import is_fetchable, sha256_of
+from llama_pynq.overlay_store.record import is_fetchable, sha256_of
 
 TIMEOUT_S = 30.0
 """How long a server may be silent."""
@@ -39,7 +39,7 @@ def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -
     Parameters
     ----------
     url : str
-        See `overlay_record.is_fetchable`.
+        See `record.is_fetchable`.
     part : Path
         Where it goes; its folder must be there.
     sha256 : str

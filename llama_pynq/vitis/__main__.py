@@ -15,7 +15,7 @@ from pathlib import Path
 from llama_pynq import __version__
 from llama_pynq.errors import BuildError
 from llama_pynq.kernel.registers import IP_NAME
-from llama_pynq.overlay_record import OverlayFile, OverlayRecord
+from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.vitis import reports, tools
 from llama_pynq.vitis.platforms import PLATFORMS, Card, Zynq
 from llama_pynq.vitis.project import Project

@@ -18,15 +18,15 @@ from urllib.parse import urljoin
 from llama_pynq.boards import boards
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
-from llama_pynq.overlay_metadata import OverlayMetadata, read_metadata
-from llama_pynq.overlay_record import (
+from llama_pynq.overlay_store.metadata import OverlayMetadata, read_metadata
+from llama_pynq.overlay_store.record import (
     RECORD_NAME,
     OverlayFile,
     OverlayRecord,
     is_fetchable,
     sha256_of,
 )
-from llama_pynq.overlays import (
+from llama_pynq.overlay_store.search import (
     ADDED,
     INSTALLED,
     PACKAGE,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
-from llama_pynq.overlay_metadata import board_named, read_metadata
-from llama_pynq.overlay_record import RECORD_NAME, OverlayRecord, sha256_of
+from llama_pynq.overlay_store.metadata import board_named, read_metadata
+from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord, sha256_of
 from llama_pynq.utils.files import data_folder, package_folders
 
 if TYPE_CHECKING:

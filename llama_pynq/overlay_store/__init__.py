@@ -1,0 +1,1 @@
+"""Where overlays come from: search, records, metadata, installation."""
