@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.engine.llama import Generation
-from llama_pynq.perf import fits, kernel_of, predict
-from llama_pynq.power_model import idle_watts, watts_of
+from llama_pynq.estimate.power import idle_watts, watts_of
+from llama_pynq.estimate.predict import fits, kernel_of, predict
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> 
             costs.append(
                 Cost(
                     f"FPGA: {board.title}", rows, "modelled", step.tokens_per_second,
-                    watts_of(step), idle_watts(board), "llama_pynq, perf.py and power_model.py",
+                    watts_of(step), idle_watts(board), "llama_pynq, estimate/predict.py and estimate/power.py",
                 )
             )  # fmt: skip
     return costs

@@ -28,11 +28,11 @@ from llama_pynq.checkpoint.random import random_model, write_random_checkpoint
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.engine.llama import Generation, Llama
 from llama_pynq.errors import KernelTimeout
+from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_store.record import sha256_of
-from llama_pynq.perf import predict
 from llama_pynq.timing import board_of, measure_steps
 from llama_pynq.weights.packed import QuantizedModel, Target, open_packed, write_packed
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import RequestError
-from llama_pynq.power_model import TERMS, EnergyModel
+from llama_pynq.estimate.power import TERMS, EnergyModel
 from llama_pynq.readings import Rail, SensorLost
 
 HWMON = Path("/sys/class/hwmon")

@@ -1,7 +1,7 @@
 """Where a token's time goes, stage by stage: measured on the device, or modelled for a board.
 
 The kernel stamps its own clock at the beginning of every stage (`RequestFlag.PROFILE`);
-``perf.py`` predicts the same stages. Both come as a `StepTimes`, which says which it is.
+``estimate/predict.py`` predicts the same stages. Both come as a `StepTimes`, which says which it is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from llama_pynq.boards import Board, boards
 from llama_pynq.engine.llama import Llama, Session, check_model
 from llama_pynq.errors import RequestError
+from llama_pynq.estimate.predict import Work, predict
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_store.search import board_of_device
-from llama_pynq.perf import Work, predict
 
 StageKey = tuple[Stage, int]
 _WARM_UP = 50  # steps
@@ -190,7 +190,7 @@ def _profile(session: Session, position: int) -> dict[StageKey, float]:
 
 
 def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> list[StepTimes]:
-    """The same for a board, from the cycle model (``perf.py``); in ascending order.
+    """The same for a board, from the cycle model (``estimate/predict.py``); in ascending order.
 
     Parameters
     ----------

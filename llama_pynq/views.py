@@ -1,6 +1,6 @@
 """What the command line and the lessons show: a table of the boards, and drawings.
 
-What is modelled (``perf.py``) says so. matplotlib is imported when something is drawn.
+What is modelled (``estimate/predict.py``) says so. matplotlib is imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.checkpoint.random import SHAPES as _RANDOM_SHAPES
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.perf import Prediction, Work, fits, kernel_of, predict
-from llama_pynq.power_model import ERROR, TERMS, joules_per_token
+from llama_pynq.estimate.power import ERROR, TERMS, joules_per_token
+from llama_pynq.estimate.predict import Prediction, Work, fits, kernel_of, predict
 
 SHAPES = {
     **_RANDOM_SHAPES,
@@ -87,9 +87,9 @@ _NOTES = """\
 Modelled, not measured: nobody has run this kernel on a board yet. No prices: see docs/boards.md.
 Roof: what a token must read (weights once, keys and values of the context, no padding) over the
 memory's peak times the share of it that long reads reach. tok/s: the loops of hls_src/ with the
-constants of the board's header and the assumptions of llama_pynq/perf.py, the host's share
+constants of the board's header and the assumptions of llama_pynq/estimate/predict.py, the host's share
 included, tokens chosen on the device. Batch: as many sequences as a call takes, a row each.
-J/token: modelled watts (llama_pynq/power_model.py) over tok/s at batch 1."""
+J/token: modelled watts (llama_pynq/estimate/power.py) over tok/s at batch 1."""
 
 _POWER_NOTE = (
     f"The power model is within {ERROR:.0%} of what others published of other accelerators; its\n"

@@ -1,4 +1,4 @@
-"""Other people's accelerators, made of the building blocks of `llama_pynq.perf`.
+"""Other people's accelerators, made of the building blocks of `llama_pynq.estimate.predict`.
 
 They were measured on real boards: where the same blocks, put together in their kernels' order,
 come out near what was measured, our own prediction deserves some trust. Nothing is fitted to
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from llama_pynq.boards import Memory, boards
 from llama_pynq.checkpoint.random import SHAPES
-from llama_pynq.perf import loop
+from llama_pynq.estimate.predict import loop
 
 # ---- ruhai-lin/llama2.hls, commit 728f19c: src/decode.cpp and README ----------------------
 

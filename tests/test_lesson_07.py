@@ -7,7 +7,7 @@ from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.checkpoint.random import SHAPES
-from llama_pynq.perf import predict
+from llama_pynq.estimate.predict import predict
 
 MEASURED = {1: 876.0, 2: 1088.0, 4: 1491.0, 8: 1814.0}
 

@@ -14,9 +14,7 @@ from llama_pynq.boards import boards
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.errors import LimitError
-from llama_pynq.kernel.abi import BLOCK, Stage
-from llama_pynq.kernel.registers import board_headers
-from llama_pynq.perf import (
+from llama_pynq.estimate.predict import (
     SMALL,
     Compute,
     KernelConfig,
@@ -31,6 +29,8 @@ from llama_pynq.perf import (
     nest,
     predict,
 )
+from llama_pynq.kernel.abi import BLOCK, Stage
+from llama_pynq.kernel.registers import board_headers
 from llama_pynq.weights.packed import channel_bytes
 
 BOARDS = boards()
@@ -147,7 +147,7 @@ def test_no_step_is_faster_than_a_master_that_brings_weights_keys_and_values(boa
 @each_board
 @pytest.mark.parametrize("free", [(), SMALL], ids=["all", "small stages free"])
 def test_every_beat_that_is_consumed_was_fetched(board, free, monkeypatch):
-    from llama_pynq import perf
+    from llama_pynq.estimate import predict
 
     seen, run = [], Streams.run
 
@@ -160,7 +160,7 @@ def test_every_beat_that_is_consumed_was_fetched(board, free, monkeypatch):
 
     monkeypatch.setattr(Streams, "run", watched)
     work = Work(STORIES15M, 32, 8, 32, 1, 100, True)
-    perf._simulate(Compute(kernel_of(board), work, 100.0), board.memory, free)
+    predict._simulate(Compute(kernel_of(board), work, 100.0), board.memory, free)
     assert seen[0].weights_left + seen[0].weights == pytest.approx(0, abs=1e-2)
     assert seen[0].kv_left + seen[0].kv == pytest.approx(0, abs=1e-2)
 

@@ -7,9 +7,17 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.random import SHAPES
-from llama_pynq.perf import predict
+from llama_pynq.estimate.power import (
+    ERROR,
+    PUBLISHED,
+    TERMS,
+    EnergyModel,
+    idle_watts,
+    watts,
+    watts_of,
+)
+from llama_pynq.estimate.predict import predict
 from llama_pynq.power import PowerRecorder, rails
-from llama_pynq.power_model import ERROR, PUBLISHED, TERMS, EnergyModel, idle_watts, watts, watts_of
 
 BOARDS = boards()
 STORIES110M = SHAPES["stories110M"]
@@ -101,7 +109,7 @@ def test_shortest_and_longest_texts_have_an_energy(overlay, text):
 def test_a_recorder_does_not_predict_for_every_sample(overlay, monkeypatch):
     model = EnergyModel(overlay.llama, BOARDS["kv260"])
     first = model.active_watts()
-    monkeypatch.setattr("llama_pynq.power_model.predict", None)
+    monkeypatch.setattr("llama_pynq.estimate.power.predict", None)
     assert model.active_watts() == first > idle_watts(BOARDS["kv260"])
 
 

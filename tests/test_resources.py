@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 
 from llama_pynq.boards import Resources, boards
-from llama_pynq.perf import kernel_of
-from llama_pynq.resources import BEGIN, END, LIMITS, resources, share, table, units, updated
+from llama_pynq.estimate.predict import kernel_of
+from llama_pynq.estimate.resources import (
+    BEGIN,
+    END,
+    LIMITS,
+    resources,
+    share,
+    table,
+    units,
+    updated,
+)
 
 BOARDS = boards()
 DOCUMENT = Path(__file__).parents[1] / "docs" / "boards.md"
@@ -18,7 +27,7 @@ MISSED = pytest.mark.xfail(strict=True, reason="the estimate today: docs/boards.
 
 def test_the_table_in_the_documentation_is_in_step_with_the_headers():
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert updated(text) == text, "run: python -m llama_pynq.resources docs/boards.md"
+    assert updated(text) == text, "run: python -m llama_pynq.estimate.resources docs/boards.md"
 
 
 def test_every_board_has_a_line_in_the_table():
@@ -75,7 +84,7 @@ def test_a_slower_epilogue_takes_less(constant, unit):
 
 def test_an_m_axi_buffer_is_what_a_peer_reports():
     # llama2.hls, README: 16 outstanding bursts of 256 beats of 128 bits take 30 BRAM18.
-    from llama_pynq.resources import _block_rams
+    from llama_pynq.estimate.resources import _block_rams
 
     assert _block_rams(16 * 256, 128) == pytest.approx(15, abs=1)
 

@@ -36,7 +36,7 @@ def test_every_board_has_a_line_and_a_reason_where_the_model_does_not_fit(rows):
 def test_the_table_says_that_it_is_modelled_and_names_the_source_of_power(rows):
     text = boards_table(rows)
     assert "Modelled, not measured" in text
-    assert "J/token: modelled watts (llama_pynq/power_model.py)" in text
+    assert "J/token: modelled watts (llama_pynq/estimate/power.py)" in text
     assert "within 35% of what others published" in text
     assert "not yet checked against the data sheet: zcu104" in text
 

@@ -5,8 +5,8 @@ import pytest
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import BuildError
+from llama_pynq.estimate.predict import kernel_of
 from llama_pynq.kernel.registers import top_function
-from llama_pynq.perf import kernel_of
 from llama_pynq.vitis.platforms import MPSOC, PLATFORMS, ZYNQ_7000, Card
 from llama_pynq.vitis.project import Project, bank_of, connectivity, share_ports
 
@@ -158,7 +158,7 @@ def test_weight_channels_have_banks_of_their_own_while_there_are_any(project, bo
 
 @pytest.mark.parametrize("board", CARDS)
 def test_banks_are_dealt_out_as_perf_fits_models_to_them(project, board):
-    """perf.fits: weights first, then the KV ports that have masters of their own, in turn."""
+    """predict.fits: weights first, then the KV ports that have masters of their own, in turn."""
     made = project(board)
     bank, memory = bank_of(made), boards()[board].memory
     ports = [f"gmem_w{c}" for c in range(made.constants["kChannels"])]

@@ -31,7 +31,7 @@ constexpr int kGateCycles = 4;     // for a tile of hidden units
 constexpr int kSampleCycles = 12;  // for kBlock logits
 
 // Limits of the model and of one call.
-constexpr int kMaxRows = 1;  // two take 92% of the LUTs by llama_pynq/resources.py
+constexpr int kMaxRows = 1;  // two take 92% of the LUTs by llama_pynq/estimate/resources.py
 constexpr int kMaxSteps = 64;
 constexpr int kMaxDim = 4096;
 constexpr int kMaxHiddenDim = 11008;

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.estimate.predict import Work
 from llama_pynq.labs import exercise, expect
-from llama_pynq.perf import Work
 
 
 @exercise("02.1", "Bytes of a token", stages=("the size", "scales", "every matrix"))

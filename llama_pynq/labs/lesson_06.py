@@ -9,8 +9,8 @@ from typing import Any
 
 from llama_pynq.boards import MIB, boards
 from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.estimate.predict import Work, predict
 from llama_pynq.labs import exercise, expect
-from llama_pynq.perf import Work, predict
 from llama_pynq.views import SHAPES
 
 MODEL = SHAPES["stories110M"]

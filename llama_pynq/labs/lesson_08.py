@@ -13,11 +13,11 @@ import numpy as np
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.estimate.predict import KernelConfig, kernel_of, predict
+from llama_pynq.estimate.resources import resources
 from llama_pynq.kernel.abi import KernelLimits
 from llama_pynq.kernel.registers import board_headers
 from llama_pynq.labs import exercise, expect
-from llama_pynq.perf import KernelConfig, kernel_of, predict
-from llama_pynq.resources import resources
 
 SHAPE = SHAPES["stories110M"]
 """The model whose speed the lesson predicts."""

@@ -3,7 +3,7 @@
 Watts are a static part, what the fabric's clocks and logic take, what moving bytes out of memory
 takes, and what multiplying takes. The terms are few and round because little is published;
 `PUBLISHED` is what they are held to, and `ERROR` how near they come. How long a token takes is
-`perf.predict`'s.
+`predict.predict`'s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from llama_pynq.boards import Board
 from llama_pynq.energy import Energy
-from llama_pynq.perf import Prediction, predict
-from llama_pynq.resources import resources
+from llama_pynq.estimate.predict import Prediction, predict
+from llama_pynq.estimate.resources import resources
 
 ERROR = 0.35
 """Relative error against `PUBLISHED`, at most; a test holds it."""

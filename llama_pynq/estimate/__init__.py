@@ -1,0 +1,1 @@
+"""Modelled figures: speed, capacity, area and power of a board."""
