@@ -33,7 +33,6 @@ from unittest.mock import patch
 import numpy as np
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
-from llama_pynq.bench import Endless
 from llama_pynq.checkpoint.random import SHAPES, random_model
 from llama_pynq.emulation.emulator import Emulator
 from llama_pynq.engine.llama import Generation
@@ -48,6 +47,7 @@ from llama_pynq.kernel.abi import (
 )
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.kernel.registers import arguments
+from llama_pynq.measure.bench import Endless
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PEER = Path(__file__).with_name("peer_llama_cpp.py")

@@ -255,9 +255,9 @@ def _built(record: OverlayRecord | None) -> dict[str, object]:
 def _bench(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from llama_pynq.bench import measure
     from llama_pynq.checkpoint.random import random_model
-    from llama_pynq.power import rails
+    from llama_pynq.measure.bench import measure
+    from llama_pynq.measure.power import rails
 
     # A rate takes two tokens: it leaves out the first, which waits for the prompt.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
@@ -285,7 +285,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _selftest(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.random import SHAPES
-    from llama_pynq.selftest import run
+    from llama_pynq.measure.selftest import run
 
     if args.shape not in SHAPES:
         raise LlamaPynqError(

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama_pynq import LlamaOverlay, bench
+from llama_pynq import LlamaOverlay
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.engine import llama
 from llama_pynq.kernel.abi import RowFlag
+from llama_pynq.measure import bench
 
 STEP_S = 0.01
 

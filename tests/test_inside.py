@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaOverlay, inside
+from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.reference import FloatModel, KernelModel, attend
+from llama_pynq.measure import lens
 from llama_pynq.weights.packed import QuantizedModel
 
 TEXT = (
@@ -39,7 +40,7 @@ def llama(request, overlay, shared_models):
 
 @pytest.fixture(scope="module")
 def seen(llama):
-    found = inside.look(llama, TEXT)
+    found = lens.look(llama, TEXT)
     assert len(found.tokens) > llama.driver.limits.max_rows  # several calls a layer
     return found
 
@@ -82,7 +83,7 @@ def test_read_cache_of_another_slot_is_another_text(llama, seen):
 
 def test_attention_rows_are_what_the_layer_weighs_its_values_with(llama, seen, checkpoint):
     weights = QuantizedModel(checkpoint)
-    found = inside.attention(seen, weights)
+    found = lens.attention(seen, weights)
     c, n = llama.config, len(seen.tokens)
     assert found.shape == (c.n_layers, c.n_heads, n, n)
     assert np.allclose(found.sum(axis=-1), 1, atol=1e-5)
@@ -105,7 +106,7 @@ def test_attention_rows_are_what_the_layer_weighs_its_values_with(llama, seen, c
 
 
 def test_logit_lens_of_the_last_layer_is_the_models_own_answer(llama, seen):
-    lens = inside.logit_lens(llama, seen)
+    lens = lens.logit_lens(llama, seen)
     logits = llama.logits(seen.tokens)
     assert np.array_equal(lens.tokens[-1], logits.argmax(axis=1))
     best = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -116,24 +117,24 @@ def test_logit_lens_of_the_last_layer_is_the_models_own_answer(llama, seen):
 
 def test_quantization_error_is_relative_to_the_float_model(seen, checkpoint):
     model = FloatModel(checkpoint)
-    error = inside.quantization_error(seen, model)
+    error = lens.quantization_error(seen, model)
     assert error.shape == seen.stream.shape[:2]
     assert 0 < error.max() < 0.2
     assert error[0].max() < 0.01  # the embedding's own rounding
-    again = inside.quantization_error(seen, model)
+    again = lens.quantization_error(seen, model)
     assert np.array_equal(error, again)
 
 
 def test_cache_use_counts_the_bytes_of_the_devices_buffers(llama):
-    use = inside.cache_use(llama, [5, 7])
+    use = lens.cache_use(llama, [5, 7])
     ports = llama.driver.limits.kv_ports
     allocated = sum(llama.driver._buffers[f"kv_cache_{p}"].nbytes for p in range(ports))
     assert use.total_bytes == allocated
     assert use.used_bytes == 12 * use.position_bytes
     with pytest.raises(RequestError, match=r"texts of \[1, 1, 1, 1, 1"):
-        inside.cache_use(llama, [1] * 99)
+        lens.cache_use(llama, [1] * 99)
 
 
 def test_look_at_a_text_beyond_the_context_says_how_long_it_is(llama):
     with pytest.raises(RequestError, match="tokens long, the model's context holds 512"):
-        inside.look(llama, "once " * 600)
+        lens.look(llama, "once " * 600)

@@ -9,10 +9,12 @@ from board_overlays import record_of_files, write_overlay
 from pynq.pl_server.device import Device
 from stand_in_board import StandInBoard
 
-from llama_pynq import EmulatedDevice, LlamaOverlay, selftest
+from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.llama_overlay import emulated_overlay
+from llama_pynq.measure import selftest
+from llama_pynq.measure.timing import board_of
 from llama_pynq.overlay_store import search
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import (
@@ -21,7 +23,6 @@ from llama_pynq.overlay_store.search import (
     overlay_for,
     overlays_of,
 )
-from llama_pynq.timing import board_of
 
 BUILD = (
     "To build one, with AMD's tools in a checkout of llama_pynq: make -C hls_src overlay "

@@ -4,15 +4,15 @@ import math
 import threading
 import time
 
+import llama_pynq.power as module
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import llama_pynq.power as module
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError
-from llama_pynq.power import PowerRecorder, Rail, SensorLost, rails
+from llama_pynq.measure.power import PowerRecorder, Rail, SensorLost, rails
 
 
 class Clock:
@@ -254,10 +254,10 @@ def test_ctrl_c_while_idle_power_is_measured_ends_the_sampling(monkeypatch):
         raise KeyboardInterrupt
 
     recorder = PowerRecorder({"a": Rail("a", "a test", lambda: 1.0)}, idle_s=5)
-    monkeypatch.setattr("llama_pynq.power.time.sleep", interrupted)
+    monkeypatch.setattr("llama_pynq.measure.power.time.sleep", interrupted)
     with pytest.raises(KeyboardInterrupt), recorder:
         pass
     assert not recorder.running
-    monkeypatch.setattr("llama_pynq.power.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("llama_pynq.measure.power.time.sleep", lambda seconds: None)
     with recorder:
         assert recorder.running

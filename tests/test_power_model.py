@@ -17,7 +17,7 @@ from llama_pynq.estimate.power import (
     watts_of,
 )
 from llama_pynq.estimate.predict import predict
-from llama_pynq.power import PowerRecorder, rails
+from llama_pynq.measure.power import PowerRecorder, rails
 
 BOARDS = boards()
 STORIES110M = SHAPES["stories110M"]

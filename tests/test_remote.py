@@ -31,7 +31,7 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
-from llama_pynq.sensors import rails
+from llama_pynq.measure.sensors import rails
 
 if version("pynq").startswith("3.0."):
     pytest.skip("PYNQ.remote came with PYNQ 3.1", allow_module_level=True)

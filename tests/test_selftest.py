@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaOverlay, selftest
+from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.cli import main
@@ -11,6 +11,7 @@ from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import emulated_overlay
+from llama_pynq.measure import selftest
 from llama_pynq.weights.packed import QuantizedModel
 
 TOKENS, SLOT = selftest._TOKENS, selftest._SLOT

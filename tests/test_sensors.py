@@ -5,13 +5,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import llama_pynq.sensors as module
 import pytest
 
-import llama_pynq.sensors as module
 from llama_pynq import EmulatedDevice
 from llama_pynq.errors import RequestError
-from llama_pynq.power import PowerRecorder, SensorLost
-from llama_pynq.sensors import cpu_rails, gpu_rails, hwmon_rails, meter_rail, rails
+from llama_pynq.measure.power import PowerRecorder, SensorLost
+from llama_pynq.measure.sensors import (
+    cpu_rails,
+    gpu_rails,
+    hwmon_rails,
+    meter_rail,
+    rails,
+)
 
 
 def write(folder, **files):

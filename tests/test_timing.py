@@ -7,7 +7,7 @@ from llama_pynq.boards import boards
 from llama_pynq.errors import LimitError, RequestError
 from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.abi import Stage
-from llama_pynq.timing import board_of, measure_steps, model_steps
+from llama_pynq.measure.timing import board_of, measure_steps, model_steps
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from llama_pynq import EmulatedDevice, LlamaOverlay, inside
+from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
 from llama_pynq.engine.llama import StreamToken, TokenLogprob
 from llama_pynq.errors import RequestError
-from llama_pynq.inside import CacheUse, Lens
 from llama_pynq.kernel.abi import Stage
-from llama_pynq.power import PowerRecorder, Rail, SensorLost
-from llama_pynq.timing import StepTimes, measure_steps, model_steps
+from llama_pynq.measure import lens
+from llama_pynq.measure.lens import CacheUse, Lens
+from llama_pynq.measure.power import PowerRecorder, Rail, SensorLost
+from llama_pynq.measure.timing import StepTimes, measure_steps, model_steps
 from llama_pynq.widgets import (
     AttentionView,
     CacheView,
@@ -419,8 +420,8 @@ def test_lens_error_and_cache_views_show_their_figures():
         (lambda o: measure_steps(o.llama.model, [1]), "give the overlay, not its model"),
         (lambda o: model_steps(o, "kv260", [1]), "overlay.llama.model"),
         (lambda o: model_steps(o.llama.model, "kv9", [1]), "no board 'kv9': choose one of pynq"),
-        (lambda o: inside.look(o, "a"), "overlay.llama.model"),
-        (lambda o: inside.attention(inside.look(o.llama.model, "a"), 1), "QuantizedModel"),
+        (lambda o: lens.look(o, "a"), "overlay.llama.model"),
+        (lambda o: lens.attention(lens.look(o.llama.model, "a"), 1), "QuantizedModel"),
         (lambda o: o.generate("a", power=5), "power is int: it must be a PowerRecorder"),
         (lambda o: o.stream("a", power={}), "power is dict: it must be a PowerRecorder"),
         (

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from llama_pynq.errors import RequestError
-from llama_pynq.inside import CacheUse, Lens
+from llama_pynq.measure.lens import CacheUse, Lens
 from llama_pynq.widgets.svg import INK, PALE, Drawing, colour, escape, shade, ticks
 
 _THUMB = 56
@@ -36,7 +36,7 @@ class AttentionView(widgets.VBox):
     Parameters
     ----------
     weights : (n_layers, n_heads, n, n) float32
-        From `inside.attention`.
+        From `lens.attention`.
     pieces : sequence of str
         The n tokens' texts.
     source : str
@@ -161,7 +161,7 @@ class ErrorView(widgets.HTML):
     Parameters
     ----------
     error : (n_layers + 1, n) float32
-        From `inside.quantization_error`.
+        From `lens.quantization_error`.
     source : str
     """
 
@@ -199,7 +199,7 @@ class CacheView(widgets.VBox):
     Parameters
     ----------
     use : CacheUse
-        From `inside.cache_use`.
+        From `lens.cache_use`.
     """
 
     def __init__(self, use: CacheUse) -> None:

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import Stage
-from llama_pynq.timing import StepTimes
+from llama_pynq.measure.timing import StepTimes
 from llama_pynq.widgets.svg import INK, PALE, STYLES, Drawing, escape, ticks
 
 _LANES = {

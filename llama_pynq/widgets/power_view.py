@@ -10,7 +10,7 @@ import numpy as np
 
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError
-from llama_pynq.power import PowerRecorder
+from llama_pynq.measure.power import PowerRecorder
 from llama_pynq.widgets.svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
 from llama_pynq.widgets.worker import Worker
 

@@ -13,7 +13,7 @@ from llama_pynq import __version__
 from llama_pynq.engine.llama import Generation, Llama
 from llama_pynq.kernel.abi import RowFlag, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
-from llama_pynq.power import PowerRecorder, Rails
+from llama_pynq.measure.power import PowerRecorder, Rails
 
 
 @dataclass(frozen=True)

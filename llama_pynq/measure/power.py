@@ -3,7 +3,7 @@
 `rails` finds what can be read of a device; `PowerRecorder` samples it in a thread of its own and
 answers `energy` for any stretch of time. Each figure carries where it comes from and whether it was
 measured or modelled; what has no source is not shown. A rail and its readings are in
-``readings.py``, the sources in ``sensors.py``, the emulated boards' model in ``estimate/power.py``.
+``measure/rails.py``, the sources in ``measure/sensors.py``, the emulated boards' model in ``estimate/power.py``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError
-from llama_pynq.readings import Rail, Reading, SensorLost
-from llama_pynq.sensors import Rails, rails
+from llama_pynq.measure.rails import Rail, Reading, SensorLost
+from llama_pynq.measure.sensors import Rails, rails
 
 __all__ = ["Phase", "PowerRecorder", "Rail", "Rails", "Reading", "SensorLost", "rails"]
 

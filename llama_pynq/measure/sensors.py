@@ -18,7 +18,7 @@ from typing import Any
 from llama_pynq.boards import boards
 from llama_pynq.errors import RequestError
 from llama_pynq.estimate.power import TERMS, EnergyModel
-from llama_pynq.readings import Rail, SensorLost
+from llama_pynq.measure.rails import Rail, SensorLost
 
 HWMON = Path("/sys/class/hwmon")
 POWERCAP = Path("/sys/class/powercap")

@@ -32,8 +32,8 @@ from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
+from llama_pynq.measure.timing import board_of, measure_steps
 from llama_pynq.overlay_store.record import sha256_of
-from llama_pynq.timing import board_of, measure_steps
 from llama_pynq.weights.packed import QuantizedModel, Target, open_packed, write_packed
 
 CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)

@@ -1,0 +1,1 @@
+"""Measured figures: speed, stage times, power, and the self-test."""
