@@ -23,10 +23,10 @@ from pathlib import Path
 
 from llama_pynq import LlamaOverlay
 from llama_pynq.checkpoint.random import SHAPES, random_model
-from llama_pynq.comparison import PUBLISHED, Cost, measured, modelled, table
 from llama_pynq.measure.bench import Endless
 from llama_pynq.measure.power import PowerRecorder, rails
 from llama_pynq.measure.sensors import gpu_rails, hwmon_rails
+from llama_pynq.report.comparison import PUBLISHED, Cost, measured, modelled, table
 
 BOARDS = ("pynq-z2", "kv260", "zcu104", "u250", "u50", "u280")
 IDLE_S = 5.0

@@ -367,7 +367,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _boards(args: argparse.Namespace) -> int:
-    from llama_pynq.views import boards_table, compare, plot_roofline
+    from llama_pynq.report.boards import boards_table, compare, plot_roofline
 
     name, config, group_size, weight_bits = _shape(args)
     context = min(256, config.seq_len) if args.context is None else args.context
@@ -395,7 +395,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
     """A model's name, its shape, and how it is or would be packed."""
     from llama_pynq.checkpoint.llama2c import load_checkpoint
     from llama_pynq.engine.llama import BUNDLED
-    from llama_pynq.views import SHAPES
+    from llama_pynq.report.boards import SHAPES
     from llama_pynq.weights.packed import is_packed, open_packed
 
     bits = args.weight_bits or 8

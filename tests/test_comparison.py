@@ -6,8 +6,8 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.random import SHAPES
-from llama_pynq.comparison import PUBLISHED, Cost, measured, modelled, table
 from llama_pynq.measure.power import PowerRecorder, Rail
+from llama_pynq.report.comparison import PUBLISHED, Cost, measured, modelled, table
 
 SENSOR = {"a": Rail("a", "a test's sensor", lambda: 12.0)}
 

@@ -7,7 +7,7 @@ import pytest
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import LimitError, LlamaPynqError
-from llama_pynq.views import (
+from llama_pynq.report.boards import (
     SHAPES,
     Curve,
     _label,
@@ -150,6 +150,6 @@ def test_a_missing_matplotlib_is_named(rows, tmp_path, monkeypatch):
 
 
 def test_the_table_needs_no_matplotlib(run):
-    code = "import sys, llama_pynq.views; assert 'matplotlib' not in sys.modules"
+    code = "import sys, llama_pynq.report.boards; assert 'matplotlib' not in sys.modules"
     result: subprocess.CompletedProcess = run("-c", code)
     assert result.returncode == 0, result.stderr

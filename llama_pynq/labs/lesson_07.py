@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
-from llama_pynq.comparison import PUBLISHED
 from llama_pynq.labs import exercise, expect
+from llama_pynq.report.comparison import PUBLISHED
 
 
 def _near(given: Any, right: float, tolerance: float = 0.02) -> bool:

@@ -1,0 +1,1 @@
+"""Tables and plots of boards, models and measurements."""
