@@ -2,6 +2,6 @@
 
 import sys
 
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 
 sys.exit(main())

@@ -21,7 +21,7 @@ from checkpoint_files import random_weights, write_checkpoint
 
 from llama_pynq import LlamaOverlay, __version__, notebook_files
 from llama_pynq.checkpoint.llama2c import ModelConfig
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 from llama_pynq.engine.llama import BUNDLED
 
 SHAPE = ModelConfig(
@@ -263,7 +263,7 @@ def test_bench_prints_json(cli):
 def test_help_and_version_do_not_wait_for_pynq(run):
     code = """
 import sys
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 for arguments in (["--help"], ["generate", "--help"], ["--version"]):
     try:
         main(arguments)
@@ -594,7 +594,7 @@ def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
 
 def test_board_to_pack_for_is_any_that_boards_lists_in_any_case(tmp_path):
     from llama_pynq.boards import boards
-    from llama_pynq.cli import _board_limits
+    from llama_pynq.cli.main import _board_limits
 
     for name, board in boards().items():
         for written in (name, name.upper(), name.replace("-", "_")):
@@ -872,7 +872,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from llama_pynq.labs import grade
 notebook = Path(sys.argv.pop(1))
 grade.notebook_sources = lambda: [notebook]
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
     with subprocess.Popen(

@@ -16,7 +16,7 @@ from pynq.pl_server.device import Device
 from stand_in_board import StandInBoard
 
 from llama_pynq.boards import boards
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.overlay_store import search
 from llama_pynq.overlay_store.record import OverlayRecord
@@ -166,7 +166,7 @@ RUN = """
 import sys
 from llama_pynq import overlays
 overlays.package_folders = lambda name: [sys.argv[1]]
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
 

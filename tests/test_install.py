@@ -239,7 +239,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     extra = package - expected
     assert all(file.startswith(("llama_pynq/hls_src/", "llama_pynq/overlay/")) for file in extra)
     assert not [file for file in names if file.endswith((".so", ".pyc", ".pyd", ".dll"))]
-    assert "llama-pynq = llama_pynq.cli:main" in entry_points
+    assert "llama-pynq = llama_pynq.cli.main:main" in entry_points
     assert "[pynq.overlays]\nllama_pynq = llama_pynq.overlay" in entry_points
     assert "[pynq.notebooks]\nllama_pynq = llama_pynq.notebooks" in entry_points
     assert not [file for file in names if "solutions" in file or ".ipynb_checkpoints" in file]

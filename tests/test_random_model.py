@@ -18,7 +18,7 @@ from llama_pynq.checkpoint.random import (
     tokenizer_bytes,
     write_random_checkpoint,
 )
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.tokenizer.base import Tokenizer

@@ -21,7 +21,7 @@ from card import (
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import driver as driver_module
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 from llama_pynq.errors import (
     ConnectionLost,
     DeviceBusy,

@@ -6,7 +6,7 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.llama2c import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
-from llama_pynq.cli import main
+from llama_pynq.cli.main import main
 from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.reference import KernelModel

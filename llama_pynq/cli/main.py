@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_pynq import __version__, cli_notebooks, cli_overlay
+from llama_pynq import __version__
+from llama_pynq.cli import notebooks, overlay
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.utils.files import write_new
 
@@ -139,8 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
     compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
 
-    cli_overlay.add_commands(commands)
-    cli_notebooks.add_commands(commands)
+    overlay.add_commands(commands)
+    notebooks.add_commands(commands)
     return parser
 
 
@@ -427,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack the text's characters
-    given, passed_on = cli_notebooks.split(sys.argv[1:] if argv is None else argv)
+    given, passed_on = notebooks.split(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(given, argparse.Namespace(passed_on=passed_on))
     commands = {
         "generate": _generate,
@@ -436,8 +437,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pack": _pack,
         "boards": _boards,
         "selftest": _selftest,
-        **cli_overlay.COMMANDS,
-        **cli_notebooks.COMMANDS,
+        **overlay.COMMANDS,
+        **notebooks.COMMANDS,
     }
     try:
         status = commands[args.command](args)
