@@ -18,6 +18,6 @@ def deliver_notebooks(
     """
     from pathlib import Path
 
-    from llama_pynq.notebook_files import copy_notebooks
+    from llama_pynq.labs.files import copy_notebooks
 
     copy_notebooks(Path(dst_path, name) if folder else Path(dst_path), reset=True)

@@ -19,10 +19,11 @@ import pytest
 import tiny_lesson
 from checkpoint_files import random_weights, write_checkpoint
 
-from llama_pynq import LlamaOverlay, __version__, notebook_files
+from llama_pynq import LlamaOverlay, __version__
 from llama_pynq.checkpoint.llama2c import ModelConfig
 from llama_pynq.cli.main import main
 from llama_pynq.engine.llama import BUNDLED
+from llama_pynq.labs import files
 
 SHAPE = ModelConfig(
     dim=128,
@@ -669,7 +670,7 @@ def test_boards_names_what_is_wrong_with_an_option(refused, cli, tmp_path):
 def tiny(tmp_path, monkeypatch):
     """The package with one notebook, of two exercises."""
     source = tiny_lesson.register(tmp_path / "package", monkeypatch)
-    monkeypatch.setattr(notebook_files, "notebook_sources", lambda: [source])
+    monkeypatch.setattr(files, "notebook_sources", lambda: [source])
     monkeypatch.setattr("llama_pynq.labs.grade.notebook_sources", lambda: [source])
     return source
 

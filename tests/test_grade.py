@@ -16,8 +16,8 @@ from tiny_lesson import RIGHT_1, RIGHT_2, TO_DO_1, cell, notebook, write
 
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.labs import grade as grading
+from llama_pynq.labs.files import notebook_sources
 from llama_pynq.labs.grade import Row, grade, lessons, submissions, suspicious, table
-from llama_pynq.notebook_files import notebook_sources
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")

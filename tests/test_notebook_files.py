@@ -10,7 +10,7 @@ import pytest
 from tiny_lesson import notebook, write
 
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.notebook_files import copy_notebooks, notebook_sources
+from llama_pynq.labs.files import copy_notebooks, notebook_sources
 from llama_pynq.utils import files
 from llama_pynq.utils.files import package_folders
 

@@ -73,7 +73,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _notebooks(args: argparse.Namespace) -> int:
-    from llama_pynq.notebook_files import copy_notebooks
+    from llama_pynq.labs.files import copy_notebooks
 
     says = {
         "copied": "copied",
@@ -92,7 +92,7 @@ def _notebooks(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    from llama_pynq.notebook_files import copy_notebooks
+    from llama_pynq.labs.files import copy_notebooks
 
     if importlib.util.find_spec("jupyterlab") is None:
         raise LlamaPynqError(

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.labs import RESULT_TYPE, Exercise, exercises
-from llama_pynq.notebook_files import notebook_sources
+from llama_pynq.labs.files import notebook_sources
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
