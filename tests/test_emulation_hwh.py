@@ -31,8 +31,8 @@ def parse(tmp_path):
 def test_pynq_reads_the_registers_of_the_interface(parse, channels):
     ip = parse(channels).ip_dict[registers.IP_NAME]
     control = ("CTRL", "GIER", "IP_IER", "IP_ISR")
-    registers = {k: v for k, v in ip["registers"].items() if k not in control}
-    assert {(name, r["address_offset"], r["size"]) for name, r in registers.items()} == {
+    found = {k: v for k, v in ip["registers"].items() if k not in control}
+    assert {(name, r["address_offset"], r["size"]) for name, r in found.items()} == {
         (r.name, r.offset, r.size_bits)
         for r in registers.zynq_registers(registers.arguments(channels, 2))
     }

@@ -27,10 +27,10 @@ def written(channels: int = 2, clock_mhz: int = 300) -> bytes:
 @pytest.mark.parametrize("channels", [1, 2, 4, 32])
 def test_pynq_reads_the_registers_of_the_interface(channels):
     ip = XclBin(xclbin_data=bytearray(written(channels))).ip_dict[registers.IP_NAME]
-    registers = dict(ip["registers"])
-    control = registers.pop("CTRL")
+    found = dict(ip["registers"])
+    control = found.pop("CTRL")
     assert "AP_CONTINUE" in control["fields"]
-    assert {(name, r["address_offset"], r["size"]) for name, r in registers.items()} == {
+    assert {(name, r["address_offset"], r["size"]) for name, r in found.items()} == {
         (r.name, r.offset, r.size_bits)
         for r in registers.registers(registers.arguments(channels, 2))
     }
@@ -42,8 +42,8 @@ def test_pynq_reads_the_registers_of_the_interface(channels):
 
 def test_pynq_sees_a_bank_for_each_weight_channel():
     parser = XclBin(xclbin_data=bytearray(written(4)))
-    registers = parser.ip_dict[registers.IP_NAME]["registers"]
-    banks = {name: r.get("memory") for name, r in registers.items()}
+    found = parser.ip_dict[registers.IP_NAME]["registers"]
+    banks = {name: r.get("memory") for name, r in found.items()}
     assert banks["request"] == banks["profile"] == "DDR[0]"
     assert banks["kv_read_0"] == banks["kv_write_0"] == banks["weights_0"]
     assert [banks[f"weights_{c}"] for c in range(4)] == [f"DDR[{c + 1}]" for c in range(4)]

@@ -106,13 +106,13 @@ def test_attention_rows_are_what_the_layer_weighs_its_values_with(llama, seen, c
 
 
 def test_logit_lens_of_the_last_layer_is_the_models_own_answer(llama, seen):
-    lens = lens.logit_lens(llama, seen)
+    layers = lens.logit_lens(llama, seen)
     logits = llama.logits(seen.tokens)
-    assert np.array_equal(lens.tokens[-1], logits.argmax(axis=1))
+    assert np.array_equal(layers.tokens[-1], logits.argmax(axis=1))
     best = np.exp(logits - logits.max(axis=1, keepdims=True))
-    assert np.allclose(lens.probability[-1], 1 / best.sum(axis=1), rtol=1e-5)
-    assert not np.array_equal(lens.tokens[0], lens.tokens[-1])
-    assert [len(row) for row in lens.pieces] == [len(seen.tokens)] * (llama.config.n_layers + 1)
+    assert np.allclose(layers.probability[-1], 1 / best.sum(axis=1), rtol=1e-5)
+    assert not np.array_equal(layers.tokens[0], layers.tokens[-1])
+    assert [len(row) for row in layers.pieces] == [len(seen.tokens)] * (llama.config.n_layers + 1)
 
 
 def test_quantization_error_is_relative_to_the_float_model(seen, checkpoint):

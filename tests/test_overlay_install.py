@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.errors import InstallError, OverlayMismatch
-from llama_pynq.overlay_store import install, search
+from llama_pynq.overlay_store import search
 from llama_pynq.overlay_store.install import add, install, remove
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import overlays_of
@@ -109,7 +109,7 @@ def test_interruption_while_a_build_is_replaced_loses_neither(user, build, tmp_p
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(install.os, "rename", interrupt)
+    monkeypatch.setattr("llama_pynq.overlay_store.install.os.rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
         added(tmp_path / "new", force=True)
     assert same_files(path.parent, build)
@@ -160,7 +160,7 @@ def test_install_of_another_file_replaces_and_a_failure_keeps_the_old(
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(install.os, "rename", fail)
+    monkeypatch.setattr("llama_pynq.overlay_store.install.os.rename", fail)
     refused(lambda: fetch(str(tmp_path / "new")), r"cannot be written \(Input/output error\)")
     assert path.read_bytes() == old and overlays_of("kv260")[0].state == "ready"
     monkeypatch.undo()

@@ -4,11 +4,11 @@ import math
 import threading
 import time
 
-import llama_pynq.power as module
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llama_pynq.measure.power as module
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
 from llama_pynq.errors import RequestError

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import llama_pynq.sensors as module
 import pytest
 
+import llama_pynq.measure.sensors as module
 from llama_pynq import EmulatedDevice
 from llama_pynq.errors import RequestError
 from llama_pynq.measure.power import PowerRecorder, SensorLost

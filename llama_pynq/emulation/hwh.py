@@ -93,15 +93,15 @@ def _kernel_module(modules: ElementTree.Element, design: Design) -> None:
         blocks, "ADDRESSBLOCK", ACCESS="", INTERFACE="s_axi_control", NAME="Reg",
         RANGE=str(design.address_range), USAGE="register",
     )  # fmt: skip
-    registers = _element(block, "REGISTERS")
+    listed = _element(block, "REGISTERS")
     for register_name, offset, access, fields in _CONTROL_REGISTERS:
         if register_name == "CTRL" and design.protocol == "ap_ctrl_chain":
             fields = (*fields, _AP_CONTINUE)
-        parent = _register(registers, register_name, offset, access)
+        parent = _register(listed, register_name, offset, access)
         for field in fields:
             _field(parent, *field)
     for register in data_registers(design):
-        parent = _register(registers, register.name, register.offset, "read-write")
+        parent = _register(listed, register.name, register.offset, "read-write")
         _field(parent, register.name, 0, 32, "read-write")
     parameters = _element(module, "PARAMETERS")
     for key, value in (

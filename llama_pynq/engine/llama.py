@@ -37,8 +37,14 @@ from llama_pynq.kernel.abi import (
     make_rows,
 )
 from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
-from llama_pynq.weights import packed
-from llama_pynq.weights.packed import PackedModel, Target
+from llama_pynq.weights.packed import (
+    PackedModel,
+    Target,
+    check_limits,
+    is_packed,
+    open_packed,
+    pack_cached,
+)
 
 if TYPE_CHECKING:
     from llama_pynq.driver import CallResult, LlamaDriver, PendingCall
@@ -1026,8 +1032,8 @@ def load(
     source = BUNDLED / "stories.bin" if path is None else Path(path)
     target = Target.of(limits)
     repack: Callable[[], PackedModel] | None = None
-    if source.exists() and source.is_file() and packed.is_packed(source):
-        packed = packed.open_packed(source)
+    if source.exists() and source.is_file() and is_packed(source):
+        packed = open_packed(source)
         if group_size not in (None, packed.group_size):
             raise RequestError(
                 f"group_size is {group_size}, but {source} is packed in groups of "
@@ -1046,14 +1052,12 @@ def load(
     else:
         theta = 10000.0 if rope_theta is None else float(rope_theta)
         with load_checkpoint(source, rope_theta=theta) as checkpoint:
-            packed.check_limits(checkpoint.config, limits)
-            packed = packed.pack_cached(checkpoint, target, group_size, weight_bits or 8)
+            check_limits(checkpoint.config, limits)
+            packed = pack_cached(checkpoint, target, group_size, weight_bits or 8)
 
         def repack() -> PackedModel:
             with load_checkpoint(source, rope_theta=theta) as checkpoint:
-                return packed.pack_cached(
-                    checkpoint, target, group_size, weight_bits or 8, rebuild=True
-                )
+                return pack_cached(checkpoint, target, group_size, weight_bits or 8, rebuild=True)
 
     text = _load_tokenizer(source, packed, tokenizer, bundled)
     llama = Llama(driver, text, packed, repack, kv_bits)

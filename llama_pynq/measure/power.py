@@ -3,7 +3,8 @@
 `rails` finds what can be read of a device; `PowerRecorder` samples it in a thread of its own and
 answers `energy` for any stretch of time. Each figure carries where it comes from and whether it was
 measured or modelled; what has no source is not shown. A rail and its readings are in
-``measure/rails.py``, the sources in ``measure/sensors.py``, the emulated boards' model in ``estimate/power.py``.
+``measure/rails.py``, the sources in ``measure/sensors.py``, the model of emulated boards in
+``estimate/power.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where a token's time goes, stage by stage: measured on the device, or modelled for a board.
 
 The kernel stamps its own clock at the beginning of every stage (`RequestFlag.PROFILE`);
-``estimate/predict.py`` predicts the same stages. Both come as a `StepTimes`, which says which it is.
+``estimate/predict.py`` predicts the same stages. Both come as a `StepTimes`,
+which says which it is.
 """
 
 from __future__ import annotations

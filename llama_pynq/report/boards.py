@@ -87,8 +87,8 @@ _NOTES = """\
 Modelled, not measured: nobody has run this kernel on a board yet. No prices: see docs/boards.md.
 Roof: what a token must read (weights once, keys and values of the context, no padding) over the
 memory's peak times the share of it that long reads reach. tok/s: the loops of hls_src/ with the
-constants of the board's header and the assumptions of llama_pynq/estimate/predict.py, the host's share
-included, tokens chosen on the device. Batch: as many sequences as a call takes, a row each.
+constants of the board's header and the assumptions of llama_pynq/estimate/predict.py, the host's
+share included, tokens chosen on the device. Batch: as many sequences as a call takes, a row each.
 J/token: modelled watts (llama_pynq/estimate/power.py) over tok/s at batch 1."""
 
 _POWER_NOTE = (

@@ -73,7 +73,7 @@ def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> 
             costs.append(
                 Cost(
                     f"FPGA: {board.title}", rows, "modelled", step.tokens_per_second,
-                    watts_of(step), idle_watts(board), "llama_pynq, estimate/predict.py and estimate/power.py",
+                    watts_of(step), idle_watts(board), "llama_pynq/estimate (predict.py, power.py)",
                 )
             )  # fmt: skip
     return costs

@@ -39,7 +39,7 @@ def export_model(
     weights: Mapping[Key, npt.NDArray[np.float32]],
     group_size: int = 64,
 ) -> None:
-    """Write a model with a tied classifier; `llama_pynq.checkpoint.llama2c.load_checkpoint` reads it.
+    """Write a model with a tied classifier; `checkpoint.load` reads it.
 
     Parameters
     ----------

@@ -236,7 +236,7 @@ def share_ports(
 
     A master goes to the port with the least to carry so far, bytes a cycle, the widest first. So
     each weight channel has a port of its own while there are any, the KV cache's are spread over
-    them, and the narrow ones go where there is room. That is what `llama_pynq.estimate.predict` assumes: the
+    them, and the narrow ones go where there is room. That is what `estimate/predict.py` assumes: the
     ports together are the limit, not one of them.
 
     Parameters
@@ -295,7 +295,7 @@ def _block_design(project: Project, platform: Zynq) -> dict[str, object]:
 def bank_of(project: Project) -> dict[str, int]:
     """Memory bank of each AXI master of a card's kernel.
 
-    Dealt out in turn, weights first, then the KV cache, as `llama_pynq.estimate.predict` has it: a bank for
+    Dealt out in turn, weights first, then the KV cache, as `estimate/predict.py` has it: a bank for
     each weight channel while there are banks, and KV ports on others where any are left, or, with
     kSharedMasters, on those of their channels.
     """
