@@ -236,8 +236,8 @@ def share_ports(
 
     A master goes to the port with the least to carry so far, bytes a cycle, the widest first. So
     each weight channel has a port of its own while there are any, the KV cache's are spread over
-    them, and the narrow ones go where there is room. That is what `estimate/predict.py` assumes: the
-    ports together are the limit, not one of them.
+    them, and the narrow ones go where there is room. That is what `estimate/predict.py` assumes:
+    the ports together are the limit, not one of them.
 
     Parameters
     ----------
