@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llama_pynq.checkpoint.llama2c import Checkpoint, load_checkpoint  # noqa: E402
+from llama_pynq.checkpoint.llama2c import Checkpoint
+from llama_pynq.checkpoint.load import load_checkpoint  # noqa: E402
 
 # No q or k is permuted: llama2.c turns neighbours, and so does llama.cpp's "llama".
 _LAYER = {

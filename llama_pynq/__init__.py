@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from llama_pynq.checkpoint.llama2c import Checkpoint, ModelConfig, load_checkpoint
+    from llama_pynq.checkpoint.config import ModelConfig
+    from llama_pynq.checkpoint.llama2c import Checkpoint
+    from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.driver import LlamaDriver
     from llama_pynq.emulation.device import EmulatedDevice
     from llama_pynq.engine.llama import Generation, Llama
@@ -26,9 +28,9 @@ _HOME = {
     "Llama": "engine.llama",
     "LlamaDriver": "driver",
     "LlamaOverlay": "llama_overlay",
-    "ModelConfig": "checkpoint.llama2c",
+    "ModelConfig": "checkpoint.config",
     "Tokenizer": "tokenizer.base",
-    "load_checkpoint": "checkpoint.llama2c",
+    "load_checkpoint": "checkpoint.load",
 }
 __all__ = [
     "Checkpoint",

@@ -27,7 +27,7 @@ import numpy as np
 import pynq
 from pynq import DefaultIP
 
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.energy import EnergyMeter
 from llama_pynq.errors import (
     ConnectionLost,

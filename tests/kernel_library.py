@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.reference import QuantizedMatrix, QuantizedWeights, rope_turns

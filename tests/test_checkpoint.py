@@ -17,12 +17,8 @@ from checkpoint_files import quantize_q80, random_weights, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama_pynq.checkpoint.llama2c import (
-    GLOBAL_TENSORS,
-    LAYER_TENSORS,
-    ModelConfig,
-    load_checkpoint,
-)
+from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import CheckpointError, LlamaPynqError
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"

@@ -20,7 +20,7 @@ import tiny_lesson
 from checkpoint_files import random_weights, write_checkpoint
 
 from llama_pynq import LlamaOverlay, __version__
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.cli.main import main
 from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.labs import files

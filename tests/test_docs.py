@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from kernel_library import HLS_SRC, REPOSITORY, header_constants
 
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS
 from llama_pynq.emulation.design import zynq_design

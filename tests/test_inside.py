@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.checkpoint.llama2c import load_checkpoint
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.reference import FloatModel, KernelModel, attend
 from llama_pynq.measure import lens

@@ -22,7 +22,7 @@ from kernel_library import (
     kernel_library,
 )
 
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation.build import default_compiler
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, State

@@ -5,7 +5,7 @@ import pytest
 from lesson_notebooks import SOLUTIONS, solution
 
 from llama_pynq import labs
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 
 CONFIG = ModelConfig(288, 768, 6, 6, 6, 32000, 256, True)
 TEXTS = {(0, 1): "a", (0, 2): "a", (1, 1): "b", (1, 2): "c"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.checkpoint.llama2c import load_checkpoint
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.engine.llama import _ROW, _ROW_SAMPLING, BUNDLED, _StopText
 from llama_pynq.errors import (
     CheckpointError,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import llama_pynq
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.weights.packed import Target, channel_bytes
 

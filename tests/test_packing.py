@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_library import RandomModel, kernel_library
 
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import CheckpointError, LimitError
 from llama_pynq.weights import packed
 from llama_pynq.weights.packed import (

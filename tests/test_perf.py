@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peer_models import BY_BYTES, NOT_PREDICTABLE
 
 from llama_pynq.boards import boards
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.random import SHAPES
 from llama_pynq.errors import LimitError
 from llama_pynq.estimate.predict import (

@@ -11,7 +11,8 @@ import pytest
 from checkpoint_files import write_checkpoint
 
 from llama_pynq.checkpoint import random as module
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import (
     SHAPES,
     random_model,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from kernel_library import RandomModel
 
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.kernel import reference
 from llama_pynq.kernel.reference import (
     FloatModel,

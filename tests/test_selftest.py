@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.checkpoint.llama2c import load_checkpoint
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.cli.main import main
 from llama_pynq.emulation.device import EmulatedDevice as Device

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_library import RandomModel, model_words, request_words
 
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.kernel import abi, reference
 from llama_pynq.kernel.reference import QuantizedMatrix
 from llama_pynq.weights.packed import Target, pack_matrix

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import llama_pynq.models
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.train.export import export_model, matrix_keys, norm_keys
 from llama_pynq.train.judge import PROMPTS, accepts, sample

@@ -10,7 +10,7 @@ No pickle is ever read: PyTorch files are recognised by their first bytes and re
 References
 ----------
 karpathy/llama2.c at 350e04f: export.py (the writer), run.c and runq.c (the readers),
-and the table of byte offsets in :func:`_layout`.
+and the table of byte offsets in :func:`layout`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import threading
 import weakref
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -31,34 +30,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, NORMS, ModelConfig
 from llama_pynq.errors import CheckpointError
-
-__all__ = [
-    "GLOBAL_TENSORS",
-    "LAYER_TENSORS",
-    "Checkpoint",
-    "ModelConfig",
-    "identify_foreign_file",
-    "load_checkpoint",
-]
-
-LAYER_TENSORS = (
-    "rms_att_weight",
-    "rms_ffn_weight",
-    "wq",
-    "wk",
-    "wv",
-    "wo",
-    "w1",
-    "w2",
-    "w3",
-)
-"""Tensors that exist once per layer; reading one needs ``layer``."""
-
-GLOBAL_TENSORS = ("token_embedding_table", "rms_final_weight", "wcls")
-"""Tensors that exist once."""
-
-_NORMS = ("rms_att_weight", "rms_ffn_weight", "rms_final_weight")  # float in every version
+from llama_pynq.utils.foreign import LLAMA2C_EXPORT, identify_foreign_file
 
 _MAGIC = 0x616B3432  # "ak42"
 _HEADER_BYTES = 256  # of versions 1 and 2
@@ -71,118 +45,10 @@ _MAX_DIMENSION = 1 << 20
 
 _Sizes = tuple[int, int, int, int, int, int, int]
 _SLICE_BYTES = 1 << 20
-_EXPORT = "with llama2.c: python export.py model.bin"
-
-
-class _CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """So that both ``except CheckpointError`` and ``except FileNotFoundError`` work."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model, in llama2.c's vocabulary.
-
-    Parameters
-    ----------
-    dim : int
-        Width of the residual stream.
-    hidden_dim : int
-        Width of the feed-forward layer.
-    n_layers, n_heads, n_kv_heads : int
-    vocab_size : int
-    seq_len : int
-        Longest sequence the model was trained for.
-    tied : bool
-        The classifier shares the token embedding's weights.
-    rope_theta : float
-        Base of the rotary embedding. No checkpoint version stores it; llama2.c
-        trains and runs with 10000.
-
-    Raises
-    ------
-    CheckpointError
-        If a size is not positive, dim is not n_heads even heads, or the heads do not
-        divide evenly among the key-value heads.
-    """
-
-    dim: int
-    hidden_dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    vocab_size: int
-    seq_len: int
-    tied: bool
-    rope_theta: float = 10000.0
-
-    def __post_init__(self) -> None:
-        for item in fields(self)[:7]:
-            value = getattr(self, item.name)
-            if value <= 0:
-                raise CheckpointError(f"{item.name} is {value}: it must be positive")
-        if self.dim % self.n_heads:
-            raise CheckpointError(
-                f"dim {self.dim} is not a multiple of n_heads {self.n_heads}: "
-                f"every head needs the same size"
-            )
-        if self.head_size % 2:
-            raise CheckpointError(
-                f"head size {self.head_size} (dim {self.dim} / n_heads {self.n_heads}) is odd: "
-                f"the rotary embedding turns pairs of numbers, so it must be even"
-            )
-        if self.n_heads % self.n_kv_heads:
-            raise CheckpointError(
-                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}: "
-                f"every key-value head must serve the same number of heads"
-            )
-        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
-            raise CheckpointError(
-                f"rope_theta is {self.rope_theta}: it must be positive and finite "
-                f"(Llama 2 and llama2.c use 10000)"
-            )
-
-    @property
-    def head_size(self) -> int:
-        """Numbers per attention head: dim / n_heads."""
-        return self.dim // self.n_heads
-
-    @property
-    def kv_dim(self) -> int:
-        """Rows of wk and wv: n_kv_heads * head_size."""
-        return self.n_kv_heads * self.head_size
-
-    @property
-    def n_params(self) -> int:
-        """Trained parameters; a tied classifier counts once."""
-        names = [name for name in (*GLOBAL_TENSORS, *LAYER_TENSORS) if self._stores(name)]
-        return sum(self._copies(name) * math.prod(self._shape(name)) for name in names)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one (layer's) tensor: (out, in), or (dim,) for a norm."""
-        return {
-            "token_embedding_table": (self.vocab_size, self.dim),
-            "rms_att_weight": (self.dim,),
-            "rms_ffn_weight": (self.dim,),
-            "rms_final_weight": (self.dim,),
-            "wq": (self.dim, self.dim),
-            "wk": (self.kv_dim, self.dim),
-            "wv": (self.kv_dim, self.dim),
-            "wo": (self.dim, self.dim),
-            "w1": (self.hidden_dim, self.dim),
-            "w2": (self.dim, self.hidden_dim),
-            "w3": (self.hidden_dim, self.dim),
-            "wcls": (self.vocab_size, self.dim),
-        }[name]
-
-    def _copies(self, name: str) -> int:
-        return self.n_layers if name in LAYER_TENSORS else 1
-
-    def _stores(self, name: str) -> bool:
-        return name != "wcls" or not self.tied
-
-
-@dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a tensor lies: layer i starts at offset + i * stride, in bytes."""
 
     offset: int
@@ -190,9 +56,9 @@ class _Place:
     shape: tuple[int, ...]
 
 
-def _layout(
+def layout(
     config: ModelConfig, version: int, group_size: int | None
-) -> tuple[dict[str, _Place], int]:
+) -> tuple[dict[str, Place], int]:
     """Byte offsets of every tensor, and the size of the whole file.
 
     Layers follow each other within a tensor. Version 2 stores the norms as float32
@@ -211,7 +77,7 @@ def _layout(
 
     Returns
     -------
-    places : dict of str to _Place
+    places : dict of str to Place
     n_bytes : int
     """
     matrices = ("wq", "wk", "wv", "wo")
@@ -223,23 +89,23 @@ def _layout(
         )
         offset = _LEGACY_HEADER_BYTES
     else:
-        order = (*_NORMS, "token_embedding_table", *matrices, "w1", "w2", "w3", "wcls")
+        order = (*NORMS, "token_embedding_table", *matrices, "w1", "w2", "w3", "wcls")
         offset = _HEADER_BYTES
     places = {}
     for name in order:
         if name == "rotary tables":
             offset += 2 * 4 * (config.seq_len * config.head_size // 2)
             continue
-        if not config._stores(name):
+        if not config.stores(name):
             continue
-        shape = config._shape(name)
+        shape = config.tensor_shape(name)
         n = math.prod(shape)
-        if group_size is None or name in _NORMS:
+        if group_size is None or name in NORMS:
             stride = 4 * n
         else:
             stride = n + 4 * (n // group_size)
-        places[name] = _Place(offset, stride, shape)
-        offset += stride * config._copies(name)
+        places[name] = Place(offset, stride, shape)
+        offset += stride * config.tensor_copies(name)
     return places, offset
 
 
@@ -268,7 +134,7 @@ class Checkpoint:
     group_size: int | None
     n_bytes: int
     _file: BinaryIO = field(repr=False)
-    _places: dict[str, _Place] = field(repr=False)
+    _places: dict[str, Place] = field(repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -325,7 +191,7 @@ class Checkpoint:
             the checkpoint is closed or the file has shrunk.
         """
         place, offset, label = self._locate(name, layer)
-        if self.group_size is not None and name not in _NORMS:
+        if self.group_size is not None and name not in NORMS:
             q, scale = self.quantized(name, layer)
             weights = q.astype(np.float32)
             groups = weights.reshape(-1, self.group_size)
@@ -363,7 +229,7 @@ class Checkpoint:
                 f"{self.path} is a float32 checkpoint (version {self.version}): "
                 f"it holds no int8 weights; read {name} with tensor()"
             )
-        if name in _NORMS:
+        if name in NORMS:
             raise CheckpointError(
                 f"{name} is float32 in every checkpoint version: read it with tensor()"
             )
@@ -380,7 +246,7 @@ class Checkpoint:
             )
         return q, scale
 
-    def _locate(self, name: str, layer: int | None) -> tuple[_Place, int, str]:
+    def _locate(self, name: str, layer: int | None) -> tuple[Place, int, str]:
         """The place of a tensor, the file offset of its layer, and its name for messages."""
         if name in GLOBAL_TENSORS:
             if layer is not None:
@@ -432,60 +298,37 @@ class Checkpoint:
         )
 
 
-def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> Checkpoint:
-    """Open a llama2.c checkpoint and check its header and size.
+def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
+    """Check the header and size of an open llama2.c file.
 
     Parameters
     ----------
-    path : path-like
-        A ``.bin`` file that llama2.c's export.py wrote, of version 0, 1 or 2.
+    path : Path
+        For messages.
+    file : BinaryIO
+        Open for reading, unbuffered; the checkpoint owns it from here on.
     rope_theta : float
         Base of the rotary embedding, which the file does not hold.
 
     Returns
     -------
     Checkpoint
-        Weights are read, and checked for NaN, when :meth:`Checkpoint.tensor` asks.
 
     Raises
     ------
     CheckpointError
-        If the file is missing (then also a FileNotFoundError), foreign, truncated,
-        over-long, or ambiguous.
+        If the file is foreign, truncated, over-long, or ambiguous.
     """
-    path = Path(path)
-    file = _open(path)
-    try:
-        head = file.read(4096)
-        n_bytes = file.seek(0, 2)
-        version, config, group_size = _parse_header(path, head, n_bytes, rope_theta)
-        if group_size is not None:
-            _refuse_ambiguous(path, config, group_size)
-        places, expected = _layout(config, version, group_size)
-        checkpoint = Checkpoint(path, config, version, group_size, n_bytes, file, places)
-        if n_bytes != expected:
-            raise CheckpointError(_wrong_size(checkpoint, expected))
-        return checkpoint
-    except BaseException:
-        file.close()
-        raise
-
-
-def _open(path: Path) -> BinaryIO:
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder, not a checkpoint: give the path of the .bin file in it, "
-            f"or export a Hugging Face folder {_EXPORT} --hf {path}"
-        )
-    try:
-        return open(path, "rb", buffering=0)
-    except FileNotFoundError as error:
-        raise _CheckpointNotFoundError(
-            f"there is no file {path}: check the path (it is relative to {Path.cwd()}) "
-            f"or download the checkpoint first"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+    head = file.read(4096)
+    n_bytes = file.seek(0, 2)
+    version, config, group_size = _parse_header(path, head, n_bytes, rope_theta)
+    if group_size is not None:
+        _refuse_ambiguous(path, config, group_size)
+    places, expected = layout(config, version, group_size)
+    checkpoint = Checkpoint(path, config, version, group_size, n_bytes, file, places)
+    if n_bytes != expected:
+        raise CheckpointError(_wrong_size(checkpoint, expected))
+    return checkpoint
 
 
 def _parse_header(
@@ -514,7 +357,7 @@ def _parse_versioned_header(
     if version not in (1, 2):
         raise CheckpointError(
             f"{path} is a llama2.c checkpoint of version {version}; versions 0, 1 and 2 are "
-            f"known: export the model again {_EXPORT} --version 2"
+            f"known: export the model again {LLAMA2C_EXPORT} --version 2"
         )
     sizes = _plausible_sizes(head[8:], allow_negative_vocab=False)
     if sizes is None:
@@ -580,7 +423,7 @@ def _refuse_ambiguous(path: Path, config: ModelConfig, group_size: int) -> None:
         f"belongs to which weight (export.py checks dim only). Export it again with a group "
         f"size that divides both dim {config.dim} and hidden_dim {config.hidden_dim}: "
         f"version2_export(model, path, group_size={best}) (the largest power of two that "
-        f"does), or as float {_EXPORT} --version 1"
+        f"does), or as float {LLAMA2C_EXPORT} --version 1"
     )
 
 
@@ -622,66 +465,5 @@ def _foreign(path: Path, head: bytes, n_bytes: int) -> str:
     return (
         f"{path} is not a llama2.c checkpoint: its first numbers ({sizes}) would be dim, "
         f"hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size and seq_len, and no model has "
-        f"such sizes; export a model {_EXPORT} --checkpoint model.pt"
+        f"such sizes; export a model {LLAMA2C_EXPORT} --checkpoint model.pt"
     )
-
-
-_PICKLE_REMEDY = (
-    "it holds a pickle, which can run any code, so it is never read; export it "
-    f"{_EXPORT} --checkpoint model.pt"
-)
-_TEXT_REMEDY = "download the file itself (the 'raw' or 'resolve' link)"
-_SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes (.pt, .pth)", _PICKLE_REMEDY),
-    (b"GGUF", "a GGUF file of llama.cpp", f"export the original model {_EXPORT} --hf folder"),
-    (b"tjgg", "a GGML file of llama.cpp", f"export the original model {_EXPORT} --hf folder"),
-    (
-        b"version https://git-lfs",
-        "a git-lfs pointer, a text that stands for the file",
-        "fetch the file itself with: git lfs pull",
-    ),
-    (b"\x1f\x8b", "gzip-compressed", "unpack it first with: gunzip"),
-    (b"BZh", "bzip2-compressed", "unpack it first with: bunzip2"),
-    (b"\xfd7zXZ", "xz-compressed", "unpack it first with: unxz"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first with: unzstd"),
-    (b"\x89HDF\r\n", "an HDF5 file", None),
-    (b"\x93NUMPY", "a NumPy array", None),
-    (b"\x7fELF", "a compiled program or library", None),
-    (b"xclbin2\x00", "an overlay (.xclbin)", None),
-)
-
-
-def identify_foreign_file(head: bytes) -> tuple[str, str | None] | None:
-    """Name a file that is neither checkpoint nor tokenizer by its first bytes.
-
-    Parameters
-    ----------
-    head : bytes
-        The first few kilobytes; fewer only if the file has fewer.
-
-    Returns
-    -------
-    (what, remedy) or None
-        ``what`` completes "is not ... but"; remedy is None where it depends on what the
-        caller wanted. None if nothing is recognised.
-    """
-    if not head:
-        return "an empty file", "download or export it again"
-    for signature, what, remedy in _SIGNATURES:
-        if head.startswith(signature):
-            return what, remedy
-    # Protocol 2 and later; the byte behind it is an opcode, and those are printable or
-    # above 0x80 where a small integer has zeros.
-    if head[0] == 0x80 and len(head) > 2 and 2 <= head[1] <= 5 and head[2] >= 0x28:
-        return "a pickle, as old torch.save wrote (.pt, .pth)", _PICKLE_REMEDY
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
-        return "a safetensors file", f"export the model's folder {_EXPORT} --hf folder"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text[:9].lower() == b"<!doctype" or text[:5].lower() == b"<html":
-        return "an HTML page, often an error page that a download saved", _TEXT_REMEDY
-    if text[:1] in (b"{", b"["):
-        return "a JSON text, such as config.json or tokenizer.json", None
-    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:256]):
-        start = head[:40].decode("ascii")
-        return f"a text that starts {start!r}", _TEXT_REMEDY
-    return None

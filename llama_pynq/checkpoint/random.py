@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from llama_pynq.checkpoint.llama2c import ModelConfig, _layout
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.llama2c import layout
 from llama_pynq.errors import RequestError
 from llama_pynq.tokenizer.base import BinTokenizer
 from llama_pynq.utils.files import cache_folder, replacing, write_atomically
@@ -92,10 +93,10 @@ def write_random_checkpoint(file: BinaryIO, config: ModelConfig, seed: int = 0) 
     assert config.tied, "the sign of vocab_size would have to tell"
     # Raw bits and exact arithmetic: distributions may differ among NumPy's versions.
     bits = np.random.PCG64(seed)
-    places, n_bytes = _layout(config, 0, None)
+    places, n_bytes = layout(config, 0, None)
     file.write(struct.pack("<7i", *_sizes(config)))
     for name, place in places.items():
-        for layer in range(config._copies(name)):
+        for layer in range(config.tensor_copies(name)):
             file.seek(place.offset + layer * place.stride)
             if len(place.shape) == 1:
                 value = _SHARPNESS if name == "rms_final_weight" else 1.0

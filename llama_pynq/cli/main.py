@@ -17,7 +17,7 @@ from llama_pynq.errors import LlamaPynqError
 from llama_pynq.utils.files import write_new
 
 if TYPE_CHECKING:
-    from llama_pynq.checkpoint.llama2c import ModelConfig
+    from llama_pynq.checkpoint.config import ModelConfig
     from llama_pynq.engine.llama import Generation, Llama
     from llama_pynq.kernel.abi import KernelLimits
     from llama_pynq.llama_overlay import LlamaOverlay
@@ -323,7 +323,7 @@ def _board_limits(name: str) -> KernelLimits:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from llama_pynq.checkpoint.llama2c import load_checkpoint
+    from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.engine.llama import BUNDLED
     from llama_pynq.tokenizer.base import Tokenizer
     from llama_pynq.weights.packed import (
@@ -394,7 +394,7 @@ def _boards(args: argparse.Namespace) -> int:
 
 def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
     """A model's name, its shape, and how it is or would be packed."""
-    from llama_pynq.checkpoint.llama2c import load_checkpoint
+    from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.engine.llama import BUNDLED
     from llama_pynq.report.boards import SHAPES
     from llama_pynq.weights.packed import is_packed, open_packed

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llama_pynq.boards import MIB, Board, Memory
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.errors import LimitError
 from llama_pynq.kernel.abi import (
     BLOCK,

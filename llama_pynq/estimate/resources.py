@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from llama_pynq.boards import MIB, Board, Resources, boards
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.estimate.predict import ROPE_CYCLES, KernelConfig, buffers, kernel_of
 from llama_pynq.kernel.abi import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
 from llama_pynq.kernel.registers import kv_in_uram

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from llama_pynq.checkpoint.llama2c import ModelConfig
+    from llama_pynq.checkpoint.config import ModelConfig
 
 MAGIC = 0x4C4C4D41
 ABI_VERSION = 3

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.kernel.abi import (
     BLOCK,
     NORM_SUMS,

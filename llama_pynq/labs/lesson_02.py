@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.estimate.predict import Work
 from llama_pynq.labs import exercise, expect
 

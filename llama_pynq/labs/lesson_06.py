@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from llama_pynq.boards import MIB, boards
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.estimate.predict import Work, predict
 from llama_pynq.labs import exercise, expect
 from llama_pynq.report.boards import SHAPES

@@ -23,7 +23,8 @@ import numpy as np
 import pynq
 
 from llama_pynq import __version__
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import random_model, write_random_checkpoint
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.engine.llama import Generation, Llama

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_pynq.boards import Board, boards
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.random import SHAPES as _RANDOM_SHAPES
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.estimate.power import ERROR, TERMS, joules_per_token

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llama_pynq.boards import boards
-from llama_pynq.checkpoint.llama2c import ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.engine.llama import Generation
 from llama_pynq.estimate.power import idle_watts, watts_of
 from llama_pynq.estimate.predict import fits, kernel_of, predict

@@ -43,8 +43,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from llama_pynq.checkpoint.llama2c import identify_foreign_file
 from llama_pynq.errors import TokenizerError
+from llama_pynq.utils.foreign import identify_foreign_file
 
 __all__ = ["BinTokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq.checkpoint.llama2c import load_checkpoint
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.tokenizer.base import Tokenizer
 from llama_pynq.train import stories

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.train.export import Key, export_model, matrix_keys, norm_keys
 from llama_pynq.train.stories import story
 from llama_pynq.train.tokenizer import BOS, export_tokenizer, train_tokenizer, write_atomically

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq.checkpoint.llama2c import ModelConfig, load_checkpoint
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import KernelLimits, RowFlag

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq.checkpoint.llama2c import Checkpoint, ModelConfig
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.errors import CheckpointError, LimitError
 from llama_pynq.kernel.abi import (
     ABI_VERSION,

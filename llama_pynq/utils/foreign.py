@@ -1,0 +1,73 @@
+"""Which kind of file is this? Foreign files, told by their first bytes."""
+
+from __future__ import annotations
+
+LLAMA2C_EXPORT = "with llama2.c: python export.py model.bin"
+
+_PICKLE_REMEDY = (
+    "it holds a pickle, which can run any code, so it is never read; export it "
+    f"{LLAMA2C_EXPORT} --checkpoint model.pt"
+)
+_TEXT_REMEDY = "download the file itself (the 'raw' or 'resolve' link)"
+_SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
+    (b"PK\x03\x04", "a zip archive, as torch.save writes (.pt, .pth)", _PICKLE_REMEDY),
+    (
+        b"GGUF",
+        "a GGUF file of llama.cpp",
+        f"export the original model {LLAMA2C_EXPORT} --hf folder",
+    ),
+    (
+        b"tjgg",
+        "a GGML file of llama.cpp",
+        f"export the original model {LLAMA2C_EXPORT} --hf folder",
+    ),
+    (
+        b"version https://git-lfs",
+        "a git-lfs pointer, a text that stands for the file",
+        "fetch the file itself with: git lfs pull",
+    ),
+    (b"\x1f\x8b", "gzip-compressed", "unpack it first with: gunzip"),
+    (b"BZh", "bzip2-compressed", "unpack it first with: bunzip2"),
+    (b"\xfd7zXZ", "xz-compressed", "unpack it first with: unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first with: unzstd"),
+    (b"\x89HDF\r\n", "an HDF5 file", None),
+    (b"\x93NUMPY", "a NumPy array", None),
+    (b"\x7fELF", "a compiled program or library", None),
+    (b"xclbin2\x00", "an overlay (.xclbin)", None),
+)
+
+
+def identify_foreign_file(head: bytes) -> tuple[str, str | None] | None:
+    """Name a file that is neither checkpoint nor tokenizer by its first bytes.
+
+    Parameters
+    ----------
+    head : bytes
+        The first few kilobytes; fewer only if the file has fewer.
+
+    Returns
+    -------
+    (what, remedy) or None
+        ``what`` completes "is not ... but"; remedy is None where it depends on what the
+        caller wanted. None if nothing is recognised.
+    """
+    if not head:
+        return "an empty file", "download or export it again"
+    for signature, what, remedy in _SIGNATURES:
+        if head.startswith(signature):
+            return what, remedy
+    # Protocol 2 and later; the byte behind it is an opcode, and those are printable or
+    # above 0x80 where a small integer has zeros.
+    if head[0] == 0x80 and len(head) > 2 and 2 <= head[1] <= 5 and head[2] >= 0x28:
+        return "a pickle, as old torch.save wrote (.pt, .pth)", _PICKLE_REMEDY
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
+        return "a safetensors file", f"export the model's folder {LLAMA2C_EXPORT} --hf folder"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:9].lower() == b"<!doctype" or text[:5].lower() == b"<html":
+        return "an HTML page, often an error page that a download saved", _TEXT_REMEDY
+    if text[:1] in (b"{", b"["):
+        return "a JSON text, such as config.json or tokenizer.json", None
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:256]):
+        start = head[:40].decode("ascii")
+        return f"a text that starts {start!r}", _TEXT_REMEDY
+    return None
