@@ -33,7 +33,8 @@ from unittest.mock import patch
 import numpy as np
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoint
-from llama_pynq.checkpoint.random import SHAPES, random_model
+from llama_pynq.checkpoint.random import random_model
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.emulation.emulator import Emulator
 from llama_pynq.engine.llama import Generation
 from llama_pynq.kernel.abi import (
@@ -388,7 +389,7 @@ def run(shape: str, threads: int, rounds: int, peer: Peer, folder: Path) -> list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    names = [name.removeprefix("stories") for name in SHAPES]
+    names = [name.removeprefix("stories") for name in STORIES]
     add("--shapes", nargs="+", choices=names, default=["15M", "110M"])
     add("--threads", nargs="+", type=int, default=[1, 2])
     add("--rounds", type=int, default=5, help="of which the medians count (%(default)s)")

@@ -22,7 +22,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from llama_pynq import LlamaOverlay
-from llama_pynq.checkpoint.random import SHAPES, random_model
+from llama_pynq.checkpoint.random import random_model
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.measure.bench import Endless
 from llama_pynq.measure.power import PowerRecorder, rails
 from llama_pynq.measure.sensors import gpu_rails, hwmon_rails
@@ -105,7 +106,7 @@ def cost(shape: str, tokens: int, rounds: int = 9) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--shape", choices=SHAPES, default="stories110M")
+    parser.add_argument("--shape", choices=STORIES, default="stories110M")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4, help="the larger batch (%(default)s)")
     parser.add_argument("--gpu-command", metavar="COMMAND")
@@ -119,7 +120,7 @@ def main() -> None:
     costs += measure_device(args.shape, args.tokens, [1, args.batch])
     if args.gpu_command:
         costs.append(measure_gpu(args.gpu_command))
-    costs += modelled(SHAPES[args.shape], BOARDS, position=args.tokens - 1)
+    costs += modelled(STORIES[args.shape], BOARDS, position=args.tokens - 1)
     text = table(costs)
     print(text)
     if args.markdown:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from llama_pynq.boards import Memory, boards
-from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.predict import loop
 
 # ---- ruhai-lin/llama2.hls, commit 728f19c: src/decode.cpp and README ----------------------
@@ -50,7 +50,7 @@ class Tile:
 
 def _tiles() -> Iterator[Tile]:
     """Every tile of a token, in order (stories15M)."""
-    c = SHAPES["stories15M"]
+    c = STORIES["stories15M"]
     dim, hidden = c.dim // GROUP, c.hidden_dim // GROUP
     layer = [(c.dim, dim)] * 4 + [(c.hidden_dim, dim)] * 2 + [(c.dim, hidden)]
     for rows, groups in layer * c.n_layers + [(c.vocab_size, dim)]:
@@ -65,7 +65,7 @@ def llama2_hls_weight_bytes() -> int:
 
 def _serial_stages() -> float:
     """Stages that overlap with nothing, one layer."""
-    c = SHAPES["stories15M"]
+    c = STORIES["stories15M"]
     vector = c.dim // 4  # beats of a float vector
     norm = loop(c.dim, 1, 8) + loop(c.dim, 1, READ_LATENCY + 24 + 20 + 60 - 2)
     residual = loop(c.dim, 1, 12)
@@ -87,16 +87,16 @@ def _serial_stages() -> float:
 
 def _attention(position: int) -> float:
     """A layer's: key, softmax and value of each position in turn, 72 beats a vector."""
-    vector = SHAPES["stories15M"].dim // 4
+    vector = STORIES["stories15M"].dim // 4
     key = loop(vector, 1, READ_LATENCY + 34, entry=1)
-    softmax = loop(SHAPES["stories15M"].n_heads, 1, 60, entry=1)
+    softmax = loop(STORIES["stories15M"].n_heads, 1, 60, entry=1)
     value = loop(vector, 1, READ_LATENCY + 20, entry=1)
     return (position + 1) * (key + softmax + value)
 
 
 def llama2_hls_cycles(position: int) -> float:
     """One token: a tile is loaded while the last one is computed, and nothing else overlaps."""
-    c = SHAPES["stories15M"]
+    c = STORIES["stories15M"]
     tiles = list(_tiles())
     weights = tiles[0].load() + tiles[-1].compute()
     for now, following in zip(tiles, tiles[1:]):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.measure.power import PowerRecorder, Rail
 from llama_pynq.report.comparison import PUBLISHED, Cost, measured, modelled, table
 
@@ -62,7 +62,7 @@ def test_modelled_watts_never_stand_among_the_measured(overlay):
 
 
 def test_modelled_boards_have_batch_1_and_their_largest():
-    costs = modelled(SHAPES["stories110M"], ["kv260", "u250", "pynq-z2"])  # too large for a Z2
+    costs = modelled(STORIES["stories110M"], ["kv260", "u250", "pynq-z2"])  # too large for a Z2
     assert [(cost.device, cost.batch) for cost in costs] == [
         ("FPGA: KV260", 1), ("FPGA: KV260", 2), ("FPGA: Alveo U250", 1), ("FPGA: Alveo U250", 4),
     ]  # fmt: skip

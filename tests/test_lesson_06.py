@@ -7,8 +7,8 @@ from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.boards import boards
+from llama_pynq.checkpoint.shapes import SHAPES
 from llama_pynq.estimate.predict import buffers, kernel_of, predict
-from llama_pynq.report.boards import SHAPES
 
 STORIES, KV260 = SHAPES["stories110M"], boards()["kv260"]
 

@@ -6,7 +6,7 @@ import pytest
 from lesson_notebooks import solution
 
 from llama_pynq import labs
-from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.predict import predict
 
 MEASURED = {1: 876.0, 2: 1088.0, 4: 1491.0, 8: 1814.0}
@@ -40,7 +40,7 @@ def test_the_speed_up_is_the_roofs(solved, rows):
     from llama_pynq.boards import boards
 
     one, many = (
-        predict(SHAPES["stories15M"], boards()["u250"], rows=n, position=99) for n in (1, rows)
+        predict(STORIES["stories15M"], boards()["u250"], rows=n, position=99) for n in (1, rows)
     )
     expected = many.roof_tokens_per_second / one.roof_tokens_per_second
     found = solved["speed_up"](one.work.weight_bytes, one.work.kv_bytes, rows)

@@ -12,7 +12,7 @@ from peer_models import BY_BYTES, NOT_PREDICTABLE
 
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.errors import LimitError
 from llama_pynq.estimate.predict import (
     SMALL,
@@ -34,7 +34,7 @@ from llama_pynq.kernel.registers import board_headers
 from llama_pynq.weights.packed import channel_bytes
 
 BOARDS = boards()
-STORIES15M, STORIES110M = SHAPES["stories15M"], SHAPES["stories110M"]
+STORIES15M, STORIES110M = STORIES["stories15M"], STORIES["stories110M"]
 KV260, U50 = BOARDS["kv260"], BOARDS["u50"]
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 
@@ -367,7 +367,7 @@ def test_a_shared_masters_keys_and_values_lie_in_its_weights_bank():
     ],
 )
 def test_decode_reaches_85_percent_of_the_roof(name, group_size, board):
-    prediction = predict(SHAPES[name], BOARDS[board], position=255, group_size=group_size)
+    prediction = predict(STORIES[name], BOARDS[board], position=255, group_size=group_size)
     assert prediction.share_of_roof >= 0.85, prediction.parts
 
 

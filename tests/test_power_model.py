@@ -6,7 +6,7 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.boards import boards
-from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.power import (
     ERROR,
     PUBLISHED,
@@ -20,7 +20,7 @@ from llama_pynq.estimate.predict import predict
 from llama_pynq.measure.power import PowerRecorder, rails
 
 BOARDS = boards()
-STORIES110M = SHAPES["stories110M"]
+STORIES110M = STORIES["stories110M"]
 
 
 @pytest.mark.parametrize("peer", PUBLISHED, ids=lambda peer: peer.name)
@@ -40,7 +40,7 @@ def test_every_board_has_terms_with_their_sources():
 
 def test_board_without_a_published_reading_has_no_watts():
     board = BOARDS["pynq-z2"]
-    assert watts_of(predict(SHAPES["stories15M"], board)) is None
+    assert watts_of(predict(STORIES["stories15M"], board)) is None
     assert idle_watts(board) is None
     with LlamaOverlay(device=EmulatedDevice(board="pynq-z2")) as overlay:
         overlay.load_model()

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from checkpoint_files import write_checkpoint
 
-from llama_pynq.checkpoint import random as module
+from llama_pynq.checkpoint import random
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import (
-    SHAPES,
     random_model,
     tokenizer_bytes,
     write_random_checkpoint,
 )
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.cli.main import main
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.kernel.reference import FloatModel
@@ -32,7 +32,7 @@ NAME = "stories15M"
 def tiny(monkeypatch, tmp_path):
     """A small shape under a real name, in a cache folder of its own."""
     monkeypatch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path))
-    monkeypatch.setitem(SHAPES, NAME, TINY)
+    monkeypatch.setitem(STORIES, NAME, TINY)
     return tmp_path
 
 
@@ -43,9 +43,9 @@ def content(config=TINY, seed=0):
 
 
 def test_shapes_are_those_of_the_stories_models():
-    millions = {name: round(shape.n_params / 1e6) for name, shape in SHAPES.items()}
+    millions = {name: round(shape.n_params / 1e6) for name, shape in STORIES.items()}
     assert millions == {"stories15M": 15, "stories42M": 42, "stories110M": 110}
-    assert all((c.vocab_size, c.tied) == (32000, True) for c in SHAPES.values())
+    assert all((c.vocab_size, c.tied) == (32000, True) for c in STORIES.values())
 
 
 def test_checkpoint_loads_and_has_the_shape(tiny):
@@ -108,7 +108,7 @@ def test_writer_needs_no_more_memory_for_a_larger_model(tmp_path):
     def peak(layers):
         tracemalloc.start()
         with open(tmp_path / "model.bin", "wb") as file:
-            write_random_checkpoint(file, replace(SHAPES[NAME], n_layers=layers))
+            write_random_checkpoint(file, replace(STORIES[NAME], n_layers=layers))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -120,8 +120,8 @@ def test_writer_needs_no_more_memory_for_a_larger_model(tmp_path):
 def test_model_is_made_once(tiny, monkeypatch):
     paths = random_model(NAME)
     assert [path.parent for path in paths] == [tiny / "random"] * 2
-    monkeypatch.setattr(module, "write_random_checkpoint", None)
-    monkeypatch.setattr(module, "tokenizer_bytes", None)
+    monkeypatch.setattr(random, "write_random_checkpoint", None)
+    monkeypatch.setattr(random, "tokenizer_bytes", None)
     assert random_model(NAME) == paths
 
 
@@ -133,7 +133,7 @@ def test_model_cut_short_leaves_no_file(tiny, monkeypatch):
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_uniform", fail)
+    monkeypatch.setattr(random, "_uniform", fail)
     with pytest.raises(KeyboardInterrupt):
         random_model(NAME)
     assert list((tiny / "random").iterdir()) == []

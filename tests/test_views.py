@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from llama_pynq.boards import boards
+from llama_pynq.checkpoint.shapes import SHAPES
 from llama_pynq.errors import LimitError, LlamaPynqError
 from llama_pynq.report.boards import (
-    SHAPES,
     Curve,
     _label,
     batch_drawing,

@@ -16,18 +16,12 @@ import numpy as np
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.llama2c import layout
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.errors import RequestError
 from llama_pynq.tokenizer.base import BinTokenizer
 from llama_pynq.utils.files import cache_folder, replacing, write_atomically
 
-__all__ = ["SHAPES", "random_model", "tokenizer_bytes", "write_random_checkpoint"]
-
-SHAPES = {
-    "stories15M": ModelConfig(288, 768, 6, 6, 6, 32000, 256, tied=True),
-    "stories42M": ModelConfig(512, 1376, 8, 8, 8, 32000, 1024, tied=True),
-    "stories110M": ModelConfig(768, 2048, 12, 12, 12, 32000, 1024, tied=True),
-}
-"""Shapes by the name of the model that has them."""
+__all__ = ["random_model", "tokenizer_bytes", "write_random_checkpoint"]
 
 _RECIPE = 1  # part of the file names: to be raised when other bytes are written
 _SLICE_VALUES = 1 << 18
@@ -46,7 +40,7 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
     Parameters
     ----------
     name : str
-        One of SHAPES.
+        One of STORIES.
     seed : int
         Of the weights, 0 or more. Same seed, same bytes, on every machine.
 
@@ -60,9 +54,9 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
     RequestError
         If there is no such shape.
     """
-    if name not in SHAPES:
-        raise RequestError(f"there is no random model {name!r}: choose one of {', '.join(SHAPES)}")
-    config = SHAPES[name]
+    if name not in STORIES:
+        raise RequestError(f"there is no random model {name!r}: choose one of {', '.join(STORIES)}")
+    config = STORIES[name]
     shape = "-".join(str(size) for size in _sizes(config))
     folder = cache_folder() / "random"
     checkpoint = folder / f"{name}-{shape}-seed{seed}-v{_RECIPE}.bin"

@@ -285,12 +285,12 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _selftest(args: argparse.Namespace) -> int:
-    from llama_pynq.checkpoint.random import SHAPES
+    from llama_pynq.checkpoint.shapes import STORIES
     from llama_pynq.measure.selftest import run
 
-    if args.shape not in SHAPES:
+    if args.shape not in STORIES:
         raise LlamaPynqError(
-            f"there is no random model {args.shape!r}: choose one of {', '.join(SHAPES)}"
+            f"there is no random model {args.shape!r}: choose one of {', '.join(STORIES)}"
         )
     if args.output is not None and Path(args.output).exists():
         raise LlamaPynqError(f"{args.output} exists: give the name of a new file")
@@ -396,7 +396,6 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
     """A model's name, its shape, and how it is or would be packed."""
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.engine.llama import BUNDLED
-    from llama_pynq.report.boards import SHAPES
     from llama_pynq.weights.packed import is_packed, open_packed
 
     bits = args.weight_bits or 8

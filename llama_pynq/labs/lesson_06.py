@@ -9,9 +9,9 @@ from typing import Any
 
 from llama_pynq.boards import MIB, boards
 from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.shapes import SHAPES
 from llama_pynq.estimate.predict import Work, predict
 from llama_pynq.labs import exercise, expect
-from llama_pynq.report.boards import SHAPES
 
 MODEL = SHAPES["stories110M"]
 """Of the exercises with one shape."""

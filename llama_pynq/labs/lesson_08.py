@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from llama_pynq.boards import Board, boards
-from llama_pynq.checkpoint.random import SHAPES
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.predict import KernelConfig, kernel_of, predict
 from llama_pynq.estimate.resources import resources
 from llama_pynq.kernel.abi import KernelLimits
 from llama_pynq.kernel.registers import board_headers
 from llama_pynq.labs import exercise, expect
 
-SHAPE = SHAPES["stories110M"]
+SHAPE = STORIES["stories110M"]
 """The model whose speed the lesson predicts."""
 
 _NEAR = 0.03

@@ -14,17 +14,9 @@ from typing import Any
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.checkpoint.random import SHAPES as _RANDOM_SHAPES
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.estimate.power import ERROR, TERMS, joules_per_token
 from llama_pynq.estimate.predict import Prediction, Work, fits, kernel_of, predict
-
-SHAPES = {
-    **_RANDOM_SHAPES,
-    "tinyllama": ModelConfig(2048, 5632, 22, 32, 4, 32000, 2048, tied=False),
-    "llama2-7b": ModelConfig(4096, 11008, 32, 32, 32, 32000, 4096, tied=False),
-}
-"""Shapes by the name of the model that has them; TinyLlama has 1.1 billion parameters."""
 
 
 @dataclass(frozen=True)
