@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llama_pynq.engine.llama import Generation, Llama
     from llama_pynq.llama_overlay import LlamaOverlay
     from llama_pynq.tokenizer.base import Tokenizer
+    from llama_pynq.tokenizer.load import load_tokenizer
 
 _HOME = {
     "Checkpoint": "checkpoint.llama2c",
@@ -31,6 +32,7 @@ _HOME = {
     "ModelConfig": "checkpoint.config",
     "Tokenizer": "tokenizer.base",
     "load_checkpoint": "checkpoint.load",
+    "load_tokenizer": "tokenizer.load",
 }
 __all__ = [
     "Checkpoint",
@@ -42,6 +44,7 @@ __all__ = [
     "ModelConfig",
     "Tokenizer",
     "load_checkpoint",
+    "load_tokenizer",
 ]
 _WITH_DRIVER = {"EmulatedDevice", "LlamaDriver", "LlamaOverlay"}
 

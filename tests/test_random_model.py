@@ -22,7 +22,7 @@ from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.cli.main import main
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.kernel.reference import FloatModel
-from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.tokenizer.load import tokenizer_from_bytes
 
 TINY = ModelConfig(64, 160, 2, 4, 2, 512, 32, tied=True)
 NAME = "stories15M"
@@ -149,13 +149,13 @@ def test_unknown_shape_is_refused():
 
 @pytest.mark.parametrize("vocab_size", [512, 513, 32000])
 def test_tokenizer_has_the_size_and_distinct_pieces(vocab_size):
-    tokenizer = Tokenizer.from_bytes(tokenizer_bytes(vocab_size), "made.bin")
+    tokenizer = tokenizer_from_bytes(tokenizer_bytes(vocab_size), "made.bin")
     tokenizer.check_vocab(vocab_size)
     assert len(set(tokenizer._vocab)) == vocab_size
 
 
 def test_tokenizer_keeps_every_text():
-    tokenizer = Tokenizer.from_bytes(tokenizer_bytes(32000), "made.bin")
+    tokenizer = tokenizer_from_bytes(tokenizer_bytes(32000), "made.bin")
     for text in ("Once upon a time", "é, 1 and \U0001f600", "bada kozu\n"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("bada bada", bos=False)) < len("bada bada")

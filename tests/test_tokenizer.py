@@ -1,4 +1,4 @@
-"""Tests of llama_pynq.tokenizer.base."""
+"""Tests of llama_pynq.tokenizer."""
 
 import hashlib
 import json
@@ -15,7 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.errors import LlamaPynqError, TokenizerError
-from llama_pynq.tokenizer.base import BinTokenizer, SentencePieceTokenizer, Tokenizer
+from llama_pynq.tokenizer.llama2c import BinTokenizer
+from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
+from llama_pynq.tokenizer.sentencepiece import SentencePieceTokenizer
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 needs_models = pytest.mark.skipif(
@@ -86,7 +88,7 @@ def encode_quadratic(tokenizer, text):
 def refused(path, *parts, error=TokenizerError):
     """Loading is refused; the message names the file and holds every part."""
     with pytest.raises(error) as caught:
-        Tokenizer.load(path)
+        load_tokenizer(path)
     for part in (str(path), *parts):
         assert part in str(caught.value)
 
@@ -98,24 +100,24 @@ def oracle():
 
 @pytest.fixture(scope="session")
 def tok512():
-    return Tokenizer.load(MODELS / "tok512.bin")
+    return load_tokenizer(MODELS / "tok512.bin")
 
 
 @pytest.fixture(scope="session")
 def tok32k():
-    return Tokenizer.load(MODELS / "tokenizer32k.bin")
+    return load_tokenizer(MODELS / "tokenizer32k.bin")
 
 
 @pytest.fixture(scope="session")
 def model32k():
     pytest.importorskip("sentencepiece", reason="no sentencepiece on this machine")
-    return Tokenizer.load(MODELS / "tokenizer32k.model")
+    return load_tokenizer(MODELS / "tokenizer32k.model")
 
 
 @pytest.fixture
 def small(tmp_path):
     extra = [(b" ", -3.0), (b"a", -4.0), (b"b", -5.0), (b" a", -1.0), (b"ab", -1.0)]
-    return Tokenizer.load(small_bin(tmp_path / "small.bin", *extra))
+    return load_tokenizer(small_bin(tmp_path / "small.bin", *extra))
 
 
 # ---------------------------------------------------------------- known answers
@@ -146,7 +148,7 @@ def test_load_tells_kinds_by_content(tok512, tok32k, model32k, tmp_path):
     assert isinstance(tok32k, BinTokenizer) and isinstance(model32k, SentencePieceTokenizer)
     disguised = tmp_path / "tokenizer.bin"
     disguised.write_bytes((MODELS / "tokenizer32k.model").read_bytes())
-    assert isinstance(Tokenizer.load(str(disguised)), SentencePieceTokenizer)
+    assert isinstance(load_tokenizer(str(disguised)), SentencePieceTokenizer)
     assert (tok512.vocab_size, tok32k.vocab_size, model32k.vocab_size) == (512, 32000, 32000)
     assert tok512.sha256.startswith("037cb335")
     assert tok32k.sha256.startswith("50a52ef8")
@@ -209,7 +211,7 @@ def test_encode_equals_quadratic(tok512, tok32k, text):
 def test_encode_equals_quadratic_in_any_vocabulary(tmp_path_factory, pieces, text):
     extra = [(b" ", -3.0)] + [(piece.encode(), score) for piece, score in pieces]
     path = small_bin(tmp_path_factory.getbasetemp() / "any.bin", *extra)
-    tokenizer = Tokenizer.load(path)
+    tokenizer = load_tokenizer(path)
     tokens = tokenizer.encode(text)
     assert tokens == encode_quadratic(tokenizer, text)
     assert all(0 <= token < tokenizer.vocab_size for token in tokens)
@@ -223,7 +225,7 @@ def test_encode_of_equal_scores_merges_the_leftmost(small):
 
 def test_encode_score_at_the_limit_never_merges(tmp_path):
     extra = [(b" ", 0.0), (b"a", 0.0), (b"b", 0.0), (b"ab", -1e10), (b"ba", -9e9)]
-    tokenizer = Tokenizer.load(small_bin(tmp_path / "t.bin", *extra))
+    tokenizer = load_tokenizer(small_bin(tmp_path / "t.bin", *extra))
     assert tokenizer.encode("ab", bos=False) == [259, 260, 261]
     assert tokenizer.encode("ba", bos=False) == [259, 263]
 
@@ -232,7 +234,7 @@ def test_encode_score_at_the_limit_never_merges(tmp_path):
 def test_encode_duplicate_pieces_are_found_as_run_c_finds_them(tmp_path, copies, found):
     # Answers of llama2.c's run.c at 350e04f, compiled with glibc 2.36, for these files.
     extra = [(b" ", 0.0)] + [(b"a", 0.0)] * copies
-    tokenizer = Tokenizer.load(small_bin(tmp_path / "t.bin", *extra))
+    tokenizer = load_tokenizer(small_bin(tmp_path / "t.bin", *extra))
     assert tokenizer.encode("a") == [1, 259, found]
 
 
@@ -248,7 +250,7 @@ def test_encode_byte_fallback(small):
 
 def test_encode_without_byte_tokens_is_refused(tmp_path):
     pieces = [(piece, 0.0) for piece in [*CONTROL, b" ", b"a"]]
-    tokenizer = Tokenizer.load(bin_file(tmp_path / "t.bin", pieces))
+    tokenizer = load_tokenizer(bin_file(tmp_path / "t.bin", pieces))
     assert tokenizer.encode("a") == [1, 3, 4]
     with pytest.raises(TokenizerError) as caught:
         tokenizer.encode("aé")
@@ -256,13 +258,13 @@ def test_encode_without_byte_tokens_is_refused(tmp_path):
     assert "leave the character out" in str(caught.value)
     # Token 100 exists here, but is no byte.
     pieces += [(b"x%d" % i, 0.0) for i in range(300)]
-    tokenizer = Tokenizer.load(bin_file(tmp_path / "t.bin", pieces))
+    tokenizer = load_tokenizer(bin_file(tmp_path / "t.bin", pieces))
     with pytest.raises(TokenizerError, match=r"no token for 'c' \(U\+0063\)"):
         tokenizer.encode("c")
 
 
 def test_encode_without_space_token_is_refused(tmp_path):
-    tokenizer = Tokenizer.load(small_bin(tmp_path / "t.bin"))
+    tokenizer = load_tokenizer(small_bin(tmp_path / "t.bin"))
     assert tokenizer.encode("") == [1]
     with pytest.raises(TokenizerError, match="has no token for the space"):
         tokenizer.encode("a")
@@ -434,12 +436,12 @@ def test_load_hashes_the_content(small):
 
 
 def test_from_bytes_equals_load(small):
-    tokenizer = Tokenizer.from_bytes(small.path.read_bytes(), "packed.llama")
+    tokenizer = tokenizer_from_bytes(small.path.read_bytes(), "packed.llama")
     assert tokenizer.path == Path("packed.llama")
     assert (tokenizer.vocab_size, tokenizer.sha256) == (small.vocab_size, small.sha256)
     assert tokenizer.encode("ab") == small.encode("ab")
     with pytest.raises(TokenizerError, match=r"^packed.llama is not a tokenizer"):
-        Tokenizer.from_bytes(b"GGUF" + bytes(90), "packed.llama")
+        tokenizer_from_bytes(b"GGUF" + bytes(90), "packed.llama")
 
 
 def test_load_missing_file_is_refused(tmp_path):
@@ -540,6 +542,6 @@ def test_load_sentencepiece_not_installed_says_so(monkeypatch):
 
 
 def test_import_does_not_load_sentencepiece():
-    code = "import sys, llama_pynq.tokenizer.base; sys.exit('sentencepiece' in sys.modules)"
+    code = "import sys, llama_pynq.tokenizer.load; sys.exit('sentencepiece' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

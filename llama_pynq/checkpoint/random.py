@@ -18,7 +18,7 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.llama2c import layout
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.errors import RequestError
-from llama_pynq.tokenizer.base import BinTokenizer
+from llama_pynq.tokenizer.llama2c import BinTokenizer
 from llama_pynq.utils.files import cache_folder, replacing, write_atomically
 
 __all__ = ["random_model", "tokenizer_bytes", "write_random_checkpoint"]

@@ -325,7 +325,7 @@ def _board_limits(name: str) -> KernelLimits:
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.engine.llama import BUNDLED
-    from llama_pynq.tokenizer.base import Tokenizer
+    from llama_pynq.tokenizer.load import load_tokenizer
     from llama_pynq.weights.packed import (
         QuantizedModel,
         Target,
@@ -358,7 +358,7 @@ def _pack(args: argparse.Namespace) -> int:
         check_limits(checkpoint.config, limits)
         text = b""
         if tokenizer is not None:
-            Tokenizer.load(tokenizer).check_vocab(checkpoint.config.vocab_size)
+            load_tokenizer(tokenizer).check_vocab(checkpoint.config.vocab_size)
             text = tokenizer.read_bytes()
         quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
         write_packed(quantized, target, output, text)
@@ -395,6 +395,7 @@ def _boards(args: argparse.Namespace) -> int:
 def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
     """A model's name, its shape, and how it is or would be packed."""
     from llama_pynq.checkpoint.load import load_checkpoint
+    from llama_pynq.checkpoint.shapes import SHAPES
     from llama_pynq.engine.llama import BUNDLED
     from llama_pynq.weights.packed import is_packed, open_packed
 

@@ -38,6 +38,7 @@ from llama_pynq.kernel.abi import (
     make_rows,
 )
 from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
+from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
 from llama_pynq.weights.packed import (
     PackedModel,
     Target,
@@ -960,9 +961,9 @@ def _load_tokenizer(
     if path is None and bundled:
         path = BUNDLED / "tokenizer.bin"
     if path is not None:
-        tokenizer = Tokenizer.load(path)
+        tokenizer = load_tokenizer(path)
     elif packed.tokenizer:
-        tokenizer = Tokenizer.from_bytes(packed.tokenizer, packed.path)
+        tokenizer = tokenizer_from_bytes(packed.tokenizer, packed.path)
     else:
         raise TokenizerError(
             f"{source} comes without a tokenizer: give its file, "

@@ -165,7 +165,7 @@ def run(
     ----------
     overlay : LlamaOverlay
     shape : str, optional
-        Of the random weights that speed is measured with, of `random.SHAPES`; None: with
+        Of the random weights that speed is measured with, of `shapes.STORIES`; None: with
         the bundled model.
     show : callable
         Gets each line as soon as it is known.

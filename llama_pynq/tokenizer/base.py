@@ -30,40 +30,24 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import heapq
-import importlib
-import math
 import operator
 import re
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
-from os import PathLike
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 from llama_pynq.errors import TokenizerError
-from llama_pynq.utils.foreign import identify_foreign_file
 
-__all__ = ["BinTokenizer", "SentencePieceTokenizer", "StreamDecoder", "Tokenizer"]
-
-_FIRST_BYTE_ID = 3  # run.c: <unk>, <s>, </s>, then the 256 bytes
-_NO_MERGE_SCORE = -1e10  # run.c merges only above it
-_MAX_FILE_BYTES = 64 << 20  # Llama 3's 128,000 tokens take 2 MB
-_MAX_PIECE_BYTES = 1 << 16
+MAX_FILE_BYTES = 64 << 20  # Llama 3's 128,000 tokens take 2 MB
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
-_REMEDY = "give llama2.c's tokenizer.bin, or Llama 2's tokenizer.model"
-
-
-class _TokenizerNotFoundError(TokenizerError, FileNotFoundError):
-    """So that both ``except TokenizerError`` and ``except FileNotFoundError`` work."""
+REMEDY = "give llama2.c's tokenizer.bin, or Llama 2's tokenizer.model"
 
 
 class Tokenizer(ABC):
     """What the two kinds of tokenizer share: everything but encoding.
 
-    Make one with :meth:`load` or :meth:`from_bytes`.
+    Make one with `load_tokenizer` or `tokenizer_from_bytes`.
 
     Attributes
     ----------
@@ -92,53 +76,6 @@ class Tokenizer(ABC):
     def vocab_size(self) -> int:
         """Number of tokens; ids run from 0 to vocab_size - 1."""
         return len(self._pieces)
-
-    @staticmethod
-    def load(path: str | PathLike[str]) -> Tokenizer:
-        """Open a tokenizer; its kind is told by its content, not its name.
-
-        Parameters
-        ----------
-        path : path-like
-            llama2.c's ``.bin`` format, or a sentencepiece ``.model``.
-
-        Returns
-        -------
-        BinTokenizer or SentencePieceTokenizer
-
-        Raises
-        ------
-        TokenizerError
-            If the file is missing (then also a FileNotFoundError), truncated, corrupt or
-            foreign, or is a sentencepiece model and sentencepiece is not installed.
-        """
-        path = Path(path)
-        return Tokenizer.from_bytes(_read(path), path)
-
-    @staticmethod
-    def from_bytes(data: bytes, path: str | PathLike[str]) -> Tokenizer:
-        """Open a tokenizer that is in memory, such as one carried inside a packed model.
-
-        Parameters
-        ----------
-        data : bytes
-            What a tokenizer file holds.
-        path : path-like
-            Where it came from, for messages; not read.
-
-        Returns
-        -------
-        BinTokenizer or SentencePieceTokenizer
-
-        Raises
-        ------
-        TokenizerError
-            As for :meth:`load`.
-        """
-        path = Path(path)
-        if _starts_like_sentencepiece(data):
-            return SentencePieceTokenizer(path, data)
-        return BinTokenizer(path, data)
 
     @abstractmethod
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
@@ -320,226 +257,18 @@ class StreamDecoder:
         return text
 
 
-class BinTokenizer(Tokenizer):
-    """llama2.c's tokenizer.bin, encoded as run.c encodes.
-
-    The file is a little-endian uint32, the longest token's length in bytes, and then for
-    each token a float32 score, a uint32 length and its bytes. The number of tokens is
-    not in it: run.c takes it from the model, this class reads to the end, and
-    :meth:`Tokenizer.check_vocab` compares.
-
-    Parameters
-    ----------
-    path : Path
-        For messages.
-    data : bytes
-        The file's content.
-
-    Raises
-    ------
-    TokenizerError
-        If the content is truncated, corrupt or foreign.
-    """
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        pieces, self._scores = _parse_bin(path, data)
-        super().__init__(path, data, pieces)
-        self._vocab = pieces
-        self._ids = _lookup_table(pieces)
-
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """Turn text into token ids, the same as llama2.c's run.c.
-
-        A space goes in front of any text but the empty one. Each character becomes its
-        token, or, if it has none, a token for each of its bytes. Then the pair of
-        neighbours whose concatenation is a token of the highest score is merged, the
-        leftmost of equals, until no pair is left.
-
-        As in run.c, tokens take part in merges by the string that the file holds, so a
-        vocabulary could be made in which text merges into BOS, or into a byte token such
-        as ``<0x41>``. In Llama 2's and in tok512.bin no sequence of merges leads there.
-
-        Where run.c leaves its arrays or emits a token of another meaning (no token for
-        the space, no byte tokens at ids 3 to 258), this raises. A NUL character ends a C
-        string and so run.c's text; here it is a character like any other.
-
-        Parameters
-        ----------
-        text : str
-        bos, eos : bool
-            Put the begin token in front, the end token behind.
-
-        Returns
-        -------
-        list of int
-            Each from 0 to vocab_size - 1.
-
-        Raises
-        ------
-        TokenizerError
-            If the text cannot be encoded; the message says which character and why.
-
-        References
-        ----------
-        llama2.c, run.c, encode()
-        """
-        _check_text(text)
-        tokens = [self.bos_id] if bos else []
-        if text:
-            space = self._ids.get(b" ")
-            if space is None:
-                raise TokenizerError(
-                    f"{self.path} has no token for the space, which llama2.c puts in front "
-                    f"of every text: it is not a Llama 2 vocabulary; {_REMEDY}"
-                )
-            tokens.append(space)
-        for character in text:
-            utf8 = character.encode()
-            token = self._ids.get(utf8)
-            if token is not None:
-                tokens.append(token)
-            else:
-                tokens.extend(self._byte_token(byte, character) for byte in utf8)
-        tokens = self._merge(tokens)
-        if eos:
-            tokens.append(self.eos_id)
-        return tokens
-
-    def _byte_token(self, byte: int, character: str) -> int:
-        token = byte + _FIRST_BYTE_ID
-        if token >= self.vocab_size or self._vocab[token] != b"<0x%02X>" % byte:
-            raise TokenizerError(
-                f"{self.path} has no token for {character!r} (U+{ord(character):04X}), nor the "
-                f"byte tokens <0x00> to <0xFF> at ids 3 to 258 to spell it with: leave the "
-                f"character out, or use a vocabulary trained with byte fallback"
-            )
-        return token
-
-    def _merge(self, tokens: list[int]) -> list[int]:
-        """Merge the best pair until none is left.
-
-        run.c looks at every pair before every merge, which is quadratic. A heap of pairs
-        finds the same one: a pair is worth what its concatenation is worth, so only the
-        pairs beside a merge change. Pairs that a merge destroyed stay in the heap and
-        are recognised when they come up. Positions never move, so that comparing them
-        finds the leftmost of equals.
-        """
-        end = len(tokens)
-        after = list(range(1, end + 1))
-        before = list(range(-1, end - 1))
-        heap: list[tuple[float, int, int, int, int]] = []
-
-        def consider(left: int, right: int) -> None:
-            token = self._ids.get(self._vocab[tokens[left]] + self._vocab[tokens[right]])
-            if token is not None and self._scores[token] > _NO_MERGE_SCORE:
-                pair = (-self._scores[token], left, tokens[left], tokens[right], token)
-                heapq.heappush(heap, pair)
-
-        for left in range(end - 1):
-            consider(left, left + 1)
-        while heap:
-            _, left, left_token, right_token, token = heapq.heappop(heap)
-            right = after[left]
-            # A swallowed position holds -1, which no pair in the heap does.
-            if tokens[left] != left_token or right == end or tokens[right] != right_token:
-                continue
-            tokens[left] = token
-            tokens[right] = -1
-            after[left] = after[right]
-            if after[left] < end:
-                before[after[left]] = left
-                consider(left, after[left])
-            if before[left] >= 0:
-                consider(before[left], left)
-        return [token for token in tokens if token >= 0]
-
-
-class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece ``.model``, encoded by the sentencepiece library.
-
-    Parameters
-    ----------
-    path : Path
-        For messages.
-    data : bytes
-        The file's content.
-
-    Raises
-    ------
-    TokenizerError
-        If sentencepiece is not installed, cannot read the content, or the model has no
-        BOS or EOS token.
-    """
-
-    def __init__(self, path: Path, data: bytes) -> None:
-        _refuse_cut_protobuf(path, data)
-        try:
-            sentencepiece: Any = importlib.import_module("sentencepiece")
-        except ImportError as error:
-            raise TokenizerError(
-                f"{path} is a sentencepiece model, and sentencepiece is not installed here: "
-                f"install it with 'pip install sentencepiece', or, where there is no wheel "
-                f"(armv7l, such as PYNQ-Z1 and Z2), use the same vocabulary as a tokenizer.bin, "
-                f"which llama2.c's tokenizer/base.py writes on another machine"
-            ) from error
-        try:
-            model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except RuntimeError as error:
-            raise TokenizerError(
-                f"{path} starts like a sentencepiece model, but sentencepiece cannot read it: "
-                f"the file is corrupt; download it again"
-            ) from error
-        self._model = model
-        self.bos_id = model.bos_id()
-        self.eos_id = model.eos_id()
-        if self.bos_id < 0 or self.eos_id < 0:
-            raise TokenizerError(
-                f"{path} is a sentencepiece model without a BOS or EOS token, so it is not a "
-                f"Llama vocabulary; {_REMEDY}"
-            )
-        names = model.id_to_piece(list(range(model.get_piece_size())))
-        # The same bytes as in the .bin that llama2.c's tokenizer/base.py would write.
-        names[self.bos_id], names[self.eos_id] = "\n<s>\n", "\n</s>\n"
-        super().__init__(path, data, [name.replace("\u2581", " ").encode() for name in names])
-
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """Turn text into token ids, see :meth:`Tokenizer.encode`."""
-        _check_text(text)
-        tokens: list[int] = self._model.encode(text)
-        if bos:
-            tokens.insert(0, self.bos_id)
-        if eos:
-            tokens.append(self.eos_id)
-        return tokens
-
-
 def _piece_bytes(piece: bytes) -> bytes:
     match = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(match[1], 16)]) if match else piece
 
 
-def _lookup_table(pieces: Sequence[bytes]) -> dict[bytes, int]:
-    """Id of each piece; of several equal pieces, the one that run.c's look-up finds.
+def check_text(text: str) -> None:
+    """Refuse what has no UTF-8 encoding: half a UTF-16 pair.
 
-    run.c sorts with glibc's qsort, a stable merge sort, and looks up with bsearch, which
-    returns whichever of several equals it meets first.
+    Raises
+    ------
+    TypeError, TokenizerError
     """
-    table = {piece: i for i, piece in enumerate(pieces)}
-    if len(table) == len(pieces):
-        return table
-    order = sorted(range(len(pieces)), key=lambda i: pieces[i])
-    for piece in {pieces[a] for a, b in pairwise(order) if pieces[a] == pieces[b]}:
-        low, high = 0, len(order)
-        while pieces[order[middle := (low + high) // 2]] != piece:
-            if piece < pieces[order[middle]]:
-                high = middle
-            else:
-                low = middle + 1
-        table[piece] = order[middle]
-    return table
-
-
-def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     try:
@@ -550,125 +279,3 @@ def _check_text(text: str) -> None:
             f"{error.start}, which is no character: fix where it was read or cut "
             f"(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') repairs it)"
         ) from None
-
-
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise TokenizerError(f"{path} is a folder, not a tokenizer: {_REMEDY}")
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except FileNotFoundError as error:
-        raise _TokenizerNotFoundError(
-            f"there is no file {path}: check the path (it is relative to {Path.cwd()}) "
-            f"or download the tokenizer first"
-        ) from error
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be opened: {error.strerror}") from error
-    return data
-
-
-def _starts_like_sentencepiece(data: bytes) -> bool:
-    """Whether a protobuf starts here whose field 1 is a message whose field 1 is a string.
-
-    No tokenizer.bin does: its longest token would have over 600,000 bytes.
-    """
-    return len(data) > 4 and data[0] == 0x0A and 0 < data[1] < 0x80 and data[2] == 0x0A
-
-
-def _refuse_cut_protobuf(path: Path, data: bytes) -> None:
-    """Refuse a model cut short, also where the cut falls between two tokens.
-
-    sentencepiece writes the tokens (field 1) first and the trainer's and normaliser's
-    settings (2 and 3) behind them. Without these its defaults would apply: another
-    algorithm, another normalisation.
-    """
-    seen = set()
-    offset = 0
-    while offset < len(data):
-        tag, offset = _varint(data, offset)
-        length, offset = _varint(data, offset)
-        if tag & 7 != 2:  # every field of the top level is a message
-            raise TokenizerError(
-                f"{path} starts like a sentencepiece model, but is corrupt at byte {offset}: "
-                f"download it again"
-            )
-        seen.add(tag >> 3)
-        offset += length
-    if offset > len(data) or not {1, 2, 3} <= seen:
-        raise TokenizerError(
-            f"{path} is a truncated sentencepiece model ({len(data)} bytes): download it again"
-        )
-
-
-def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Value of a protobuf varint and the offset behind it; past the end reads as zeros."""
-    value = shift = 0
-    while True:
-        byte = data[offset] if offset < len(data) else 0
-        value |= (byte & 0x7F) << shift
-        offset, shift = offset + 1, shift + 7
-        if byte < 0x80:
-            return value, offset
-
-
-def _parse_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
-    """Pieces and scores of a tokenizer.bin."""
-    longest = int.from_bytes(data[:4], "little")
-    if len(data) < 12 or not 0 < longest <= _MAX_PIECE_BYTES or len(data) > _MAX_FILE_BYTES:
-        raise TokenizerError(_foreign(path, data))
-    pieces: list[bytes] = []
-    scores: list[float] = []
-    offset = 4
-    while offset + 8 <= len(data):
-        score, length = struct.unpack_from("<fI", data, offset)
-        piece = data[offset + 8 : offset + 8 + length]
-        if not 0 < length <= longest or not math.isfinite(score) or b"\0" in piece:
-            # The first token is <unk> in every vocabulary: wrong there, wrong file.
-            if not pieces:
-                raise TokenizerError(_foreign(path, data))
-            raise TokenizerError(
-                f"{path} is a corrupt tokenizer.bin: token {len(pieces)} (byte {offset}) has "
-                f"score {score} and {length} bytes, where a finite score and 1 to {longest} "
-                f"bytes without a NUL must be; download it again"
-            )
-        if len(piece) < length:
-            break
-        offset += 8 + length
-        pieces.append(piece)
-        scores.append(score)
-    if offset != len(data):
-        raise TokenizerError(
-            f"{path} is a truncated tokenizer.bin: it ends inside token {len(pieces)}, at byte "
-            f"{len(data)}; download it again"
-        )
-    if len(pieces) <= Tokenizer.eos_id:
-        raise TokenizerError(
-            f"{path} has only {len(pieces)} token(s), and llama2.c needs <unk>, BOS and EOS "
-            f"at ids 0 to 2: the file is truncated or foreign; {_REMEDY}"
-        )
-    return pieces, scores
-
-
-def _foreign(path: Path, data: bytes) -> str:
-    head = data[:4096]
-    if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", head):
-        return (
-            f"{path} is a tiktoken vocabulary, as Llama 3 uses; this package runs the Llama 2 "
-            f"family: {_REMEDY}"
-        )
-    if found := identify_foreign_file(head):
-        what, remedy = found
-        return f"{path} is not a tokenizer but {what}: {remedy or _REMEDY}"
-    if head[:4] == b"24ka" or _looks_like_legacy_checkpoint(head):
-        return f"{path} is not a tokenizer but a llama2.c checkpoint: {_REMEDY}"
-    if len(data) < 12:
-        return f"{path} is too short for a tokenizer ({len(data)} bytes): download it again"
-    return f"{path} is not a tokenizer that this package can read: {_REMEDY}"
-
-
-def _looks_like_legacy_checkpoint(head: bytes) -> bool:
-    if len(head) < 28:
-        return False
-    sizes = struct.unpack_from("<7i", head)
-    return all(0 < abs(size) <= 1 << 20 for size in sizes)

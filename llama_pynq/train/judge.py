@@ -19,7 +19,7 @@ import numpy as np
 
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.kernel.reference import FloatModel
-from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.tokenizer.load import load_tokenizer
 from llama_pynq.train import stories
 from llama_pynq.train.plots import MACROS, PLOTS, Plot
 from llama_pynq.train.stories import HOMES, NAMES, PRONOUNS, article, capital
@@ -216,7 +216,7 @@ def sample(
         Only the likeliest tokens that make up this probability are drawn.
     seed : int
     """
-    tokenizer = Tokenizer.load(folder / "tokenizer.bin")
+    tokenizer = load_tokenizer(folder / "tokenizer.bin")
     with load_checkpoint(folder / "stories.bin") as checkpoint:
         model = FloatModel(checkpoint)
     rng = np.random.default_rng(seed)

@@ -1,0 +1,78 @@
+"""Open a tokenizer file; its kind is told by its content."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from llama_pynq.errors import TokenizerError
+from llama_pynq.tokenizer.base import MAX_FILE_BYTES, REMEDY, Tokenizer
+from llama_pynq.tokenizer.llama2c import BinTokenizer
+from llama_pynq.tokenizer.sentencepiece import SentencePieceTokenizer, starts_like_sentencepiece
+
+
+class _TokenizerNotFoundError(TokenizerError, FileNotFoundError):
+    """So that both ``except TokenizerError`` and ``except FileNotFoundError`` work."""
+
+
+def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
+    """Open a tokenizer; its kind is told by its content, not its name.
+
+    Parameters
+    ----------
+    path : path-like
+        llama2.c's ``.bin`` format, or a sentencepiece ``.model``.
+
+    Returns
+    -------
+    BinTokenizer or SentencePieceTokenizer
+
+    Raises
+    ------
+    TokenizerError
+        If the file is missing (then also a FileNotFoundError), truncated, corrupt or
+        foreign, or is a sentencepiece model and sentencepiece is not installed.
+    """
+    path = Path(path)
+    return tokenizer_from_bytes(_read(path), path)
+
+
+def tokenizer_from_bytes(data: bytes, path: str | PathLike[str]) -> Tokenizer:
+    """Open a tokenizer that is in memory, such as one carried inside a packed model.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of a tokenizer file.
+    path : path-like
+        Where it came from, for messages; not read.
+
+    Returns
+    -------
+    BinTokenizer or SentencePieceTokenizer
+
+    Raises
+    ------
+    TokenizerError
+        As for `load_tokenizer`.
+    """
+    path = Path(path)
+    if starts_like_sentencepiece(data):
+        return SentencePieceTokenizer(path, data)
+    return BinTokenizer(path, data)
+
+
+def _read(path: Path) -> bytes:
+    if path.is_dir():
+        raise TokenizerError(f"{path} is a folder, not a tokenizer: {REMEDY}")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise _TokenizerNotFoundError(
+            f"there is no file {path}: check the path (it is relative to {Path.cwd()}) "
+            f"or download the tokenizer first"
+        ) from error
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be opened: {error.strerror}") from error
+    return data

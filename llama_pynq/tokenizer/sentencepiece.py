@@ -1,0 +1,113 @@
+"""sentencepiece models, encoded by the sentencepiece library."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from llama_pynq.errors import TokenizerError
+from llama_pynq.tokenizer.base import REMEDY, Tokenizer, check_text
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece ``.model``, encoded by the sentencepiece library.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    data : bytes
+        The file's content.
+
+    Raises
+    ------
+    TokenizerError
+        If sentencepiece is not installed, cannot read the content, or the model has no
+        BOS or EOS token.
+    """
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        _refuse_cut_protobuf(path, data)
+        try:
+            sentencepiece: Any = importlib.import_module("sentencepiece")
+        except ImportError as error:
+            raise TokenizerError(
+                f"{path} is a sentencepiece model, and sentencepiece is not installed here: "
+                f"install it with 'pip install sentencepiece', or, where there is no wheel "
+                f"(armv7l, such as PYNQ-Z1 and Z2), use the same vocabulary as a tokenizer.bin, "
+                f"which llama2.c's tokenizer/base.py writes on another machine"
+            ) from error
+        try:
+            model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise TokenizerError(
+                f"{path} starts like a sentencepiece model, but sentencepiece cannot read it: "
+                f"the file is corrupt; download it again"
+            ) from error
+        self._model = model
+        self.bos_id = model.bos_id()
+        self.eos_id = model.eos_id()
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise TokenizerError(
+                f"{path} is a sentencepiece model without a BOS or EOS token, so it is not a "
+                f"Llama vocabulary; {REMEDY}"
+            )
+        names = model.id_to_piece(list(range(model.get_piece_size())))
+        # The same bytes as in the .bin that llama2.c's tokenizer/base.py would write.
+        names[self.bos_id], names[self.eos_id] = "\n<s>\n", "\n</s>\n"
+        super().__init__(path, data, [name.replace("\u2581", " ").encode() for name in names])
+
+    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+        """Turn text into token ids, see :meth:`Tokenizer.encode`."""
+        check_text(text)
+        tokens: list[int] = self._model.encode(text)
+        if bos:
+            tokens.insert(0, self.bos_id)
+        if eos:
+            tokens.append(self.eos_id)
+        return tokens
+
+
+def starts_like_sentencepiece(data: bytes) -> bool:
+    """Whether a protobuf starts here whose field 1 is a message whose field 1 is a string.
+
+    No tokenizer.bin does: its longest token would have over 600,000 bytes.
+    """
+    return len(data) > 4 and data[0] == 0x0A and 0 < data[1] < 0x80 and data[2] == 0x0A
+
+
+def _refuse_cut_protobuf(path: Path, data: bytes) -> None:
+    """Refuse a model cut short, also where the cut falls between two tokens.
+
+    sentencepiece writes the tokens (field 1) first and the trainer's and normaliser's
+    settings (2 and 3) behind them. Without these its defaults would apply: another
+    algorithm, another normalisation.
+    """
+    seen = set()
+    offset = 0
+    while offset < len(data):
+        tag, offset = _varint(data, offset)
+        length, offset = _varint(data, offset)
+        if tag & 7 != 2:  # every field of the top level is a message
+            raise TokenizerError(
+                f"{path} starts like a sentencepiece model, but is corrupt at byte {offset}: "
+                f"download it again"
+            )
+        seen.add(tag >> 3)
+        offset += length
+    if offset > len(data) or not {1, 2, 3} <= seen:
+        raise TokenizerError(
+            f"{path} is a truncated sentencepiece model ({len(data)} bytes): download it again"
+        )
+
+
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
+    """Value of a protobuf varint and the offset behind it; past the end reads as zeros."""
+    value = shift = 0
+    while True:
+        byte = data[offset] if offset < len(data) else 0
+        value |= (byte & 0x7F) << shift
+        offset, shift = offset + 1, shift + 7
+        if byte < 0x80:
+            return value, offset
