@@ -40,7 +40,6 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import KernelLimits, RequestFlag, State
-from llama_pynq.kernel.reference import rope_turns
 from llama_pynq.kernel.registers import (
     AP_CONTINUE,
     AP_DONE,
@@ -51,6 +50,7 @@ from llama_pynq.kernel.registers import (
     Argument,
     arguments,
 )
+from llama_pynq.kernel.stages import rope_turns
 from llama_pynq.weights.packed import PackedModel, Target, check_limits
 
 if TYPE_CHECKING:

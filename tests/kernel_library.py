@@ -22,8 +22,9 @@ import numpy as np
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
 from llama_pynq.kernel import abi
-from llama_pynq.kernel.reference import QuantizedMatrix, QuantizedWeights, rope_turns
+from llama_pynq.kernel.reference import QuantizedWeights
 from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
+from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
 from llama_pynq.weights.packed import Target, channel_bytes, pack_channels
 
 REPOSITORY = Path(__file__).parents[1]

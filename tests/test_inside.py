@@ -6,7 +6,8 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import RequestError
-from llama_pynq.kernel.reference import FloatModel, KernelModel, attend
+from llama_pynq.kernel.reference import FloatModel, KernelModel
+from llama_pynq.kernel.stages import attend
 from llama_pynq.measure import lens
 from llama_pynq.weights.packed import QuantizedModel
 
@@ -99,7 +100,7 @@ def test_attention_rows_are_what_the_layer_weighs_its_values_with(llama, seen, c
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_pynq.kernel.reference.attend", spy)
+        patch.setattr("llama_pynq.kernel.stages.attend", spy)
         for layer in range(c.n_layers):
             model.layer(layer, seen.stream[layer], range(n), [0] * n)
     assert np.allclose(mixed.reshape(-1, c.n_heads, c.head_size), kept, atol=1e-4)

@@ -26,7 +26,8 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation.build import default_compiler
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, State
-from llama_pynq.kernel.reference import KEEP_ALL, KernelModel, Truncation, sample
+from llama_pynq.kernel.reference import KernelModel
+from llama_pynq.kernel.stages import KEEP_ALL, Truncation, sample
 
 f32 = np.float32
 

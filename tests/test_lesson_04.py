@@ -5,8 +5,8 @@ import pytest
 from lesson_notebooks import solution
 
 from llama_pynq import labs
-from llama_pynq.kernel.reference import QuantizedMatrix, quantize_groups
-from llama_pynq.kernel.reference import matvec as kernel_matvec
+from llama_pynq.kernel.stages import QuantizedMatrix, quantize_groups
+from llama_pynq.kernel.stages import matvec as kernel_matvec
 
 f32 = np.float32
 SOLVED = solution("04_int8_by_hand", np=np)

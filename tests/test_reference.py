@@ -9,13 +9,9 @@ from kernel_library import RandomModel
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
-from llama_pynq.kernel import reference
-from llama_pynq.kernel.reference import (
-    FloatModel,
-    KernelModel,
-    QuantizedMatrix,
-    rope_turns,
-)
+from llama_pynq.kernel import float_math, stages
+from llama_pynq.kernel.reference import FloatModel, KernelModel
+from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
 from llama_pynq.weights.packed import QuantizedModel
 
 f32 = np.float32
@@ -171,7 +167,7 @@ def test_flush_subnormals_become_zero_of_their_sign():
     below = np.nextafter(tiny, f32(0))
     x = np.array([below, -below, 1e-45, -1e-45, tiny, -tiny, 0, -0.0, 1], f32)
     expected = np.array([0, -0.0, 0, -0.0, tiny, -tiny, 0, -0.0, 1], f32)
-    assert reference.flush(x).tobytes() == expected.tobytes()
+    assert float_math.flush(x).tobytes() == expected.tobytes()
 
 
 def test_matvec_exact_for_whole_numbers():
@@ -179,16 +175,16 @@ def test_matvec_exact_for_whole_numbers():
     weight = QuantizedMatrix(rng.integers(-127, 128, (9, 96)).astype(np.int8), np.ones((9, 3), f32))
     q = rng.integers(-127, 128, (4, 96)).astype(np.int8)
     expected = q.astype(int) @ weight.q.T.astype(int)
-    np.testing.assert_array_equal(reference.matvec(weight, q, np.ones((4, 3), f32)), expected)
+    np.testing.assert_array_equal(stages.matvec(weight, q, np.ones((4, 3), f32)), expected)
 
 
 def test_lane_sum_order_is_sixteen_lanes_then_a_tree():
     x = np.zeros(48, f32)
     # In one lane the small ones are lost one after the other; in a lane of their own not.
     x[0], x[16], x[32] = 1, 2**-24, 2**-24
-    assert reference.lane_sum(x, 16) == 1
+    assert float_math.lane_sum(x, 16) == 1
     x[16], x[32], x[1], x[17] = 0, 0, 2**-24, 2**-24
-    assert reference.lane_sum(x, 16) == f32(1 + 2**-23)
+    assert float_math.lane_sum(x, 16) == f32(1 + 2**-23)
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0, 100.5, 1.0])
@@ -215,7 +211,7 @@ def test_rope_turns_gives_every_position_its_angle():
     turns = rope_turns(64, 10000.0)
     x = np.tile(np.array([1, 0], f32), 32).reshape(1, 1, 64)
     for position in (0, 1, 7, 1000, 32767):
-        rotated = reference.rotate(x, np.array([position]), turns)[0, 0]
+        rotated = stages.rotate(x, np.array([position]), turns)[0, 0]
         angle = position * 10000.0 ** (-np.arange(32) / 32)
         np.testing.assert_allclose(rotated[::2], np.cos(angle), rtol=0, atol=2e-7)
         np.testing.assert_allclose(rotated[1::2], np.sin(angle), rtol=0, atol=2e-7)
@@ -232,7 +228,7 @@ def test_rope_turns_result_belongs_to_the_caller():
 def test_gumbel_noise_has_its_distribution():
     n = 1000
     noise = np.concatenate(
-        [reference.gumbel_noise(7, position, np.arange(n)) for position in range(200)]
+        [float_math.gumbel_noise(7, position, np.arange(n)) for position in range(200)]
     )
     noise = noise.astype(np.float64)
     deviation = np.pi / np.sqrt(6)
@@ -246,18 +242,18 @@ def test_gumbel_noise_has_its_distribution():
 
 def test_gumbel_noise_of_neighbours_is_unrelated():
     ids = np.arange(20000)
-    base = reference.gumbel_noise(7, 3, ids)
+    base = float_math.gumbel_noise(7, 3, ids)
     for other in (
-        reference.gumbel_noise(8, 3, ids), reference.gumbel_noise(7, 4, ids),
-        reference.gumbel_noise(7 + 2**32, 3, ids), np.roll(base, 1),
+        float_math.gumbel_noise(8, 3, ids), float_math.gumbel_noise(7, 4, ids),
+        float_math.gumbel_noise(7 + 2**32, 3, ids), np.roll(base, 1),
     ):  # fmt: skip
         assert abs(np.corrcoef(base, other)[0, 1]) < 4 / np.sqrt(len(ids))
 
 
 def test_gumbel_noise_of_an_id_does_not_depend_on_its_company():
     ids = np.array([500, 3, 77])
-    expected = reference.gumbel_noise(2**63 + 5, 9, np.arange(501))[ids]
-    assert reference.gumbel_noise(2**63 + 5, 9, ids).tobytes() == expected.tobytes()
+    expected = float_math.gumbel_noise(2**63 + 5, 9, np.arange(501))[ids]
+    assert float_math.gumbel_noise(2**63 + 5, 9, ids).tobytes() == expected.tobytes()
 
 
 def test_sample_follows_the_softmax():
@@ -266,7 +262,7 @@ def test_sample_follows_the_softmax():
     counts = np.zeros(5)
     n = 1500
     for position in range(n):
-        counts[reference.sample(logits, temperature, 11, position, 1).token] += 1
+        counts[stages.sample(logits, temperature, 11, position, 1).token] += 1
     p = np.exp(logits.astype(np.float64) / temperature)
     p /= p.sum()
     chi_squared = np.sum((counts - n * p) ** 2 / (n * p))
@@ -275,7 +271,7 @@ def test_sample_follows_the_softmax():
 
 def test_sample_log_sum_exps_are_those_of_the_logits():
     logits = np.random.default_rng(2).normal(0, 4, 333).astype(f32)
-    found = reference.sample(logits, 0.5, 1, 2, 10)
+    found = stages.sample(logits, 0.5, 1, 2, 10)
     assert found.lse == pytest.approx(np.logaddexp.reduce(logits.astype(np.float64)), abs=2e-6)
     tempered = np.logaddexp.reduce(logits.astype(np.float64) / 0.5)
     assert found.lse_temperature == pytest.approx(tempered, abs=4e-6)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from llama_pynq.engine.sampling import Sampling, _largest, choose
 from llama_pynq.errors import RequestError
-from llama_pynq.kernel.reference import gumbel_noise, log_sum_exp, sample
+from llama_pynq.kernel.float_math import gumbel_noise
+from llama_pynq.kernel.stages import log_sum_exp, sample
 
 
 def sampling(**kwargs) -> Sampling:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_pynq.errors import RequestError
-from llama_pynq.kernel.reference import Truncation, choose_from_top, gumbel_noise
+from llama_pynq.kernel.float_math import gumbel_noise
+from llama_pynq.kernel.stages import Truncation, choose_from_top
 
 f32 = np.float32
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_pynq.kernel.reference import QuantizedMatrix, matvec, quantize_groups
+from llama_pynq.kernel.stages import QuantizedMatrix, matvec, quantize_groups
 from llama_pynq.labs import exercise, expect
 
 f32 = np.float32

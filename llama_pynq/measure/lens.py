@@ -15,9 +15,8 @@ import numpy as np
 from llama_pynq.engine.llama import Llama, Session, check_model
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
-from llama_pynq.kernel.reference import (
-    FloatModel,
-    QuantizedWeights,
+from llama_pynq.kernel.reference import FloatModel, QuantizedWeights
+from llama_pynq.kernel.stages import (
     matvec,
     quantize_groups,
     rms_norm,

@@ -17,7 +17,8 @@ from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import KernelLimits, RowFlag
-from llama_pynq.kernel.reference import KernelModel, rope_turns, sample
+from llama_pynq.kernel.reference import KernelModel
+from llama_pynq.kernel.stages import rope_turns, sample
 from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.project import Project
 from llama_pynq.weights.packed import QuantizedModel, Target, pack_channels

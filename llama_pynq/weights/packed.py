@@ -30,7 +30,7 @@ from llama_pynq.kernel.abi import (
     WORD_BYTES,
     KernelLimits,
 )
-from llama_pynq.kernel.reference import QuantizedMatrix
+from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.utils.files import cache_folder, replacing
 
 PACK_VERSION = 4
