@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from llama_pynq.boards import boards
-from llama_pynq.kernel.abi import KernelLimits
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.registers import (
     Argument,
     arguments,

@@ -38,8 +38,9 @@ from llama_pynq.errors import (
     OverlayMismatch,
     RequestError,
 )
-from llama_pynq.kernel import abi
-from llama_pynq.kernel.abi import KernelLimits, RequestFlag, State
+from llama_pynq.kernel import abi, kv_cache
+from llama_pynq.kernel.abi import RequestFlag, State
+from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.kernel.registers import (
     AP_CONTINUE,
     AP_DONE,
@@ -51,7 +52,7 @@ from llama_pynq.kernel.registers import (
     arguments,
 )
 from llama_pynq.kernel.stages import rope_turns
-from llama_pynq.weights.packed import PackedModel, Target, check_limits
+from llama_pynq.weights.packed import PackedModel, Target
 
 if TYPE_CHECKING:
     from llama_pynq.engine.llama import Generation, Llama, StreamToken
@@ -849,7 +850,7 @@ class LlamaDriver(DefaultIP):
             part = self._fetch(f"kv_cache_{port}", slice(slot * share, (slot + 1) * share))
             records = part.reshape(c.n_layers, heads, c.seq_len, -1)
             mine = records[:, : len(range(port, c.n_kv_heads, ports)), :positions]
-            out[:, :, port::ports] = abi.read_records(mine, self._kv_bits, beat, c.head_size)
+            out[:, :, port::ports] = kv_cache.read_records(mine, self._kv_bits, beat, c.head_size)
         return out
 
     # ---- weights ---------------------------------------------------------------------

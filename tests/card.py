@@ -23,7 +23,7 @@ from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import BANK_STRIDE, Bank
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.emulation.hwh import data_registers
-from llama_pynq.kernel import abi, registers
+from llama_pynq.kernel import abi, limits, registers
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.measure import selftest
 
@@ -210,7 +210,7 @@ class Expected:
 
     def __init__(
         self,
-        limits: abi.KernelLimits,
+        limits: limits.KernelLimits,
         banks: dict[str, str],
         chained: bool,
         whole: bool,

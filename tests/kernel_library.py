@@ -21,7 +21,7 @@ import numpy as np
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
-from llama_pynq.kernel import abi
+from llama_pynq.kernel import abi, limits
 from llama_pynq.kernel.reference import QuantizedWeights
 from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
 from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
@@ -155,7 +155,7 @@ class KernelLibrary:
         self.sequence = 0
         words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
         self.call({"results": words}, abi.COMMAND_DESCRIBE)
-        self.limits = abi.KernelLimits.from_words(words)
+        self.limits = limits.KernelLimits.from_words(words)
 
     def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
         """One call, to its end; arguments that `buffers` lacks are null."""

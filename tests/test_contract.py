@@ -7,6 +7,7 @@ import pytest
 from kernel_library import BOARDS, HLS_SRC, compile_kernels, header_constants, kernel_library
 
 from llama_pynq.kernel import abi, registers
+from llama_pynq.kernel.limits import KernelLimits
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -178,12 +179,12 @@ def test_kernel_limits_from_words():
         100, 100 + len(abi.DESCRIBE_FIELDS)
     )
     words[abi.DESCRIBE_BOARD :] = np.frombuffer(b"pynq-z2".ljust(16, b"\0"), np.uint32)
-    limits = abi.KernelLimits.from_words(words)
-    assert (limits.board, limits.abi, limits.channels) == ("pynq-z2", 3, 100)
-    assert limits.max_step_events == 113
+    found = KernelLimits.from_words(words)
+    assert (found.board, found.abi, found.channels) == ("pynq-z2", 3, 100)
+    assert found.max_step_events == 113
 
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_limits_from_the_header_are_what_the_kernel_says(board):
     header = HLS_SRC / "boards" / f"{board}.h"
-    assert abi.KernelLimits.from_header(header) == kernel_library(board).limits
+    assert KernelLimits.from_header(header) == kernel_library(board).limits

@@ -16,7 +16,7 @@ from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS
 from llama_pynq.emulation.design import zynq_design
 from llama_pynq.kernel import abi, registers
-from llama_pynq.kernel.abi import KernelLimits
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.weights.packed import (
     PACK_VERSION,

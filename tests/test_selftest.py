@@ -63,7 +63,7 @@ def test_golden_answers_are_the_references(name, tmp_path):
 
 
 def test_model_has_rows_for_every_channel_and_heads_for_every_port():
-    from llama_pynq.kernel.abi import KernelLimits
+    from llama_pynq.kernel.limits import KernelLimits
     from llama_pynq.kernel.registers import board_headers
 
     for header in board_headers().values():

@@ -54,7 +54,8 @@ def test_vectors_are_the_same_every_time(tmp_path):
 
 
 def test_expected_tokens_do_not_depend_on_the_board(tmp_path):
-    from llama_pynq.kernel.abi import STATUS_WORDS, KernelLimits
+    from llama_pynq.kernel.abi import STATUS_WORDS
+    from llama_pynq.kernel.limits import KernelLimits
     from llama_pynq.vitis.vectors import STEPS, make_vectors
 
     tokens = []

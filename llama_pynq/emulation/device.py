@@ -23,8 +23,8 @@ from llama_pynq.emulation.emulator import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel import registers
-from llama_pynq.kernel.abi import KernelLimits
 from llama_pynq.kernel.control import ControlUnit
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
 
 POLL_US = 20_000

@@ -30,16 +30,11 @@ from llama_pynq.kernel.abi import (
     REDUCE_LANES,
     VALUE_SUMS,
     WORD_BYTES,
-    KernelLimits,
     Stage,
 )
+from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.kernel.registers import board_headers
-from llama_pynq.weights.packed import (
-    Target,
-    channel_bytes,
-    check_limits,
-    has_half_group,
-)
+from llama_pynq.weights.packed import Target, channel_bytes, has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""

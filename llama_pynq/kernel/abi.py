@@ -7,16 +7,9 @@ kernel says it itself, see `KernelLimits`.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from llama_pynq.checkpoint.config import ModelConfig
 
 MAGIC = 0x4C4C4D41
 ABI_VERSION = 3
@@ -174,7 +167,6 @@ ERRORS = {
 }
 """Text of each error code; `detail` is the status word of that name."""
 
-
 TOKEN_NONE, TOKEN_UNDECIDED = -1, -2
 """Instead of a token: none was sampled; truncation keeps more than the top logits."""
 
@@ -199,155 +191,3 @@ def result_dtype(top_logits: int) -> np.dtype:
             ("top", [("id", "<i4"), ("logit", "<f4")], (top_logits,)),
         ]
     )
-
-
-@dataclass(frozen=True)
-class KernelLimits:
-    """The kernel's self-description: what this build can do.
-
-    Attributes
-    ----------
-    board : str
-    abi : int
-    channels, beat_bytes, tile_rows : int
-        Weight memory: channels, bytes a beat, output rows a tile.
-    max_rows, max_steps, max_stop_tokens, top_logits : int
-        Limits of one call.
-    max_dim, max_hidden_dim, max_head_size, max_layers, max_seq_len : int
-        Limits of the model.
-    clock_mhz : int
-        Ticks a microsecond in the profile.
-    max_step_events : int
-        Events a profile record holds.
-    kv_ports, kv_beat_bytes : int
-        KV cache: ports that the heads are dealt out to, bytes a beat.
-    """
-
-    board: str
-    abi: int
-    channels: int
-    beat_bytes: int
-    tile_rows: int
-    max_rows: int
-    max_steps: int
-    max_dim: int
-    max_hidden_dim: int
-    max_head_size: int
-    max_layers: int
-    max_seq_len: int
-    top_logits: int
-    clock_mhz: int
-    max_stop_tokens: int
-    max_step_events: int
-    kv_ports: int
-    kv_beat_bytes: int
-
-    @classmethod
-    def from_words(cls, words: np.ndarray) -> KernelLimits:
-        """Read the (DESCRIBE_WORDS,) uint32 words of a described call."""
-        values = {name: int(words[DESCRIBE_BASE + i]) for i, name in enumerate(DESCRIBE_FIELDS)}
-        name = words[DESCRIBE_BOARD:DESCRIBE_WORDS].astype("<u4").tobytes()
-        return cls(
-            board=name.split(b"\0")[0].decode("ascii", "replace"),
-            abi=int(words[STATUS_ABI]),
-            **values,
-        )
-
-    @classmethod
-    def from_header(cls, header: Path) -> KernelLimits:
-        """What a kernel built from a board's config header will say of itself.
-
-        Raises
-        ------
-        ValueError
-            If the header lacks a constant.
-        """
-        text = header.read_text(encoding="utf-8")
-        found = {n: int(v) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text)}
-        board = re.search(r'kBoardName\[\] = "(.*)";', text)
-        fixed = {"abi": ABI_VERSION, "max_stop_tokens": MAX_STOP_TOKENS, "max_step_events": 4096}
-        try:
-            values = {
-                name: fixed[name]
-                if name in fixed
-                else found["".join(part.capitalize() for part in name.split("_"))]
-                for name in (*DESCRIBE_FIELDS, "abi")
-            }
-            assert board is not None
-        except (KeyError, AssertionError) as error:
-            raise ValueError(f"{header} lacks a constant of a board's config: {error}") from error
-        return cls(board=board.group(1), **values)
-
-    def within(self, board: KernelLimits) -> KernelLimits:
-        """Limits of this kernel, held to another board's limits on models and calls.
-
-        What the layout of buffers depends on (channels, tiles, top logits) stays.
-        """
-        names = ("max_rows", "max_steps", "max_dim", "max_hidden_dim", "max_head_size",
-                 "max_layers", "max_seq_len")  # fmt: skip
-        least = {name: min(getattr(self, name), getattr(board, name)) for name in names}
-        return replace(self, board=board.board, **least)
-
-    def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
-        """Bytes that one port's share of the KV cache takes (``hls_src/cache.h``).
-
-        Parameters
-        ----------
-        config : ModelConfig
-        kv_bits : {32, 8}
-        slots : int
-            Sequences.
-        """
-        beat = self.kv_beat_bytes
-        stride = -(-config.head_size // REDUCE_LANES) * REDUCE_LANES
-        half = -(-stride * kv_bits // 8 // beat) * beat
-        record = 2 * half + (beat if kv_bits == 8 else 0)
-        heads = -(-config.n_kv_heads // self.kv_ports)
-        return slots * config.n_layers * heads * config.seq_len * record
-
-    @property
-    def request_words(self) -> int:
-        return REQUEST_ROW_BASE + ROW_WORDS * self.max_rows
-
-    @property
-    def model_words(self) -> int:
-        return MODEL_ROPE_TABLE + self.max_head_size
-
-    @property
-    def result_dtype(self) -> np.dtype:
-        return result_dtype(self.top_logits)
-
-    @property
-    def results_words(self) -> int:
-        return STATUS_WORDS + self.max_steps * self.max_rows * self.result_dtype.itemsize // 4
-
-    @property
-    def profile_step_words(self) -> int:
-        return 2 + 2 * self.max_step_events
-
-
-def read_records(records: np.ndarray, kv_bits: int, beat: int, head_size: int) -> np.ndarray:
-    """Keys and values of records of the KV cache.
-
-    Parameters
-    ----------
-    records : (..., record_bytes) uint8
-    kv_bits : {32, 8}
-    beat : int
-        Bytes of a KV port's beat.
-    head_size : int
-
-    Returns
-    -------
-    (2, ..., head_size) float32
-        Keys, then values.
-    """
-    flat = np.ascontiguousarray(records)
-    if kv_bits == 32:
-        halves = np.split(flat.view(np.float32), 2, axis=-1)
-        return np.stack(halves)[..., :head_size]
-    scales = flat[..., :8].view(np.float32)
-    # Byte k of a beat's word i is its value k * words + i.
-    beats = flat[..., beat:].view(np.int8).reshape(*flat.shape[:-1], -1, beat // 4, 4)
-    values = np.swapaxes(beats, -1, -2).reshape(*flat.shape[:-1], 2, -1)[..., :head_size]
-    return np.moveaxis(values * scales[..., None], -2, 0)

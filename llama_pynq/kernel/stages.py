@@ -8,7 +8,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from llama_pynq.kernel.abi import BLOCK, NORM_SUMS, REDUCE_LANES, TOKEN_UNDECIDED, VALUE_SUMS
+from llama_pynq.kernel.abi import (
+    BLOCK,
+    NORM_SUMS,
+    REDUCE_LANES,
+    TOKEN_UNDECIDED,
+    VALUE_SUMS,
+)
 from llama_pynq.kernel.float_math import (
     add,
     cos_sin,

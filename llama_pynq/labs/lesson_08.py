@@ -15,7 +15,7 @@ from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.predict import KernelConfig, kernel_of, predict
 from llama_pynq.estimate.resources import resources
-from llama_pynq.kernel.abi import KernelLimits
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.registers import board_headers
 from llama_pynq.labs import exercise, expect
 

@@ -16,7 +16,8 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.kernel import abi
-from llama_pynq.kernel.abi import KernelLimits, RowFlag
+from llama_pynq.kernel.abi import RowFlag
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.kernel.stages import rope_turns, sample
 from llama_pynq.utils.files import write_atomically

@@ -28,8 +28,8 @@ from llama_pynq.kernel.abi import (
     MIN_GROUP,
     WEIGHT_BITS,
     WORD_BYTES,
-    KernelLimits,
 )
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.utils.files import cache_folder, replacing
 
@@ -348,24 +348,6 @@ def channel_bytes(config: ModelConfig, group_size: int, target: Target, bits: in
     common = config.n_layers * per_layer + tables * tiles(config.vocab_size, config.dim)
     norms = (2 * config.n_layers + 1) * dim_groups * group_size * 4
     return [common + (norms if c == 0 else 0) for c in range(target.channels)]
-
-
-def check_limits(config: ModelConfig, limits: KernelLimits) -> None:
-    """Raise LimitError, naming every limit the model exceeds and the board's value."""
-    checks = (
-        ("dim", config.dim, limits.max_dim),
-        ("hidden_dim", config.hidden_dim, limits.max_hidden_dim),
-        ("head_size", config.head_size, limits.max_head_size),
-        ("n_layers", config.n_layers, limits.max_layers),
-        ("seq_len", config.seq_len, limits.max_seq_len),
-    )
-    over = [f"{name} {value} (at most {limit})" for name, value, limit in checks if value > limit]
-    if over:
-        raise LimitError(
-            f"the model does not fit the kernel on {limits.board}: {', '.join(over)}. "
-            "Use a smaller model, or an overlay built with higher limits "
-            f"(hls_src/boards/{limits.board.replace('-', '_')}.h)"
-        )
 
 
 # ---- packed files ---------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 from kernel_library import board_header
 
 from llama_pynq.emulation.targets import Target
-from llama_pynq.kernel import abi
+from llama_pynq.kernel import abi, limits
 from llama_pynq.kernel.registers import board_arguments, board_constants
 
 SOURCE = Path(__file__).parent / "run_calls.c"
@@ -42,7 +42,7 @@ class ForeignKernel:
         self.sequence = 0
         words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
         self.call({"results": words}, abi.COMMAND_DESCRIBE)
-        self.limits = abi.KernelLimits.from_words(words)
+        self.limits = limits.KernelLimits.from_words(words)
 
     def _read(self, n: int) -> bytes:
         data = self._process.stdout.read(n)

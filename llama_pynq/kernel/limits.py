@@ -1,0 +1,173 @@
+"""What one build of the kernel can do: its self-description, and whether a model fits it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llama_pynq.errors import LimitError
+from llama_pynq.kernel.abi import (
+    ABI_VERSION,
+    DESCRIBE_BASE,
+    DESCRIBE_BOARD,
+    DESCRIBE_FIELDS,
+    DESCRIBE_WORDS,
+    MAX_STOP_TOKENS,
+    MODEL_ROPE_TABLE,
+    REDUCE_LANES,
+    REQUEST_ROW_BASE,
+    ROW_WORDS,
+    STATUS_ABI,
+    STATUS_WORDS,
+    result_dtype,
+)
+
+if TYPE_CHECKING:
+    from llama_pynq.checkpoint.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class KernelLimits:
+    """The kernel's self-description: what this build can do.
+
+    Attributes
+    ----------
+    board : str
+    abi : int
+    channels, beat_bytes, tile_rows : int
+        Weight memory: channels, bytes a beat, output rows a tile.
+    max_rows, max_steps, max_stop_tokens, top_logits : int
+        Limits of one call.
+    max_dim, max_hidden_dim, max_head_size, max_layers, max_seq_len : int
+        Limits of the model.
+    clock_mhz : int
+        Ticks a microsecond in the profile.
+    max_step_events : int
+        Events a profile record holds.
+    kv_ports, kv_beat_bytes : int
+        KV cache: ports that the heads are dealt out to, bytes a beat.
+    """
+
+    board: str
+    abi: int
+    channels: int
+    beat_bytes: int
+    tile_rows: int
+    max_rows: int
+    max_steps: int
+    max_dim: int
+    max_hidden_dim: int
+    max_head_size: int
+    max_layers: int
+    max_seq_len: int
+    top_logits: int
+    clock_mhz: int
+    max_stop_tokens: int
+    max_step_events: int
+    kv_ports: int
+    kv_beat_bytes: int
+
+    @classmethod
+    def from_words(cls, words: np.ndarray) -> KernelLimits:
+        """Read the (DESCRIBE_WORDS,) uint32 words of a described call."""
+        values = {name: int(words[DESCRIBE_BASE + i]) for i, name in enumerate(DESCRIBE_FIELDS)}
+        name = words[DESCRIBE_BOARD:DESCRIBE_WORDS].astype("<u4").tobytes()
+        return cls(
+            board=name.split(b"\0")[0].decode("ascii", "replace"),
+            abi=int(words[STATUS_ABI]),
+            **values,
+        )
+
+    @classmethod
+    def from_header(cls, header: Path) -> KernelLimits:
+        """What a kernel built from a board's config header will say of itself.
+
+        Raises
+        ------
+        ValueError
+            If the header lacks a constant.
+        """
+        text = header.read_text(encoding="utf-8")
+        found = {n: int(v) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text)}
+        board = re.search(r'kBoardName\[\] = "(.*)";', text)
+        fixed = {"abi": ABI_VERSION, "max_stop_tokens": MAX_STOP_TOKENS, "max_step_events": 4096}
+        try:
+            values = {
+                name: fixed[name]
+                if name in fixed
+                else found["".join(part.capitalize() for part in name.split("_"))]
+                for name in (*DESCRIBE_FIELDS, "abi")
+            }
+            assert board is not None
+        except (KeyError, AssertionError) as error:
+            raise ValueError(f"{header} lacks a constant of a board's config: {error}") from error
+        return cls(board=board.group(1), **values)
+
+    def within(self, board: KernelLimits) -> KernelLimits:
+        """Limits of this kernel, held to another board's limits on models and calls.
+
+        What the layout of buffers depends on (channels, tiles, top logits) stays.
+        """
+        names = ("max_rows", "max_steps", "max_dim", "max_hidden_dim", "max_head_size",
+                 "max_layers", "max_seq_len")  # fmt: skip
+        least = {name: min(getattr(self, name), getattr(board, name)) for name in names}
+        return replace(self, board=board.board, **least)
+
+    def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
+        """Bytes that one port's share of the KV cache takes (``hls_src/cache.h``).
+
+        Parameters
+        ----------
+        config : ModelConfig
+        kv_bits : {32, 8}
+        slots : int
+            Sequences.
+        """
+        beat = self.kv_beat_bytes
+        stride = -(-config.head_size // REDUCE_LANES) * REDUCE_LANES
+        half = -(-stride * kv_bits // 8 // beat) * beat
+        record = 2 * half + (beat if kv_bits == 8 else 0)
+        heads = -(-config.n_kv_heads // self.kv_ports)
+        return slots * config.n_layers * heads * config.seq_len * record
+
+    @property
+    def request_words(self) -> int:
+        return REQUEST_ROW_BASE + ROW_WORDS * self.max_rows
+
+    @property
+    def model_words(self) -> int:
+        return MODEL_ROPE_TABLE + self.max_head_size
+
+    @property
+    def result_dtype(self) -> np.dtype:
+        return result_dtype(self.top_logits)
+
+    @property
+    def results_words(self) -> int:
+        return STATUS_WORDS + self.max_steps * self.max_rows * self.result_dtype.itemsize // 4
+
+    @property
+    def profile_step_words(self) -> int:
+        return 2 + 2 * self.max_step_events
+
+
+def check_limits(config: ModelConfig, limits: KernelLimits) -> None:
+    """Raise LimitError, naming every limit the model exceeds and the board's value."""
+    checks = (
+        ("dim", config.dim, limits.max_dim),
+        ("hidden_dim", config.hidden_dim, limits.max_hidden_dim),
+        ("head_size", config.head_size, limits.max_head_size),
+        ("n_layers", config.n_layers, limits.max_layers),
+        ("seq_len", config.seq_len, limits.max_seq_len),
+    )
+    over = [f"{name} {value} (at most {limit})" for name, value, limit in checks if value > limit]
+    if over:
+        raise LimitError(
+            f"the model does not fit the kernel on {limits.board}: {', '.join(over)}. "
+            "Use a smaller model, or an overlay built with higher limits "
+            f"(hls_src/boards/{limits.board.replace('-', '_')}.h)"
+        )
