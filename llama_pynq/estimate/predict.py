@@ -32,6 +32,7 @@ from llama_pynq.kernel.abi import (
     WORD_BYTES,
     Stage,
 )
+from llama_pynq.kernel.kv_cache import head_stride, record_beats
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.kernel.registers import board_headers
 from llama_pynq.weights.packed import Target, channel_bytes, has_half_group
@@ -324,12 +325,11 @@ class Work:
 
     @property
     def head_stride(self) -> int:
-        return -(-self.config.head_size // REDUCE_LANES) * REDUCE_LANES
+        return head_stride(self.config.head_size)
 
     def record_beats(self, kernel: KernelConfig) -> int:
-        """Beats of one position of one head (``cache.h``, PlaceKv)."""
-        half = -(-self.head_stride * self.kv_bits // 8 // kernel.kv_beat_bytes)
-        return 2 * half + (1 if self.kv_bits == 8 else 0)
+        """Beats of one position of one head."""
+        return record_beats(self.config.head_size, self.kv_bits, kernel.kv_beat_bytes)
 
     def stage_bytes(self) -> dict[tuple[Stage, int], int]:
         """What each stage has to read, with no padding of tiles or heads, by (stage, layer).

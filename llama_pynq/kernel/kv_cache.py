@@ -2,7 +2,53 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+from llama_pynq.kernel.abi import REDUCE_LANES
+
+if TYPE_CHECKING:
+    from llama_pynq.checkpoint.config import ModelConfig
+
+
+def head_stride(head_size: int) -> int:
+    """Values that a key or a value takes, padded to whole reductions."""
+    return -(-head_size // REDUCE_LANES) * REDUCE_LANES
+
+
+def record_beats(head_size: int, kv_bits: int, beat_bytes: int) -> int:
+    """Beats of one record: key and value of one KV head at one position.
+
+    Parameters
+    ----------
+    head_size : int
+    kv_bits : {32, 8}
+        An int8 record has one more beat, for its two scales.
+    beat_bytes : int
+        Bytes of a KV port's beat.
+    """
+    half = -(-head_stride(head_size) * kv_bits // 8 // beat_bytes)
+    return 2 * half + (1 if kv_bits == 8 else 0)
+
+
+def port_bytes(
+    config: ModelConfig, kv_bits: int, slots: int, kv_ports: int, beat_bytes: int
+) -> int:
+    """Bytes that one port's share of the KV cache takes.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    kv_bits : {32, 8}
+    slots : int
+        Sequences.
+    kv_ports, beat_bytes : int
+        KV ports of the kernel; bytes of a port's beat.
+    """
+    heads = -(-config.n_kv_heads // kv_ports)
+    record = record_beats(config.head_size, kv_bits, beat_bytes) * beat_bytes
+    return slots * config.n_layers * heads * config.seq_len * record
 
 
 def read_records(records: np.ndarray, kv_bits: int, beat: int, head_size: int) -> np.ndarray:

@@ -18,13 +18,13 @@ from llama_pynq.kernel.abi import (
     DESCRIBE_WORDS,
     MAX_STOP_TOKENS,
     MODEL_ROPE_TABLE,
-    REDUCE_LANES,
     REQUEST_ROW_BASE,
     ROW_WORDS,
     STATUS_ABI,
     STATUS_WORDS,
     result_dtype,
 )
+from llama_pynq.kernel.kv_cache import port_bytes
 
 if TYPE_CHECKING:
     from llama_pynq.checkpoint.config import ModelConfig
@@ -118,21 +118,8 @@ class KernelLimits:
         return replace(self, board=board.board, **least)
 
     def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
-        """Bytes that one port's share of the KV cache takes (``hls_src/cache.h``).
-
-        Parameters
-        ----------
-        config : ModelConfig
-        kv_bits : {32, 8}
-        slots : int
-            Sequences.
-        """
-        beat = self.kv_beat_bytes
-        stride = -(-config.head_size // REDUCE_LANES) * REDUCE_LANES
-        half = -(-stride * kv_bits // 8 // beat) * beat
-        record = 2 * half + (beat if kv_bits == 8 else 0)
-        heads = -(-config.n_kv_heads // self.kv_ports)
-        return slots * config.n_layers * heads * config.seq_len * record
+        """Bytes of one port's share of the KV cache; see `kv_cache.port_bytes`."""
+        return port_bytes(config, kv_bits, slots, self.kv_ports, self.kv_beat_bytes)
 
     @property
     def request_words(self) -> int:
