@@ -7,14 +7,9 @@ import re
 from pathlib import Path
 
 from llama_pynq.boards import boards
+from llama_pynq.kernel.config import board_constants, board_headers
 from llama_pynq.kernel.limits import KernelLimits
-from llama_pynq.kernel.registers import (
-    Argument,
-    arguments,
-    board_constants,
-    board_headers,
-    registers,
-)
+from llama_pynq.kernel.registers import Argument, arguments, registers
 
 DOCUMENT = Path(__file__).with_name("kernel.md")
 

@@ -40,6 +40,7 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel import abi, kv_cache
 from llama_pynq.kernel.abi import RequestFlag, State
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.kernel.registers import (
     AP_CONTINUE,
@@ -52,7 +53,7 @@ from llama_pynq.kernel.registers import (
     arguments,
 )
 from llama_pynq.kernel.stages import rope_turns
-from llama_pynq.weights.packed import PackedModel, Target
+from llama_pynq.weights.packed import PackedModel
 
 if TYPE_CHECKING:
     from llama_pynq.engine.llama import Generation, Llama, StreamToken

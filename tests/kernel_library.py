@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import re
 import tempfile
 import zlib
 from collections.abc import Iterable
@@ -22,10 +21,12 @@ import numpy as np
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation.build import compile_kernel
 from llama_pynq.kernel import abi, limits
+from llama_pynq.kernel.config import Target, board_constants, read_constants
 from llama_pynq.kernel.reference import QuantizedWeights
-from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
+from llama_pynq.kernel.registers import board_arguments
 from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
-from llama_pynq.weights.packed import Target, channel_bytes, pack_channels
+from llama_pynq.kernel.top import top_function
+from llama_pynq.weights.packed import channel_bytes, pack_channels
 
 REPOSITORY = Path(__file__).parents[1]
 HLS_SRC = REPOSITORY / "hls_src"
@@ -39,16 +40,8 @@ def board_header(board: str) -> Path:
 
 
 def header_constants(board):
-    """Every ``constexpr int`` or ``uint32_t`` of the board's, config.h's and contract.h's."""
-    values = {}
-    for path in (HLS_SRC / "boards" / f"{board}.h", HLS_SRC / "config.h", HLS_SRC / "contract.h"):
-        found = re.findall(
-            r"^constexpr (?:int|uint32_t) (k\w+) = ([^;]+);", path.read_text(), re.MULTILINE
-        )
-        for name, text in found:
-            if not name.startswith("kMaxIn"):  # arrays on chip: no business of the host's
-                values[name] = eval(text.replace(" / ", " // "), {}, values)
-    return values
+    """Every integer constant of the board's header, config.h's and contract.h's."""
+    return read_constants(board_header(board), HLS_SRC / "config.h", HLS_SRC / "contract.h")
 
 
 def _sources_hash(*extra: str) -> str:
@@ -56,7 +49,8 @@ def _sources_hash(*extra: str) -> str:
     for path in sorted([*HLS_SRC.rglob("*.h"), *HLS_SRC.rglob("*.cpp"),
                         *(REPOSITORY / "tests" / "hls").rglob("*.*"),
                         REPOSITORY / "llama_pynq" / "emulation" / "build.py",
-                        REPOSITORY / "llama_pynq" / "kernel/registers.py"]):  # fmt: skip
+                        *(REPOSITORY / "llama_pynq" / "kernel" / name
+                          for name in ("config.py", "registers.py", "top.py"))]):  # fmt: skip
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -568,9 +568,9 @@ def test_generate_several_prompts_is_a_batch_with_the_texts_they_have_alone(cli)
 
 
 def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
+    from llama_pynq.kernel.config import Target, board_headers
     from llama_pynq.kernel.limits import KernelLimits
-    from llama_pynq.kernel.registers import board_headers
-    from llama_pynq.weights.packed import Target, open_packed
+    from llama_pynq.weights.packed import open_packed
 
     targets = set()
     for name in ("kv260", "pynq_z2", "u50"):

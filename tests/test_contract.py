@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_library import BOARDS, HLS_SRC, compile_kernels, header_constants, kernel_library
 
-from llama_pynq.kernel import abi, registers
+from llama_pynq.kernel import abi, config
 from llama_pynq.kernel.limits import KernelLimits
 
 
@@ -149,9 +149,7 @@ def test_board_describes_itself_as_its_header_says(board):
     for name in abi.DESCRIBE_FIELDS:
         constant = "k" + "".join(part.capitalize() for part in name.split("_"))
         assert getattr(limits, name) == header[constant], name
-    assert (
-        limits.channels == registers.board_constants(HLS_SRC / "boards" / f"{board}.h")["kChannels"]
-    )
+    assert limits.channels == config.board_constants(HLS_SRC / "boards" / f"{board}.h")["kChannels"]
 
 
 @pytest.mark.parametrize("board", BOARDS)

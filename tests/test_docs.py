@@ -15,13 +15,13 @@ from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS
 from llama_pynq.emulation.design import zynq_design
-from llama_pynq.kernel import abi, registers
+from llama_pynq.kernel import abi, config, registers
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.weights.packed import (
     PACK_VERSION,
     QuantizedModel,
-    Target,
     channel_bytes,
     pack_channels,
     write_packed,
@@ -145,7 +145,7 @@ def test_control_bits_as_the_driver_uses_them():
 
 @pytest.mark.parametrize("column, board", [(3, "u250"), (4, "pynq-z2")])
 def test_register_offsets_as_the_board_has_them(column, board):
-    constants = registers.board_constants(registers.board_headers()[board])
+    constants = config.board_constants(config.board_headers()[board])
     counts = {"weights_c": constants["kChannels"], "kv_read_p": constants["kKvPorts"]}
     counts["kv_write_p"] = counts["kv_read_p"]
     arguments = registers.board_arguments(constants)

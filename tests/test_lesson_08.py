@@ -5,9 +5,8 @@ from lesson_notebooks import solution
 
 from llama_pynq import labs
 from llama_pynq.boards import boards
-from llama_pynq.estimate.predict import kernel_of
+from llama_pynq.kernel.config import board_headers, kernel_of
 from llama_pynq.kernel.limits import KernelLimits
-from llama_pynq.kernel.registers import board_headers
 from llama_pynq.labs.lesson_08 import WANTED, halved, kernel_from, with_constants
 
 HOST = board_headers()["host"].read_text()

@@ -10,12 +10,12 @@ from kernel_library import RandomModel, kernel_library
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import CheckpointError, LimitError
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import check_limits
 from llama_pynq.weights import packed
 from llama_pynq.weights.packed import (
     PackedModel,
     QuantizedModel,
-    Target,
     channel_bytes,
     is_packed,
     open_packed,

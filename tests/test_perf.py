@@ -17,20 +17,18 @@ from llama_pynq.errors import LimitError
 from llama_pynq.estimate.predict import (
     SMALL,
     Compute,
-    KernelConfig,
     Streams,
     StreamsInTurn,
     Work,
     buffers,
     dataflow,
     fits,
-    kernel_of,
     loop,
     nest,
     predict,
 )
 from llama_pynq.kernel.abi import BLOCK, Stage
-from llama_pynq.kernel.registers import board_headers
+from llama_pynq.kernel.config import KernelConfig, board_headers, kernel_of
 from llama_pynq.weights.packed import channel_bytes
 
 BOARDS = boards()

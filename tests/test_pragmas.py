@@ -10,7 +10,9 @@ from itertools import pairwise
 import pytest
 from kernel_library import BOARDS, HLS_SRC, board_header
 
-from llama_pynq.kernel.registers import board_arguments, board_constants, top_function
+from llama_pynq.kernel.config import board_constants
+from llama_pynq.kernel.registers import board_arguments
+from llama_pynq.kernel.top import top_function
 
 SOURCES = [
     *sorted(HLS_SRC.glob("*.h")),

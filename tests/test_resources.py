@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from llama_pynq.boards import Resources, boards
-from llama_pynq.estimate.predict import kernel_of
 from llama_pynq.estimate.resources import (
     BEGIN,
     END,
@@ -17,6 +16,7 @@ from llama_pynq.estimate.resources import (
     units,
     updated,
 )
+from llama_pynq.kernel.config import kernel_of
 
 BOARDS = boards()
 DOCUMENT = Path(__file__).parents[1] / "docs" / "boards.md"

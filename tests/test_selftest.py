@@ -63,8 +63,8 @@ def test_golden_answers_are_the_references(name, tmp_path):
 
 
 def test_model_has_rows_for_every_channel_and_heads_for_every_port():
+    from llama_pynq.kernel.config import board_headers
     from llama_pynq.kernel.limits import KernelLimits
-    from llama_pynq.kernel.registers import board_headers
 
     for header in board_headers().values():
         limits = KernelLimits.from_header(header)

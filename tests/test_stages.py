@@ -11,8 +11,9 @@ from kernel_library import RandomModel, model_words, request_words
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.kernel import abi, float_math, stages
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.stages import QuantizedMatrix
-from llama_pynq.weights.packed import Target, pack_matrix
+from llama_pynq.weights.packed import pack_matrix
 
 f32 = np.float32
 TINY = np.finfo(f32).tiny

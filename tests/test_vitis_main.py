@@ -9,7 +9,7 @@ import pytest
 from vitis_stand_ins import Machine, needs_tclsh
 
 from llama_pynq.boards import boards
-from llama_pynq.kernel.registers import top_function
+from llama_pynq.kernel.top import top_function
 from llama_pynq.overlay_store.record import OverlayRecord
 from llama_pynq.vitis.__main__ import main
 from llama_pynq.vitis.project import Project

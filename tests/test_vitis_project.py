@@ -5,8 +5,8 @@ import pytest
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import BuildError
-from llama_pynq.estimate.predict import kernel_of
-from llama_pynq.kernel.registers import top_function
+from llama_pynq.kernel.config import kernel_of
+from llama_pynq.kernel.top import top_function
 from llama_pynq.vitis.platforms import MPSOC, PLATFORMS, ZYNQ_7000, Card
 from llama_pynq.vitis.project import Project, bank_of, connectivity, share_ports
 

@@ -309,8 +309,8 @@ def _selftest(args: argparse.Namespace) -> int:
 def _board_limits(name: str) -> KernelLimits:
     """Limits of a board by its name or its header's, from the kernel's source."""
     from llama_pynq.boards import boards
+    from llama_pynq.kernel.config import board_headers
     from llama_pynq.kernel.limits import KernelLimits
-    from llama_pynq.kernel.registers import board_headers
 
     headers = board_headers()
     board = name.lower().replace("_", "-")
@@ -325,9 +325,10 @@ def _board_limits(name: str) -> KernelLimits:
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.engine.llama import BUNDLED
+    from llama_pynq.kernel.config import Target
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.tokenizer.load import load_tokenizer
-    from llama_pynq.weights.packed import QuantizedModel, Target, is_packed, write_packed
+    from llama_pynq.weights.packed import QuantizedModel, is_packed, write_packed
 
     output = Path(args.output)
     if output.is_dir():

@@ -26,7 +26,7 @@ from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.emulation.targets import Target
 from llama_pynq.errors import BuildError, LlamaPynqError
-from llama_pynq.kernel import registers
+from llama_pynq.kernel import config, registers, top
 from llama_pynq.utils.files import cache_folder, package_folders, write_atomically
 
 # -ffp-contract=off: a fused multiply-add rounds once instead of twice, and the arithmetic
@@ -135,7 +135,7 @@ def write_overlays(folder: Path, payloads: Sequence[Payload], constants: Mapping
     payloads : sequence of Payload
         One for each instruction-set level.
     constants : mapping of str to int
-        Of the compiled kernel's header (`registers.board_constants`).
+        Of the compiled kernel's header (`config.board_constants`).
     """
     name = registers.IP_NAME
     shape = (
@@ -199,7 +199,7 @@ def build_emulated_overlay(
     *,
     board: str = "host",
     sources: Sequence[Path] | None = None,
-    top_function: Callable[[Path], str] = registers.top_function,
+    top_function: Callable[[Path], str] = top.top_function,
     cxx: str | None = None,
     extra_flags: Sequence[str] = (),
     target: Target | None = None,
@@ -234,7 +234,7 @@ def build_emulated_overlay(
         If there is nothing to compile, or the compiler is missing or fails.
     """
     header = hls_src / "boards" / f"{board}.h"
-    constants = registers.board_constants(header)
+    constants = config.board_constants(header)
     if sources is None:
         sources = [*sorted(hls_src.glob("*.cpp")), *sorted((hls_src / "host").glob("*.cpp"))]
     if not sources:
@@ -256,7 +256,7 @@ def own_build_folder() -> Path:
     So what was compiled of another version's sources is never taken for this one's.
     """
     hls_src = Path(package_folders("hls_src")[0])
-    digest = hashlib.sha256(registers.top_function(hls_src / "boards" / "host.h").encode())
+    digest = hashlib.sha256(top.top_function(hls_src / "boards" / "host.h").encode())
     for path in sorted(path for path in hls_src.rglob("*.*") if path.suffix in (".h", ".cpp")):
         digest.update(path.relative_to(hls_src).as_posix().encode() + b"\0" + path.read_bytes())
     return cache_folder() / "emulator" / digest.hexdigest()[:16]

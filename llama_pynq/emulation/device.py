@@ -22,7 +22,7 @@ from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
 from llama_pynq.emulation.emulator import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.kernel import registers
+from llama_pynq.kernel import config, registers
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
@@ -303,7 +303,7 @@ class EmulatedDevice(Device):
         """Limits of the emulated board's own kernel; None for host, whose kernel this is."""
         if self.board.name == "host":
             return None
-        return KernelLimits.from_header(registers.board_headers()[self.board.name])
+        return KernelLimits.from_header(config.board_headers()[self.board.name])
 
     @property
     def lock_name(self) -> str:

@@ -37,16 +37,11 @@ from llama_pynq.kernel.abi import (
     RowFlag,
     make_rows,
 )
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import check_limits
 from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
-from llama_pynq.weights.packed import (
-    PackedModel,
-    Target,
-    is_packed,
-    open_packed,
-    pack_cached,
-)
+from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_cached
 
 if TYPE_CHECKING:
     from llama_pynq.driver import CallResult, LlamaDriver, PendingCall

@@ -13,11 +13,8 @@ Nothing here was measured on a board with this kernel: every figure is modelled.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from llama_pynq.boards import MIB, Board, Memory
 from llama_pynq.checkpoint.config import ModelConfig
@@ -32,10 +29,10 @@ from llama_pynq.kernel.abi import (
     WORD_BYTES,
     Stage,
 )
+from llama_pynq.kernel.config import KernelConfig, Target, board_headers, kernel_of
 from llama_pynq.kernel.kv_cache import head_stride, record_beats
 from llama_pynq.kernel.limits import KernelLimits, check_limits
-from llama_pynq.kernel.registers import board_headers
-from llama_pynq.weights.packed import Target, channel_bytes, has_half_group
+from llama_pynq.weights.packed import channel_bytes, has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""
@@ -100,83 +97,6 @@ class Assumptions:
 
 
 ASSUMPTIONS = Assumptions()
-
-
-@dataclass(frozen=True)
-class KernelConfig:
-    """A board's config header: its constants, and the depths of the FIFOs."""
-
-    clock_mhz: int
-    channels: int
-    beat_bytes: int
-    tile_rows: int
-    scale_lanes: int
-    product_rows: int
-    waves_in_flight: int
-    kv_ports: int
-    kv_beat_bytes: int
-    shared_masters: int
-    attention_lanes: int
-    score_cycles: int
-    queries: int
-    vector_lanes: int
-    gate_cycles: int
-    sample_cycles: int
-    max_rows: int
-    max_steps: int
-    max_dim: int
-    max_hidden_dim: int
-    max_head_size: int
-    top_logits: int
-    read_latency: int
-    read_burst_beats: int
-    read_outstanding: int
-    fadd_latency: int
-    weight_fifo_beats: int
-    kv_fifo_beats: int
-    kv_write_beats: int
-
-    @classmethod
-    def from_header(cls, header: Path) -> KernelConfig:
-        """Read a board's header and ``config.h`` beside its folder.
-
-        Raises
-        ------
-        ValueError
-            If a constant is in neither.
-        """
-        found: dict[str, int] = {}
-        for path in (header.parents[1] / "config.h", header):
-            text = path.read_text(encoding="utf-8")
-            found.update((n, int(v)) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text))
-        values = {}
-        for name in (f.name for f in fields(cls)):
-            constant = "".join(part.capitalize() for part in name.split("_"))
-            if constant not in found:
-                raise ValueError(f"{header} defines no 'constexpr int k{constant} = ...;'")
-            values[name] = found[constant]
-        return cls(**values)
-
-    @property
-    def word_beats(self) -> int:
-        """Beats of a weight word."""
-        return WORD_BYTES // self.beat_bytes
-
-    @property
-    def scale_words(self) -> int:
-        """Words that hold the scales of a tile's group."""
-        return self.tile_rows * 4 // WORD_BYTES
-
-    @property
-    def target(self) -> Target:
-        return Target(self.channels, self.tile_rows)
-
-
-@lru_cache
-def kernel_of(board: Board) -> KernelConfig:
-    """The board's config header, at the clock that its shell allows."""
-    kernel = KernelConfig.from_header(board_headers()[board.header])
-    return replace(kernel, clock_mhz=min(kernel.clock_mhz, board.max_clock_mhz))
 
 
 # ---- building blocks ------------------------------------------------------------------

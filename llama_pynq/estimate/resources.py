@@ -17,9 +17,9 @@ from pathlib import Path
 
 from llama_pynq.boards import MIB, Board, Resources, boards
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.estimate.predict import ROPE_CYCLES, KernelConfig, buffers, kernel_of
+from llama_pynq.estimate.predict import ROPE_CYCLES, buffers
 from llama_pynq.kernel.abi import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
-from llama_pynq.kernel.registers import kv_in_uram
+from llama_pynq.kernel.config import KernelConfig, kernel_of, kv_in_uram
 
 LIMITS = Resources(lut=0.70, dsp=0.80, bram36=0.80, uram=0.80)
 """Shares of a device beyond which timing is hard to close (finn, platforms.py)."""

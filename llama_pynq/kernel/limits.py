@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from llama_pynq.kernel.abi import (
     DESCRIBE_BOARD,
     DESCRIBE_FIELDS,
     DESCRIBE_WORDS,
+    MAX_STEP_EVENTS,
     MAX_STOP_TOKENS,
     MODEL_ROPE_TABLE,
     REQUEST_ROW_BASE,
@@ -24,6 +24,7 @@ from llama_pynq.kernel.abi import (
     STATUS_WORDS,
     result_dtype,
 )
+from llama_pynq.kernel.config import board_name, constant_name, read_constants, require_constants
 from llama_pynq.kernel.kv_cache import port_bytes
 
 if TYPE_CHECKING:
@@ -91,21 +92,14 @@ class KernelLimits:
         ValueError
             If the header lacks a constant.
         """
-        text = header.read_text(encoding="utf-8")
-        found = {n: int(v) for n, v in re.findall(r"constexpr int k(\w+) = (\d+);", text)}
-        board = re.search(r'kBoardName\[\] = "(.*)";', text)
-        fixed = {"abi": ABI_VERSION, "max_stop_tokens": MAX_STOP_TOKENS, "max_step_events": 4096}
-        try:
-            values = {
-                name: fixed[name]
-                if name in fixed
-                else found["".join(part.capitalize() for part in name.split("_"))]
-                for name in (*DESCRIBE_FIELDS, "abi")
-            }
-            assert board is not None
-        except (KeyError, AssertionError) as error:
-            raise ValueError(f"{header} lacks a constant of a board's config: {error}") from error
-        return cls(board=board.group(1), **values)
+        found, board = read_constants(header), board_name(header)
+        fixed = {"max_stop_tokens": MAX_STOP_TOKENS, "max_step_events": MAX_STEP_EVENTS}
+        names = {name: constant_name(name) for name in DESCRIBE_FIELDS if name not in fixed}
+        require_constants(found, names.values(), header)
+        if board is None:
+            raise ValueError(f"{header} defines no 'constexpr char kBoardName[] = ...;'")
+        values = {name: found[constant] for name, constant in names.items()}
+        return cls(board=board, abi=ABI_VERSION, **fixed, **values)
 
     def within(self, board: KernelLimits) -> KernelLimits:
         """Limits of this kernel, held to another board's limits on models and calls.

@@ -13,10 +13,10 @@ import numpy as np
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.shapes import STORIES
-from llama_pynq.estimate.predict import KernelConfig, kernel_of, predict
+from llama_pynq.estimate.predict import predict
 from llama_pynq.estimate.resources import resources
+from llama_pynq.kernel.config import KernelConfig, board_headers, kernel_of
 from llama_pynq.kernel.limits import KernelLimits
-from llama_pynq.kernel.registers import board_headers
 from llama_pynq.labs import exercise, expect
 
 SHAPE = STORIES["stories110M"]

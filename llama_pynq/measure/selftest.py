@@ -31,11 +31,12 @@ from llama_pynq.engine.llama import Generation, Llama
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.measure.timing import board_of, measure_steps
 from llama_pynq.overlay_store.record import sha256_of
-from llama_pynq.weights.packed import QuantizedModel, Target, open_packed, write_packed
+from llama_pynq.weights.packed import QuantizedModel, open_packed, write_packed
 
 CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)
 """Of the model with golden answers: rows for every weight channel, heads for every KV port."""

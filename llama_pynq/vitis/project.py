@@ -1,6 +1,6 @@
 """The files that the tools are given for a board: generated, so that one place knows each fact.
 
-``top.cpp`` is the kernel's top function (`llama_pynq.kernel.registers`), ``settings.tcl`` what
+``top.cpp`` is the kernel's top function (`kernel/top.py`), ``settings.tcl`` what
 ``hls_src/scripts/*.tcl`` need to know, and ``connectivity.cfg`` the cards' memory banks.
 """
 
@@ -13,6 +13,12 @@ from pathlib import Path
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.errors import BuildError
+from llama_pynq.kernel.config import (
+    board_constants,
+    board_headers,
+    read_constants,
+    require_constants,
+)
 from llama_pynq.kernel.registers import (
     IP_NAME,
     LIBRARY,
@@ -21,9 +27,8 @@ from llama_pynq.kernel.registers import (
     VLNV,
     Argument,
     board_arguments,
-    board_constants,
-    top_function,
 )
+from llama_pynq.kernel.top import top_function
 from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
 from llama_pynq.vitis.tools import seen_from_here
@@ -48,30 +53,22 @@ def source_folder() -> Path:
 
 
 def _header(source: Path, board: Board) -> Path:
-    name = f'kBoardName[] = "{board.header}";'
-    for path in sorted((source / "boards").glob("*.h")):
-        if name in path.read_text(encoding="utf-8"):
-            return path
-    raise BuildError(f"{source / 'boards'} has no header whose kBoardName is {board.header!r}")
+    headers = board_headers(source)
+    if board.header not in headers:
+        raise BuildError(f"{source / 'boards'} has no header whose kBoardName is {board.header!r}")
+    return headers[board.header]
 
 
 def _check(header: Path, source: Path) -> None:
     """Whether a header has the constants that a build's files are made from."""
     like = f"compare it with those in {source}/boards"
+    names = ("kClockMhz", "kChannels", "kKvPorts", "kBeatBytes", "kKvBeatBytes", "kFaddLatency")
     try:
         constants = board_constants(header)
+        require_constants(constants, names, header)
     except ValueError as error:  # it names the header
         raise BuildError(f"{error}: {like}") from error
-    for name in (
-        "kClockMhz",
-        "kChannels",
-        "kKvPorts",
-        "kBeatBytes",
-        "kKvBeatBytes",
-        "kFaddLatency",
-    ):
-        if name not in constants:
-            raise BuildError(f"{header} defines no 'constexpr int {name} = ...;': {like}")
+    for name in names:
         if constants[name] == 0:
             raise BuildError(f"{name} of {header} is 0: {like}")
 
@@ -149,9 +146,7 @@ class Project:
     @property
     def abi(self) -> int:
         """kAbiVersion of the source."""
-        found = re.search(r"kAbiVersion = (\d+);", (self.source / "contract.h").read_text())
-        assert found is not None
-        return int(found.group(1))
+        return read_constants(self.source / "contract.h")["kAbiVersion"]
 
     def bundles(self) -> dict[str, int]:
         """The kernel's AXI masters and the bytes each moves in a cycle: weights, KV cache, rest."""

@@ -17,12 +17,13 @@ from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import RowFlag
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.kernel.stages import rope_turns, sample
 from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.project import Project
-from llama_pynq.weights.packed import QuantizedModel, Target, pack_channels
+from llama_pynq.weights.packed import QuantizedModel, pack_channels
 
 CONFIG = ModelConfig(
     dim=72, hidden_dim=101, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=203, seq_len=40,

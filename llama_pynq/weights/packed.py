@@ -29,7 +29,7 @@ from llama_pynq.kernel.abi import (
     WEIGHT_BITS,
     WORD_BYTES,
 )
-from llama_pynq.kernel.limits import KernelLimits
+from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.utils.files import cache_folder, replacing
 
@@ -190,24 +190,6 @@ class QuantizedModel:
 
 
 # ---- layout ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Target:
-    """What of a board the packed bytes depend on.
-
-    Attributes
-    ----------
-    channels, tile_rows : int
-        kChannels and kTileRows of the board's config header.
-    """
-
-    channels: int
-    tile_rows: int
-
-    @classmethod
-    def of(cls, limits: KernelLimits) -> Target:
-        return cls(limits.channels, limits.tile_rows)
 
 
 def row_bytes(columns: int, group_size: int, bits: int) -> int:

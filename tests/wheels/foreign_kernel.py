@@ -12,7 +12,8 @@ from kernel_library import board_header
 
 from llama_pynq.emulation.targets import Target
 from llama_pynq.kernel import abi, limits
-from llama_pynq.kernel.registers import board_arguments, board_constants
+from llama_pynq.kernel.config import board_constants
+from llama_pynq.kernel.registers import board_arguments
 
 SOURCE = Path(__file__).parent / "run_calls.c"
 _MARK = 1 << 63
