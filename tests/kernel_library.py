@@ -26,7 +26,7 @@ from llama_pynq.kernel.reference import QuantizedWeights
 from llama_pynq.kernel.registers import board_arguments
 from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
 from llama_pynq.kernel.top import top_function
-from llama_pynq.weights.packed import channel_bytes, pack_channels
+from llama_pynq.weights.tiles import channel_bytes, pack_channels
 
 REPOSITORY = Path(__file__).parents[1]
 HLS_SRC = REPOSITORY / "hls_src"

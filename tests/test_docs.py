@@ -19,13 +19,9 @@ from llama_pynq.kernel import abi, config, registers
 from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.stages import QuantizedMatrix
-from llama_pynq.weights.packed import (
-    PACK_VERSION,
-    QuantizedModel,
-    channel_bytes,
-    pack_channels,
-    write_packed,
-)
+from llama_pynq.weights.packed import PACK_VERSION, write_packed
+from llama_pynq.weights.quantize import QuantizedModel
+from llama_pynq.weights.tiles import channel_bytes, pack_channels
 
 DOCS = REPOSITORY / "docs"
 KERNEL = (DOCS / "kernel.md").read_text(encoding="utf-8")

@@ -67,7 +67,7 @@ def test_unknown_cpu_asks_the_payload_that_needs_nothing(monkeypatch):
         asked.append(path.read_bytes())
         return frozenset({"avx2", "fma"})
 
-    monkeypatch.setattr(cpu.kernel, "cpu_features", answer)
+    monkeypatch.setattr(cpu.emulator, "cpu_features", answer)
     levels = [payload("v4", "avx2", "avx512f", "fma"), payload("v3", "avx2", "fma"), payload("v1")]
     assert cpu.choose(levels, "file").level == "v3"
     assert asked == [b"v1"]

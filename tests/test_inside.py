@@ -9,7 +9,7 @@ from llama_pynq.errors import RequestError
 from llama_pynq.kernel.reference import FloatModel, KernelModel
 from llama_pynq.kernel.stages import attend
 from llama_pynq.measure import lens
-from llama_pynq.weights.packed import QuantizedModel
+from llama_pynq.weights.quantize import QuantizedModel
 
 TEXT = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the sun "

@@ -23,7 +23,7 @@ from llama_pynq.errors import (
 from llama_pynq.kernel.abi import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import emulated_overlay
-from llama_pynq.weights.packed import QuantizedModel
+from llama_pynq.weights.quantize import QuantizedModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 needs_shared = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import llama_pynq
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.kernel.config import Target
-from llama_pynq.weights.packed import channel_bytes
+from llama_pynq.weights.tiles import channel_bytes
 
 MB = 10**6
 STORIES_110M = ModelConfig(

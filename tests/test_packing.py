@@ -15,16 +15,13 @@ from llama_pynq.kernel.limits import check_limits
 from llama_pynq.weights import packed
 from llama_pynq.weights.packed import (
     PackedModel,
-    QuantizedModel,
-    channel_bytes,
     is_packed,
     open_packed,
     pack_cached,
-    pack_channels,
-    quantize_weights,
-    row_bytes,
     write_packed,
 )
+from llama_pynq.weights.quantize import QuantizedModel, quantize_weights
+from llama_pynq.weights.tiles import channel_bytes, pack_channels, row_bytes
 
 f32 = np.float32
 CONFIG = ModelConfig(64, 128, 2, 4, 2, 100, 32, True)
@@ -56,7 +53,7 @@ def new_checkpoint(tmp_path):
         checkpoint.close()
 
 
-def uploaded(packed: PackedModel) -> list[np.ndarray]:
+def uploaded(packed: PackedModel, **options: int) -> list[np.ndarray]:
     """All channels as ``upload`` hands them over."""
     channels = []
     for channel, size in enumerate(packed.sizes):
@@ -65,7 +62,7 @@ def uploaded(packed: PackedModel) -> list[np.ndarray]:
         def write(at, part, memory=memory):
             memory[at : at + len(part)] = part
 
-        packed.upload(channel, write)
+        packed.upload(channel, write, **options)
         channels.append(memory)
     return channels
 
@@ -421,12 +418,12 @@ def test_packed_file_without_tokenizer_says_so(new_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("slice_bytes", [64, 4096, 5000])
-def test_upload_in_slices_gives_the_same_bytes(new_checkpoint, tmp_path, monkeypatch, slice_bytes):
+def test_upload_in_slices_gives_the_same_bytes(new_checkpoint, tmp_path, slice_bytes):
     model = QuantizedModel(new_checkpoint())
     path = tmp_path / "m.safetensors"
     write_packed(model, Target(2, 32), path)
-    monkeypatch.setattr(packed, "_SLICE_BYTES", slice_bytes)
-    for found, expected in zip(uploaded(open_packed(path)), pack_channels(model, Target(2, 32))):
+    channels = uploaded(open_packed(path), slice_bytes=slice_bytes)
+    for found, expected in zip(channels, pack_channels(model, Target(2, 32)), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -517,13 +514,13 @@ def test_is_packed_of_other_files_is_false(tmp_path, content):
 
 def test_write_packed_that_fails_leaves_nothing(new_checkpoint, tmp_path, monkeypatch):
     model = QuantizedModel(new_checkpoint())
-    whole = packed._blocks
+    whole = packed.blocks
 
     def fails(*args):
         yield next(whole(*args))
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(packed, "_blocks", fails)
+    monkeypatch.setattr(packed, "blocks", fails)
     path = tmp_path / "folder" / "m.safetensors"
     with pytest.raises(OSError, match="the disk is full"):
         write_packed(model, Target(2, 32), path)
@@ -536,7 +533,7 @@ def test_write_packed_that_fails_keeps_the_old_file(new_checkpoint, packed_path,
     def fails(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packed, "_blocks", fails)
+    monkeypatch.setattr(packed, "blocks", fails)
     with pytest.raises(KeyboardInterrupt):
         write_packed(QuantizedModel(new_checkpoint()), Target(2, 32), packed_path)
     assert packed_path.read_bytes() == before

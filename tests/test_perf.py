@@ -29,7 +29,7 @@ from llama_pynq.estimate.predict import (
 )
 from llama_pynq.kernel.abi import BLOCK, Stage
 from llama_pynq.kernel.config import KernelConfig, board_headers, kernel_of
-from llama_pynq.weights.packed import channel_bytes
+from llama_pynq.weights.tiles import channel_bytes
 
 BOARDS = boards()
 STORIES15M, STORIES110M = STORIES["stories15M"], STORIES["stories110M"]

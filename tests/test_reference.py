@@ -12,7 +12,7 @@ from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.kernel import float_math, stages
 from llama_pynq.kernel.reference import FloatModel, KernelModel
 from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
-from llama_pynq.weights.packed import QuantizedModel
+from llama_pynq.weights.quantize import QuantizedModel
 
 f32 = np.float32
 CONFIG = ModelConfig(48, 70, 2, 4, 2, 90, 80, False)

@@ -12,7 +12,7 @@ from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.measure import selftest
-from llama_pynq.weights.packed import QuantizedModel
+from llama_pynq.weights.quantize import QuantizedModel
 
 TOKENS, SLOT = selftest._TOKENS, selftest._SLOT
 

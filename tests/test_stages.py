@@ -13,7 +13,7 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.kernel import abi, float_math, stages
 from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.stages import QuantizedMatrix
-from llama_pynq.weights.packed import pack_matrix
+from llama_pynq.weights.tiles import pack_matrix
 
 f32 = np.float32
 TINY = np.finfo(f32).tiny

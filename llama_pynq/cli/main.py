@@ -328,7 +328,8 @@ def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.kernel.config import Target
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.tokenizer.load import load_tokenizer
-    from llama_pynq.weights.packed import QuantizedModel, is_packed, write_packed
+    from llama_pynq.weights.packed import is_packed, write_packed
+    from llama_pynq.weights.quantize import QuantizedModel
 
     output = Path(args.output)
     if output.is_dir():

@@ -991,7 +991,7 @@ def load(
         Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
         packed file that carries one.
     group_size : {32, 64}, optional
-        Default: see `packed.QuantizedModel`.
+        Default: see `quantize.QuantizedModel`.
     weight_bits : {8, 4}, optional
         Default 8, or what a packed file holds. 4 halves the bytes that a token reads.
     kv_bits : {32, 8}

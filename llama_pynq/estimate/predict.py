@@ -32,7 +32,7 @@ from llama_pynq.kernel.abi import (
 from llama_pynq.kernel.config import KernelConfig, Target, board_headers, kernel_of
 from llama_pynq.kernel.kv_cache import head_stride, record_beats
 from llama_pynq.kernel.limits import KernelLimits, check_limits
-from llama_pynq.weights.packed import channel_bytes, has_half_group
+from llama_pynq.weights.tiles import channel_bytes, has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
 """Parts of a step that should cost next to nothing beside the streams from memory."""

@@ -147,7 +147,7 @@ class FloatModel:
 
 
 class QuantizedWeights(Protocol):
-    """What `KernelModel` computes with: `packed.QuantizedModel` is one."""
+    """What `KernelModel` computes with: `quantize.QuantizedModel` is one."""
 
     config: ModelConfig
     group_size: int

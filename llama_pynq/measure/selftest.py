@@ -36,7 +36,8 @@ from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.measure.timing import board_of, measure_steps
 from llama_pynq.overlay_store.record import sha256_of
-from llama_pynq.weights.packed import QuantizedModel, open_packed, write_packed
+from llama_pynq.weights.packed import open_packed, write_packed
+from llama_pynq.weights.quantize import QuantizedModel
 
 CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)
 """Of the model with golden answers: rows for every weight channel, heads for every KV port."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.train.tokenizer import write_atomically
-from llama_pynq.weights.packed import quantize_weights
+from llama_pynq.weights.quantize import quantize_weights
 
 MAGIC, VERSION, HEADER_BYTES = 0x616B3432, 2, 256
 MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")

@@ -23,7 +23,8 @@ from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.kernel.stages import rope_turns, sample
 from llama_pynq.utils.files import write_atomically
 from llama_pynq.vitis.project import Project
-from llama_pynq.weights.packed import QuantizedModel, pack_channels
+from llama_pynq.weights.quantize import QuantizedModel
+from llama_pynq.weights.tiles import pack_channels
 
 CONFIG = ModelConfig(
     dim=72, hidden_dim=101, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=203, seq_len=40,

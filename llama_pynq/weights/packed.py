@@ -1,9 +1,4 @@
-"""From a checkpoint to the bytes in the hardware's order.
-
-Weights become int8 in groups of 32 or 64, or int4 in groups of 64, with one float32 scale a
-group; then tiles: 16 or 32 output rows (the board's kTileRows), group by group, with the
-scales inline, the tiles dealt out to the weight channels (``hls_src/tile.h`` has the layout
-word by word).
+"""Packed files: a model's weights in the order of one board's hardware.
 
 The container is safetensors: ``channel_0`` ... as uint8, the shape as metadata. A packed
 file is cached under the user's cache folder, keyed by the checkpoint's content.
@@ -21,318 +16,19 @@ import numpy as np
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.llama2c import Checkpoint
-from llama_pynq.errors import CheckpointError, LimitError
-from llama_pynq.kernel.abi import (
-    ABI_VERSION,
-    MAX_GROUP,
-    MIN_GROUP,
-    WEIGHT_BITS,
-    WORD_BYTES,
-)
+from llama_pynq.errors import CheckpointError
+from llama_pynq.kernel.abi import ABI_VERSION, WORD_BYTES
 from llama_pynq.kernel.config import Target
-from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.utils.files import cache_folder, replacing
+from llama_pynq.weights.quantize import QuantizedModel
+from llama_pynq.weights.tiles import blocks, channel_bytes
 
 PACK_VERSION = 4
 """Counts changes of the packed layout; part of the cache key."""
+UPLOAD_SLICE_BYTES = 8 << 20
+"""Bytes that an upload reads at a time: a board cannot hold a model twice."""
 
-_SLICE_BYTES = 8 << 20
-_TINY_SCALE = np.float32(2.0**-100)
 _CRC_DIGITS = 8
-
-
-# ---- quantisation ---------------------------------------------------------------------
-
-
-_INT4_RANGES = tuple(np.float32(r) for r in (-8.0, -7.5, -7.0, -6.5, 6.5, 7.0, 7.5, 8.0))
-"""What an int4 group's largest weight may become; the best of them is taken."""
-
-
-def _round_groups(grouped: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """(..., group) float32 to integers as float32, and (...) scales."""
-    if bits == 8:
-        s = np.abs(grouped).max(axis=-1) / np.float32(127)
-        s[s < _TINY_SCALE] = 0
-        return np.rint(_divide_by(grouped, s)), s
-    at = np.abs(grouped).argmax(axis=-1)[..., None]
-    largest = np.take_along_axis(grouped, at, axis=-1)[..., 0]
-    shares = _divide_by(grouped, largest)  # -1 to 1: no square of one overflows
-    least = np.full(largest.shape, np.inf, np.float32)
-    q, s = np.zeros_like(grouped), np.zeros_like(largest)
-    for limit in _INT4_RANGES:
-        rounded = np.clip(np.rint(shares * limit), -8, 7)
-        error = np.square(shares - rounded / limit).sum(axis=-1)
-        better = error < least
-        least = np.where(better, error, least)
-        q[better], s[better] = rounded[better], (largest / limit)[better]
-    dead = np.abs(s) < _TINY_SCALE
-    q[dead], s[dead] = 0, 0
-    return q, s
-
-
-def _divide_by(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """grouped / scale, 0 where the scale is 0."""
-    divisor = np.where(scale != 0, scale, np.float32(1))
-    return np.where(scale[..., None] != 0, grouped / divisor[..., None], np.float32(0))
-
-
-def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> QuantizedMatrix:
-    """Symmetric int8 or int4 weights, one scale per group along the input.
-
-    Parameters
-    ----------
-    w : (out, in) float32
-        Finite.
-    group_size : int
-    bits : {8, 4}
-        An int8 group's scale is its largest magnitude / 127; an int4 group's is the one of
-        `_INT4_RANGES` that leaves the least squared error, and may be negative.
-
-    Returns
-    -------
-    QuantizedMatrix
-        Zero-padded to whole groups; groups whose scale is under 2^-100 become zero, so that
-        no product in the kernel is subnormal for their sake.
-
-    References
-    ----------
-    llama2.c, export.py, quantize_q80()
-    """
-    out, n = w.shape
-    groups = -(-n // group_size)
-    q = np.empty((out, groups, group_size), np.int8)
-    scale = np.empty((out, groups), np.float32)
-    # A slice of rows at a time: the temporaries of a whole embedding table would be several
-    # times the packed model.
-    step = max(1, _SLICE_BYTES // (4 * groups * group_size))
-    for rows in (slice(first, first + step) for first in range(0, out, step)):
-        part = np.zeros((len(w[rows]), groups * group_size), np.float32)
-        part[:, :n] = w[rows]
-        grouped = part.reshape(-1, groups, group_size)
-        q[rows], scale[rows] = _round_groups(grouped, bits)
-    return QuantizedMatrix(q.reshape(out, -1), scale, bits)
-
-
-class QuantizedModel:
-    """A checkpoint as groups the kernel can read, one tensor at a time.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    group_size : {32, 64}, optional
-        Default: the checkpoint's own where the kernel can use it, else 64, as llama2.c's.
-    bits : {8, 4}
-        4: half the bytes a token reads, in groups of 64.
-
-    Attributes
-    ----------
-    config : ModelConfig
-    group_size : int
-    weight_bits : int
-    exact : bool
-        True where a version 2 file's int8 values and scales are used as they are.
-    note : str
-        How the weights were made, for the user.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, group_size: int | None = None, bits: int = 8
-    ) -> None:
-        if bits not in WEIGHT_BITS:
-            raise LimitError(f"weight_bits {bits}: the kernel reads weights of 8 or 4 bits")
-        if bits == 4 and group_size not in (None, MAX_GROUP):
-            raise LimitError(f"group_size {group_size}: the kernel reads int4 in groups of 64 only")
-        if group_size not in (None, MIN_GROUP, MAX_GROUP):
-            raise LimitError(
-                f"group_size {group_size}: the kernel reads groups of {MIN_GROUP} or {MAX_GROUP}"
-            )
-        self._checkpoint = checkpoint
-        self.config = checkpoint.config
-        stored = checkpoint.group_size
-        self.weight_bits = bits
-        if bits == 4:
-            group_size = MAX_GROUP
-        elif group_size is None and stored is not None:
-            # Groups larger than the kernel's are several groups with the same scale.
-            for size in (MAX_GROUP, MIN_GROUP):
-                if stored % size == 0:
-                    group_size = size
-                    break
-        self.group_size = group_size or MAX_GROUP
-        self.exact = bits == 8 and stored is not None and stored % self.group_size == 0
-        if stored is None or bits == 4:
-            kind = "float32" if stored is None else f"int8 (groups of {stored})"
-            self.note = f"{kind} weights quantised to int{bits} in groups of {self.group_size}"
-        elif self.exact:
-            self.note = f"int8 weights used as they are (groups of {stored})"
-        else:
-            self.note = (
-                f"int8 weights requantised from groups of {stored} to groups of "
-                f"{self.group_size}: the kernel reads 32 or 64"
-            )
-
-    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
-        """One weight matrix, (out, groups * group_size) int8 with its scales."""
-        if not self.exact:
-            w = self._checkpoint.tensor(name, layer)
-            return quantize_weights(w, self.group_size, self.weight_bits)
-        q, scale = self._checkpoint.quantized(name, layer)
-        repeat = self._checkpoint.group_size // self.group_size  # type: ignore[operator]
-        scale = np.repeat(scale, repeat, axis=1)
-        dead = scale < _TINY_SCALE
-        if dead.any():
-            scale = np.where(dead, np.float32(0), scale)
-        return QuantizedMatrix(q, scale)
-
-    def vector(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One norm weight, (dim,) float32."""
-        return self._checkpoint.tensor(name, layer)
-
-
-# ---- layout ---------------------------------------------------------------------------
-
-
-def row_bytes(columns: int, group_size: int, bits: int) -> int:
-    """Bytes of one output row of a packed matrix, scales included."""
-    groups = -(-columns // group_size)
-    half = MIN_GROUP if has_half_group(columns, group_size, bits) else 0
-    return groups * (group_size * bits // 8 + 4) - half
-
-
-def has_half_group(columns: int, group_size: int, bits: int) -> bool:
-    """Whether the last group of a row is stored without its second half, which is padding."""
-    return bits == 8 and group_size == MAX_GROUP and 1 <= columns % MAX_GROUP <= MIN_GROUP
-
-
-def pack_matrix(matrix: QuantizedMatrix, target: Target, columns: int) -> np.ndarray:
-    """Tiles of one matrix, per channel.
-
-    Parameters
-    ----------
-    matrix : QuantizedMatrix
-    target : Target
-    columns : int
-        Inputs that are no padding.
-
-    Returns
-    -------
-    (channels, bytes) uint8
-        Padding rows hold q = 0 with scale 0.
-    """
-    rows, groups = matrix.scale.shape
-    size = matrix.group_size
-    wave = target.channels * target.tile_rows
-    waves = -(-rows // wave)
-    q = np.full((waves * wave, groups * size), 128, np.uint8)
-    q[:rows] = matrix.q.view(np.uint8) ^ 0x80  # two's complement: + 128
-    if matrix.bits == 4:
-        halves = (q - np.uint8(120)).reshape(waves * wave, groups, 2, size // 2)  # + 8
-        q = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
-        size //= 2
-    scale = np.zeros((waves * wave, groups), "<f4")
-    scale[:rows] = matrix.scale
-    tiles = (waves, target.channels, target.tile_rows, groups)
-    # (channels, waves, groups, tile_rows, ...)
-    q = q.reshape(*tiles, size).transpose(1, 0, 3, 2, 4)
-    scale = scale.reshape(tiles).transpose(1, 0, 3, 2)
-    out = np.empty((*q.shape[:3], target.tile_rows * (size + 4)), np.uint8)
-    out[..., : target.tile_rows * size] = q.reshape(*q.shape[:3], -1)
-    out[..., target.tile_rows * size :] = np.ascontiguousarray(scale).view(np.uint8)
-    if has_half_group(columns, matrix.group_size, matrix.bits):
-        # The last group's values move up, over each row's second half.
-        last, room = out[:, :, -1], target.tile_rows * size
-        halves = q[:, :, -1, :, :MIN_GROUP].reshape(*q.shape[:2], -1)
-        last[..., room // 2 : room] = halves
-        kept = np.ones(out.shape[2:], bool)
-        kept[-1, : room // 2] = False
-        out = out[:, :, kept]
-    return np.ascontiguousarray(out.reshape(target.channels, -1))
-
-
-def _stack(*parts: QuantizedMatrix) -> QuantizedMatrix:
-    return QuantizedMatrix(
-        np.concatenate([p.q for p in parts]),
-        np.concatenate([p.scale for p in parts]),
-        parts[0].bits,
-    )
-
-
-def _alternate(
-    gate: QuantizedMatrix, up: QuantizedMatrix, units: int, tile: int
-) -> QuantizedMatrix:
-    """W1's and W3's tiles in turn, padded to `units` hidden units."""
-
-    def tiles(a: np.ndarray) -> np.ndarray:
-        padded = np.zeros((units, a.shape[1]), a.dtype)
-        padded[: len(a)] = a
-        return padded.reshape(units // tile, 1, tile, -1)
-
-    q = np.concatenate([tiles(gate.q), tiles(up.q)], axis=1)
-    scale = np.concatenate([tiles(gate.scale), tiles(up.scale)], axis=1)
-    return QuantizedMatrix(q.reshape(2 * units, -1), scale.reshape(2 * units, -1), gate.bits)
-
-
-def _blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.ndarray]]:
-    """What goes into the channels, in order: ("norm", bytes) or ("tiles", (channels, bytes))."""
-    config, size = model.config, model.group_size
-    groups = -(-config.dim // size)
-    hidden = -(-config.hidden_dim // size) * size
-    units = -(-hidden // target.tile_rows) * target.tile_rows
-
-    def norm(name: str, layer: int | None = None) -> tuple[str, np.ndarray]:
-        padded = np.zeros(groups * size, "<f4")
-        padded[: config.dim] = model.vector(name, layer)
-        return "norm", padded.view(np.uint8)
-
-    def tiles(matrix: QuantizedMatrix, columns: int = config.dim) -> tuple[str, np.ndarray]:
-        return "tiles", pack_matrix(matrix, target, columns)
-
-    for layer in range(config.n_layers):
-        yield norm("rms_att_weight", layer)
-        yield tiles(_stack(*(model.matrix(name, layer) for name in ("wq", "wk", "wv"))))
-        yield tiles(model.matrix("wo", layer))
-        yield norm("rms_ffn_weight", layer)
-        w1, w3 = model.matrix("w1", layer), model.matrix("w3", layer)
-        yield tiles(_alternate(w1, w3, units, target.tile_rows))
-        yield tiles(model.matrix("w2", layer), config.hidden_dim)
-    yield norm("rms_final_weight")
-    yield tiles(model.matrix("wcls"))
-    if not config.tied:
-        yield tiles(model.matrix("token_embedding_table"))
-
-
-def pack_channels(model: QuantizedModel, target: Target) -> list[np.ndarray]:
-    """All of a (small) model's channels in memory, (bytes,) uint8 each."""
-    parts: list[list[np.ndarray]] = [[] for _ in range(target.channels)]
-    for kind, block in _blocks(model, target):
-        for channel, part in [(0, block)] if kind == "norm" else enumerate(block):
-            parts[channel].append(part)
-    return [np.concatenate(p) for p in parts]
-
-
-def channel_bytes(config: ModelConfig, group_size: int, target: Target, bits: int = 8) -> list[int]:
-    """Bytes each weight channel takes; the first also holds the norms."""
-    dim_groups = -(-config.dim // group_size)
-    hidden_groups = -(-config.hidden_dim // group_size)
-    units = -(-hidden_groups * group_size // target.tile_rows) * target.tile_rows
-    wave = target.channels * target.tile_rows
-
-    def tiles(rows: int, columns: int) -> int:
-        return -(-rows // wave) * target.tile_rows * row_bytes(columns, group_size, bits)
-
-    per_layer = (
-        tiles(config.dim + 2 * config.kv_dim, config.dim)
-        + tiles(config.dim, config.dim)
-        + tiles(2 * units, config.dim)
-        + tiles(config.dim, config.hidden_dim)
-    )
-    tables = 1 if config.tied else 2
-    common = config.n_layers * per_layer + tables * tiles(config.vocab_size, config.dim)
-    norms = (2 * config.n_layers + 1) * dim_groups * group_size * 4
-    return [common + (norms if c == 0 else 0) for c in range(target.channels)]
-
-
-# ---- packed files ---------------------------------------------------------------------
 
 
 def _header(
@@ -392,7 +88,7 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
     with replacing(path) as file:
         at = list(starts)
         crcs = [0] * target.channels
-        for kind, block in _blocks(model, target):
+        for kind, block in blocks(model, target):
             parts = [(0, block)] if kind == "norm" else list(enumerate(block))
             for channel, part in parts:
                 file.seek(at[channel])
@@ -441,21 +137,34 @@ class PackedModel:
     def weight_bytes(self) -> int:
         return sum(self.sizes)
 
-    def _slices(self, channel: int) -> Iterator[tuple[int, np.ndarray]]:
+    def _slices(self, channel: int, slice_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(self.path), framework="numpy") as file:
                 whole = file.get_slice(f"channel_{channel}")
-                for at in range(0, self.sizes[channel], _SLICE_BYTES):
-                    yield at, whole[at : min(at + _SLICE_BYTES, self.sizes[channel])]
+                for at in range(0, self.sizes[channel], slice_bytes):
+                    yield at, whole[at : min(at + slice_bytes, self.sizes[channel])]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{self.path}: cannot be read any more ({error}). Load the checkpoint again"
             ) from error
 
-    def upload(self, channel: int, write: Callable[[int, np.ndarray], None]) -> None:
+    def upload(
+        self,
+        channel: int,
+        write: Callable[[int, np.ndarray], None],
+        slice_bytes: int = UPLOAD_SLICE_BYTES,
+    ) -> None:
         """Hand a channel's bytes to ``write(offset, part)`` in slices, then check them.
+
+        Parameters
+        ----------
+        channel : int
+        write : callable
+            Takes an offset in bytes and a (n,) uint8 part.
+        slice_bytes : int
+            Bytes of a slice at most.
 
         Raises
         ------
@@ -463,7 +172,7 @@ class PackedModel:
             If the bytes are not those that were packed.
         """
         crc = 0
-        for at, part in self._slices(channel):
+        for at, part in self._slices(channel, slice_bytes):
             crc = zlib.crc32(part.data, crc)
             write(at, part)
         if crc != self.crcs[channel]:

@@ -1,0 +1,157 @@
+"""Weights as int8 or int4 groups with one float32 scale each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama_pynq.checkpoint.llama2c import Checkpoint
+from llama_pynq.errors import LimitError
+from llama_pynq.kernel.abi import MAX_GROUP, MIN_GROUP, WEIGHT_BITS
+from llama_pynq.kernel.stages import QuantizedMatrix
+
+_SLICE_BYTES = 8 << 20
+_TINY_SCALE = np.float32(2.0**-100)
+
+_INT4_RANGES = tuple(np.float32(r) for r in (-8.0, -7.5, -7.0, -6.5, 6.5, 7.0, 7.5, 8.0))
+"""What an int4 group's largest weight may become; the best of them is taken."""
+
+
+def _round_groups(grouped: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(..., group) float32 to integers as float32, and (...) scales."""
+    if bits == 8:
+        s = np.abs(grouped).max(axis=-1) / np.float32(127)
+        s[s < _TINY_SCALE] = 0
+        return np.rint(_divide_by(grouped, s)), s
+    at = np.abs(grouped).argmax(axis=-1)[..., None]
+    largest = np.take_along_axis(grouped, at, axis=-1)[..., 0]
+    shares = _divide_by(grouped, largest)  # -1 to 1: no square of one overflows
+    least = np.full(largest.shape, np.inf, np.float32)
+    q, s = np.zeros_like(grouped), np.zeros_like(largest)
+    for limit in _INT4_RANGES:
+        rounded = np.clip(np.rint(shares * limit), -8, 7)
+        error = np.square(shares - rounded / limit).sum(axis=-1)
+        better = error < least
+        least = np.where(better, error, least)
+        q[better], s[better] = rounded[better], (largest / limit)[better]
+    dead = np.abs(s) < _TINY_SCALE
+    q[dead], s[dead] = 0, 0
+    return q, s
+
+
+def _divide_by(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """grouped / scale, 0 where the scale is 0."""
+    divisor = np.where(scale != 0, scale, np.float32(1))
+    return np.where(scale[..., None] != 0, grouped / divisor[..., None], np.float32(0))
+
+
+def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> QuantizedMatrix:
+    """Symmetric int8 or int4 weights, one scale per group along the input.
+
+    Parameters
+    ----------
+    w : (out, in) float32
+        Finite.
+    group_size : int
+    bits : {8, 4}
+        An int8 group's scale is its largest magnitude / 127; an int4 group's is the one of
+        `_INT4_RANGES` that leaves the least squared error, and may be negative.
+
+    Returns
+    -------
+    QuantizedMatrix
+        Zero-padded to whole groups; groups whose scale is under 2^-100 become zero, so that
+        no product in the kernel is subnormal for their sake.
+
+    References
+    ----------
+    llama2.c, export.py, quantize_q80()
+    """
+    out, n = w.shape
+    groups = -(-n // group_size)
+    q = np.empty((out, groups, group_size), np.int8)
+    scale = np.empty((out, groups), np.float32)
+    # A slice of rows at a time: the temporaries of a whole embedding table would be several
+    # times the packed model.
+    step = max(1, _SLICE_BYTES // (4 * groups * group_size))
+    for rows in (slice(first, first + step) for first in range(0, out, step)):
+        part = np.zeros((len(w[rows]), groups * group_size), np.float32)
+        part[:, :n] = w[rows]
+        grouped = part.reshape(-1, groups, group_size)
+        q[rows], scale[rows] = _round_groups(grouped, bits)
+    return QuantizedMatrix(q.reshape(out, -1), scale, bits)
+
+
+class QuantizedModel:
+    """A checkpoint as groups the kernel can read, one tensor at a time.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    group_size : {32, 64}, optional
+        Default: the checkpoint's own where the kernel can use it, else 64, as llama2.c's.
+    bits : {8, 4}
+        4: half the bytes a token reads, in groups of 64.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    group_size : int
+    weight_bits : int
+    exact : bool
+        True where a version 2 file's int8 values and scales are used as they are.
+    note : str
+        How the weights were made, for the user.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, group_size: int | None = None, bits: int = 8
+    ) -> None:
+        if bits not in WEIGHT_BITS:
+            raise LimitError(f"weight_bits {bits}: the kernel reads weights of 8 or 4 bits")
+        if bits == 4 and group_size not in (None, MAX_GROUP):
+            raise LimitError(f"group_size {group_size}: the kernel reads int4 in groups of 64 only")
+        if group_size not in (None, MIN_GROUP, MAX_GROUP):
+            raise LimitError(
+                f"group_size {group_size}: the kernel reads groups of {MIN_GROUP} or {MAX_GROUP}"
+            )
+        self._checkpoint = checkpoint
+        self.config = checkpoint.config
+        stored = checkpoint.group_size
+        self.weight_bits = bits
+        if bits == 4:
+            group_size = MAX_GROUP
+        elif group_size is None and stored is not None:
+            # Groups larger than the kernel's are several groups with the same scale.
+            for size in (MAX_GROUP, MIN_GROUP):
+                if stored % size == 0:
+                    group_size = size
+                    break
+        self.group_size = group_size or MAX_GROUP
+        self.exact = bits == 8 and stored is not None and stored % self.group_size == 0
+        if stored is None or bits == 4:
+            kind = "float32" if stored is None else f"int8 (groups of {stored})"
+            self.note = f"{kind} weights quantised to int{bits} in groups of {self.group_size}"
+        elif self.exact:
+            self.note = f"int8 weights used as they are (groups of {stored})"
+        else:
+            self.note = (
+                f"int8 weights requantised from groups of {stored} to groups of "
+                f"{self.group_size}: the kernel reads 32 or 64"
+            )
+
+    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
+        """One weight matrix, (out, groups * group_size) int8 with its scales."""
+        if not self.exact:
+            w = self._checkpoint.tensor(name, layer)
+            return quantize_weights(w, self.group_size, self.weight_bits)
+        q, scale = self._checkpoint.quantized(name, layer)
+        repeat = self._checkpoint.group_size // self.group_size  # type: ignore[operator]
+        scale = np.repeat(scale, repeat, axis=1)
+        dead = scale < _TINY_SCALE
+        if dead.any():
+            scale = np.where(dead, np.float32(0), scale)
+        return QuantizedMatrix(q, scale)
+
+    def vector(self, name: str, layer: int | None = None) -> np.ndarray:
+        """One norm weight, (dim,) float32."""
+        return self._checkpoint.tensor(name, layer)
