@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from llama_pynq.boards import Memory, boards
 from llama_pynq.checkpoint.shapes import STORIES
-from llama_pynq.estimate.predict import loop
+from llama_pynq.estimate.operators import loop
 
 # ---- ruhai-lin/llama2.hls, commit 728f19c: src/decode.cpp and README ----------------------
 

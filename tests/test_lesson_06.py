@@ -8,7 +8,8 @@ from lesson_notebooks import solution
 from llama_pynq import labs
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.shapes import SHAPES
-from llama_pynq.estimate.predict import buffers, predict
+from llama_pynq.estimate.capacity import buffers
+from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.config import kernel_of
 
 STORIES, KV260 = SHAPES["stories110M"], boards()["kv260"]

@@ -14,19 +14,12 @@ from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.errors import LimitError
-from llama_pynq.estimate.predict import (
-    SMALL,
-    Compute,
-    Streams,
-    StreamsInTurn,
-    Work,
-    buffers,
-    dataflow,
-    fits,
-    loop,
-    nest,
-    predict,
-)
+from llama_pynq.estimate.capacity import buffers, fits
+from llama_pynq.estimate.operators import dataflow, loop, nest
+from llama_pynq.estimate.predict import predict
+from llama_pynq.estimate.stages import SMALL, Compute
+from llama_pynq.estimate.streams import Streams, StreamsInTurn
+from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.abi import BLOCK, Stage
 from llama_pynq.kernel.config import KernelConfig, board_headers, kernel_of
 from llama_pynq.weights.tiles import channel_bytes

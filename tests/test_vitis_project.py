@@ -158,7 +158,7 @@ def test_weight_channels_have_banks_of_their_own_while_there_are_any(project, bo
 
 @pytest.mark.parametrize("board", CARDS)
 def test_banks_are_dealt_out_as_perf_fits_models_to_them(project, board):
-    """predict.fits: weights first, then the KV ports that have masters of their own, in turn."""
+    """capacity.fits: weights first, then the KV ports that have masters of their own, in turn."""
     made = project(board)
     bank, memory = bank_of(made), boards()[board].memory
     ports = [f"gmem_w{c}" for c in range(made.constants["kChannels"])]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from llama_pynq.boards import MIB, Board, Resources, boards
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.estimate.predict import ROPE_CYCLES, buffers
+from llama_pynq.estimate.capacity import buffers
+from llama_pynq.estimate.stages import ROPE_CYCLES
 from llama_pynq.kernel.abi import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
 from llama_pynq.kernel.config import KernelConfig, kernel_of, kv_in_uram
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.estimate.predict import Work
+from llama_pynq.estimate.work import Work
 from llama_pynq.labs import exercise, expect
 
 

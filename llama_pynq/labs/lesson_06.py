@@ -10,7 +10,8 @@ from typing import Any
 from llama_pynq.boards import MIB, boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.shapes import SHAPES
-from llama_pynq.estimate.predict import Work, predict
+from llama_pynq.estimate.predict import predict
+from llama_pynq.estimate.work import Work
 from llama_pynq.labs import exercise, expect
 
 MODEL = SHAPES["stories110M"]

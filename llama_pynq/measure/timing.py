@@ -15,7 +15,8 @@ import numpy as np
 from llama_pynq.boards import Board, boards
 from llama_pynq.engine.llama import Llama, Session, check_model
 from llama_pynq.errors import RequestError
-from llama_pynq.estimate.predict import Work, predict
+from llama_pynq.estimate.predict import predict
+from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_store.search import board_of_device

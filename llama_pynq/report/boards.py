@@ -15,8 +15,10 @@ from typing import Any
 from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.estimate.capacity import fits
 from llama_pynq.estimate.power import ERROR, TERMS, joules_per_token
-from llama_pynq.estimate.predict import Prediction, Work, fits, predict
+from llama_pynq.estimate.predict import Prediction, predict
+from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.config import kernel_of
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.engine.llama import Generation
+from llama_pynq.estimate.capacity import fits
 from llama_pynq.estimate.power import idle_watts, watts_of
-from llama_pynq.estimate.predict import fits, predict
+from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.config import kernel_of
 
 

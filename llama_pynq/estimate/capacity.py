@@ -1,0 +1,85 @@
+"""Which buffers a model takes on a board, and whether they fit."""
+
+from __future__ import annotations
+
+from llama_pynq.boards import MIB, Board
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.errors import LimitError
+from llama_pynq.kernel.abi import MAX_GROUP
+from llama_pynq.kernel.config import Target, board_headers, kernel_of
+from llama_pynq.kernel.limits import KernelLimits, check_limits
+from llama_pynq.weights.tiles import channel_bytes
+
+
+def buffers(
+    config: ModelConfig,
+    board: Board,
+    *,
+    weight_bits: int = 8,
+    group_size: int | None = None,
+    kv_bits: int = 32,
+    slots: int = 1,
+) -> tuple[list[int], int]:
+    """Bytes of every weight channel's buffer, and of each KV port's; see `fits`."""
+    limits = KernelLimits.from_header(board_headers()[board.header])
+    group_size = group_size or MAX_GROUP
+    sizes = channel_bytes(config, group_size, Target.of(limits), weight_bits)
+    return sizes, limits.kv_port_bytes(config, kv_bits, slots)
+
+
+def fits(
+    config: ModelConfig,
+    board: Board,
+    *,
+    weight_bits: int = 8,
+    group_size: int | None = None,
+    kv_bits: int = 32,
+    slots: int = 1,
+) -> tuple[bool, str]:
+    """Whether a model's shape and buffers fit a board, and why not.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    board : Board
+    weight_bits, group_size, kv_bits : int
+        See `predict`.
+    slots : int
+        Sequences whose keys and values are kept, each of the model's seq_len.
+
+    Returns
+    -------
+    fits : bool
+    reason : str
+        Empty where it fits.
+    """
+    try:
+        check_limits(config, KernelLimits.from_header(board_headers()[board.header]))
+    except LimitError as error:
+        return False, str(error)
+    sizes, port = buffers(
+        config,
+        board,
+        weight_bits=weight_bits,
+        group_size=group_size,
+        kv_bits=kv_bits,
+        slots=slots,
+    )
+    ports, memory = kernel_of(board).kv_ports, board.memory
+    total = sum(sizes) + ports * port
+    if total > memory.pool_bytes:
+        return False, (
+            f"weights and KV cache take {total / MIB:.0f} MiB of contiguous memory, "
+            f"{board.title} has {memory.pool_bytes / MIB:.0f} MiB"
+        )
+    # Buffers are dealt out to the banks in turn, weights first. A master reaches one bank.
+    banks = [0] * memory.banks
+    first = 0 if kernel_of(board).shared_masters else len(sizes)
+    for i, size in [*enumerate(sizes), *enumerate([port] * ports, first)]:
+        banks[i % memory.banks] += size
+    if max(banks) > memory.bank_bytes:
+        return False, (
+            f"one of {memory.banks} banks would hold {max(banks) / MIB:.0f} MiB of weights and "
+            f"KV cache, and has {memory.bank_bytes / MIB:.0f} MiB"
+        )
+    return True, ""
