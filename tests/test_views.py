@@ -8,15 +8,9 @@ import pytest
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.shapes import SHAPES
 from llama_pynq.errors import LimitError, LlamaPynqError
-from llama_pynq.report.boards import (
-    Curve,
-    _label,
-    batch_drawing,
-    boards_table,
-    compare,
-    plot_roofline,
-    roofline,
-)
+from llama_pynq.report.batches import Curve, batch_drawing
+from llama_pynq.report.boards import boards_table, compare
+from llama_pynq.report.roofline import _label, plot_roofline, roofline
 
 
 @pytest.fixture(scope="module")

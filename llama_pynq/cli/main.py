@@ -365,7 +365,8 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _boards(args: argparse.Namespace) -> int:
-    from llama_pynq.report.boards import boards_table, compare, plot_roofline
+    from llama_pynq.report.boards import boards_table, compare
+    from llama_pynq.report.roofline import plot_roofline
 
     name, config, group_size, weight_bits = _shape(args)
     context = min(256, config.seq_len) if args.context is None else args.context

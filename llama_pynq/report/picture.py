@@ -1,0 +1,69 @@
+"""A drawing that a notebook shows as the value of a cell, and that can be saved."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llama_pynq.errors import LlamaPynqError
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a notebook shows as a cell's value, and that can be written to a file.
+
+    Attributes
+    ----------
+    figure : matplotlib.figure.Figure
+    text : str
+        What it shows, for those who do not see it.
+    """
+
+    figure: Any = field(repr=False)
+    text: str
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, whose suffix says the format.
+
+        Raises
+        ------
+        LlamaPynqError
+            If matplotlib does not know the format.
+        """
+        if path.suffix[1:] not in self.figure.canvas.get_supported_filetypes():
+            raise LlamaPynqError(
+                f"{path}: matplotlib writes no {path.suffix or 'file without a suffix'}; "
+                "end the name in .png, .svg or .pdf"
+            )
+        self.figure.savefig(path, dpi=150)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        file = io.StringIO()
+        self.figure.savefig(file, format="svg", metadata={"Title": self.text, "Date": None})
+        return {"text/plain": self.text, "image/svg+xml": file.getvalue()}
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, beside pyplot's.
+
+    Raises
+    ------
+    LlamaPynqError
+        If matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise LlamaPynqError(
+            f"a drawing needs matplotlib, which cannot be imported ({error}): install it, "
+            "pip install matplotlib"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+MARKERS = "os^Dv<>ph"  # curves are told apart without their colours
