@@ -595,12 +595,12 @@ def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
 
 def test_board_to_pack_for_is_any_that_boards_lists_in_any_case(tmp_path):
     from llama_pynq.boards import boards
-    from llama_pynq.cli.main import _board_limits
+    from llama_pynq.cli.pack import board_limits
 
     for name, board in boards().items():
         for written in (name, name.upper(), name.replace("-", "_")):
-            assert _board_limits(written).board == board.header
-    assert _board_limits("host").board == "host"
+            assert board_limits(written).board == board.header
+    assert board_limits("host").board == "host"
 
 
 def test_packed_for_another_board_is_refused_with_the_remedy(cli, tmp_path):

@@ -164,8 +164,8 @@ def test_install_draws_a_bar_on_a_terminal(cli, server, monkeypatch):
 
 RUN = """
 import sys
-from llama_pynq import overlays
-overlays.package_folders = lambda name: [sys.argv[1]]
+from llama_pynq.overlay_store import search
+search.package_folders = lambda name: [sys.argv[1]]
 from llama_pynq.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """

@@ -268,8 +268,8 @@ def test_install_clears_parts_of_files_that_no_link_names(user, link):
 
 INSTALL = """
 import sys
-from llama_pynq import overlays
-overlays.package_folders = lambda name: [sys.argv[1]]
+from llama_pynq.overlay_store import search
+search.package_folders = lambda name: [sys.argv[1]]
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.overlay_store.install import install
 try:

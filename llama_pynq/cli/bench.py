@@ -1,0 +1,103 @@
+"""``llama-pynq bench`` and ``selftest``: what the device measures, and whether it is right."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+from llama_pynq.cli.arguments import device_options, load_model, model_options, open_overlay
+from llama_pynq.errors import LlamaPynqError
+from llama_pynq.utils.files import write_new
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands to the command line's."""
+    bench = commands.add_parser(
+        "bench",
+        parents=[model_options()],
+        help="measure speed and memory",
+        description="Measure tokens/s of decode and prefill, the time to the first token, loading "
+        "and memory on the device found. Figures of the emulated device are this computer's, not "
+        "a board's.",
+    )
+    bench.add_argument("--tokens", type=int, default=128, metavar="N",
+                       help="length of the text and of the prompt (%(default)s)")  # fmt: skip
+    bench.add_argument("--repeats", type=int, default=5, metavar="N",
+                       help="of each measurement; the median counts (%(default)s)")  # fmt: skip
+    bench.add_argument("--random", metavar="NAME", help="a model with random weights instead: "
+                       "stories15M, stories42M or stories110M")  # fmt: skip
+    bench.add_argument("--power", action="store_true", help="measure power and energy too, from "
+                       "whatever sensor there is; an emulated board's is modelled")  # fmt: skip
+    bench.add_argument("--meter", metavar="FILE", help="with --power: an external meter's CSV "
+                       "file, with a column 'watts', or 'volts' and 'amperes'")  # fmt: skip
+    bench.add_argument("--json", action="store_true", help="print JSON, not a table")
+
+    selftest = commands.add_parser(
+        "selftest",
+        parents=[device_options()],
+        help="check that a device computes what it should; a report to paste into an issue",
+    )
+    selftest.add_argument("--shape", default="stories15M", metavar="NAME", help="of the random "
+                          "weights to measure speed with: stories15M, stories42M or stories110M "
+                          "(%(default)s)")  # fmt: skip
+    selftest.add_argument("--quick", action="store_true", help="measure speed with the bundled "
+                          "model: nothing is made, but it says little of a fast board")  # fmt: skip
+    selftest.add_argument("--output", metavar="FILE", help="write the report to a file, too")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from llama_pynq.checkpoint.random import random_model
+    from llama_pynq.measure.bench import measure
+    from llama_pynq.measure.power import rails
+
+    # A rate takes two tokens: it leaves out the first, which waits for the prompt.
+    for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
+        if value < least:
+            raise LlamaPynqError(f"{name} is {value}: it must be at least {least}")
+    if args.random is not None:
+        for name, given in (("--model", args.model), ("--tokenizer", args.tokenizer)):
+            if given is not None:
+                raise LlamaPynqError(
+                    f"--random makes a model and a tokenizer of its own: leave out {name}, "
+                    "or --random"
+                )
+        args.model, args.tokenizer = random_model(args.random)
+    if args.meter is not None and not args.power:
+        raise LlamaPynqError("--meter is only read with --power: add it")
+    with open_overlay(args) as overlay:
+        llama = load_model(overlay, args)
+        power = rails(overlay, args.meter) if args.power else None
+        report = measure(overlay, llama, args.tokens, args.repeats, power)
+    if args.random is not None:
+        report = replace(report, model=f"{args.random}'s shape, random weights; {report.model}")
+    print(report.json() if args.json else report.table())
+    return 0
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    from llama_pynq.checkpoint.shapes import STORIES
+    from llama_pynq.measure.selftest import run
+
+    if args.shape not in STORIES:
+        raise LlamaPynqError(
+            f"there is no random model {args.shape!r}: choose one of {', '.join(STORIES)}"
+        )
+    if args.output is not None and Path(args.output).exists():
+        raise LlamaPynqError(f"{args.output} exists: give the name of a new file")
+    with open_overlay(args) as overlay:
+        found = run(
+            overlay, None if args.quick else args.shape, functools.partial(print, flush=True)
+        )
+        if args.output is not None:  # before the device is given back: that may fail, too
+            write_new(Path(args.output), found.text().encode() + b"\n")
+            print(f"written to {args.output}", file=sys.stderr)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return 0 if found.passed else 1
+
+
+COMMANDS = {"bench": _bench, "selftest": _selftest}

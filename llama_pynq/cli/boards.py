@@ -1,0 +1,92 @@
+"""``llama-pynq boards``: which board for a model (modelled)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_pynq.errors import LlamaPynqError
+
+if TYPE_CHECKING:
+    from llama_pynq.checkpoint.config import ModelConfig
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands to the command line's."""
+    compare = commands.add_parser(
+        "boards", help="which board for a model: what fits, and how fast it would be (modelled)"
+    )
+    which = compare.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FILE", help="llama2.c checkpoint or packed model; "
+                       "default: the bundled one")  # fmt: skip
+    which.add_argument("--shape", metavar="NAME", help="the shape of stories15M, stories42M, "
+                       "stories110M, tinyllama or llama2-7b instead of a file")  # fmt: skip
+    compare.add_argument("--context", type=int, metavar="N", help="positions in use; default: 256, "
+                         "or all that the model has")  # fmt: skip
+    compare.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share "
+                         "a scale; default: the model's, or 64")  # fmt: skip
+    compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default 8, or what is "
+                         "packed")  # fmt: skip
+    compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
+    compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
+
+
+def _boards(args: argparse.Namespace) -> int:
+    from llama_pynq.report.boards import boards_table, compare
+    from llama_pynq.report.roofline import plot_roofline
+
+    name, config, group_size, weight_bits = _shape(args)
+    context = min(256, config.seq_len) if args.context is None else args.context
+    if not 1 <= context <= config.seq_len:
+        raise LlamaPynqError(
+            f"--context is {context}: the model has positions for 1 to {config.seq_len}"
+        )
+    if weight_bits == 4 and group_size == 32:
+        raise LlamaPynqError("--group-size is 32: int4 weights come in groups of 64 only")
+    rows = compare(
+        config,
+        context=context,
+        weight_bits=weight_bits,
+        group_size=group_size,
+        kv_bits=args.kv_bits,
+    )
+    title = f"{name}: int{weight_bits} weights, {args.kv_bits}-bit KV cache, context {context}"
+    if args.plot is not None:
+        plot_roofline(rows, title, Path(args.plot))
+    print(f"{title}\n\n{boards_table(rows)}")
+    return 0
+
+
+def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
+    """A model's name, its shape, and how it is or would be packed."""
+    from llama_pynq.checkpoint.load import load_checkpoint
+    from llama_pynq.checkpoint.shapes import SHAPES
+    from llama_pynq.engine.llama import BUNDLED
+    from llama_pynq.weights.packed import is_packed, open_packed
+
+    bits = args.weight_bits or 8
+    if args.shape is not None:
+        if args.shape not in SHAPES:
+            raise LlamaPynqError(
+                f"there is no shape {args.shape!r}: choose one of {', '.join(SHAPES)}"
+            )
+        return args.shape, SHAPES[args.shape], args.group_size, bits
+    path = Path(args.model) if args.model else BUNDLED / "stories.bin"
+    if path.is_file() and is_packed(path):
+        packed = open_packed(path)
+        for option, asked, has in (
+            ("--group-size", args.group_size, packed.group_size),
+            ("--weight-bits", args.weight_bits, packed.weight_bits),
+        ):
+            if asked not in (None, has):
+                raise LlamaPynqError(
+                    f"{option} is {asked}, but {path} is packed with {has}: leave it out, or "
+                    "give the checkpoint"
+                )
+        return path.name, packed.config, packed.group_size, packed.weight_bits
+    with load_checkpoint(path) as checkpoint:
+        return path.name, checkpoint.config, args.group_size, bits
+
+
+COMMANDS = {"boards": _boards}

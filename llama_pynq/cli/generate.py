@@ -1,0 +1,77 @@
+"""``llama-pynq generate``: continue a text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from llama_pynq.cli.arguments import load_model, model_options, open_overlay
+
+if TYPE_CHECKING:
+    from llama_pynq.engine.llama import Generation
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands to the command line's."""
+    generate = commands.add_parser(
+        "generate",
+        parents=[model_options()],
+        help="continue a text",
+        description="Continue a text on a board, or on the emulated device where there is none. "
+        "The text goes to standard output; speed, seed and device go to standard error.",
+    )
+    generate.add_argument("prompt", nargs="*", help="(Once upon a time); several are a batch")
+    add = generate.add_argument
+    add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
+    add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
+    add("--top-k", type=int, default=0, metavar="K", help="0 is off (%(default)s)")
+    add("--top-p", type=float, default=0.9, metavar="P", help="1 is off (%(default)s)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text; may be given several times")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="same seed, same text; default: drawn, and printed")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    prompts = args.prompt or ["Once upon a time"]
+    options = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repetition_penalty,
+        "stop": args.stop,
+        "seed": args.seed,
+    }
+    finished: list[Generation] = []
+    with open_overlay(args) as overlay:
+        llama = load_model(overlay, args)
+        if len(prompts) == 1:
+            pieces = overlay.stream(prompts[0], on_finish=finished.append, **options)
+            print(prompts[0], end="", flush=True)
+            try:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            finally:
+                print(flush=True)
+        else:
+            batch = llama.generate(prompts, **options)
+            finished += batch if isinstance(batch, list) else [batch]
+            print("\n\n".join(p + out.text for p, out in zip(prompts, finished)), flush=True)
+        print(file=sys.stderr)
+        for out in finished:
+            n = len(out.tokens)
+            rate = f"{out.tokens_per_second:.1f} tokens/s (measured, host clock), " if n > 1 else ""
+            print(
+                f"{n} token{'s' * (n != 1)}, {rate}first after {out.prompt_seconds * 1e3:.0f} ms, "
+                f"seed {out.seed}",
+                file=sys.stderr,
+            )
+        print(f"{overlay.describe()}; model loaded in {llama.load_seconds:.2f} s", file=sys.stderr)
+    return 0
+
+
+COMMANDS = {"generate": _generate}

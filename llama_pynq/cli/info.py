@@ -1,0 +1,76 @@
+"""``llama-pynq info``: devices, overlay, kernel limits and model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from llama_pynq import __version__
+from llama_pynq.cli.arguments import load_model, model_options, open_overlay
+
+if TYPE_CHECKING:
+    from llama_pynq.overlay_store.record import OverlayRecord
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands to the command line's."""
+    commands.add_parser(
+        "info",
+        parents=[model_options()],
+        help="devices, overlay, kernel limits, model",
+        description="Show the devices, and which is used; the overlay and who built it; what its "
+        "kernel can take; and the model as it is loaded.",
+    )
+
+
+def _info(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from pynq.pl_server.device import Device
+
+    from llama_pynq.engine.llama import BUNDLED
+
+    def section(title: str, values: dict[str, object]) -> None:
+        print(f"\n{title}")
+        for name, value in values.items():
+            print(f"  {name:<16} {value}".rstrip())
+
+    with open_overlay(args) as overlay:
+        llama = load_model(overlay, args)
+        print(f"llama_pynq {__version__}")
+        try:
+            others = dict.fromkeys((device.name for device in Device.devices), "")
+        except RuntimeError as error:  # PYNQ's, of remote boards that do not answer
+            others = {"others": f"not known: {error}"}
+        section("devices", {**others, overlay.device.name: "(in use)"})
+        built = _built(overlay.record) if overlay.is_board else {}
+        section("overlay", {"file": overlay.bitfile_name, "device": overlay.describe(), **built})
+        section("kernel limits", asdict(overlay.llama.limits))
+        weights = f"{llama.packed.weight_bytes / 2**20:.1f} MiB packed, {llama.packed.note}"
+        section(
+            "model",
+            {
+                "file": args.model or BUNDLED / "stories.bin",
+                "tokenizer": llama.tokenizer.path,
+                "weights": weights,
+                "KV cache": f"{overlay.llama.kv_format}, {overlay.llama.slots} sequences",
+                **asdict(llama.config),
+            },
+        )
+    return 0
+
+
+def _built(record: OverlayRecord | None) -> dict[str, object]:
+    """Who built an overlay, with what, and what was seen of it."""
+    if record is None:
+        return {
+            "record": "none beside the file: not known who built it, or whether it was measured"
+        }
+    return {
+        "built": record.origin,
+        "clock": "not recorded" if record.clock_mhz is None else f"{record.clock_mhz:g} MHz",
+        "measured": record.measured or "no",
+    }
+
+
+COMMANDS = {"info": _info}

@@ -1,0 +1,90 @@
+"""``llama-pynq pack``: write the packed file that a device loads directly."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_pynq.cli.arguments import model_options, open_overlay
+from llama_pynq.errors import LlamaPynqError
+
+if TYPE_CHECKING:
+    from llama_pynq.kernel.limits import KernelLimits
+
+
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add this module's commands to the command line's."""
+    pack = commands.add_parser(
+        "pack",
+        parents=[model_options()],
+        help="write the packed file that a device loads directly",
+        description="Write a model in the hardware's order, its tokenizer with it, as one file: "
+        "what --model and --tokenizer name, or the bundled model. It is for the device found, or "
+        "with --board for another, which need not be there.",
+    )
+    pack.add_argument("--board", metavar="NAME", help="pack for this board, such as kv260, not for "
+                      "the device found")  # fmt: skip
+    pack.add_argument("output", help="file to write, such as model.safetensors")
+    pack.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from llama_pynq.checkpoint.load import load_checkpoint
+    from llama_pynq.engine.llama import BUNDLED
+    from llama_pynq.kernel.config import Target
+    from llama_pynq.kernel.limits import check_limits
+    from llama_pynq.tokenizer.load import load_tokenizer
+    from llama_pynq.weights.packed import is_packed, write_packed
+    from llama_pynq.weights.quantize import QuantizedModel
+
+    output = Path(args.output)
+    if output.is_dir():
+        raise LlamaPynqError(f"{output} is a folder: give the name of the file to write")
+    if output.exists() and not args.force:
+        raise LlamaPynqError(f"{output} exists: choose another name, or replace it with --force")
+    model = Path(args.model) if args.model else BUNDLED / "stories.bin"
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    if tokenizer is None and not args.model:
+        tokenizer = BUNDLED / "tokenizer.bin"
+    if model.is_file() and is_packed(model):
+        raise LlamaPynqError(f"{model} is packed already: give the checkpoint that it was made of")
+    if args.board is not None:
+        limits = board_limits(args.board)
+        device = args.board.lower().replace("_", "-")
+        if device != limits.board:
+            device += f", whose kernel is {limits.board}'s"
+    else:
+        with open_overlay(args) as overlay:
+            limits, device = overlay.llama.limits, overlay.describe()
+    target = Target.of(limits)
+    with load_checkpoint(model) as checkpoint:
+        check_limits(checkpoint.config, limits)
+        text = b""
+        if tokenizer is not None:
+            load_tokenizer(tokenizer).check_vocab(checkpoint.config.vocab_size)
+            text = tokenizer.read_bytes()
+        quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
+        write_packed(quantized, target, output, text)
+    print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, {quantized.note}, "
+          f"{'with' if text else 'without'} a tokenizer, for {device}")  # fmt: skip
+    return 0
+
+
+def board_limits(name: str) -> KernelLimits:
+    """Limits of a board by its name or its header's, from the kernel's source."""
+    from llama_pynq.boards import boards
+    from llama_pynq.kernel.config import board_headers
+    from llama_pynq.kernel.limits import KernelLimits
+
+    headers = board_headers()
+    board = name.lower().replace("_", "-")
+    if board in boards():
+        board = boards()[board].header
+    if board not in headers:
+        names = dict.fromkeys([*boards(), *sorted(headers)])
+        raise LlamaPynqError(f"there is no board {name!r}: choose one of {', '.join(names)}")
+    return KernelLimits.from_header(headers[board])
+
+
+COMMANDS = {"pack": _pack}
