@@ -19,12 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from llama_pynq.emulation import container, hwh, memory, xclbin
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import BANK_STRIDE, Bank
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.emulation.hwh import data_registers
 from llama_pynq.kernel import abi, limits, registers
-from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.measure import selftest
 
 PLACEHOLDER = 4096  # bytes of a buffer that waits for its size

@@ -14,6 +14,7 @@ class StandInBoard(Device):
 
     def __init__(self, name: str) -> None:
         inner = EmulatedDevice(threads=1, name=name)
+        inner.capabilities["EMULATED"] = False
         object.__setattr__(self, "inner", inner)
 
     def __getattribute__(self, name: str) -> Any:

@@ -17,8 +17,7 @@ from stand_in_board import StandInBoard
 
 from llama_pynq.boards import boards
 from llama_pynq.cli.main import main
-from llama_pynq.llama_overlay import emulated_overlay
-from llama_pynq.overlay_store import search
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.overlay_store.record import OverlayRecord
 
 BITS = bytes(range(256)) * 20_000
@@ -30,7 +29,9 @@ def cli(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
     monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(search, "package_folders", lambda name: [str(tmp_path / "package")])
+    monkeypatch.setattr(
+        "llama_pynq.overlay_store.search.package_folders", lambda name: [str(tmp_path / "package")]
+    )
 
     def call(*arguments):
         status = main(["overlay", *map(str, arguments)])

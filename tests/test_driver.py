@@ -13,7 +13,7 @@ import pynq
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay
-from llama_pynq.emulation.build import build_emulated_overlay
+from llama_pynq.emulation.build import build_emulated_overlay, emulated_overlay
 from llama_pynq.errors import (
     DeviceMemoryError,
     KernelError,
@@ -25,7 +25,6 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel import abi, registers
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
-from llama_pynq.llama_overlay import emulated_overlay
 
 REPOSITORY = Path(__file__).parents[1]
 FLAVOURS = [(".xclbin", "chain"), (".xclbin", "hs"), (".bit", "chain"), (".bit", "hs")]

@@ -483,14 +483,14 @@ def test_hardware_outranks_the_emulated_device():
 def test_overlays_take_the_emulated_device_beside_a_board_where_asked(monkeypatch, value, found):
     if value is not None:
         monkeypatch.setenv("LLAMA_PYNQ_EMULATE", value)
-    code = "from llama_pynq.llama_overlay import find_device; print(find_device().tag)"
+    code = "from llama_pynq.overlay_store.devices import find_device; print(find_device().tag)"
     assert run_python(f"{DEVICES.format(real=REAL)}\n{code}").splitlines()[-1] == found
 
 
 def test_overlays_take_the_emulated_device_on_a_board_where_asked(monkeypatch):
     monkeypatch.setenv("LLAMA_PYNQ_EMULATE", "1")
     monkeypatch.setattr(device_module.Device, "_devices", [], raising=False)
-    from llama_pynq.llama_overlay import find_device
+    from llama_pynq.overlay_store.devices import find_device
 
     assert isinstance(find_device(), EmulatedDevice)
 

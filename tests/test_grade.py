@@ -115,7 +115,7 @@ def test_exercise_cell_that_is_missing_is_named(graded):
 def test_kernel_is_on_the_emulated_device_in_folders_of_its_own(graded, tmp_path):
     code = """
 import os, pathlib, sys
-from llama_pynq.llama_overlay import find_device
+from llama_pynq.overlay_store.devices import find_device
 from llama_pynq.emulation.device import EmulatedDevice
 assert os.environ["LLAMA_PYNQ_EMULATE"] == "1" and isinstance(find_device(), EmulatedDevice)
 pathlib.Path("litter").touch()

@@ -63,7 +63,7 @@ for name in ("llama.xclbin", "llama.bit"):
     bare = pynq.Overlay(name, device=device)
     named[name] = bare.bitfile_name, type(bare.llama).__name__
     bare.free()
-from llama_pynq.llama_overlay import emulated_overlay
+from llama_pynq.emulation.build import emulated_overlay
 print(json.dumps({
     "package": llama_pynq.__file__,
     "overlay": str(emulated_overlay()),

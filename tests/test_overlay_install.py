@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.errors import InstallError, OverlayMismatch
-from llama_pynq.overlay_store import search
 from llama_pynq.overlay_store.install import add, install, remove
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import overlays_of
@@ -28,7 +27,9 @@ BITS = bytes(range(256)) * 2000
 def user(tmp_path, monkeypatch):
     """The user's folder."""
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
-    monkeypatch.setattr(search, "package_folders", lambda name: [str(tmp_path / "package")])
+    monkeypatch.setattr(
+        "llama_pynq.overlay_store.search.package_folders", lambda name: [str(tmp_path / "package")]
+    )
     return tmp_path / "user"
 
 

@@ -4,9 +4,9 @@ import pytest
 from board_overlays import PARTS, PLATFORMS, bit, hwh_text, write_files
 
 from llama_pynq.boards import boards
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel import registers
-from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.overlay_store.metadata import (
     OverlayMetadata,
     board_named,

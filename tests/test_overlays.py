@@ -10,16 +10,16 @@ from pynq.pl_server.device import Device
 from stand_in_board import StandInBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
-from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.measure import selftest
 from llama_pynq.measure.timing import board_of
-from llama_pynq.overlay_store import search
+from llama_pynq.overlay_store.devices import board_of_device
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import (
+    EMULATE,
     FoundOverlay,
-    board_of_device,
     overlay_for,
     overlays_of,
 )
@@ -37,7 +37,9 @@ def places(tmp_path, monkeypatch):
     """Folders of one's own; the package's, with no overlay in it, is the last of them."""
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
     monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(search, "package_folders", lambda name: [str(tmp_path / "package")])
+    monkeypatch.setattr(
+        "llama_pynq.overlay_store.search.package_folders", lambda name: [str(tmp_path / "package")]
+    )
     monkeypatch.delenv("BOARD", raising=False)
     user = tmp_path / "user"
     return {
@@ -73,7 +75,7 @@ class Plain(Device):
 def test_zynq_board_is_known_by_xrt_the_device_tree_or_the_environment(
     tmp_path, monkeypatch, name, tree, environment, board
 ):
-    monkeypatch.setattr(search, "_BOARD_FILE", tmp_path / "pynq_board")
+    monkeypatch.setattr("llama_pynq.overlay_store.devices.BOARD_FILE", tmp_path / "pynq_board")
     if tree is not None:
         (tmp_path / "pynq_board").write_text(tree)
     if environment is not None:
@@ -93,7 +95,7 @@ def test_zynq_board_is_known_by_xrt_the_device_tree_or_the_environment(
 def test_this_computers_board_is_neither_a_cards_nor_a_remote_one(
     tmp_path, monkeypatch, name, capability, board
 ):
-    monkeypatch.setattr(search, "_BOARD_FILE", tmp_path / "pynq_board")
+    monkeypatch.setattr("llama_pynq.overlay_store.devices.BOARD_FILE", tmp_path / "pynq_board")
     (tmp_path / "pynq_board").write_text("KV260\0")
     monkeypatch.setenv("BOARD", "kv260")
     assert board_of_device(Plain(name, capability)) == board
@@ -180,7 +182,7 @@ def test_damaged_overlay_is_named_and_no_other_taken_instead(places, damage, mes
         overlay_for(Plain("KV260"))
     assert f"the added overlay of kv260, {folder}, " in str(error.value)
     assert f"llama-pynq overlay remove kv260 takes it away. {BUILD}" in str(error.value)
-    assert str(error.value).endswith(search.EMULATE)
+    assert str(error.value).endswith(EMULATE)
 
 
 def test_changed_byte_is_found_by_the_hash_before_use(places):

@@ -16,11 +16,12 @@ from pynq.pl_server.device import Device
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.device import pyxrt as subject
 from llama_pynq.device.pyxrt import PyxrtDevice
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelTimeout
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.registers import arguments
-from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
 from llama_pynq.measure.sensors import rails
+from llama_pynq.overlay_store.devices import find_device, lock_name
 
 NAME = "xilinx_u50_gen3x16_xdma_base_5"
 TAGS = ("PLRAM[0]", "HBM[0]", "HBM[3]", "HBM[17]", "DDR[0]", "HBM[30]")

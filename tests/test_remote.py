@@ -22,6 +22,7 @@ from card import (
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq import driver as driver_module
 from llama_pynq.cli.main import main
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import (
     ConnectionLost,
     DeviceBusy,
@@ -30,8 +31,8 @@ from llama_pynq.errors import (
     KernelError,
 )
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
-from llama_pynq.llama_overlay import emulated_overlay, find_device, lock_name
 from llama_pynq.measure.sensors import rails
+from llama_pynq.overlay_store.devices import find_device, lock_name
 
 if version("pynq").startswith("3.0."):
     pytest.skip("PYNQ.remote came with PYNQ 3.1", allow_module_level=True)

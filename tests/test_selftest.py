@@ -7,10 +7,10 @@ from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.cli.main import main
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.reference import KernelModel
-from llama_pynq.llama_overlay import emulated_overlay
 from llama_pynq.measure import selftest
 from llama_pynq.weights.quantize import QuantizedModel
 

@@ -10,8 +10,9 @@ import pytest
 from card import Card, Expected, banked_overlay, self_tested, split_frees, story, walk
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import DeviceMemoryError, KernelTimeout
-from llama_pynq.llama_overlay import emulated_overlay, lock_name
+from llama_pynq.overlay_store.devices import lock_name
 
 if not version("pynq").startswith("3.0."):
     pytest.skip("PYNQ 3.1 and newer drive no Alveo card", allow_module_level=True)

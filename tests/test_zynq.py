@@ -22,8 +22,9 @@ from card import (
 from zynq_board import PYNQ_3_0, ZynqBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import DeviceMemoryError
-from llama_pynq.llama_overlay import emulated_overlay, lock_name
+from llama_pynq.overlay_store.devices import lock_name
 
 
 @pytest.fixture

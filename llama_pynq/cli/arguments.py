@@ -43,7 +43,8 @@ def model_options() -> argparse.ArgumentParser:
 def open_overlay(args: argparse.Namespace) -> LlamaOverlay:
     """Open the overlay on the device that the options name."""
     from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice
-    from llama_pynq.llama_overlay import LlamaOverlay, find_device
+    from llama_pynq.llama_overlay import LlamaOverlay
+    from llama_pynq.overlay_store.devices import find_device
 
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")

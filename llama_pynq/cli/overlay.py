@@ -86,7 +86,7 @@ _HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where
 
 
 def _list(args: argparse.Namespace) -> int:
-    from llama_pynq.llama_overlay import emulated_overlay
+    from llama_pynq.emulation.build import emulated_overlay
     from llama_pynq.overlay_store.search import NO_BUILD, PACKAGE, overlays_of
     from llama_pynq.utils.files import data_folder
 
@@ -250,8 +250,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _board_found() -> str | None:
-    from llama_pynq.llama_overlay import find_device
-    from llama_pynq.overlay_store.search import board_of_device
+    from llama_pynq.overlay_store.devices import board_of_device, find_device
 
     return board_of_device(find_device())
 

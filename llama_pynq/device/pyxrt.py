@@ -217,7 +217,7 @@ class PyxrtDevice(Device):
         self.handle = pyxrt.device(index)
         self.name: str = self.handle.get_info(pyxrt.xrt_info_device.name)
         self.bdf: str = self.handle.get_info(pyxrt.xrt_info_device.bdf)
-        self.capabilities = {"REGISTER_RW": True, "CALLABLE": False}
+        self.capabilities = {"REGISTER_RW": True, "CALLABLE": False, "PYXRT": True}
         self.mem_dict: dict[str, dict[str, Any]] = {}
         self._units: dict[int, tuple[int, _ComputeUnit]] = {}
         self._live: dict[int, _Buffer] = {}

@@ -25,7 +25,7 @@ from llama_pynq.emulation import container, cpu, hwh, xclbin
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.emulation.targets import Target
-from llama_pynq.errors import BuildError, LlamaPynqError
+from llama_pynq.errors import BuildError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel import config, registers, top
 from llama_pynq.utils.files import cache_folder, package_folders, write_atomically
 
@@ -260,6 +260,32 @@ def own_build_folder() -> Path:
     for path in sorted(path for path in hls_src.rglob("*.*") if path.suffix in (".h", ".cpp")):
         digest.update(path.relative_to(hls_src).as_posix().encode() + b"\0" + path.read_bytes())
     return cache_folder() / "emulator" / digest.hexdigest()[:16]
+
+
+def emulated_overlay(suffix: str = ".xclbin") -> Path:
+    """The emulated overlay: one compiled on this computer by command, else the installed one.
+
+    Parameters
+    ----------
+    suffix : {".xclbin", ".bit"}
+        The Alveo or the Zynq flavour.
+
+    Raises
+    ------
+    OverlayMismatch
+        If there is none: the package was installed on a board, or without a C++ compiler.
+    """
+    folders = [own_build_folder()]
+    folders += [Path(folder) / registers.IP_NAME for folder in package_folders("overlay")]
+    for folder in folders:
+        path = folder / f"{registers.IP_NAME}{suffix}"
+        if path.exists():
+            return path
+    raise OverlayMismatch(
+        "the emulated overlay is not installed: boards do without, and so does a package built "
+        "without a C++ compiler. To compile it for this computer: python -m "
+        "llama_pynq.emulation.build (it takes g++; Debian, Ubuntu: apt install g++)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

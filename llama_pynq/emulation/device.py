@@ -282,7 +282,7 @@ class EmulatedDevice(Device):
         super().__init__(f"emulated_{board}")
         self.board = BOARDS[board]
         self.name = name or f"emulated-{board}"
-        self.capabilities = {"REGISTER_RW": True, "CALLABLE": False}
+        self.capabilities = {"REGISTER_RW": True, "CALLABLE": False, "EMULATED": True}
         self.memory = DeviceMemory(memory_bytes or self.board.memory_bytes, self.name)
         self.threads = threads or _available_cpus()
         self.contexts: dict[str, int] = {}

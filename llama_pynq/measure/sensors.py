@@ -62,23 +62,21 @@ def rails(
     Rails
         Empty where nothing can be read; its `why` has the reasons.
     """
-    from llama_pynq.device.pyxrt import PyxrtDevice
-    from llama_pynq.emulation.device import EmulatedDevice
-
     found = Rails()
     overlay, device = device, getattr(device, "device", device)
     if meter is not None:
         found["meter"] = meter_rail(meter)
         return found
-    if isinstance(device, EmulatedDevice):
+    states = getattr(device, "capabilities", {})
+    if states.get("EMULATED"):
         if device.limits is None:
             found.take(cpu_rails(powercap), "RAPL of the CPU that emulates", _no_rapl(powercap))
         else:
             rail = _modelled_rail(overlay, device)
             found.take({"board": rail} if rail else {}, "the model", _NO_TERMS)
         return found
-    remote = "REMOTE" in getattr(device, "capabilities", {})
-    if remote or isinstance(device, PyxrtDevice):
+    remote = states.get("REMOTE")
+    if remote or states.get("PYXRT"):
         # Whatever this computer can read is not the board's.
         what = "PYNQ.remote" if remote else "pyxrt"
         found.take({}, what, "it gives no sensors; an external meter does, rails(..., meter=)")

@@ -19,7 +19,7 @@ from llama_pynq.estimate.predict import predict
 from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
-from llama_pynq.overlay_store.search import board_of_device
+from llama_pynq.overlay_store.devices import board_of_device
 
 StageKey = tuple[Stage, int]
 _WARM_UP = 50  # steps

@@ -11,8 +11,6 @@ Each folder has an ``overlay.json`` (`overlay_record`).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +18,8 @@ from typing import TYPE_CHECKING
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
-from llama_pynq.overlay_store.metadata import board_named, read_metadata
+from llama_pynq.overlay_store.devices import board_of_device
+from llama_pynq.overlay_store.metadata import read_metadata
 from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord, sha256_of
 from llama_pynq.utils.files import data_folder, package_folders
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from pynq.pl_server.device import Device
 
 ADDED, INSTALLED, PACKAGE = "added", "installed", "package"
-
-# What PYNQ's images call their board; Kria-PYNQ has no such file, and names it in BOARD.
-_BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
 
 EMULATE = (
     "Meanwhile the emulated device runs everything, with no board: "
@@ -41,41 +37,6 @@ EMULATE = (
 
 NO_BUILD = ("aws-f1",)
 """Boards whose images `make -C hls_src overlay` does not build."""
-
-
-# ---- boards ---------------------------------------------------------------------------
-
-
-def board_of_device(device: Device) -> str | None:
-    """The board that a PYNQ device is, or emulates.
-
-    Parameters
-    ----------
-    device : pynq.Device
-
-    Returns
-    -------
-    str or None
-        Of `boards.boards`; None for the plain emulated device, and for a board that is not there.
-    """
-    from llama_pynq.emulation.device import EmulatedDevice
-
-    if isinstance(device, EmulatedDevice):
-        return device.board.name if device.board.name in boards() else None
-    # A card's is its shell. A remote board's is its own pynq_board. On Kria-PYNQ XRT takes it
-    # from /etc/xocl.txt, and elsewhere on Zynq it is "edge" or empty.
-    names = [device.name]
-    if device.has_capability("MEMORY_MAPPED"):  # a Zynq's processor, on which this runs
-        names += _local_names()
-    return next((board for name in names if (board := board_named(name))), None)
-
-
-def _local_names() -> Iterator[str]:
-    try:
-        yield _BOARD_FILE.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        pass
-    yield os.environ.get("BOARD", "")
 
 
 # ---- what is there --------------------------------------------------------------------

@@ -1,0 +1,164 @@
+"""Devices: which one is used, what it is called, which board it is, and its lock.
+
+What a device can do it states in its ``capabilities``, as PYNQ's devices do; the emulated device
+states ``EMULATED``, a card that is reached through XRT's Python module ``PYXRT``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pynq
+from pynq.pl_server.device import Device
+
+from llama_pynq.boards import boards
+from llama_pynq.emulation.device import EmulatedDevice
+from llama_pynq.errors import DeviceBusy, DeviceNotFound
+from llama_pynq.overlay_store.metadata import board_named
+from llama_pynq.utils.lock import DeviceLock
+
+# PYNQ's images name their board here; Kria-PYNQ has no such file, and names it in BOARD.
+BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
+
+
+def is_emulated(device: Device) -> bool:
+    """Whether a device is emulated on this computer."""
+    return bool(device.has_capability("EMULATED"))
+
+
+def find_device() -> Device:
+    """The first board that PYNQ sees, else the emulated device.
+
+    With ``LLAMA_PYNQ_EMULATE=1`` in the environment the emulated device, whatever PYNQ sees.
+    """
+    if os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0"):
+        return EmulatedDevice()
+    with warnings.catch_warnings():
+        # Off-board, PYNQ complains of a descriptor it leaves open itself.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            devices = Device.devices
+        except RuntimeError as error:
+            boards = os.environ.get("PYNQ_REMOTE_DEVICES")
+            if not boards:
+                raise
+            del Device._devices  # else PYNQ remembers having found none
+            raise DeviceNotFound(
+                f"no answer from PYNQ_REMOTE_DEVICES ({boards}), of which PYNQ wants every one: "
+                f"{error}. Are they on, in this network, and do they run PYNQ.remote's image? To "
+                "use none, unset the variable, or set LLAMA_PYNQ_EMULATE=1"
+            ) from error
+    for device in devices:
+        if not is_emulated(device):
+            return device
+    if not devices:
+        raise DeviceNotFound(
+            "PYNQ finds no device on this board: is its image PYNQ's, and are you root? To use "
+            "no board: LlamaOverlay(device=llama_pynq.EmulatedDevice())"
+        )
+    return devices[0]
+
+
+def board_of_device(device: Device) -> str | None:
+    """The board that a PYNQ device is, or emulates.
+
+    Parameters
+    ----------
+    device : pynq.Device
+
+    Returns
+    -------
+    str or None
+        Of `boards.boards`; None for the plain emulated device, and for a board that is not there.
+    """
+    if is_emulated(device):
+        return device.board.name if device.board.name in boards() else None
+    # A card's is its shell. A remote board's is its own pynq_board. On Kria-PYNQ XRT takes it
+    # from /etc/xocl.txt, and elsewhere on Zynq it is "edge" or empty.
+    names = [device.name]
+    if device.has_capability("MEMORY_MAPPED"):  # a Zynq's processor, on which this runs
+        names += _local_names()
+    return next((board for name in names if (board := board_named(name))), None)
+
+
+def _local_names() -> Iterator[str]:
+    try:
+        yield BOARD_FILE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        pass
+    yield os.environ.get("BOARD", "")
+
+
+def describe_device(device: Device) -> str:
+    """A device's name, and how it is reached: one phrase."""
+    name = device.name
+    if is_emulated(device):
+        threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
+        return f"{name} (emulated device on this computer's CPU, {threads}; no board in use)"
+    if device.has_capability("REMOTE"):
+        return f"{name} (board at {device.ip_addr}, through PYNQ.remote)"
+    if device.has_capability("PYXRT"):
+        return f"{name} (card at {device.bdf}, through pyxrt)"
+    if device.has_capability("MEMORY_MAPPED"):
+        name = board_of_device(device) or name  # XRT calls every Zynq "edge"
+    return f"{name} (board)"
+
+
+def lock_name(device: Device) -> str:
+    """What a device's lock is called: one name for one device, and another for its twin."""
+    if hasattr(device, "lock_name"):
+        return str(device.lock_name)
+    if device.has_capability("REMOTE"):
+        # The tag counts this computer's boards; the address is the board's own.
+        return f"{device.name}-{device.ip_addr}-{device.port}"
+    # Two equal cards have one name; XRT's tag, its number, tells them apart.
+    return f"{device.name}-{getattr(device, 'tag', '')}"
+
+
+@contextlib.contextmanager
+def active(device: Device) -> Iterator[None]:
+    """Make `device` the one that PYNQ's parts take that are not told which.
+
+    Of a remote board PYNQ 4 sets the width of the ports on the active device, which may be none,
+    or another, and its clocks on the first device that a process ever used.
+    """
+    if not device.has_capability("REMOTE"):
+        yield
+        return
+    before = vars(Device).get("_active_device")
+    Device.active_device = device
+    if vars(pynq.Clocks).get("_real_instance") is not None:
+        del pynq.Clocks._real_instance
+    try:
+        yield
+    finally:
+        if before is not None:
+            Device.active_device = before
+        else:
+            del Device._active_device
+
+
+def lock_device(device: Device) -> DeviceLock:
+    """Take a device's lock.
+
+    Raises
+    ------
+    DeviceBusy
+        If another process, or another overlay of this one, holds it.
+    """
+    lock = DeviceLock(lock_name(device))
+    try:
+        lock.acquire()
+    except DeviceBusy as error:
+        if not is_emulated(device):
+            raise
+        raise DeviceBusy(
+            f"{error} Or use an emulated device of another name beside it: "
+            "from llama_pynq import EmulatedDevice; "
+            "LlamaOverlay(device=EmulatedDevice(name='second'))"
+        ) from None
+    return lock
