@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from llama_pynq import LlamaOverlay, load_checkpoint
-from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.kernel.reference import FloatModel
+from llama_pynq.models import BUNDLED
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 

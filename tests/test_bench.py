@@ -7,7 +7,6 @@ import pytest
 
 from llama_pynq import LlamaOverlay
 from llama_pynq.driver import LlamaDriver
-from llama_pynq.engine import llama
 from llama_pynq.kernel.abi import RowFlag
 from llama_pynq.measure import bench
 

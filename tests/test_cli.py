@@ -22,8 +22,8 @@ from checkpoint_files import random_weights, write_checkpoint
 from llama_pynq import LlamaOverlay, __version__
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.cli.main import main
-from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.labs import files
+from llama_pynq.models import BUNDLED
 
 SHAPE = ModelConfig(
     dim=128,

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_pynq.emulation import memory as module
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.emulation.memory import ALIGNMENT, DeviceMemory, FirstFit
 from llama_pynq.errors import DeviceMemoryError

@@ -12,7 +12,7 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.emulation.build import emulated_overlay
-from llama_pynq.engine.llama import _ROW, _ROW_SAMPLING, BUNDLED, _StopText
+from llama_pynq.engine.llama import _ROW, _ROW_SAMPLING, _StopText
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -23,6 +23,7 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel.abi import ROW_DTYPE, TOKEN_UNDECIDED, RowFlag, make_rows
 from llama_pynq.kernel.reference import KernelModel
+from llama_pynq.models import BUNDLED
 from llama_pynq.weights.quantize import QuantizedModel
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"

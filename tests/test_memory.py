@@ -11,8 +11,8 @@ import pytest
 
 import llama_pynq
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.engine.llama import BUNDLED
 from llama_pynq.kernel.config import Target
+from llama_pynq.models import BUNDLED
 from llama_pynq.weights.tiles import channel_bytes
 
 MB = 10**6

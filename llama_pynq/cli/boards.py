@@ -62,7 +62,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
     """A model's name, its shape, and how it is or would be packed."""
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.checkpoint.shapes import SHAPES
-    from llama_pynq.engine.llama import BUNDLED
+    from llama_pynq.models import BUNDLED
     from llama_pynq.weights.packed import is_packed, open_packed
 
     bits = args.weight_bits or 8

@@ -28,7 +28,7 @@ def _info(args: argparse.Namespace) -> int:
 
     from pynq.pl_server.device import Device
 
-    from llama_pynq.engine.llama import BUNDLED
+    from llama_pynq.models import BUNDLED
 
     def section(title: str, values: dict[str, object]) -> None:
         print(f"\n{title}")

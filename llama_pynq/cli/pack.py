@@ -31,9 +31,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
-    from llama_pynq.engine.llama import BUNDLED
     from llama_pynq.kernel.config import Target
     from llama_pynq.kernel.limits import check_limits
+    from llama_pynq.models import BUNDLED
     from llama_pynq.tokenizer.load import load_tokenizer
     from llama_pynq.weights.packed import is_packed, write_packed
     from llama_pynq.weights.quantize import QuantizedModel

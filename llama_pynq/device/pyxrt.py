@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
-from llama_pynq.emulation.memory import MemoryBank
+from llama_pynq.device.memory_bank import MemoryBank
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelError, KernelTimeout
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.registers import CONTROL_OFFSET

@@ -15,12 +15,12 @@ import ctypes
 import math
 import mmap
 import threading
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 from pynq.buffer import PynqBuffer
 
+from llama_pynq.device.memory_bank import MemoryBank
 from llama_pynq.errors import DeviceMemoryError
 
 # What is uploaded in bulk is streamed: huge pages read 9 to 16% faster (256 MiB, best of 20,
@@ -286,29 +286,6 @@ def release_host_pages(buffer: PynqBuffer) -> int:
         return 0
     allocation.host.madvise(mmap.MADV_DONTNEED, begin, end - begin)
     return end - begin
-
-
-class MemoryBank:
-    """A memory bank of a device, by PYNQ's description of it.
-
-    Two instances for the same bank of the same device are equal.
-    """
-
-    def __init__(self, device: Any, desc: dict[str, Any]) -> None:
-        self.device = device
-        self.desc = desc
-        self.idx = desc["idx"]
-        self.size = desc["size"]
-        self.base_address = desc["base_address"]
-        self.tag = desc["tag"]
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, MemoryBank) and self.device is other.device and self.idx == other.idx
-        )
-
-    def __hash__(self) -> int:
-        return hash((id(self.device), self.idx))
 
 
 class EmulatedMemory(MemoryBank):

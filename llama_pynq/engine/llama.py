@@ -39,6 +39,7 @@ from llama_pynq.kernel.abi import (
 )
 from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import check_limits
+from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.base import StreamDecoder, Tokenizer
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
 from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_cached
@@ -46,8 +47,6 @@ from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_
 if TYPE_CHECKING:
     from llama_pynq.driver import CallResult, LlamaDriver, PendingCall
 
-BUNDLED = Path(__file__).parents[1] / "models"
-"""Folder of the model that comes with the package."""
 
 _CALL_SECONDS = 0.1
 _STREAM_CALL_SECONDS = 0.04  # who reads a stream sees text come 25 times a second
