@@ -36,7 +36,9 @@ from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay, load_checkpoin
 from llama_pynq.checkpoint.random import random_model
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.emulation.emulator import Emulator
-from llama_pynq.engine.llama import Generation
+from llama_pynq.engine.llama import Llama
+from llama_pynq.engine.results import Generation
+from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.kernel.abi import (
     REQUEST_STEPS,
     STATUS_SEQUENCE,
@@ -48,7 +50,6 @@ from llama_pynq.kernel.abi import (
 )
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.kernel.registers import arguments
-from llama_pynq.measure.bench import Endless
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PEER = Path(__file__).with_name("peer_llama_cpp.py")
@@ -127,22 +128,22 @@ def kernel_clock() -> Iterator[SimpleNamespace]:
         yield clock
 
 
-def generate(llama: Endless, temperature: float, sequences: int = 1, n: int = TOKENS) -> float:
+def generate(llama: Llama, temperature: float, sequences: int = 1, n: int = TOKENS) -> float:
     """Tokens/s of `sequences` texts of `n` tokens each, on the clock of who calls."""
+    params = SamplingParams(n, temperature, seed=1, ignore_eos=True)
     begin = time.perf_counter()
-    out = llama.generate([""] * sequences, max_new_tokens=n, temperature=temperature, seed=1)
+    out = llama.generate([""] * sequences, params=params)
     seconds = time.perf_counter() - begin
     assert isinstance(out, list) and all(len(text.tokens) == n for text in out)
     return sequences * n / seconds
 
 
-def stream(llama: Endless, temperature: float) -> float:
+def stream(llama: Llama, temperature: float) -> float:
     """Tokens/s of streamed text."""
     finished: list[Generation] = []
     begin = time.perf_counter()
-    pieces = llama.stream(
-        "", max_new_tokens=TOKENS, temperature=temperature, seed=1, on_finish=finished.append
-    )
+    params = SamplingParams(TOKENS, temperature, seed=1, ignore_eos=True)
+    pieces = llama.stream("", params=params, on_finish=finished.append)
     for _ in pieces:
         pass
     seconds = time.perf_counter() - begin
@@ -150,7 +151,7 @@ def stream(llama: Endless, temperature: float) -> float:
     return TOKENS / seconds
 
 
-def prefill(llama: Endless) -> float:
+def prefill(llama: Llama) -> float:
     """Tokens/s of reading a prompt, the first token of the answer included."""
     # BOS, a space, and capitals, which no token of the made-up vocabulary merges.
     text = "".join(chr(ord("A") + i * 7 % 26) for i in range(PROMPT - 2))
@@ -159,19 +160,19 @@ def prefill(llama: Endless) -> float:
     return PROMPT / out.prompt_seconds
 
 
-def host_us(llama: Endless, temperature: float, n_steps: int) -> tuple[float, float]:
+def host_us(llama: Llama, temperature: float, n_steps: int) -> tuple[float, float]:
     """Microseconds a token that generate() takes outside the kernel, and tokens a call."""
     limits = replace(llama.driver.limits, max_steps=n_steps)
     with (
         patch.object(LlamaDriver, "limits", limits),
-        patch.object(llama, "call_seconds", 60.0),  # so that max_steps alone decides
+        patch.object(llama.scheduler, "call_seconds", 60.0),  # so that max_steps alone decides
         kernel_clock() as kernel,
     ):
         seconds = HOST_TOKENS / generate(llama, temperature, n=HOST_TOKENS)
     return 1e6 * (seconds - kernel.seconds) / HOST_TOKENS, HOST_TOKENS / kernel.calls
 
 
-def host_alone_us(llama: Endless, temperature: float, n_steps: int) -> float:
+def host_alone_us(llama: Llama, temperature: float, n_steps: int) -> float:
     """The same beside a kernel that answers at once, with the results of its last real call.
 
     What is left is Python's and the driver's own work: no thread wakes, and no kernel has been
@@ -189,7 +190,7 @@ def host_alone_us(llama: Endless, temperature: float, n_steps: int) -> float:
 
     with (
         patch.object(LlamaDriver, "limits", limits),
-        patch.object(llama, "call_seconds", 60.0),
+        patch.object(llama.scheduler, "call_seconds", 60.0),
     ):
         generate(llama, temperature, n=2 * n_steps + 1)
         with patch.multiple(Emulator, start=start, wait=lambda *_: True):
@@ -197,7 +198,7 @@ def host_alone_us(llama: Endless, temperature: float, n_steps: int) -> float:
     return 1e6 / statistics.median(rates)
 
 
-def waking_us(llama: Endless) -> float:
+def waking_us(llama: Llama) -> float:
     """Microseconds a call that `kernel_clock` counts and the kernel's own clock does not.
 
     The emulated device's thread wakes, and wakes the caller at the end.
@@ -211,7 +212,7 @@ def waking_us(llama: Endless) -> float:
     return (1e6 * kernel.seconds - ticks / driver.limits.clock_mhz) / HOST_TOKENS
 
 
-def one_round(llama: Endless, peer: Peer, gguf: Path, threads: int) -> Iterator[tuple[str, float]]:
+def one_round(llama: Llama, peer: Peer, gguf: Path, threads: int) -> Iterator[tuple[str, float]]:
     """Everything once, as (name, value); ours and theirs alternate."""
     for temperature, label in LABELS.items():
         yield f"generate, {label}", generate(llama, temperature)
@@ -290,16 +291,16 @@ def rows(shape: str, threads: int, found: dict[str, list[float]], raw: str) -> I
 
 
 @contextmanager
-def ours(checkpoint: Path, tokenizer: Path, threads: int) -> Iterator[Endless]:
-    """Our model on an emulated device; no token ends its text."""
+def ours(checkpoint: Path, tokenizer: Path, threads: int) -> Iterator[Llama]:
+    """Our model on an emulated device."""
     # A name of its own: a notebook on this machine may hold the usual device.
     device = EmulatedDevice(threads=threads, name="emulated-against-peers")
     with LlamaOverlay(device=device) as overlay:
         llama = overlay.load_model(checkpoint, tokenizer)
-        yield Endless(llama.driver, llama.tokenizer, llama.packed)
+        yield llama
 
 
-def assert_same_model(llama: Endless, peer: Peer) -> None:
+def assert_same_model(llama: Llama, peer: Peer) -> None:
     """Both sides read the same weights: their logits differ by their rounding only."""
     ids = [1, *range(300, 30000, 2000)]
     mine, their = llama.logits(ids), np.array(peer.ask("logits", tokens=ids))

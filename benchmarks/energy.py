@@ -24,7 +24,6 @@ from pathlib import Path
 from llama_pynq import LlamaOverlay
 from llama_pynq.checkpoint.random import random_model
 from llama_pynq.checkpoint.shapes import STORIES
-from llama_pynq.measure.bench import Endless
 from llama_pynq.measure.power import PowerRecorder, rails
 from llama_pynq.measure.sensors import gpu_rails, hwmon_rails
 from llama_pynq.report.comparison import PUBLISHED, Cost, measured, modelled, table
@@ -38,14 +37,13 @@ def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
     checkpoint, tokenizer = random_model(shape)
     costs = []
     with LlamaOverlay() as overlay:
-        loaded = overlay.load_model(checkpoint, tokenizer)
-        # No token ends a text: every run has the same length.
-        llama = Endless(loaded.driver, loaded.tokenizer, loaded.packed)
+        llama = overlay.load_model(checkpoint, tokenizer)
         found = rails(overlay)
         for why in found.why:
             print(f"looked at {why}", file=sys.stderr)
         for batch in batches:
-            options = {"max_new_tokens": tokens, "temperature": 0}
+            # Every run has the same length.
+            options = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
             llama.generate([""] * batch, **options)  # warm
             with PowerRecorder(found, idle_s=IDLE_S if found else 0) as recorder:
                 texts = llama.generate([""] * batch, power=recorder, **options)
@@ -83,13 +81,12 @@ def cost(shape: str, tokens: int, rounds: int = 9) -> str:
             (chip / "name").write_text(f"ina{i}\n")
             (chip / "power1_input").write_text("4350000\n")
         found = hwmon_rails(Path(folder))
-        loaded = overlay.load_model(checkpoint, tokenizer)
-        llama = Endless(loaded.driver, loaded.tokenizer, loaded.packed)
+        llama = overlay.load_model(checkpoint, tokenizer)
         rates: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(rounds):
             for recording in (False, True):
                 with PowerRecorder(found) if recording else nullcontext():
-                    out = llama.generate("", max_new_tokens=tokens, temperature=0)
+                    out = llama.generate("", max_new_tokens=tokens, temperature=0, ignore_eos=True)
                 rates[recording].append(out.tokens_per_second)
     without, beside = (statistics.median(rates[recording]) for recording in (False, True))
     samples = PowerRecorder(found)

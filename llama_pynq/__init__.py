@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.driver import LlamaDriver
     from llama_pynq.emulation.device import EmulatedDevice
-    from llama_pynq.engine.llama import Generation, Llama
+    from llama_pynq.engine.llama import Llama
+    from llama_pynq.engine.results import Generation
     from llama_pynq.llama_overlay import LlamaOverlay
     from llama_pynq.tokenizer.base import Tokenizer
     from llama_pynq.tokenizer.load import load_tokenizer
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Checkpoint": "checkpoint.llama2c",
     "EmulatedDevice": "emulation.device",
-    "Generation": "engine.llama",
+    "Generation": "engine.results",
     "Llama": "engine.llama",
     "LlamaDriver": "driver",
     "LlamaOverlay": "llama_overlay",

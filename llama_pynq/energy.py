@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llama_pynq.errors import RequestError
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -89,3 +91,17 @@ class EnergyMeter(Protocol):
 
         `texts` has the tokens of every prompt and answer.
         """
+
+
+def check_meter(power: object) -> None:
+    """Refuse what is no `EnergyMeter`; None is no meter at all.
+
+    Raises
+    ------
+    RequestError
+    """
+    if power is not None and not all(hasattr(power, n) for n in ("sample", "mark", "energy")):
+        raise RequestError(
+            f"power is {type(power).__name__}: it must be a PowerRecorder that is recording, "
+            "PowerRecorder(rails(overlay))"
+        )

@@ -18,7 +18,8 @@ from pynq.pl_server.device import Device
 
 from llama_pynq.driver import LlamaDriver
 from llama_pynq.emulation.build import emulated_overlay
-from llama_pynq.engine.llama import Generation, Llama, StreamToken
+from llama_pynq.engine.llama import Llama
+from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.errors import (
     OverlayMismatch,
     OverlayNotFound,
@@ -168,7 +169,7 @@ class LlamaOverlay(pynq.Overlay):
     def load_model(
         self, path: str | Path | None = None, tokenizer: str | Path | None = None, **kwargs: Any
     ) -> Llama:
-        """See `llama_pynq.engine.llama.load`."""
+        """See `llama_pynq.engine.loading.load`."""
         return self.llama.load_model(path, tokenizer, **kwargs)
 
     def generate(
@@ -194,11 +195,11 @@ class LlamaOverlay(pynq.Overlay):
     def reset(self) -> None:
         """Download the overlay again, as after a hung kernel, and reload the model."""
         self._check_open()
-        loaded = self.llama._llama
+        loaded, slots = self.llama.loaded_model, self.llama.slots
         self.llama.forget(self.download)
         self._limits = self.llama.limits
         if loaded is not None:
-            self.llama.adopt(loaded)
+            self.llama.adopt(loaded, max(slots, 1))
 
     def download(self, *args: Any, **kwargs: Any) -> None:
         """PYNQ's, which needs the device to be ours. What was loaded is lost: see `reset`."""

@@ -316,11 +316,11 @@ def walk(overlay: Any, card: Card, expected: Expected) -> None:
     assert log == list(expected.load(model, driver.slots))
     log.clear()
     overlay.generate("", max_new_tokens=1, temperature=0)
-    assert log == list(expected.token(driver._sequence))
+    assert log == list(expected.token(driver.handshake.sequence))
     log.clear()
     slots = driver.slots
     overlay.reset()
-    sequence = driver._sequence
+    sequence = driver.handshake.sequence
     n = len(expected.buffers)
     at = log.index(("read", CTRL))  # is the kernel idle after the download?
     assert split_frees(log[at + 1 : at + 1 + n]) == list(expected.drop())

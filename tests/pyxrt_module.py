@@ -161,7 +161,7 @@ def make(
             users.append(weakref.ref(self, users.remove))
 
         def group_id(self, index: int) -> int:
-            contents = card.device._hardware.design
+            contents = card.device.design
             return card.banks.index(contents.arguments[index].bank)
 
     class bo:
@@ -202,7 +202,7 @@ def make(
         def set_arg(self, index: int, item: Any) -> None:
             if not isinstance(item, bo) and not (type(item) is int and -(2**31) <= item < 2**31):
                 raise TypeError("set_arg(): incompatible function arguments")
-            argument = card.device._hardware.design.arguments[index]
+            argument = card.device.design.arguments[index]
             assert isinstance(item, bo) == argument.is_pointer
             if isinstance(item, bo):
                 assert item._allocation.bank == argument.bank, "XRT would copy it elsewhere"
@@ -212,11 +212,11 @@ def make(
             self._arguments[index] = item
 
         def start(self) -> None:
-            assert len(self._arguments) == len(card.device._hardware.design.arguments)
+            assert len(self._arguments) == len(card.device.design.arguments)
             if self._state is _Running:
                 raise RuntimeError("bad command state, can't launch")
             for index, item in self._arguments.items():
-                at = card.base + card.device._hardware.design.arguments[index].offset
+                at = card.base + card.device.design.arguments[index].offset
                 if isinstance(item, bo):
                     card.write(at, item.address() & 0xFFFF_FFFF)
                     card.write(at + 4, item.address() >> 32)

@@ -7,6 +7,7 @@ import pytest
 
 from llama_pynq import LlamaOverlay
 from llama_pynq.driver import LlamaDriver
+from llama_pynq.engine import scheduler, sequence
 from llama_pynq.kernel.abi import RowFlag
 from llama_pynq.measure import bench
 
@@ -42,7 +43,8 @@ def calls(monkeypatch):
     monkeypatch.setattr(LlamaDriver, "run", timed_run)
     monkeypatch.setattr(LlamaDriver, "load_weights", timed_load)
     monkeypatch.setattr(bench, "time", clock)
-    monkeypatch.setattr(llama, "time", clock)
+    for module in (scheduler, sequence):
+        monkeypatch.setattr(module, "time", clock)
     return done
 
 

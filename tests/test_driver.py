@@ -13,6 +13,7 @@ import pynq
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaDriver, LlamaOverlay
+from llama_pynq.device.handshake import Handshake
 from llama_pynq.emulation.build import build_emulated_overlay, emulated_overlay
 from llama_pynq.errors import (
     DeviceMemoryError,
@@ -78,17 +79,19 @@ def test_load_writes_every_pointer_to_its_own_buffer(overlay):
     # Each half of an address is an access of its own.
     names = {name[:-2] for name in names if name[-2:] == "_1" and name[:-2] + "_2" in names}
     assert {"kv_read_0", "kv_write_0", "kv_read_1", "kv_write_1", "logits"} <= names
-    addresses = {b.device_address for b in overlay.llama._buffers.values()}
-    assert len(addresses) == len(overlay.llama._buffers)
+    addresses = {
+        b.device_address for b in (overlay.llama.buffers[name] for name in overlay.llama.buffers)
+    }
+    assert len(addresses) == len(overlay.llama.buffers)
 
 
 def test_run_forgotten_sync_would_be_seen(overlay):
     # Host and device memory are apart: what the kernel reads is what was synced.
     driver = overlay.llama
     good = driver.run(sampled()).rows
-    driver._buffers["model"][:] = 0
+    driver.buffers["model"][:] = 0
     assert driver.run(sampled()).rows == good
-    driver._buffers["model"].sync_to_device()
+    driver.buffers["model"].sync_to_device()
     with pytest.raises(KernelError, match="no descriptor"):
         driver.run(sampled())
 
@@ -173,7 +176,7 @@ def test_call_left_running_is_ended_before_the_next_one(overlay, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "_wait", interrupt)
+        patch.setattr(driver.handshake, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             driver.run(sampled(), n_steps=64)
     assert driver.run(sampled()).rows == expected
@@ -188,7 +191,7 @@ def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
     driver = overlay.llama
     first, second = driver.run(sampled(), n_steps=8).rows, driver.run(sampled(2)).rows
     call = driver.begin(sampled(), n_steps=8)
-    assert driver._running
+    assert driver.pending is call
     assert driver.run(sampled(2)).rows == second  # waits for the first one
     assert not driver.running
     for _ in range(2):
@@ -197,7 +200,7 @@ def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
 
 def test_begun_call_has_a_time_only_if_it_was_waited_for(overlay):
     """Any of many: this thread may be held up for as long as a call takes."""
-    driver, emulator = overlay.llama, overlay.device._hardware.emulator
+    driver, emulator = overlay.llama, overlay.device.emulator
 
     def waited_for():
         return driver.finish(driver.begin(sampled(), n_steps=64)).elapsed_s
@@ -235,9 +238,9 @@ def test_running_says_what_the_last_call_lets_expect_of_one_nobody_waits_for(ove
     driver = overlay.llama
     driver.run(sampled())
     call = driver.begin(sampled())
-    driver._pace = call.shape, 1000.0
+    driver.pace = call.shape, 1000.0
     assert driver.running
-    driver._pace = call.shape, 0.0
+    driver.pace = call.shape, 0.0
     assert not driver.running
     driver.finish(call)
     assert not driver.running
@@ -246,31 +249,33 @@ def test_running_says_what_the_last_call_lets_expect_of_one_nobody_waits_for(ove
 def test_abandon_from_within_the_wait_for_it_does_nothing(overlay, monkeypatch):
     """As when the garbage collector closes a stream while another call waits for the stream's."""
     driver = overlay.llama
-    expected, wait = driver.run(sampled(), n_steps=8).rows, driver._wait
+    expected, wait = driver.run(sampled(), n_steps=8).rows, driver.handshake.wait
     call = driver.begin(sampled(), n_steps=8)
 
     def interfered(*args):
         driver.abandon(call)
         return wait(*args)
 
-    monkeypatch.setattr(driver, "_wait", interfered)
+    monkeypatch.setattr(driver.handshake, "wait", interfered)
     driver.timeout_s = 5.0
     assert driver.finish(call).rows.tobytes() == expected.tobytes()
 
 
 def test_abandoned_call_ends_after_its_step(overlay, monkeypatch):
     driver = overlay.llama
-    expected, sent, send = driver.run(sampled()).rows, [], driver._send
-    monkeypatch.setattr(driver, "_send", lambda name, part: (sent.append(name), send(name, part)))
+    expected, sent, send = driver.run(sampled()).rows, [], driver.buffers.send
+    monkeypatch.setattr(
+        driver.buffers, "send", lambda name, part: (sent.append(name), send(name, part))
+    )
     call = driver.begin(sampled(), n_steps=64)
     driver.abandon(call)
     assert not driver.running
     if sent:  # it was told to end, unless it had ended
-        assert driver._request[abi.REQUEST_ABORT] == driver._sequence
-    sequence = driver._sequence
+        assert driver.buffers["request"][abi.REQUEST_ABORT] == driver.handshake.sequence
+    sequence = driver.handshake.sequence
     driver.abandon(call)
     assert driver.run(sampled()).rows == expected
-    assert driver._sequence == sequence + 1
+    assert driver.handshake.sequence == sequence + 1
 
 
 def test_ctrl_c_while_another_waits_for_a_begun_call(overlay, monkeypatch):
@@ -282,7 +287,7 @@ def test_ctrl_c_while_another_waits_for_a_begun_call(overlay, monkeypatch):
 
     call = driver.begin(sampled(), n_steps=8)
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "_wait", interrupt)
+        patch.setattr(driver.handshake, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             driver.run(sampled())
     with pytest.raises(RequestError, match="Ctrl-C ended the call"):
@@ -312,19 +317,19 @@ def test_closed_overlay_says_so():
 def test_abort_ends_a_running_call_after_its_step(overlay):
     driver = overlay.llama
     # A sequence number that the next call will have: aborted before its first step.
-    driver._request[16] = driver._sequence + 1
-    original = driver._launch
+    driver.buffers["request"][16] = driver.handshake.sequence + 1
+    original = driver.handshake.start
 
     def launch(command):
-        driver._request[16] = driver._sequence + 1
-        driver._buffers["request"].sync_to_device()
+        driver.buffers["request"][16] = driver.handshake.sequence + 1
+        driver.buffers["request"].sync_to_device()
         original(command)
 
-    driver._launch = launch
+    driver.handshake.start = launch
     try:
         result = driver.run(sampled(), n_steps=4)
     finally:
-        del driver._launch
+        del driver.handshake.start
     assert result.aborted
     assert len(result.rows) == 0
     assert not driver.run(sampled(), n_steps=4).aborted
@@ -420,7 +425,7 @@ def test_reset_while_another_thread_waits_ends_its_call(hanging, monkeypatch):
 
         thread = threading.Thread(target=work)
         thread.start()
-        while not overlay.llama._running:
+        while not overlay.llama.running:
             pass
         monkeypatch.delenv("LLAMA_PYNQ_TEST_HANG")
         device, read, programming = overlay.device, overlay.device.read_registers, []
@@ -458,12 +463,12 @@ overlay.load_model()
 
 
 def test_overlay_whose_kernel_does_not_answer_says_where_to_look(monkeypatch):
-    device, finished = EmulatedDevice(), LlamaDriver._finished
-    monkeypatch.setattr("llama_pynq.driver._DESCRIBE_S", 0.2)
-    monkeypatch.setattr(LlamaDriver, "_finished", lambda driver: False)
+    device, finished = EmulatedDevice(), Handshake.finished
+    monkeypatch.setattr(LlamaDriver, "describe_timeout_s", 0.2)
+    monkeypatch.setattr(Handshake, "finished", lambda handshake: False)
     with pytest.raises(KernelTimeout, match=r"did not answer its first call.*CTRL reads 0x.*clock"):
         LlamaOverlay(device=device)
-    monkeypatch.setattr(LlamaDriver, "_finished", finished)
+    monkeypatch.setattr(Handshake, "finished", finished)
     with LlamaOverlay(device=device) as overlay:  # and the device is free again
         overlay.load_model()
 
@@ -482,7 +487,7 @@ def test_close_waits_for_a_running_call(tmp_path):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while not overlay.llama._running:
+    while not overlay.llama.running:
         pass
     overlay.close()
     thread.join()
@@ -492,7 +497,7 @@ def test_close_waits_for_a_running_call(tmp_path):
 
 def test_cache_that_cannot_be_placed_leaves_no_model(overlay, monkeypatch):
     driver = overlay.llama
-    allocate = driver._allocate
+    allocate = driver.buffers.allocate
 
     def full(name, n, dtype):
         if name == "kv_cache_1" and n > 1024:
@@ -500,7 +505,7 @@ def test_cache_that_cannot_be_placed_leaves_no_model(overlay, monkeypatch):
         return allocate(name, n, dtype)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "_allocate", full)
+        patch.setattr(driver.buffers, "allocate", full)
         with pytest.raises(DeviceMemoryError):
             driver.resize_cache(8)
     with pytest.raises(RequestError, match="no model is loaded"):
@@ -511,7 +516,7 @@ def test_cache_that_cannot_be_placed_leaves_no_model(overlay, monkeypatch):
 
 def test_interrupted_resize_leaves_the_device_usable(overlay, monkeypatch):
     driver = overlay.llama
-    allocate = driver._allocate
+    allocate = driver.buffers.allocate
 
     def interrupted(name, n, dtype):
         if name == "kv_cache_1" and n > 1024:
@@ -519,7 +524,7 @@ def test_interrupted_resize_leaves_the_device_usable(overlay, monkeypatch):
         return allocate(name, n, dtype)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "_allocate", interrupted)
+        patch.setattr(driver.buffers, "allocate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             driver.resize_cache(8)
     overlay.load_model()

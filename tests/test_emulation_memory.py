@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_pynq.emulation import memory as memory_module
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.emulation.memory import ALIGNMENT, DeviceMemory, FirstFit
 from llama_pynq.errors import DeviceMemoryError
@@ -134,9 +135,9 @@ def test_allocation_returned_twice_is_freed_once():
 def test_a_buffer_goes_after_the_modules_that_were_imported(device, monkeypatch):
     """As the interpreter ends: what a destructor raises there is printed at the user."""
     allocated = buffer(device, 3)
-    for name, value in list(vars(module).items()):
+    for name, value in list(vars(memory_module).items()):
         if inspect.ismodule(value):
-            monkeypatch.setattr(module, name, None)
+            monkeypatch.setattr(memory_module, name, None)
     allocated.freebuffer()
     assert device.memory.free_bytes == PAGES * ALIGNMENT
 

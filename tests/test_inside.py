@@ -100,7 +100,7 @@ def test_attention_rows_are_what_the_layer_weighs_its_values_with(llama, seen, c
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llama_pynq.kernel.stages.attend", spy)
+        patch.setattr("llama_pynq.kernel.reference.attend", spy)
         for layer in range(c.n_layers):
             model.layer(layer, seen.stream[layer], range(n), [0] * n)
     assert np.allclose(mixed.reshape(-1, c.n_heads, c.head_size), kept, atol=1e-4)
@@ -129,7 +129,7 @@ def test_quantization_error_is_relative_to_the_float_model(seen, checkpoint):
 def test_cache_use_counts_the_bytes_of_the_devices_buffers(llama):
     use = lens.cache_use(llama, [5, 7])
     ports = llama.driver.limits.kv_ports
-    allocated = sum(llama.driver._buffers[f"kv_cache_{p}"].nbytes for p in range(ports))
+    allocated = sum(llama.driver.buffers[f"kv_cache_{p}"].nbytes for p in range(ports))
     assert use.total_bytes == allocated
     assert use.used_bytes == 12 * use.position_bytes
     with pytest.raises(RequestError, match=r"texts of \[1, 1, 1, 1, 1"):

@@ -12,7 +12,8 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.emulation.build import emulated_overlay
-from llama_pynq.engine.llama import _ROW, _ROW_SAMPLING, _StopText
+from llama_pynq.engine.sampling import SamplingParams
+from llama_pynq.engine.sequence import SequenceState, StopText
 from llama_pynq.errors import (
     CheckpointError,
     DeviceBusy,
@@ -323,7 +324,7 @@ def test_generate_stop_string_that_only_begins_is_printed_in_the_end(overlay, bu
 
 
 def test_stop_text_holds_back_the_longest_beginning_of_any_stop_string():
-    stop_text = _StopText(["ab", "bcde", "cx"])
+    stop_text = StopText(["ab", "bcde", "cx"])
     assert [stop_text.push(piece) for piece in ("a", "c", "z b", "c", "d", "b")] == [
         "", "a", "cz ", "", "", "bcd",
     ]  # fmt: skip
@@ -333,8 +334,11 @@ def test_stop_text_holds_back_the_longest_beginning_of_any_stop_string():
 
 
 def test_rows_are_packed_as_the_contract_has_them():
-    row = _ROW.pack(1, -2, 3, 4) + _ROW_SAMPLING.pack(2**64 - 5, 0.75, 6, 0.5, 0.25)
-    assert np.frombuffer(row, ROW_DTYPE)[0].item() == (1, -2, 3, 4, 2**64 - 5, 0.75, 6, 0.5, 0.25)
+    params = SamplingParams(temperature=0.75, top_k=6, top_p=0.5, min_p=0.25)
+    text = SequenceState([9, 8, 7], params, 2**64 - 5, None, StopText(()), (), 1, 4, False, slot=3)
+    rows = np.frombuffer(b"".join(text.row(position) for position in (1, 2)), ROW_DTYPE)
+    rest = (2**64 - 5, 0.75, 6, 0.5, 0.25)
+    assert rows.tolist() == [(8, 1, 3, 0, *rest), (7, 2, 3, 4, *rest)]
 
 
 def test_generate_logprobs_are_those_of_the_logits(overlay, bundled):
@@ -466,13 +470,13 @@ def test_stream_tokens_are_generates_with_its_probabilities(overlay, bundled):
 
 
 def test_stream_tokens_tells_which_came_in_one_call(overlay, bundled, monkeypatch):
-    calls, take = [], bundled._take
+    calls, take = [], bundled.scheduler.take
 
     def counted(plan, result):
         calls.append(len(result.rows))
         take(plan, result)
 
-    monkeypatch.setattr(bundled, "_take", counted)
+    monkeypatch.setattr(bundled.scheduler, "take", counted)
     kwargs = dict(max_new_tokens=60, temperature=0)
     texts = set()
     for seconds, most in ((1e-9, 1), (1e9, overlay.llama.limits.max_steps)):
@@ -514,8 +518,8 @@ def test_stream_does_not_count_its_readers_time(overlay, bundled, monkeypatch):
 @pytest.fixture
 def ahead(bundled, monkeypatch):
     """The streams of the bundled model take calls of 8 tokens, whatever the machine's load."""
-    monkeypatch.setattr(bundled, "_steps", lambda ready: 8 if ready[0].tokens else 1)
-    monkeypatch.setattr("llama_pynq.engine.llama._AHEAD_PART", np.inf)
+    monkeypatch.setattr(bundled.scheduler, "steps", lambda ready: 8 if ready[0].tokens else 1)
+    monkeypatch.setattr(bundled.scheduler, "ahead_part", np.inf)
 
 
 def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, ahead):
@@ -524,7 +528,7 @@ def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, 
     given = []
     for token in tokens:
         given.append(token.token)
-        running.append(driver._pending is not None)
+        running.append(driver.pending is not None)
     assert given[:34] == expected["greedy"][:34]
     # Not with the first token: nobody knows yet how long this reader takes. Nor with the last ones.
     assert running[:34] == [False] + [True] * 32 + [False]
@@ -533,10 +537,10 @@ def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, 
 def test_stream_slow_reader_is_waited_for(overlay, bundled, ahead, monkeypatch):
     """Else nobody could tell how long the device took."""
     asleep, real = [0.0], time.perf_counter
-    monkeypatch.setattr("llama_pynq.engine.llama._AHEAD_PART", 0.5)
+    monkeypatch.setattr(bundled.scheduler, "ahead_part", 0.5)
     monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
     for _ in overlay.stream_tokens(PROMPT, max_new_tokens=34, temperature=0):
-        assert overlay.llama._pending is None
+        assert overlay.llama.pending is None
         asleep[0] += 1000.0  # by the clock
 
 
@@ -545,21 +549,21 @@ def test_stream_with_a_call_under_way_beside_other_calls(overlay, bundled, expec
     for token in overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0):
         given.append(token.token)
         if len(given) in (5, 12, 20):
-            assert driver._pending
+            assert driver.pending
             assert tokens_of(overlay, "greedy") == expected["greedy"]
-            assert not driver._pending
+            assert not driver.pending
     assert given[:LENGTH] == expected["greedy"]
 
 
 @pytest.mark.parametrize("when", [0, 1, 5])
 def test_stream_closed_with_a_call_under_way_gives_its_slot_back(overlay, expected, ahead, when):
-    driver, free = overlay.llama, list(overlay.llama.model._free_slots)
+    driver, free = overlay.llama, overlay.llama.model.slots.free
     tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
     for _ in range(1 + when):
         next(tokens)
-    assert (driver._pending is not None) == (when > 0)
+    assert (driver.pending is not None) == (when > 0)
     tokens.close()
-    assert not driver.running and driver.model._free_slots == free
+    assert not driver.running and driver.model.slots.free == free
     assert tokens_of(overlay, "greedy") == expected["greedy"]
 
 
@@ -574,7 +578,7 @@ def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bund
             ):
                 given += 1
                 if given == 12:  # meanwhile a call of eight ends
-                    while not overlay.device._hardware.emulator.wait(1000):
+                    while not overlay.device.emulator.wait(1000):
                         pass
                     patch.setattr("time.perf_counter", lambda: real() + slept)
         (out,) = finished
@@ -600,7 +604,7 @@ def test_stream_rate_is_of_what_was_timed(overlay, bundled, ahead, another):
             if another:
                 overlay.generate("", max_new_tokens=1)
             else:
-                while not overlay.device._hardware.emulator.wait(1000):
+                while not overlay.device.emulator.wait(1000):
                     pass
             asleep[0] += 1000.0
             for _ in range(6):
@@ -636,7 +640,7 @@ def test_stream_whose_overlay_is_reset_under_way_says_so(overlay, bundled, expec
     tokens = overlay.stream_tokens(PROMPT, max_new_tokens=LENGTH, temperature=0)
     for _ in range(3):
         next(tokens)
-    assert overlay.llama._pending
+    assert overlay.llama.pending
     overlay.reset()
     with pytest.raises(RequestError, match="no longer on the device"):
         list(tokens)
@@ -751,7 +755,7 @@ def test_stream_over_a_reset_says_so_and_leaves_the_slots_right(overlay, bundled
     with pytest.raises(RequestError, match="no longer on the device"):
         list(stream)
     model = overlay.llama.model
-    assert model._free_slots == list(range(model.driver.slots))
+    assert model.slots.free == list(range(model.driver.slots))
     assert tokens_of(overlay, "greedy") == expected["greedy"]
 
 

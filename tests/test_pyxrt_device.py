@@ -65,7 +65,7 @@ def test_open_load_token_reset_close_are_exact(pyxrt, card, hbm):
         driver = overlay.llama
         expected = Expected(driver.limits, BANKS, chained=True, whole=False)
         names = [(a.name, 4096) for a in arguments(2, 2) if a.is_pointer]
-        described = [("command", abi.COMMAND_DESCRIBE), ("sequence", driver._sequence)]
+        described = [("command", abi.COMMAND_DESCRIBE), ("sequence", driver.handshake.sequence)]
         assert pyxrt.calls == [
             ("open", "llama:{llama}", "exclusive"),
             *(("set_arg", *argument) for argument in [*names, *described]),
@@ -74,7 +74,7 @@ def test_open_load_token_reset_close_are_exact(pyxrt, card, hbm):
         # A buffer has no name to the card before the first start: frees and syncs say so.
         assert anonymous(settled(card.log)) == [
             ("download",),
-            *anonymous(without_registers(expected.open(driver._sequence))),
+            *anonymous(without_registers(expected.open(driver.handshake.sequence))),
         ]
         card.log.clear()
         model = overlay.load_model()
@@ -86,11 +86,11 @@ def test_open_load_token_reset_close_are_exact(pyxrt, card, hbm):
         pyxrt.calls.clear()
         overlay.generate("", max_new_tokens=1, temperature=0)
         # What XRT was told before, it is not told again.
-        assert pyxrt.calls == [("set_arg", "sequence", driver._sequence), ("wait",)]
+        assert pyxrt.calls == [("set_arg", "sequence", driver.handshake.sequence), ("wait",)]
         events = [e for e in card.log if e[0] != "point"]
         assert events[0] == ("to card", "request", 0, 4 * driver.limits.request_words)
         assert events[1:-1] == [
-            ("write", "command", 1), ("write", "sequence", driver._sequence),
+            ("write", "command", 1), ("write", "sequence", driver.handshake.sequence),
             ("write", "CTRL", 1), ("read", "CTRL"), ("write", "CTRL", 0x10),
         ]  # fmt: skip
         assert events[-1] == list(expected.token(0))[-1]
@@ -138,9 +138,9 @@ def test_self_test_passes_on_every_bank(pyxrt, hbm):
 def test_sequence_over_two_to_the_31_is_a_c_int(pyxrt, hbm):
     with LlamaOverlay(hbm, device=PyxrtDevice()) as overlay:
         overlay.load_model()
-        overlay.llama._sequence = 0xFFFF_FFF0
+        overlay.llama.handshake.sequence = 0xFFFF_FFF0
         assert story(overlay)
-        overlay.llama._sequence = 0x7FFF_FFFF
+        overlay.llama.handshake.sequence = 0x7FFF_FFFF
         assert story(overlay)
 
 

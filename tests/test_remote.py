@@ -20,7 +20,6 @@ from card import (
 )
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq import driver as driver_module
 from llama_pynq.cli.main import main
 from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import (
@@ -77,7 +76,7 @@ def test_open_load_token_reset_close_are_exact(board, device, bitfile):
     card = board.card
     with LlamaOverlay(bitfile, device=device) as overlay:
         expected = Expected(overlay.llama.limits, {}, chained=False, whole=True)
-        assert card.log == [("download",), *expected.open(overlay.llama._sequence)]
+        assert card.log == [("download",), *expected.open(overlay.llama.handshake.sequence)]
         card.log.clear()
         walk(overlay, card, expected)
         assert card.log == [("download",), ("read", "CTRL")]
@@ -129,13 +128,15 @@ def test_call_that_an_exception_left_running_is_told_to_end(board, device, bitfi
         tokens, driver = story(overlay), overlay.llama
         board.card.log.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(driver, "_read_register", lambda offset: 0)  # neither idle nor done
-            patch.setattr(driver, "_wait", lambda *arguments: None)
+            patch.setattr(driver.handshake, "runs_on", lambda: True)
+            patch.setattr(driver.handshake, "wait", lambda *arguments: True)
             driver._settle()
         size = 4 * driver.limits.request_words
         assert board.card.log == [("to card", "request", 0, size)]
         (request,) = (host for _, host in board.buffers.values() if len(host) == size)
-        assert int.from_bytes(request[64:68], "little") == driver._sequence  # and not at its start
+        assert (
+            int.from_bytes(request[64:68], "little") == driver.handshake.sequence
+        )  # and not at its start
         assert story(overlay) == tokens
 
 
@@ -159,15 +160,15 @@ def test_call_like_the_last_one_is_slept_through_before_the_first_question(
         overlay.load_model()
         driver = overlay.llama
         driver.run(sampled())
-        shape, _ = driver._pace
+        shape, _ = driver.pace
         with monkeypatch.context() as patch:
-            patch.setattr(driver_module.time, "sleep", naps.append)
+            patch.setattr("llama_pynq.device.handshake.time.sleep", naps.append)
             for n_steps, layers, nap in [
                 (1, None, 0.9 * 0.25),
                 (3, None, 0.9 * 0.75),
                 (1, (0, 1), 0),
             ]:
-                driver._pace = shape, 0.25
+                driver.pace = shape, 0.25
                 naps.clear()
                 driver.run(sampled(), n_steps=n_steps, layers=layers)
                 assert naps[0] == pytest.approx(nap)
@@ -179,7 +180,7 @@ def test_begun_call_that_was_slept_for_has_a_time(board, device, bitfile):
         overlay.load_model()
         driver = overlay.llama
         driver.run(sampled())
-        driver._pace = driver._pace[0], 0.05
+        driver.pace = driver.pace[0], 0.05
         assert driver.finish(driver.begin(sampled())).elapsed_s > 0.04
 
 
@@ -247,7 +248,7 @@ def test_board_without_memory_says_so_and_the_next_model_loads(board, device, bi
         tokens = story(overlay)
         board.full = True
         with pytest.raises(DeviceMemoryError, match=r"KV260: no room for .* of contiguous memory"):
-            overlay.llama._allocate("weights_0", 1 << 20, np.uint8)
+            overlay.llama.buffers.allocate("weights_0", 1 << 20, np.uint8)
         board.full = False
         overlay.load_model()
         assert story(overlay) == tokens

@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_pynq.engine.sampling import Sampling, _largest, choose
+from llama_pynq.engine.sampling import SamplingParams, choose, largest
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.float_math import gumbel_noise
 from llama_pynq.kernel.stages import log_sum_exp, sample
 
 
-def sampling(**kwargs) -> Sampling:
+def sampling(**kwargs) -> SamplingParams:
     defaults = dict(max_new_tokens=1, temperature=0.8, top_k=0, top_p=1.0, min_p=0.0,
                     repetition_penalty=1.0, seed=1)  # fmt: skip
-    return Sampling.checked(**(defaults | kwargs))
+    return SamplingParams(**(defaults | kwargs))
 
 
-def pick(logits: np.ndarray, s: Sampling, history=()):
+def pick(logits: np.ndarray, s: SamplingParams, history=()):
     t = np.float32(s.temperature or 1)
-    return choose(logits, float(log_sum_exp(logits / t)), 5, history, s)
+    return choose(logits, float(log_sum_exp(logits / t)), 5, history, s, s.seed)
 
 
-def expected(logits: np.ndarray, s: Sampling) -> int:
+def expected(logits: np.ndarray, s: SamplingParams) -> int:
     """The same choice, spelled out over the whole vocabulary in float64."""
     order = np.argsort(-logits, kind="stable")
     scaled = logits[order] / np.float32(s.temperature)
@@ -74,7 +74,7 @@ def test_choose_more_than_are_sorted_at_first_is_the_same_choice(top_k, top_p):
 @given(seed=st.integers(0, 99), n=st.integers(1, 60), values=st.integers(1, 60))
 def test_largest_of_equals_ranks_the_lower_id_first(seed, n, values):
     logits = np.random.default_rng(seed).integers(0, values, 60).astype(np.float32)
-    assert _largest(logits, n).tolist() == np.argsort(-logits, kind="stable")[:n].tolist()
+    assert largest(logits, n).tolist() == np.argsort(-logits, kind="stable")[:n].tolist()
 
 
 def test_choose_top_k_one_is_greedy():
@@ -136,7 +136,7 @@ def test_sampling_out_of_range_names_argument_value_and_range(name, value, text)
 
 
 def test_sampling_without_seed_draws_one():
-    assert len({sampling(seed=None).seed for _ in range(5)}) > 1
+    assert len({sampling(seed=None).draw_seed() for _ in range(5)}) > 1
 
 
 def test_on_host_only_where_the_device_cannot():

@@ -7,6 +7,7 @@ from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.cli.main import main
+from llama_pynq.device.calls import CallBuffers
 from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.emulation.device import EmulatedDevice as Device
 from llama_pynq.errors import KernelTimeout
@@ -79,7 +80,7 @@ def test_damaged_weight_channel_is_named(overlay, monkeypatch):
 
     def damage(packed, slots, kv_bits=32):
         load(packed, slots, kv_bits)
-        buffer = overlay.llama._buffers["weights_1"]
+        buffer = overlay.llama.buffers["weights_1"]
         buffer[:] ^= 0x11
         buffer.sync_to_device()
 
@@ -240,7 +241,7 @@ def test_clock_is_held_to_what_is_expected(overlay, monkeypatch, expected, passe
 
 def test_silent_profile_is_told(overlay, monkeypatch):
     overlay.load_model()
-    monkeypatch.setattr(overlay.llama, "_read_profile", lambda steps: [np.zeros(0)] * steps)
+    monkeypatch.setattr(CallBuffers, "read_profile", lambda calls, steps: [np.zeros(0)] * steps)
     assert selftest._clock(overlay) == (
         False,
         "the kernel's profile is empty: its process of time stamps is silent",

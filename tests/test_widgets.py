@@ -9,7 +9,7 @@ import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
-from llama_pynq.engine.llama import StreamToken, TokenLogprob
+from llama_pynq.engine.results import StreamToken, TokenLogprob
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import Stage
 from llama_pynq.measure import lens
@@ -61,7 +61,7 @@ def text_of(panel):
 def test_panel_shows_the_text_that_generate_gives(overlay, panel, monkeypatch):
     now = itertools.count()  # shows what each call brings
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
-    monkeypatch.setattr(overlay.llama.model, "_steps", lambda ready: 16)
+    monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
     panel.seed.value, panel.max_new_tokens.value = 5, 150
     panel.start()
     panel.wait()
@@ -104,7 +104,7 @@ def test_panel_runs_again_with_the_same_settings(panel):
     panel.wait()
     first, _, again = panel.runs
     assert (again.prompt, again.text) == ("The fox", first.text)
-    assert again.settings == first.settings and again.settings["seed"] is not None
+    assert again.settings == first.settings and again.settings.seed is not None
     assert panel.seed.value == again.result.seed
 
 
@@ -113,7 +113,7 @@ def test_panel_shows_any_seed_that_is_drawn(panel):
     panel.max_new_tokens.value = 2
     panel.start()
     panel.wait()
-    assert panel.runs[-1].settings["seed"] == panel.seed.value == 2**32 - 1
+    assert panel.runs[-1].settings.seed == panel.seed.value == 2**32 - 1
 
 
 def test_panel_tells_an_error_and_the_next_text_comes(panel):
@@ -177,7 +177,7 @@ def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
     """Not the first of them, and the others with the next call. The prompt brings one."""
     now = itertools.count()
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
-    monkeypatch.setattr(overlay.llama.model, "_steps", lambda ready: 16)
+    monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
     sent = []
     panel.text.children[0].observe(lambda change: sent.append(change["new"]), names="value")
     panel.max_new_tokens.value = 40
@@ -222,7 +222,7 @@ def test_panel_shows_no_beginning_of_a_text_that_comes_at_once(overlay, panel, m
         return now[0]
 
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", clock)
-    monkeypatch.setattr(overlay.llama.model, "_steps", lambda ready: 16)
+    monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
     seen = []
     panel.generate.observe(lambda change: seen.append(change["new"]), names="disabled")
     panel.status.observe(lambda change: seen.append(change["new"]), names="value")

@@ -66,7 +66,7 @@ def test_open_load_token_reset_close_are_exact(card, library, tmp_path, banks):
     with LlamaOverlay(path, device=device()) as overlay:
         expected = expected_of(overlay, banks)
         download = [("download",), ("open context", 0, True)]
-        assert card.log == [*download, *expected.open(overlay.llama._sequence)]
+        assert card.log == [*download, *expected.open(overlay.llama.handshake.sequence)]
         card.log.clear()
         walk(overlay, card, expected)
         # Without a context another process could program the card under us.
@@ -137,7 +137,7 @@ def test_reset_acknowledges_an_end_that_nobody_saw(card, monkeypatch):
             patch.setattr(driver, "_wait", fail)
             with pytest.raises(KernelTimeout):
                 overlay.generate("a", max_new_tokens=1)
-        while not driver._read_register(0) & 2:
+        while not driver.handshake.read(0) & 2:
             pass
         overlay.reset()
         assert story(overlay) == tokens

@@ -48,7 +48,7 @@ def test_open_load_token_reset_close_are_exact(board, bitfile):
     with LlamaOverlay(bitfile, device=board.device) as overlay:
         expected = expected_of(overlay)
         download = [("download",), ("memories",)]
-        assert card.log == [*download, *expected.open(overlay.llama._sequence)]
+        assert card.log == [*download, *expected.open(overlay.llama.handshake.sequence)]
         card.log.clear()
         walk(overlay, card, expected)
         assert card.log == [*download, ("read", "CTRL")]
@@ -82,7 +82,7 @@ def test_pointer_registers_are_written_by_halves(board, bitfile):
     with LlamaOverlay(bitfile, device=board.device) as overlay:
         driver = overlay.llama
         for register, buffer in [("weights_1", "weights_1"), ("kv_read_0", "kv_cache_0")]:
-            address = driver._buffers[buffer].device_address
+            address = driver.buffers[buffer].device_address
             assert address >> 32  # the upper DDR of a Zynq UltraScale+
             low = driver.read(driver._registers[f"{register}_1"]["address_offset"])
             high = driver.read(driver._registers[f"{register}_2"]["address_offset"])
@@ -123,7 +123,7 @@ def test_pynq_z2_is_exact_and_not_overclocked(monkeypatch, tmp_path, multiplier,
     monkeypatch.setenv("BOARD", "Pynq-Z2")
     with LlamaOverlay(bitfile, device=board.device) as overlay:
         expected = expected_of(overlay)
-        assert board.card.log[2:] == list(expected.open(overlay.llama._sequence))
+        assert board.card.log[2:] == list(expected.open(overlay.llama.handshake.sequence))
         assert overlay.describe().startswith("pynq-z2 (board), kernel host, ")
         assert board.processor.pl0_mhz == pytest.approx(mhz)
         board.card.log.clear()
@@ -142,7 +142,7 @@ def test_full_contiguous_memory_says_which_setting(board, bitfile, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(board.card, "allocate", full)
             with pytest.raises(DeviceMemoryError, match=r"of contiguous memory .* \(cma= on Zynq"):
-                overlay.llama._allocate("weights_0", 1 << 20, np.uint8)
+                overlay.llama.buffers.allocate("weights_0", 1 << 20, np.uint8)
         overlay.load_model()
         assert story(overlay) == tokens
 

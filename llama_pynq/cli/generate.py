@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from llama_pynq.cli.arguments import load_model, model_options, open_overlay
 
 if TYPE_CHECKING:
-    from llama_pynq.engine.llama import Generation
+    from llama_pynq.engine.results import Generation
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -35,22 +35,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from llama_pynq.engine.sampling import SamplingParams
+
     prompts = args.prompt or ["Once upon a time"]
-    options = {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "min_p": args.min_p,
-        "repetition_penalty": args.repetition_penalty,
-        "stop": args.stop,
-        "seed": args.seed,
-    }
+    params = SamplingParams(
+        args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p,
+        args.repetition_penalty, args.stop, args.seed,
+    )  # fmt: skip
     finished: list[Generation] = []
     with open_overlay(args) as overlay:
         llama = load_model(overlay, args)
         if len(prompts) == 1:
-            pieces = overlay.stream(prompts[0], on_finish=finished.append, **options)
+            pieces = overlay.stream(prompts[0], params=params, on_finish=finished.append)
             print(prompts[0], end="", flush=True)
             try:
                 for piece in pieces:
@@ -58,7 +54,7 @@ def _generate(args: argparse.Namespace) -> int:
             finally:
                 print(flush=True)
         else:
-            batch = llama.generate(prompts, **options)
+            batch = llama.generate(prompts, params=params)
             finished += batch if isinstance(batch, list) else [batch]
             print("\n\n".join(p + out.text for p, out in zip(prompts, finished)), flush=True)
         print(file=sys.stderr)

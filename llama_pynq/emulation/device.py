@@ -299,6 +299,18 @@ class EmulatedDevice(Device):
         return self._hardware is not None and self._hardware.emulator.waited
 
     @property
+    def emulator(self) -> Emulator:
+        """The kernel behind the registers, once an overlay was downloaded."""
+        assert self._hardware is not None
+        return self._hardware.emulator
+
+    @property
+    def design(self) -> Design:
+        """The design of the downloaded overlay."""
+        assert self._hardware is not None
+        return self._hardware.design
+
+    @property
     def limits(self) -> KernelLimits | None:
         """Limits of the emulated board's own kernel; None for host, whose kernel this is."""
         if self.board.name == "host":

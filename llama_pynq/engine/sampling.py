@@ -1,4 +1,4 @@
-"""Sampling arguments, and choosing a token on the host where the device cannot.
+"""Sampling parameters, and choosing a token on the host where the device cannot.
 
 Greedy, temperature and truncated sampling (top-k, top-p, min-p) happen in the kernel. The host
 chooses where there is a repetition penalty, and where truncation keeps more tokens than the top
@@ -9,7 +9,6 @@ text, however the work is cut up and however many top logits a board has.
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,31 +19,31 @@ import numpy as np
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.float_math import gumbel_noise
 from llama_pynq.kernel.stages import Truncation, choose_from_top
+from llama_pynq.utils.validate import number, whole_number
 
 f32 = np.float32
 
 
-def _integer(name: str, value: object) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise RequestError(f"{name} is {value!r}: it must be a whole number") from None
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise RequestError(f"{name} is {value!r}: it must be a number")
-    return float(value)
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "max_new_tokens": (lambda v: v >= 1, "at least 1"),
+    "temperature": (lambda v: v == 0 or 1e-3 <= v <= 100, "0 (greedy), or 0.001 to 100"),
+    "top_k": (lambda v: v >= 0, "0 (off) or more"),
+    "top_p": (lambda v: 0 < v <= 1, "above 0, at most 1 (off)"),
+    "min_p": (lambda v: 0 <= v < 1, "0 (off) to below 1"),
+    "repetition_penalty": (lambda v: 1 <= v <= 100, "1 (off) to 100"),
+    "seed": (lambda v: 0 <= v < 2**64, "0 to 2^64 - 1"),
+}
+_WHOLE = ("max_new_tokens", "top_k", "seed")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Validated sampling arguments, named as in transformers.
+class SamplingParams:
+    """How a text is sampled; named as in transformers. An instance is valid.
 
-    Attributes
+    Parameters
     ----------
     max_new_tokens : int
-        At least 1.
+        At least 1; the context may end the text earlier.
     temperature : float
         0 is greedy; else 0.001 to 100.
     top_k : int
@@ -55,8 +54,19 @@ class Sampling:
         Keep tokens at least this probable relative to the best; 0 keeps all.
     repetition_penalty : float
         Divides positive and multiplies negative logits of tokens already present; 1 is off.
-    seed : int
-        0 to 2^64 - 1.
+    stop : str or sequence of str, optional
+        End the text before the first of these; a tuple once constructed.
+    seed : int, optional
+        0 to 2^64 - 1. None: drawn for each request.
+    logprobs : int, optional
+        Return the log-probability of every token, and of this many most probable ones.
+    ignore_eos : bool
+        Go on after BOS or EOS: `max_new_tokens`, the context or a stop string ends the text.
+
+    Raises
+    ------
+    RequestError
+        If an argument is out of range, or no number; names it, its value and the range.
     """
 
     max_new_tokens: int = 512
@@ -65,54 +75,45 @@ class Sampling:
     top_p: float = 0.9
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int = 0
+    stop: str | Sequence[str] | None = None
+    seed: int | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
 
-    @classmethod
-    def checked(
-        cls,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repetition_penalty: float,
-        seed: int | None,
-    ) -> Sampling:
-        """Build from user arguments; a seed of None is drawn.
+    def __post_init__(self) -> None:
+        for name, (accepts, text) in _RANGES.items():
+            given = getattr(self, name)
+            if name == "seed" and given is None:
+                continue
+            value = (whole_number if name in _WHOLE else number)(name, given)
+            if not accepts(value):  # NaN is accepted by none
+                raise RequestError(f"{name} is {value}: it must be {text}")
+            object.__setattr__(self, name, value)
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        if not isinstance(stops, Sequence) or not all(isinstance(t, str) and t for t in stops):
+            raise RequestError(f"stop is {self.stop!r}: it must be a non-empty string, or several")
+        object.__setattr__(self, "stop", tuple(stops))
+        if self.logprobs is not None:
+            logprobs = whole_number("logprobs", self.logprobs)
+            if logprobs < 0:
+                raise RequestError(f"logprobs is {logprobs}: it must be None, or 0 or more")
+            object.__setattr__(self, "logprobs", logprobs)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos is {self.ignore_eos!r}: it must be True or False")
 
-        Raises
-        ------
-        RequestError
-            If an argument is out of range; names it, its value and the range.
-        """
-        if seed is None:
-            seed = int.from_bytes(os.urandom(4), "little")
-        values = {
-            "max_new_tokens": _integer("max_new_tokens", max_new_tokens),
-            "temperature": _number("temperature", temperature),
-            "top_k": _integer("top_k", top_k),
-            "top_p": _number("top_p", top_p),
-            "min_p": _number("min_p", min_p),
-            "repetition_penalty": _number("repetition_penalty", repetition_penalty),
-            "seed": _integer("seed", seed),
-        }
-        ranges: dict[str, tuple[Callable[[float], bool], str]] = {
-            "max_new_tokens": (lambda v: v >= 1, "at least 1"),
-            "temperature": (lambda v: v == 0 or 1e-3 <= v <= 100, "0 (greedy), or 0.001 to 100"),
-            "top_k": (lambda v: v >= 0, "0 (off) or more"),
-            "top_p": (lambda v: 0 < v <= 1, "above 0, at most 1 (off)"),
-            "min_p": (lambda v: 0 <= v < 1, "0 (off) to below 1"),
-            "repetition_penalty": (lambda v: 1 <= v <= 100, "1 (off) to 100"),
-            "seed": (lambda v: 0 <= v < 2**64, "0 to 2^64 - 1"),
-        }
-        for name, (accepts, text) in ranges.items():
-            if not accepts(values[name]):  # NaN is accepted by none
-                raise RequestError(f"{name} is {values[name]}: it must be {text}")
-        return cls(**values)  # type: ignore[arg-type]
+    def draw_seed(self) -> int:
+        """The seed; a drawn one where there is none."""
+        return int.from_bytes(os.urandom(4), "little") if self.seed is None else self.seed
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as it is after validation."""
+        assert isinstance(self.stop, tuple)
+        return self.stop
 
     @property
     def truncation(self) -> Truncation:
-        """What truncation keeps, in the ranges that a row has for it."""
+        """Truncation, in the ranges that a row has for it."""
         return Truncation(
             min(self.top_k, 2**31 - 1), max(self.top_p, 2.0**-126), min(self.min_p, 1 - 2.0**-24)
         )
@@ -134,7 +135,7 @@ _FIRST_TRY = 1024
 """Tokens that are sorted at first: truncation hardly ever keeps more, and all take long."""
 
 
-def _largest(logits: np.ndarray, n: int) -> np.ndarray:
+def largest(logits: np.ndarray, n: int) -> np.ndarray:
     """Ids of the n largest, descending; of equals the lower id first."""
     ids = np.arange(len(logits))
     if n < len(logits):
@@ -147,7 +148,8 @@ def choose(
     lse_temperature: float,
     position: int,
     history: Sequence[int],
-    sampling: Sampling,
+    params: SamplingParams,
+    seed: int,
 ) -> Choice:
     """Pick a token from all logits, as the kernel would.
 
@@ -162,9 +164,11 @@ def choose(
         Of the row whose logits these are.
     history : sequence of int
         Tokens of the prompt and the text so far; only the repetition penalty looks at them.
-    sampling : Sampling
+    params : SamplingParams
+    seed : int
+        Of the noise.
     """
-    s, logits = sampling, raw
+    s, logits = params, raw
     if s.repetition_penalty != 1:
         logits = _penalised(raw, history, s.repetition_penalty)
         lse_temperature = _log_sum_exp(logits / f32(s.temperature)) if s.temperature else 0.0
@@ -172,19 +176,19 @@ def choose(
         best = int(logits.argmax())
     elif not s.truncation:
         scores = logits / f32(s.temperature)
-        scores += gumbel_noise(s.seed, position, np.arange(len(logits)))
+        scores += gumbel_noise(seed, position, np.arange(len(logits)))
         best = int(scores.argmax())
     else:
-        best = _truncated(logits, lse_temperature, position, s)
+        best = _truncated(logits, lse_temperature, position, s, seed)
     return Choice(best, float(raw[best]))
 
 
-def _truncated(logits: np.ndarray, lse: float, position: int, s: Sampling) -> int:
+def _truncated(logits: np.ndarray, lse: float, position: int, s: SamplingParams, seed: int) -> int:
     n = len(logits)
     for tried in sorted({min(n, max(_FIRST_TRY, s.top_k)), n}):
-        ids = _largest(logits, tried)
+        ids = largest(logits, tried)
         choice = choose_from_top(
-            ids, logits[ids], lse, n, s.temperature, s.truncation, s.seed, position
+            ids, logits[ids], lse, n, s.temperature, s.truncation, seed, position
         )
         if choice is not None:
             return int(ids[choice[0]])

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llama_pynq import __version__
-from llama_pynq.engine.llama import Generation, Llama
+from llama_pynq.engine.llama import Llama
+from llama_pynq.engine.results import Generation
 from llama_pynq.kernel.abi import RowFlag, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.measure.power import PowerRecorder, Rails
@@ -88,13 +89,6 @@ def _digits(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
 
 
-class Endless(Llama):
-    """Writes as many tokens as asked for: no token ends its text."""
-
-    def _stop_tokens(self) -> tuple[int, ...]:
-        return ()
-
-
 def peak_memory_bytes() -> int | None:
     """Highest resident memory of this process so far; None where it is not known."""
     status = Path("/proc/self/status")
@@ -125,7 +119,9 @@ def measure_energy(
         Empty, and the reasons, where there is no rail or no reading.
     """
     with PowerRecorder(found, idle_s=idle_s if found else 0) as recorder:
-        out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0, power=recorder)
+        out = llama.generate(
+            "", max_new_tokens=tokens, temperature=0, seed=0, ignore_eos=True, power=recorder
+        )
     assert isinstance(out, Generation)
     energy = out.energy
     if energy is None:
@@ -163,10 +159,11 @@ def measure(
     driver, config = llama.driver, llama.config
     length = min(tokens, config.seq_len)
     max_rows = driver.limits.max_rows
-    endless = Endless(driver, llama.tokenizer, llama.packed, kv_bits=driver.kv_bits)
 
     def decode(temperature: float) -> float:
-        out = endless.generate("", max_new_tokens=length, temperature=temperature, seed=0)
+        out = llama.generate(
+            "", max_new_tokens=length, temperature=temperature, seed=0, ignore_eos=True
+        )
         assert isinstance(out, Generation)
         return out.tokens_per_second
 
@@ -180,7 +177,7 @@ def measure(
             driver.run(rows)
 
     def first_token() -> None:
-        endless.generate("", max_new_tokens=1, temperature=0, seed=0)
+        llama.generate("", max_new_tokens=1, temperature=0, seed=0, ignore_eos=True)
 
     first_token()  # the first call of all also wakes threads and touches memory
     greedy = statistics.median(decode(0.0) for _ in range(repeats))
@@ -212,7 +209,7 @@ def measure(
         )  # fmt: skip
     notes: list[str] = []
     if power is not None:
-        of_energy, notes = measure_energy(overlay, endless, length, power)
+        of_energy, notes = measure_energy(overlay, llama, length, power)
         figures += of_energy
     return Report(
         version=__version__,

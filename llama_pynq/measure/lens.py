@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_pynq.engine.llama import Llama, Session, check_model
+from llama_pynq.engine.llama import Llama, check_model
+from llama_pynq.engine.slots import Session
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.kernel.reference import FloatModel, QuantizedWeights

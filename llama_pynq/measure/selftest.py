@@ -27,7 +27,8 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import random_model, write_random_checkpoint
 from llama_pynq.driver import LlamaDriver
-from llama_pynq.engine.llama import Generation, Llama
+from llama_pynq.engine.llama import Llama
+from llama_pynq.engine.results import Generation
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows

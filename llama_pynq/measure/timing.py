@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llama_pynq.boards import Board, boards
-from llama_pynq.engine.llama import Llama, Session, check_model
+from llama_pynq.engine.llama import Llama, check_model
+from llama_pynq.engine.slots import Session
 from llama_pynq.errors import RequestError
 from llama_pynq.estimate.predict import predict
 from llama_pynq.estimate.work import Work
@@ -138,14 +139,15 @@ def measure_steps(
     where = "this computer's CPU, emulating" if emulated else f"{overlay.device.name}"
     board = None if emulated else board_of(overlay)
     steps, filled = list[StepTimes](), 0
+    bos = llama.tokenizer.bos_id
     with llama.session() as session:
         for position in wanted:
-            _fill(session, filled, position)
+            _fill(session, bos, filled, position)
             filled = position
             if not steps:  # caches, clocks and threads of a host that was idle
                 for _ in range(_WARM_UP):
-                    _profile(session, position)
-            runs = [_profile(session, position) for _ in range(repeats)]
+                    _profile(session, bos, position)
+            runs = [_profile(session, bos, position) for _ in range(repeats)]
             cycles = min(runs, key=lambda run: sum(run.values()))
             work = _work(llama, position)
             steps.append(
@@ -162,21 +164,21 @@ def measure_steps(
     return steps
 
 
-def _fill(session: Session, begin: int, end: int) -> None:
+def _fill(session: Session, bos: int, begin: int, end: int) -> None:
     """Keys and values for positions [begin, end): of which tokens does not matter for time."""
-    bos = session.llama.tokenizer.bos_id
-    most = session.llama.driver.limits.max_rows
-    for first in range(begin, end, most):
-        rows = make_rows(min(most, end - first))
-        rows["token"], rows["slot"] = bos, session.slot
-        rows["position"] = np.arange(first, first + len(rows))
+    first = begin
+    while first < end:
         with session.device() as driver:
+            rows = make_rows(min(driver.limits.max_rows, end - first))
+            rows["token"], rows["slot"] = bos, session.slot
+            rows["position"] = np.arange(first, first + len(rows))
             driver.run(rows)
+        first += len(rows)
 
 
-def _profile(session: Session, position: int) -> dict[StageKey, float]:
+def _profile(session: Session, bos: int, position: int) -> dict[StageKey, float]:
     rows = make_rows(1)
-    rows["token"], rows["slot"] = session.llama.tokenizer.bos_id, session.slot
+    rows["token"], rows["slot"] = bos, session.slot
     rows["position"], rows["flags"] = position, RowFlag.SAMPLE
     with session.device() as driver:
         (events,) = driver.run(rows, flags=RequestFlag.PROFILE).profile

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.engine.llama import Generation
+from llama_pynq.engine.results import Generation
 from llama_pynq.estimate.capacity import fits
 from llama_pynq.estimate.power import idle_watts, watts_of
 from llama_pynq.estimate.predict import predict

@@ -6,13 +6,14 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ipywidgets as widgets
 
 from llama_pynq.energy import Energy, EnergyMeter
-from llama_pynq.engine.llama import Generation, StreamToken
+from llama_pynq.engine.results import Generation, StreamToken
+from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.errors import RequestError
 from llama_pynq.widgets.svg import escape, shade
 from llama_pynq.widgets.worker import Pacer, Worker
@@ -109,14 +110,14 @@ class Run:
     Attributes
     ----------
     prompt, text : str
-    settings : dict
+    settings : SamplingParams
         The arguments of `generate`, the seed that was used included.
     result : Generation
     """
 
     prompt: str
     text: str
-    settings: dict[str, Any]
+    settings: SamplingParams
     result: Generation
 
     @property
@@ -125,7 +126,7 @@ class Run:
         n, rate = len(self.result.tokens), self.result.tokens_per_second
         begin = " ".join((self.prompt + self.text).split())[:26]
         speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
-        return f"seed {self.settings['seed']}, {n} tokens{speed}: {begin}…"
+        return f"seed {self.settings.seed}, {n} tokens{speed}: {begin}…"
 
 
 class PromptPanel(widgets.VBox):
@@ -210,21 +211,22 @@ class PromptPanel(widgets.VBox):
     # ---- running ---------------------------------------------------------------------
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """The controls, as arguments of `generate`."""
-        return {
-            "max_new_tokens": self.max_new_tokens.value,
-            "temperature": self.temperature.value,
-            "top_k": self.top_k.value,
-            "top_p": self.top_p.value,
-            "seed": None if self.new_seed.value else self.seed.value,
-        }
+    def settings(self) -> SamplingParams:
+        """The controls' settings."""
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens.value,
+            temperature=self.temperature.value,
+            top_k=self.top_k.value,
+            top_p=self.top_p.value,
+            seed=None if self.new_seed.value else self.seed.value,
+            logprobs=ALTERNATIVES,
+        )
 
-    def start(self, settings: dict[str, Any] | None = None) -> None:
+    def start(self, settings: SamplingParams | None = None) -> None:
         """Generate with the controls' settings, or others; does nothing while a text comes."""
         prompt, chosen, pace = self.prompt.value, settings or self.settings, self.pace.value
         power = self._power if not pace else None  # pauses would count as the text's
-        show = _Shown(self, prompt, chosen["max_new_tokens"], power, paced=pace > 0)
+        show = _Shown(self, prompt, chosen.max_new_tokens, power, paced=pace > 0)
         show.at_once = not pace and self._expected_seconds(prompt, chosen) < _AT_ONCE
         try:
             if self._worker.run(lambda: self._generate(prompt, chosen, pace, show)):
@@ -234,13 +236,13 @@ class PromptPanel(widgets.VBox):
             show.release()
             raise
 
-    def _expected_seconds(self, prompt: str, settings: dict[str, Any]) -> float:
+    def _expected_seconds(self, prompt: str, settings: SamplingParams) -> float:
         """What a text takes if the device does as in the last one."""
         if not self.runs or math.isnan(self.runs[-1].result.tokens_per_second):
             return math.inf
         last = self.runs[-1]
         reading = last.result.prompt_seconds * max(1.0, len(prompt) / max(1, len(last.prompt)))
-        return reading + settings["max_new_tokens"] / last.result.tokens_per_second
+        return reading + settings.max_new_tokens / last.result.tokens_per_second
 
     def wait(self) -> None:
         """Wait until the text is complete."""
@@ -266,14 +268,14 @@ class PromptPanel(widgets.VBox):
         return self._names[token]
 
     def _generate(
-        self, prompt: str, settings: dict[str, Any], pace: float, show: _Shown
+        self, prompt: str, settings: SamplingParams, pace: float, show: _Shown
     ) -> None:  # fmt: skip
         """In the worker's thread: one text, from the first token to the last or to Stop."""
         finished: list[Generation] = []
         try:
             tokens = self._overlay.stream_tokens(
-                prompt, logprobs=ALTERNATIVES, power=show.power, on_finish=finished.append,
-                call_seconds=_CALL_SECONDS, **settings
+                prompt, params=settings, power=show.power, on_finish=finished.append,
+                call_seconds=_CALL_SECONDS,
             )  # fmt: skip
             try:
                 for token in tokens:
@@ -294,9 +296,9 @@ class PromptPanel(widgets.VBox):
 
     # ---- history ---------------------------------------------------------------------
 
-    def _remember(self, prompt: str, settings: dict[str, Any], result: Generation) -> None:
+    def _remember(self, prompt: str, settings: SamplingParams, result: Generation) -> None:
         self.seed.value = result.seed
-        self.runs.append(Run(prompt, result.text, {**settings, "seed": result.seed}, result))
+        self.runs.append(Run(prompt, result.text, replace(settings, seed=result.seed), result))
         labels = [f"{i}. {run.label}" for i, run in enumerate(self.runs, 1)]
         self.history.unobserve(self._choose, names="index")  # else for the first one, too
         with self.history.hold_sync():

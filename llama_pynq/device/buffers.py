@@ -1,0 +1,183 @@
+"""Device buffers by name, and the pointer registers that hold their addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pynq
+
+from llama_pynq.errors import DeviceMemoryError, OverlayMismatch
+from llama_pynq.kernel.registers import Argument
+
+PLACEHOLDER_WORDS = 1024
+"""Size of a buffer that stands in where there is nothing yet: a pointer is never dangling."""
+
+# Buffers that a hung kernel may still write: never freed.
+_abandoned: list[Any] = []
+
+
+def _free(buffer: Any) -> None:
+    buffer.freebuffer()
+    buffer.freed = True  # else PYNQ's destructor frees it once more, through munmap and XRT
+
+
+class Buffers:
+    """The kernel's buffers on one device.
+
+    Parameters
+    ----------
+    device : pynq.Device
+    registers : mapping
+        The IP's registers by name, as the overlay's metadata describes them.
+    write : callable
+        ``write(offset, value)``: the IP's own.
+
+    Attributes
+    ----------
+    arguments : sequence of Argument
+        The kernel's arguments; empty until the driver knows them.
+    """
+
+    def __init__(
+        self, device: Any, registers: Mapping[str, Any], write: Callable[[int, int], None]
+    ) -> None:
+        self.arguments: Sequence[Argument] = ()
+        self._device, self._registers, self._write = device, registers, write
+        self._remote = device.has_capability("REMOTE")
+        self._held: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._held[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def pointers(self, name: str) -> list[Argument]:
+        """Arguments that point at a buffer: two for a KV cache port."""
+        return [a for a in self.arguments if a.is_pointer and a.buffer == name]
+
+    def banks(self) -> dict[str, str | None]:
+        """Memory bank of each buffer, as the overlay's metadata names it; None without banks."""
+        return {
+            argument.buffer: (self._registers.get(argument.name) or {}).get("memory")
+            for argument in self.arguments
+            if argument.is_pointer
+        }
+
+    # ---- life of a buffer ------------------------------------------------------------
+
+    def allocate(self, name: str, n: int, dtype: Any) -> Any:
+        """A buffer in the bank that the argument of this name reaches; nothing points at it yet.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If there is no room.
+        OverlayMismatch
+            If the overlay has no such argument.
+        """
+        argument = self.pointers(name)[0].name
+        register = self._registers.get(argument) or self._registers.get(f"{argument}_1")
+        if register is None:
+            raise OverlayMismatch(
+                f"the overlay's metadata has no register {argument!r}: it is not an overlay of "
+                "this package, or of another version"
+            )
+        bank = register.get("memory")
+        target = self._device.get_memory_by_name(bank) if bank else self._device
+        size = f"{n * np.dtype(dtype).itemsize / 2**20:.1f} MiB"
+        what = f"of bank {bank}" if bank else "of contiguous memory"
+        more = "" if bank else ", or enlarge the board's contiguous memory (cma= on Zynq)"
+        try:
+            buffer = pynq.allocate((n,), dtype, target=target)
+            if self._remote and not buffer.buffer_id:  # PYNQ.remote's way to say it
+                buffer.freed = True
+                raise MemoryError(
+                    "the board did not allocate it; what a lost connection left there goes when "
+                    "the board is restarted"
+                )
+            return buffer
+        except DeviceMemoryError:
+            raise
+        except (MemoryError, RuntimeError, OSError) as error:
+            raise DeviceMemoryError(
+                f"{self._device.name}: no room for {size} {what} for {name!r} ({error}). Close "
+                f"other overlays and buffers, use a smaller model or fewer slots{more}"
+            ) from error
+
+    def replace(self, name: str, n: int, dtype: Any) -> Any:
+        """A new buffer; the old one is freed first, to make room.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If there is no room. A placeholder takes the buffer's place then.
+        """
+        if name in self._held:
+            # Nothing may refer to the old one any longer: pyxrt frees what nobody holds.
+            _free(self._held.pop(name))
+        try:
+            self._held[name] = self.allocate(name, n, dtype)
+        finally:
+            if name not in self._held:  # after an error, or Ctrl-C
+                self._held[name] = self.allocate(name, PLACEHOLDER_WORDS, np.uint32)
+            for argument in self.pointers(name):
+                self._point(argument)
+        return self._held[name]
+
+    def replace_by_placeholders(self, *names: str) -> None:
+        """Free buffers, and leave placeholders in their place."""
+        for name in names:
+            self.replace(name, PLACEHOLDER_WORDS, np.uint32)
+
+    def _point(self, argument: Argument) -> None:
+        """Write a buffer's address to an argument's registers."""
+        address = int(self._held[argument.buffer].device_address)
+        whole = self._registers.get(argument.name)
+        if whole is not None:
+            low = whole["address_offset"]
+            high = low + 4
+        else:  # a .hwh lists a pointer as two registers
+            low = self._registers[f"{argument.name}_1"]["address_offset"]
+            high = self._registers[f"{argument.name}_2"]["address_offset"]
+        self._write(low, address & 0xFFFFFFFF)
+        self._write(high, address >> 32)
+
+    def free(self) -> None:
+        """Free every buffer."""
+        for buffer in self._held.values():
+            _free(buffer)
+        self._held = {}
+
+    def abandon(self) -> None:
+        """Give up every buffer without freeing its memory, which a hung kernel may still write."""
+        _abandoned.append(self._held)
+        self._held = {}
+
+    # ---- content ---------------------------------------------------------------------
+
+    def send(self, name: str, part: slice) -> None:
+        """Copy part of a buffer to the device.
+
+        Of a remote board the whole buffer: PYNQ.remote would write a slice's bytes at the start of
+        its buffer.
+        """
+        buffer = self._held[name]
+        (buffer if self._remote else buffer[part]).sync_to_device()
+
+    def fetch(self, name: str, part: slice) -> np.ndarray:
+        """Part of a buffer, as the device has it now."""
+        buffer = self._held[name]
+        (buffer if self._remote else buffer[part]).sync_from_device()
+        return np.asarray(buffer[part]).view(np.ndarray)
+
+    def prefix(self, name: str, n: int) -> tuple[Any, np.ndarray]:
+        """The first `n` elements of a buffer: what to sync, and their host view."""
+        buffer = self._held[name]
+        part = buffer if self._remote else buffer[:n]
+        return part, np.asarray(part).view(np.ndarray)[:n]

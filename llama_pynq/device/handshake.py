@@ -1,0 +1,142 @@
+"""The handshake with the kernel: AP_START, AP_DONE, and the wait between them.
+
+The registers are written directly on every device, on Alveo too: XRT's scheduler sleeps while it
+is given no command (xrt_cu.c), and its own start copies every argument at each call and, in PYNQ,
+waits without a limit. So `start_ert` must not be mixed with this handshake. Not yet seen on a card
+or a board.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pynq import DefaultIP
+
+from llama_pynq.kernel.registers import AP_CONTINUE, AP_DONE, AP_IDLE, AP_START, CONTROL_OFFSET
+
+_SPIN_S = 0.002
+_SLEEP_S = 0.0005
+_EXPECTED_PART = 0.9  # share of the expected time that a remote wait sleeps before it asks
+_REMOTE_PAUSE = 0.1  # share of the time waited so far, between two questions over a network
+
+
+class DeadlinePassed(Exception):
+    """The kernel did not write AP_DONE in time."""
+
+
+class Handshake:
+    """Control, sequence and command registers of the kernel's IP.
+
+    Parameters
+    ----------
+    ip : pynq.DefaultIP
+    registers : mapping
+        The IP's registers by name, as the overlay's metadata describes them.
+    chained : bool
+        The IP speaks ap_ctrl_chain: AP_DONE stays until AP_CONTINUE is written.
+
+    Attributes
+    ----------
+    sequence : int
+        Number of the last call; the kernel repeats it in its status.
+    blocking_reads : bool
+        Reads of CTRL wait for a running kernel themselves, as the emulated device's do.
+    """
+
+    def __init__(self, ip: DefaultIP, registers: Mapping[str, Any], chained: bool) -> None:
+        device = ip.device
+        self.sequence = int.from_bytes(os.urandom(3), "little")
+        self.blocking_reads = hasattr(device, "read_waited")
+        self._ip, self._device, self._registers = ip, device, registers
+        self._chained = chained
+        self._remote = device.has_capability("REMOTE")
+        # PYNQ reaches registers that are not mapped through an array class written in Python, which
+        # takes several times as long as the access.
+        self._direct = device.has_capability("REGISTER_RW") and not (
+            device.has_capability("MEMORY_MAPPED")
+        )
+
+    def read(self, offset: int) -> int:
+        """A register of the IP."""
+        if not self._direct:
+            return int(self._ip.read(offset))
+        data = self._device.read_registers(self._ip.mmio.base_addr + offset, 4)
+        return int.from_bytes(data, "little")
+
+    def write(self, offset: int, value: int) -> None:
+        """Write a register of the IP."""
+        if not self._direct:
+            self._ip.write(offset, value)
+            return
+        self._device.write_registers(self._ip.mmio.base_addr + offset, value.to_bytes(4, "little"))
+
+    def start(self, command: int) -> None:
+        """Write the next sequence number and the command, then AP_START."""
+        self.sequence = (self.sequence + 1) & 0xFFFFFFFF or 1
+        self.write(self._registers["sequence"]["address_offset"], self.sequence)
+        self.write(self._registers["command"]["address_offset"], command)
+        self.write(CONTROL_OFFSET, AP_START)
+
+    def finished(self) -> bool:
+        """Whether the call has ended; under ap_ctrl_chain, acknowledge its end."""
+        if not self.read(CONTROL_OFFSET) & AP_DONE:
+            return False
+        if self._chained:
+            self.write(CONTROL_OFFSET, AP_CONTINUE)
+        return True
+
+    def runs_on(self) -> bool:
+        """Whether the kernel is still at work; acknowledge the end of a call if it is not."""
+        control = self.read(CONTROL_OFFSET)
+        if not control & (AP_IDLE | AP_DONE):
+            return True
+        if self._chained and control & AP_DONE:
+            self.write(CONTROL_OFFSET, AP_CONTINUE)
+        return False
+
+    def wait(self, seconds: float, check: Callable[[], None], expected: float = 0.0) -> bool:
+        """Wait for AP_DONE: first polling, then sleeping between the reads of CTRL.
+
+        Parameters
+        ----------
+        seconds : float
+            Deadline, from now.
+        check : callable
+            Called before every read of CTRL; ends the wait by raising.
+        expected : float
+            Seconds that the call should take. Over a network most of them are slept before the
+            first read.
+
+        Returns
+        -------
+        bool
+            The call had ended before: the first read, made at once, said so.
+
+        Raises
+        ------
+        DeadlinePassed
+        """
+        start = time.monotonic()
+        first = not (self._remote and expected > 0)
+        if self._remote:
+            time.sleep(_EXPECTED_PART * max(0.0, min(expected, seconds)))
+        while True:
+            check()
+            if self.finished():
+                return first
+            first = False
+            waited = time.monotonic() - start
+            if waited > seconds:
+                raise DeadlinePassed
+            if self._remote:
+                time.sleep(max(_SLEEP_S, _REMOTE_PAUSE * waited))
+            elif not self.blocking_reads and waited > _SPIN_S:
+                time.sleep(_SLEEP_S)
+
+    @property
+    def read_waited(self) -> bool:
+        """Whether the last read of CTRL waited for the kernel."""
+        return self.blocking_reads and self._device.read_waited

@@ -1,0 +1,206 @@
+"""A model in the device's memory: weights, KV cache, logits and the descriptor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.device.buffers import Buffers
+from llama_pynq.errors import DeviceMemoryError, LimitError, RequestError
+from llama_pynq.kernel import abi, kv_cache
+from llama_pynq.kernel.config import Target
+from llama_pynq.kernel.limits import KernelLimits, check_limits
+from llama_pynq.kernel.stages import rope_turns
+from llama_pynq.weights.packed import PackedModel
+
+_NO_MODEL = "no model is loaded: call load_model() first"
+
+
+def check_fits(packed: PackedModel, limits: KernelLimits) -> None:
+    """Raise LimitError if a kernel cannot take a model, or not as it is packed."""
+    check_limits(packed.config, limits)
+    if packed.target != Target.of(limits):
+        raise LimitError(
+            f"{packed.path} is packed for {packed.target.channels} channels of "
+            f"{packed.target.tile_rows}-row tiles; this kernel ({limits.board}) has "
+            f"{limits.channels} of {limits.tile_rows}. Pack it for this device: "
+            "llama-pynq pack"
+        )
+
+
+class ModelMemory:
+    """The buffers of a model.
+
+    Parameters
+    ----------
+    buffers : Buffers
+        Those of the model are allocated here.
+    device : pynq.Device
+    limits : KernelLimits
+
+    Attributes
+    ----------
+    config : ModelConfig or None
+        Shape of the loaded weights; None if the kernel has no complete model.
+    packed : PackedModel or None
+        The packed model whose weights are loaded.
+    slots : int
+        Sequences that the KV cache holds.
+    kv_bits : {32, 8}
+        Format of the KV cache.
+    """
+
+    def __init__(self, buffers: Buffers, device: Any, limits: KernelLimits) -> None:
+        self._buffers, self._device, self._limits = buffers, device, limits
+        self._cache_names = [f"kv_cache_{p}" for p in range(limits.kv_ports)]
+        self.config: ModelConfig | None = None
+        self.packed: PackedModel | None = None
+        self.slots = 0
+        self.kv_bits = 32
+        buffers.replace("model", limits.model_words, np.uint32)
+
+    # ---- loading ---------------------------------------------------------------------
+
+    def load(self, packed: PackedModel, slots: int, kv_bits: int) -> None:
+        """Upload a packed model, and make room for `slots` sequences.
+
+        Raises
+        ------
+        DeviceMemoryError, CheckpointError
+            No model is loaded then.
+        """
+        limits, buffers = self._limits, self._buffers
+        self.config = self.packed = None
+        # All of the old model goes before any of the new one comes: memory may hold but one.
+        weights = [f"weights_{c}" for c in range(limits.channels)]
+        buffers.replace_by_placeholders(*self._cache_names, "logits", *weights)
+        for channel, size in enumerate(packed.sizes):
+            buffer = buffers.replace(weights[channel], size, np.uint8)
+            self._upload(packed, channel, buffer)
+        buffers.replace("logits", limits.max_rows * packed.config.vocab_size, np.float32)
+        self._place_cache(packed, slots, kv_bits)
+        self.config, self.packed = packed.config, packed
+
+    def _upload(self, packed: PackedModel, channel: int, buffer: Any) -> None:
+        # The emulated device's host copy is of no use once the weights are on the device. Elsewhere
+        # one sync does: PYNQ 4 syncs the whole buffer, whatever the slice.
+        release = getattr(self._device, "release_host_pages", None)
+
+        def write(offset: int, part: np.ndarray) -> None:
+            there = buffer[offset : offset + len(part)]
+            there[:] = part
+            if release is not None:
+                there.sync_to_device()
+                release(there)
+
+        packed.upload(channel, write)
+        if release is None:
+            buffer.sync_to_device()
+
+    def resize_cache(self, slots: int) -> None:
+        """Make room for another number of sequences; the cache's content is lost.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If there is no room; the cache then has its old size again.
+        """
+        assert self.packed is not None
+        loaded, old = self.packed, self.slots
+        self.config = self.packed = None  # valid again only once there is a cache
+        try:
+            self._place_cache(loaded, slots, self.kv_bits)
+        except DeviceMemoryError:
+            self._place_cache(loaded, old, self.kv_bits)
+            self.config, self.packed = loaded.config, loaded
+            raise
+        self.config, self.packed = loaded.config, loaded
+
+    def _place_cache(self, packed: PackedModel, slots: int, kv_bits: int) -> None:
+        """Allocate the KV cache, and write the descriptor."""
+        size = self._limits.kv_port_bytes(packed.config, kv_bits, slots)
+        # All of the old cache goes before any of the new one comes.
+        self._buffers.replace_by_placeholders(*self._cache_names)
+        for name in self._cache_names:
+            self._buffers.replace(name, size, np.uint8)
+        self._describe(packed, slots, kv_bits)
+        self.slots, self.kv_bits = slots, kv_bits
+
+    def _describe(self, packed: PackedModel, slots: int, kv_bits: int) -> None:
+        """Write the descriptor that the kernel reads at every call."""
+        config = packed.config
+        values = {
+            "magic": abi.MAGIC,
+            "abi": abi.ABI_VERSION,
+            "dim": config.dim,
+            "hidden_dim": config.hidden_dim,
+            "n_layers": config.n_layers,
+            "n_heads": config.n_heads,
+            "n_kv_heads": config.n_kv_heads,
+            "vocab_size": config.vocab_size,
+            "seq_len": config.seq_len,
+            "group_size": packed.group_size,
+            "tied": int(config.tied),
+            "rope_theta": int(np.float32(config.rope_theta).view(np.uint32)),
+            "slots": slots,
+            "weight_bits": packed.weight_bits,
+            "kv_bits": kv_bits,
+        }
+        model = self._buffers["model"]
+        model[:] = 0
+        model[: len(abi.MODEL_FIELDS)] = [values[name] for name in abi.MODEL_FIELDS]
+        table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
+        base = abi.MODEL_ROPE_TABLE
+        model[base : base + len(table)] = table
+        model.sync_to_device()
+
+    # ---- reading back ----------------------------------------------------------------
+
+    def loaded(self) -> ModelConfig:
+        """Shape of the loaded model.
+
+        Raises
+        ------
+        RequestError
+            If there is none.
+        """
+        if self.config is None:
+            raise RequestError(_NO_MODEL)
+        return self.config
+
+    def read_logits(self, row: int) -> np.ndarray:
+        """Full logits of a row of the last call, (vocab_size,) float32."""
+        size = self.loaded().vocab_size
+        return self._buffers.fetch("logits", slice(row * size, (row + 1) * size)).astype(np.float32)
+
+    def read_activations(self, n_rows: int) -> np.ndarray:
+        """Residual stream of the last call, (n_rows, dim) float32."""
+        dim = self.loaded().dim
+        part = self._buffers.fetch("activations", slice(n_rows * dim))
+        return part.astype(np.float32).reshape(n_rows, dim)
+
+    def read_cache(self, slot: int, positions: int) -> np.ndarray:
+        """Keys and values of a slot; see `KernelDriver.read_cache`."""
+        config, limits = self.loaded(), self._limits
+        if not (0 <= slot < self.slots and 0 < positions <= config.seq_len):
+            raise RequestError(
+                f"slot {slot}, {positions} positions: the KV cache has {self.slots} slots of "
+                f"{config.seq_len} positions"
+            )
+        ports, share = limits.kv_ports, limits.kv_port_bytes(config, self.kv_bits, 1)
+        heads = -(-config.n_kv_heads // ports)
+        out = np.empty(
+            (2, config.n_layers, config.n_kv_heads, positions, config.head_size), np.float32
+        )
+        for port in range(min(ports, config.n_kv_heads)):
+            part = self._buffers.fetch(
+                self._cache_names[port], slice(slot * share, (slot + 1) * share)
+            )
+            records = part.reshape(config.n_layers, heads, config.seq_len, -1)
+            mine = records[:, : len(range(port, config.n_kv_heads, ports)), :positions]
+            out[:, :, port::ports] = kv_cache.read_records(
+                mine, self.kv_bits, limits.kv_beat_bytes, config.head_size
+            )
+        return out

@@ -1,0 +1,153 @@
+"""Loading a model: from files to a `Llama` on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama_pynq.checkpoint.load import load_checkpoint
+from llama_pynq.energy import EnergyMeter, check_meter
+from llama_pynq.engine.llama import Llama
+from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
+from llama_pynq.kernel.abi import KV_BITS
+from llama_pynq.kernel.config import Target
+from llama_pynq.kernel.limits import check_limits
+from llama_pynq.models import BUNDLED
+from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
+from llama_pynq.utils.validate import positive_number, whole_number
+from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_cached
+
+if TYPE_CHECKING:
+    from llama_pynq.device.kernel_driver import KernelDriver
+
+_DEFAULT_SLOTS = 4
+_MAX_SLOTS = 1024
+
+
+def load(
+    driver: KernelDriver,
+    path: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    *,
+    group_size: int | None = None,
+    weight_bits: int | None = None,
+    kv_bits: int = 32,
+    slots: int | None = None,
+    rope_theta: float | None = None,
+    power: EnergyMeter | None = None,
+) -> Llama:
+    """Load a model onto the driver's device.
+
+    Parameters
+    ----------
+    driver : KernelDriver
+    path : str or Path, optional
+        A llama2.c checkpoint (version 0, 1 or 2) or a packed model; default the bundled one.
+    tokenizer : str or Path, optional
+        Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
+        packed file that carries one.
+    group_size : {32, 64}, optional
+        Default: see `quantize.QuantizedModel`.
+    weight_bits : {8, 4}, optional
+        Default 8, or the packed file's. 4 halves the bytes that a token reads.
+    kv_bits : {32, 8}
+        Format of the KV cache: float32, or int8 with a scale for each head's key and value.
+    slots : int, optional
+        Sequences to hold at a time; default 4, or fewer where memory is short. The cache grows
+        by itself for a larger batch.
+    rope_theta : float, optional
+        Not in a llama2.c file; default 10000. A packed file knows its own.
+    power : power.PowerRecorder, optional
+        One that is recording: loading is marked on it.
+
+    Returns
+    -------
+    Llama
+
+    Raises
+    ------
+    CheckpointError, TokenizerError, LimitError
+        If a file cannot be used. The model that was loaded before stays, unless the damage of
+        a packed file shows only on its way to the device.
+    DeviceMemoryError
+        If it does not fit. No model is loaded then.
+    RequestError
+        If an argument is out of range.
+    """
+    start = time.perf_counter()
+    check_meter(power)
+    limits = driver.limits
+    if slots is not None and not 1 <= whole_number("slots", slots) <= _MAX_SLOTS:
+        raise RequestError(f"slots is {slots!r}: it must be 1 to {_MAX_SLOTS}")
+    if kv_bits not in KV_BITS:
+        raise RequestError(f"kv_bits is {kv_bits!r}: it must be 32 (float32) or 8 (int8)")
+    if rope_theta is not None:
+        rope_theta = positive_number("rope_theta", rope_theta)
+    source = BUNDLED / "stories.bin" if path is None else Path(path)
+    repack: Callable[[], PackedModel] | None = None
+    if source.is_file() and is_packed(source):
+        packed = open_packed(source)
+        _check_packed(packed, group_size=group_size, weight_bits=weight_bits, rope_theta=rope_theta)
+    else:
+        theta = 10000.0 if rope_theta is None else rope_theta
+
+        def pack(rebuild: bool = False) -> PackedModel:
+            with load_checkpoint(source, rope_theta=theta) as checkpoint:
+                check_limits(checkpoint.config, limits)
+                return pack_cached(
+                    checkpoint, Target.of(limits), group_size, weight_bits or 8, rebuild=rebuild
+                )
+
+        packed = pack()
+
+        def repack() -> PackedModel:
+            return pack(rebuild=True)
+
+    text = _tokenizer_of(source, packed, tokenizer, bundled=path is None)
+    llama = Llama(driver, text, packed, repack, kv_bits)
+    try:
+        llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
+    except DeviceMemoryError:
+        if slots is not None:
+            raise
+        llama.upload(1)
+    end = time.perf_counter()
+    llama.load_seconds = end - start
+    if power is not None:
+        power.mark("load", start, end)
+    return llama
+
+
+def _check_packed(packed: PackedModel, **asked: float | None) -> None:
+    """Refuse arguments that a packed file answers otherwise."""
+    for name, has, how in (
+        ("group_size", packed.group_size, "in groups of "),
+        ("weight_bits", packed.weight_bits, "with "),
+        ("rope_theta", packed.config.rope_theta, "for "),
+    ):
+        if asked[name] not in (None, has):
+            raise RequestError(
+                f"{name} is {asked[name]}, but {packed.path} is packed {how}{has}: leave {name} "
+                "out, or pack the checkpoint again"
+            )
+
+
+def _tokenizer_of(
+    source: Path, packed: PackedModel, path: str | Path | None, bundled: bool
+) -> Tokenizer:
+    if path is None and bundled:
+        path = BUNDLED / "tokenizer.bin"
+    if path is not None:
+        tokenizer = load_tokenizer(path)
+    elif packed.tokenizer:
+        tokenizer = tokenizer_from_bytes(packed.tokenizer, packed.path)
+    else:
+        raise TokenizerError(
+            f"{source} comes without a tokenizer: give its file, "
+            'load_model("model.bin", tokenizer="tokenizer.bin") or --tokenizer tokenizer.bin'
+        )
+    tokenizer.check_vocab(packed.config.vocab_size)
+    return tokenizer
