@@ -786,3 +786,63 @@ def test_load_model_again_where_memory_holds_but_one(tmp_path, monkeypatch):
 
 def test_tokens_per_second_of_one_token_is_not_a_figure(overlay, bundled):
     assert np.isnan(overlay.generate(PROMPT, max_new_tokens=1).tokens_per_second)
+
+
+# ---- sampling parameters in one object ------------------------------------------------
+
+
+def test_params_give_the_text_that_the_keywords_give(overlay, bundled):
+    kwargs = dict(max_new_tokens=20, temperature=0.9, top_k=30, seed=5, stop="zzz", logprobs=1)
+    params = SamplingParams(**kwargs)
+    expected = overlay.generate(PROMPT, **kwargs)
+    for out in (overlay.generate(PROMPT, params=params), overlay.generate([PROMPT], params=params)):
+        found = out[0] if isinstance(out, list) else out
+        assert (found.text, found.tokens, found.seed) == (expected.text, expected.tokens, 5)
+        assert found.logprobs == expected.logprobs
+    assert "".join(overlay.stream(PROMPT, params=params)) == expected.text
+    tokens = list(overlay.stream_tokens(PROMPT, params=params))
+    assert [t.token for t in tokens if t.token is not None] == expected.tokens
+
+
+def test_params_and_keywords_together_are_refused(overlay, bundled):
+    params = SamplingParams(temperature=0)
+    for call in (overlay.generate, overlay.stream, overlay.stream_tokens):
+        with pytest.raises(RequestError, match="give one or the other"):
+            call(PROMPT, params=params, top_k=3)
+        with pytest.raises(RequestError, match="params is dict: it must be a SamplingParams"):
+            call(PROMPT, params={"top_k": 3})
+
+
+def test_ignore_eos_goes_on_where_the_text_would_end(overlay, bundled):
+    ended = overlay.generate(PROMPT, temperature=0)
+    assert ended.finish_reason == "stop"
+    n = len(ended.tokens) + 10
+    options = dict(max_new_tokens=n, temperature=0)
+    on = overlay.generate(PROMPT, **options, ignore_eos=True)
+    assert (on.finish_reason, len(on.tokens)) == ("length", n)
+    assert on.tokens[: len(ended.tokens)] == ended.tokens
+    assert on.tokens[len(ended.tokens)] in (bundled.tokenizer.bos_id, bundled.tokenizer.eos_id)
+    finished = []
+    list(overlay.stream(PROMPT, **options, ignore_eos=True, on_finish=finished.append))
+    assert finished[0].tokens == on.tokens
+
+
+def test_ignore_eos_of_one_sequence_leaves_another_its_text(overlay, bundled):
+    """Both in one call: no row stops on the device then."""
+    ended = overlay.generate(PROMPT, temperature=0)
+    texts = [
+        bundled.new_sequence(PROMPT, SamplingParams(len(ended.tokens) + 9, 0, ignore_eos=on), 0)
+        for on in (False, True)
+    ]
+    bundled.scheduler.run(texts)
+    assert texts[0].tokens == ended.tokens and texts[0].finish_reason == "stop"
+    assert texts[1].tokens[: len(ended.tokens)] == ended.tokens
+    assert len(texts[1].tokens) == len(ended.tokens) + 9
+
+
+@pytest.mark.parametrize("given", [{"slots": True}, {"rope_theta": True}])
+def test_load_model_bools_are_no_numbers(overlay, bundled, given):
+    (name,) = given
+    with pytest.raises(RequestError, match=f"{name} is True: it must be a"):
+        overlay.load_model(**given)
+    assert overlay.generate(PROMPT, max_new_tokens=2).tokens

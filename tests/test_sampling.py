@@ -1,6 +1,7 @@
 """Sampling arguments; and choosing a token on the host as the kernel would, from all logits."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -133,6 +134,42 @@ def test_sampling_out_of_range_names_argument_value_and_range(name, value, text)
     with pytest.raises(RequestError) as error:
         sampling(**{name: value})
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_k", "top_p", "min_p",
+                                  "repetition_penalty", "seed", "logprobs"])  # fmt: skip
+@pytest.mark.parametrize("value", [True, False, np.True_])
+def test_sampling_bools_are_no_numbers(name, value):
+    with pytest.raises(RequestError, match=f"{name} is .*: it must be a"):
+        sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"stop": ""}, "stop is '': it must be a non-empty string, or several"),
+        ({"stop": ["a", 3]}, "it must be a non-empty string, or several"),
+        ({"stop": 7}, "stop is 7: it must be"),
+        ({"logprobs": -1}, "logprobs is -1: it must be None, or 0 or more"),
+        ({"logprobs": 1.0}, "logprobs is 1.0: it must be a whole number"),
+        ({"ignore_eos": 1}, "ignore_eos is 1: it must be True or False"),
+    ],
+)
+def test_sampling_refuses_what_is_no_such_argument(given, text):
+    with pytest.raises(RequestError) as error:
+        sampling(**given)
+    assert text in str(error.value)
+
+
+def test_sampling_params_are_plain_equal_and_frozen():
+    made = SamplingParams(np.int64(5), np.float32(0.5), stop="x", seed=np.uint64(2**63), logprobs=2)
+    assert made == SamplingParams(5, 0.5, stop=["x"], seed=2**63, logprobs=2)
+    assert [type(v) for v in (made.max_new_tokens, made.temperature, made.seed)] == [
+        int, float, int,
+    ]  # fmt: skip
+    assert made.stop == ("x",) and hash(made)
+    with pytest.raises(FrozenInstanceError):
+        made.top_k = 3
 
 
 def test_sampling_without_seed_draws_one():

@@ -84,7 +84,8 @@ class ModelConfig:
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}: "
                 f"every key-value head must serve the same number of heads"
             )
-        if not (math.isfinite(self.rope_theta) and self.rope_theta > 0):
+        theta = self.rope_theta
+        if isinstance(theta, bool) or not (math.isfinite(theta) and theta > 0):
             raise CheckpointError(
                 f"rope_theta is {self.rope_theta}: it must be positive and finite "
                 f"(Llama 2 and llama2.c use 10000)"

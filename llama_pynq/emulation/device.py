@@ -273,11 +273,13 @@ class EmulatedDevice(Device):
             )
         if protocol is not None and f"ap_ctrl_{protocol}" not in PROTOCOLS:
             raise ValueError(f"protocol is 'hs', 'chain' or None, not {protocol!r}.")
-        if memory_bytes is not None and memory_bytes < memory.ALIGNMENT:
+        if memory_bytes is not None and not (
+            type(memory_bytes) is int and memory_bytes >= memory.ALIGNMENT
+        ):
             raise ValueError(
                 f"memory_bytes is at least {memory.ALIGNMENT}, one page, not {memory_bytes}."
             )
-        if threads is not None and not 1 <= threads <= MAX_THREADS:
+        if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
             raise ValueError(f"threads is 1 to {MAX_THREADS}, not {threads}.")
         super().__init__(f"emulated_{board}")
         self.board = BOARDS[board]

@@ -103,7 +103,14 @@ class Llama:
         # llama2.c's models end a story with BOS, Llama 2 itself with EOS.
         return self.tokenizer.bos_id, self.tokenizer.eos_id
 
-    def _sequence(self, prompt: str, params: SamplingParams, seed: int) -> SequenceState:
+    def new_sequence(self, prompt: str, params: SamplingParams, seed: int) -> SequenceState:
+        """A sequence for the scheduler.
+
+        Raises
+        ------
+        RequestError
+            If the prompt exceeds the context, or `logprobs` the vocabulary.
+        """
         if not isinstance(prompt, str):
             raise RequestError(f"the prompt is {prompt!r}: it must be a string")
         logprobs = params.logprobs or 0
@@ -211,7 +218,7 @@ class Llama:
             )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         drawn = params.draw_seed()
-        sequences = [self._sequence(p, params, drawn) for p in prompts]
+        sequences = [self.new_sequence(p, params, drawn) for p in prompts]
         if power is not None:
             power.sample()
         if sequences:
@@ -299,7 +306,7 @@ class Llama:
             logprobs, ignore_eos,
         ))  # fmt: skip
         check_meter(power)
-        sequence = self._sequence(prompt, params, params.draw_seed())
+        sequence = self.new_sequence(prompt, params, params.draw_seed())
         sequence.call_seconds = positive_number("call_seconds", call_seconds)
         return self._tokens(sequence, power, on_finish)
 

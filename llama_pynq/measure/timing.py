@@ -21,6 +21,7 @@ from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.overlay_store.devices import board_of_device
+from llama_pynq.utils.validate import whole_number
 
 StageKey = tuple[Stage, int]
 _WARM_UP = 50  # steps
@@ -129,11 +130,12 @@ def measure_steps(
     if not isinstance(overlay, LlamaOverlay):
         raise RequestError(f"{type(overlay).__name__} given: give the overlay, not its model")
     llama = overlay.llama.model
-    wanted, seq_len = sorted(set(positions)), llama.config.seq_len
+    wanted = sorted({whole_number("position", p) for p in positions})
+    seq_len = llama.config.seq_len
     outside = [p for p in wanted if not 0 <= p < seq_len]
     if outside:
         raise RequestError(f"position {outside[0]} is outside the context, 0 to {seq_len - 1}")
-    if repeats < 1:
+    if whole_number("repeats", repeats) < 1:
         raise RequestError(f"repeats is {repeats}: it must be at least 1")
     emulated = not overlay.is_board
     where = "this computer's CPU, emulating" if emulated else f"{overlay.device.name}"
