@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT))
 
 from llama_pynq.emulation.build import build_emulated_overlay, default_compiler  # noqa: E402
-from llama_pynq.emulation.targets import Target, target_named  # noqa: E402
+from llama_pynq.emulation.targets import WheelTarget, target_named  # noqa: E402
 from llama_pynq.errors import BuildError  # noqa: E402
 from llama_pynq.utils.files import BOARD_MARKS  # noqa: E402
 
@@ -35,7 +35,7 @@ HLS_FOLDERS = [
 MAPPED = ["llama_pynq.notebooks", "llama_pynq.overlay"]
 
 
-def build_target() -> Target | None:
+def build_target() -> WheelTarget | None:
     """The computer to build for; None is this one."""
     name = os.environ.get("LLAMA_PYNQ_TARGET")
     if not name:

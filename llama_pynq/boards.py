@@ -36,6 +36,8 @@ class Memory:
         From a read request in the fabric to its first beat.
     source : str
         Of the figures above.
+    pool_base : int or None
+        Physical address where the pool starts, for the emulated device; None: not emulated.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Memory:
     port_bytes: int
     latency_ns: float
     source: str
+    pool_base: int | None = None
 
     def read_seconds(self, n_bytes: float) -> float:
         """Time to read so many bytes at `peak_bytes_per_s` times `efficiency`."""
@@ -108,6 +111,7 @@ def _zynq_ddr3(board: str) -> Memory:
         source=f"{board}: base.tcl of PYNQ (16 bit, 525 MHz), CONFIG_CMA_SIZE_MBYTES=128 of its "
         "kernel; efficiency: UG585, 22.3.2, 'approximately 75%'; latency: fitted to llama2.hls "
         "on a KV260, 0.43 to 0.67 us",
+        pool_base=0x1000_0000,
     )  # fmt: skip
 
 
@@ -150,6 +154,7 @@ _BOARDS = (
             source="DS987: 4 GB, 64 bit, 2400 Mb/s; cma=1000M: Kria boot log; four ports as "
             "llama-fpga uses them; efficiency: llama-fpga, 84 to 85% (arXiv 2502.10659, "
             "2507.03308); latency: fitted to llama2.hls, 0.43 to 0.67 us",
+            pool_base=0x3000_0000,
         ),
         300, True, True, "kria-apps-docs, hw_arch_accel",
         "AMD: DS986, DS987",

@@ -12,7 +12,7 @@ import pytest
 from stand_in import CHANNELS, SOURCE
 
 from llama_pynq.emulation import build, hwh, xclbin
-from llama_pynq.emulation.targets import Target
+from llama_pynq.emulation.targets import WheelTarget
 from llama_pynq.errors import BuildError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def test_vectors_are_as_wide_as_is_fastest_on_x86_alone(hls_src, tmp_path, machi
     log, compiler = tmp_path / "log", tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
     compiler.chmod(0o755)
-    target = Target("some", "", "", "Linux", machine, (level,))
+    target = WheelTarget("some", "", "", "Linux", machine, (level,))
     sources = [hls_src / "host" / "emulator.cpp"]
     build.build_payloads(sources, [hls_src], target.levels, cxx=str(compiler), target=target)
     compiled = [line for line in log.read_text().splitlines() if " -c " in line]

@@ -23,11 +23,12 @@ from stand_in import (
     setup,
 )
 
+from llama_pynq.boards import boards
 from llama_pynq.emulation import container, cpu, emulator, xclbin
 from llama_pynq.emulation import device as device_module
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design
-from llama_pynq.emulation.device import BOARDS, EmulatedDevice, RegisterAccess
+from llama_pynq.emulation.device import EmulatedDevice, RegisterAccess, emulated_boards
 from llama_pynq.errors import OverlayMismatch
 
 __all__ = ["device", "setup"]  # fixtures
@@ -423,9 +424,9 @@ def test_payload_that_is_no_kernel_is_refused(device, tmp_path):
 
 
 def test_boards_bound_their_memory():
-    for name, board in BOARDS.items():
-        assert EmulatedDevice(name).memory.size_bytes == board.memory_bytes
-        assert board.memory_source
+    for name, (n_bytes, _) in emulated_boards().items():
+        assert EmulatedDevice(name).memory.size_bytes == n_bytes
+    assert emulated_boards()["kv260"][0] == boards()["kv260"].memory.pool_bytes
     small = EmulatedDevice("pynq-z2")
     assert small.name == "emulated-pynq-z2"
     with pytest.raises(MemoryError, match="emulated-pynq-z2 has no room"):

@@ -17,7 +17,7 @@ from tiny_lesson import RIGHT_1, RIGHT_2, TO_DO_1, cell, notebook, write
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.labs import grade as grading
 from llama_pynq.labs.files import notebook_sources
-from llama_pynq.labs.grade import Row, grade, lessons, submissions, suspicious, table
+from llama_pynq.labs.grade import Grade, grade, lessons, submissions, suspicious, table
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -256,7 +256,7 @@ def test_records_that_do_not_fit_the_exercise_are_no_result(known, change, value
     record = {**RECORD["application/vnd.llama-pynq.check+json"], change: value}
     outcome = grading._Outcome({"exercise-99-1": [record]}, {}, {})
     exercise = known["99"].exercises["exercise-99-1"]
-    row = grading._row(Row("ada", "x"), exercise, "exercise-99-1", outcome)
+    row = grading._row(Grade("ada", "x"), exercise, "exercise-99-1", outcome)
     assert row.state == "no result"
     assert row.error == "the check's result is not one of its own"
 
@@ -391,8 +391,8 @@ def test_exercise_without_a_check_is_refused(tmp_path, known):
 
 def test_table_is_read_by_spreadsheets_and_runs_nothing_there():
     rows = [
-        Row("Øyvind", "a.ipynb", "04", "04.1", "wrong", 1, 3, "x\ny, \"z\"", 1.5),
-        Row('=HYPERLINK("http://x")', "a\udcff.ipynb", hint="\t+1", error="x" * 9999),
+        Grade("Øyvind", "a.ipynb", "04", "04.1", "wrong", 1, 3, "x\ny, \"z\"", 1.5),
+        Grade('=HYPERLINK("http://x")', "a\udcff.ipynb", hint="\t+1", error="x" * 9999),
     ]  # fmt: skip
     data = table(rows)
     assert data.startswith(b"\xef\xbb\xbf")

@@ -112,7 +112,7 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _labs(args: argparse.Namespace) -> int:
-    from llama_pynq.labs.grade import Row, grade, lessons, require_nbclient, submissions, table
+    from llama_pynq.labs.grade import Grade, grade, lessons, require_nbclient, submissions, table
     from llama_pynq.utils.files import write_atomically, write_new
 
     folder, output = Path(args.folder), Path(args.csv)
@@ -129,7 +129,7 @@ def _labs(args: argparse.Namespace) -> int:
         raise LlamaPynqError(f"there is no folder {output.parent} for {output.name}")
     require_nbclient()
     known = lessons()
-    rows: list[Row] = []
+    rows: list[Grade] = []
     done = 0
     try:
         for path in files:

@@ -24,7 +24,7 @@ from pathlib import Path
 from llama_pynq.emulation import container, cpu, hwh, xclbin
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
-from llama_pynq.emulation.targets import Target
+from llama_pynq.emulation.targets import WheelTarget
 from llama_pynq.errors import BuildError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel import config, registers, top
 from llama_pynq.utils.files import cache_folder, package_folders, write_atomically
@@ -162,7 +162,7 @@ def build_payloads(
     levels: Sequence[str] = ("native",),
     cxx: str | None = None,
     extra_flags: Sequence[str] = (),
-    target: Target | None = None,
+    target: WheelTarget | None = None,
 ) -> list[Payload]:
     """Compile the kernel once for each instruction-set level, in parallel.
 
@@ -202,7 +202,7 @@ def build_emulated_overlay(
     top_function: Callable[[Path], str] = top.top_function,
     cxx: str | None = None,
     extra_flags: Sequence[str] = (),
-    target: Target | None = None,
+    target: WheelTarget | None = None,
 ) -> None:
     """Compile the kernel in `hls_src` and write the emulated overlay into `out`.
 
@@ -225,7 +225,7 @@ def build_emulated_overlay(
         The compiler; default CXX from the environment, else g++.
     extra_flags : sequence of str
         More compiler flags.
-    target : Target, optional
+    target : WheelTarget, optional
         What `cxx` compiles for; default this computer.
 
     Raises

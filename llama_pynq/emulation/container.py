@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_pynq.emulation.design import Argument, Bank, Design
+from llama_pynq.emulation.design import Bank, Design, PlacedArgument
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.utils.files import cache_folder, write_atomically
 
@@ -147,7 +147,7 @@ def unpack(data: bytes, source: str) -> Container:
             raise damaged
         payloads.append(payload)
     design = dict(fields["design"])
-    design["arguments"] = tuple(Argument(**a) for a in design["arguments"])
+    design["arguments"] = tuple(PlacedArgument(**a) for a in design["arguments"])
     design["banks"] = tuple(Bank(**b) for b in design["banks"])
     return Container(Design(**design), tuple(payloads), fields["metadata_sha256"])
 

@@ -7,9 +7,10 @@ the device decodes addresses as its own hardware would, whatever the metadata sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from llama_pynq.kernel import registers
+from llama_pynq.kernel.registers import Argument
 
 PROTOCOLS = ("ap_ctrl_hs", "ap_ctrl_chain")
 
@@ -30,33 +31,22 @@ class Bank:
 
 
 @dataclass(frozen=True)
-class Argument:
-    """A kernel argument as the register file holds it.
+class PlacedArgument(Argument):
+    """A kernel argument with its place in the register file.
 
     Parameters
     ----------
-    name : str
-    ctype : str
     offset : int
         Byte offset of the first word.
     size_bits : int
         32 or 64.
-    bundle : str or None
-        The AXI port of a pointer; None for a scalar.
     bank : str or None
-        Tag of the only bank this pointer can reach; None where memory is not banked.
+        Tag of the only bank that this pointer can reach; None where memory is not banked.
     """
 
-    name: str
-    ctype: str
-    offset: int
-    size_bits: int
-    bundle: str | None
-    bank: str | None
-
-    @property
-    def is_pointer(self) -> bool:
-        return self.bundle is not None
+    offset: int = 0
+    size_bits: int = 32
+    bank: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,22 +56,18 @@ class Design:
     protocol: str
     base_address: int
     address_range: int
-    arguments: tuple[Argument, ...]
+    arguments: tuple[PlacedArgument, ...]
     banks: tuple[Bank, ...]
     clock_mhz: int
 
 
-def _arguments(
-    args: tuple[registers.Argument, ...], bank_of: dict[str, str]
-) -> tuple[Argument, ...]:
+def _arguments(args: tuple[Argument, ...], bank_of: dict[str, str]) -> tuple[PlacedArgument, ...]:
     return tuple(
-        Argument(
-            arg.name,
-            arg.ctype,
-            register.offset,
-            register.size_bits,
-            arg.bundle,
-            bank_of.get(arg.name),
+        PlacedArgument(
+            **asdict(arg),
+            offset=register.offset,
+            size_bits=register.size_bits,
+            bank=bank_of.get(arg.name),
         )
         for arg, register in zip(args, registers.registers(args), strict=True)
     )

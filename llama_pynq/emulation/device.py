@@ -16,9 +16,10 @@ from typing import Any
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
+from llama_pynq.boards import MIB, boards
 from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
-from llama_pynq.emulation.design import PROTOCOLS, Argument, Design
+from llama_pynq.emulation.design import PROTOCOLS, Design, PlacedArgument
 from llama_pynq.emulation.emulator import ArgumentWords, Emulator
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
 from llama_pynq.errors import OverlayMismatch
@@ -35,45 +36,24 @@ soon as it comes, and leaves the CPU to the kernel's threads.
 """
 
 MAX_THREADS = 1024
-_MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Board:
-    """What an emulated board can hold.
+HOST = "host"
+"""The emulated device that is no board: its limits are the host kernel's own."""
 
-    Parameters
-    ----------
-    name : str
-    memory_bytes : int
-        Contiguous memory for buffers; not the size of the DDR.
-    memory_base : int
-        Physical address where it starts, for designs without memory banks.
-    memory_source : str
-        Where `memory_bytes` comes from.
-    """
-
-    name: str
-    memory_bytes: int
-    memory_base: int
-    memory_source: str
+# Above 4 GiB, like the upper DDR of a Zynq UltraScale+: a driver that forgets the upper word of a
+# pointer fails here as it would there. Virtual memory, committed as it is touched.
+_HOST_POOL = 8192 * MIB, 0x8_0000_0000
 
 
-BOARDS = {
-    board.name: board
-    for board in (
-        # Above 4 GiB, like the upper DDR of a Zynq UltraScale+: a driver that forgets the
-        # upper word of a pointer fails here as it would there.
-        Board("host", 8192 * _MIB, 0x8_0000_0000, "virtual; committed as it is touched"),
-        Board("pynq-z2", 128 * _MIB, 0x1000_0000, "default CMA of the PYNQ-Z1 and Z2 images"),
-        Board(
-            "kv260",
-            1000 * _MIB,
-            0x3000_0000,
-            "cma=1000M, set by the boot script of AMD's Ubuntu 22.04 image for Kria",
-        ),
-    )
-}
+def emulated_boards() -> dict[str, tuple[int, int]]:
+    """Boards that can be emulated: bytes of contiguous memory, and its physical address."""
+    pools = {
+        board.header: (board.memory.pool_bytes, board.memory.pool_base)
+        for board in boards().values()
+        if board.memory.pool_base is not None
+    }
+    return {HOST: _HOST_POOL, **pools}
 
 
 @dataclass(frozen=True)
@@ -120,7 +100,7 @@ class _Hardware:
         self._memory = device_memory
         self._words: dict[int, int] = {}
         self._names = _word_names(design)
-        self._call: list[tuple[Argument, memory.Allocation]] = []
+        self._call: list[tuple[PlacedArgument, memory.Allocation]] = []
         self._arguments = ArgumentWords()
         self._mappings: list[mmap.mmap] = []
         # The pointers are looked up again when one was written or a buffer was freed, not at each
@@ -170,7 +150,7 @@ class _Hardware:
                 yield RegisterAccess(kind, name, words[index])
                 index += 1
 
-    def _value(self, arg: Argument) -> int:
+    def _value(self, arg: PlacedArgument) -> int:
         value = self._words.get(arg.offset, 0)
         if arg.size_bits == 64:
             value |= self._words.get(arg.offset + 4, 0) << 32
@@ -208,7 +188,7 @@ class _Hardware:
                     allocation.relocate()
         self._retire()
 
-    def _allocation(self, arg: Argument, address: int) -> memory.Allocation:
+    def _allocation(self, arg: PlacedArgument, address: int) -> memory.Allocation:
         allocation = self._memory.find(address)
         if allocation is None:
             raise RuntimeError(
@@ -234,7 +214,7 @@ class EmulatedDevice(Device):
     Parameters
     ----------
     board : str
-        Whose limits to enforce: a key of `BOARDS`.
+        Whose limits to enforce: a key of `emulated_boards`.
     protocol : str, optional
         ``"hs"`` or ``"chain"``, to override the overlay's: chain in an .xclbin, hs in a .bit.
     memory_bytes : int, optional
@@ -267,9 +247,10 @@ class EmulatedDevice(Device):
         threads: int | None = None,
         name: str | None = None,
     ) -> None:
-        if board not in BOARDS:
+        pools = emulated_boards()
+        if board not in pools:
             raise ValueError(
-                f"there is no emulated board {board!r}: choose one of {', '.join(BOARDS)}."
+                f"there is no emulated board {board!r}: choose one of {', '.join(pools)}."
             )
         if protocol is not None and f"ap_ctrl_{protocol}" not in PROTOCOLS:
             raise ValueError(f"protocol is 'hs', 'chain' or None, not {protocol!r}.")
@@ -282,10 +263,11 @@ class EmulatedDevice(Device):
         if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
             raise ValueError(f"threads is 1 to {MAX_THREADS}, not {threads}.")
         super().__init__(f"emulated_{board}")
-        self.board = BOARDS[board]
+        self.board = board
+        pool_bytes, self._pool_base = pools[board]
         self.name = name or f"emulated-{board}"
         self.capabilities = {"REGISTER_RW": True, "CALLABLE": False, "EMULATED": True}
-        self.memory = DeviceMemory(memory_bytes or self.board.memory_bytes, self.name)
+        self.memory = DeviceMemory(memory_bytes or pool_bytes, self.name)
         self.threads = threads or _available_cpus()
         self.contexts: dict[str, int] = {}
         self.mem_dict: dict[str, dict[str, Any]] = self._processor_memory()
@@ -315,9 +297,9 @@ class EmulatedDevice(Device):
     @property
     def limits(self) -> KernelLimits | None:
         """Limits of the emulated board's own kernel; None for host, whose kernel this is."""
-        if self.board.name == "host":
+        if self.board == HOST:
             return None
-        return KernelLimits.from_header(config.board_headers()[self.board.name])
+        return KernelLimits.from_header(config.board_headers()[self.board])
 
     @property
     def lock_name(self) -> str:
@@ -325,7 +307,7 @@ class EmulatedDevice(Device):
         return f"{self.name}-{os.getuid()}" if hasattr(os, "getuid") else self.name
 
     def __repr__(self) -> str:
-        return f"EmulatedDevice({self.board.name!r})"
+        return f"EmulatedDevice({self.board!r})"
 
     # ---- metadata and download -------------------------------------------------------
 
@@ -335,7 +317,7 @@ class EmulatedDevice(Device):
             "PSDDR": {
                 "raw_type": 1,
                 "used": 1,
-                "base_address": self.board.memory_base,
+                "base_address": self._pool_base,
                 "size": self.memory.size_bytes,
                 "type": "DDR4",
                 "streaming": False,

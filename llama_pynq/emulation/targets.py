@@ -24,7 +24,7 @@ _X86_LEVELS = (
 
 
 @dataclass(frozen=True)
-class Target:
+class WheelTarget:
     """What a wheel is built for.
 
     Parameters
@@ -57,7 +57,7 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target(
+        WheelTarget(
             "linux-x86_64",
             "x86_64-linux-gnu.2.28",
             "manylinux_2_28_x86_64",
@@ -65,7 +65,7 @@ TARGETS = {
             "x86_64",
             _X86_LEVELS,
         ),
-        Target(
+        WheelTarget(
             "linux-aarch64",
             "aarch64-linux-gnu.2.28",
             "manylinux_2_28_aarch64",
@@ -73,7 +73,7 @@ TARGETS = {
             "aarch64",
             ("generic", "generic+dotprod"),
         ),
-        Target(
+        WheelTarget(
             "windows-x86_64",
             "x86_64-windows-gnu",
             "win_amd64",
@@ -82,7 +82,7 @@ TARGETS = {
             _X86_LEVELS,
         ),
         # The first of Apple's own processors has the dot product.
-        Target(
+        WheelTarget(
             "macos-arm64",
             "aarch64-macos.11.0",
             "macosx_11_0_arm64",
@@ -92,7 +92,7 @@ TARGETS = {
         ),
         # macOS enables 512-bit registers for a thread on their first use, and does not announce
         # them before: such a payload would never be chosen.
-        Target(
+        WheelTarget(
             "macos-x86_64",
             "x86_64-macos.11.0",
             "macosx_11_0_x86_64",
@@ -104,7 +104,7 @@ TARGETS = {
 }
 
 
-def target_named(name: str) -> Target:
+def target_named(name: str) -> WheelTarget:
     """The target of that name.
 
     Raises

@@ -6,7 +6,7 @@ exercise is the value of the package's own check cell. Before each of them ``lla
 loaded anew, so that an answer that patched it gains nothing.
 
 The answers still run in one process with the checks: who sets out to forge a result there can.
-`Row.note` names what an honest answer seldom needs; see docs/teaching.md.
+`Grade.note` names what an honest answer seldom needs; see docs/teaching.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
-class Row:
+class Grade:
     """What came of one exercise of one submission, or of a file that is none.
 
     Attributes
@@ -383,7 +383,7 @@ def _run(lesson: Lesson, answers: Mapping[str, str], timeout: float) -> _Outcome
     return outcome
 
 
-def _row(row: Row, exercise: Exercise, cell: str, outcome: _Outcome) -> Row:
+def _row(row: Grade, exercise: Exercise, cell: str, outcome: _Outcome) -> Grade:
     """The row of an exercise that was run to its end."""
     results, name = outcome.results[cell], exercise.name
     row = replace(row, seconds=outcome.seconds.get(cell), error=outcome.errors.get(cell, ""))
@@ -409,10 +409,10 @@ def _row(row: Row, exercise: Exercise, cell: str, outcome: _Outcome) -> Row:
     return replace(row, state=found["state"], passed=found["passed"], hint=found["hint"])
 
 
-def _grade(row: Row, lesson: Lesson, answers: Mapping[str, str], timeout: float) -> list[Row]:
+def _grade(row: Grade, lesson: Lesson, answers: Mapping[str, str], timeout: float) -> list[Grade]:
     """Rows of a submission whose lesson is known."""
     left = {name: text for name, text in answers.items() if name in lesson.exercises}
-    rows: dict[str, Row] = {}
+    rows: dict[str, Grade] = {}
     for name, exercise in lesson.exercises.items():
         blank = replace(row, exercise=exercise.name, stages=len(exercise.stages))
         if name in left:
@@ -438,7 +438,7 @@ def _grade(row: Row, lesson: Lesson, answers: Mapping[str, str], timeout: float)
     return list(rows.values())
 
 
-def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float) -> list[Row]:
+def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float) -> list[Grade]:
     """Grade one file.
 
     Parameters
@@ -455,12 +455,12 @@ def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float)
 
     Returns
     -------
-    list of Row
+    list of Grade
         One for each exercise of its lesson; one in all for a file that cannot be graded.
     """
     inside = path.relative_to(folder)
     student = inside.parts[0] if len(inside.parts) > 1 else path.stem
-    row = Row(student, inside.as_posix())
+    row = Grade(student, inside.as_posix())
     try:
         answers = read_answers(path)
     except (Unreadable, OSError) as error:
@@ -483,11 +483,11 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def table(rows: Sequence[Row]) -> bytes:
+def table(rows: Sequence[Grade]) -> bytes:
     """Rows as CSV: UTF-8 with a byte-order mark, without which Excel guesses another encoding."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow([field.name for field in fields(Row)])
+    writer.writerow([field.name for field in fields(Grade)])
     for row in rows:
         writer.writerow([_cell(value) for value in asdict(row).values()])
     return text.getvalue().encode("utf-8-sig", errors="backslashreplace")

@@ -36,7 +36,7 @@ from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.measure.timing import board_of, measure_steps
-from llama_pynq.overlay_store.record import sha256_of
+from llama_pynq.utils.files import sha256_of
 from llama_pynq.weights.packed import open_packed, write_packed
 from llama_pynq.weights.quantize import QuantizedModel
 

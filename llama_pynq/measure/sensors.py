@@ -102,7 +102,7 @@ def _modelled_rail(overlay: Any, device: Any) -> Rail | None:
         raise RequestError(
             f"{device.name} has no sensor, and its model needs the overlay: rails(overlay)"
         )
-    board = boards()[device.board.name]
+    board = boards()[device.board]
     if board.name not in TERMS:
         return None
     model = EnergyModel(driver, board)

@@ -76,7 +76,7 @@ def board_of_device(device: Device) -> str | None:
         Of `boards.boards`; None for the plain emulated device, and for a board that is not there.
     """
     if is_emulated(device):
-        return device.board.name if device.board.name in boards() else None
+        return device.board if device.board in boards() else None
     # A card's is its shell. A remote board's is its own pynq_board. On Kria-PYNQ XRT takes it
     # from /etc/xocl.txt, and elsewhere on Zynq it is "edge" or empty.
     names = [device.name]

@@ -19,13 +19,7 @@ from llama_pynq.boards import boards
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import OverlayMetadata, read_metadata
-from llama_pynq.overlay_store.record import (
-    RECORD_NAME,
-    OverlayFile,
-    OverlayRecord,
-    is_fetchable,
-    sha256_of,
-)
+from llama_pynq.overlay_store.record import RECORD_NAME, OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import (
     ADDED,
     INSTALLED,
@@ -35,8 +29,8 @@ from llama_pynq.overlay_store.search import (
     overlays_of,
     user_folder,
 )
-from llama_pynq.utils.download import Progress, fetch, read_small
-from llama_pynq.utils.files import data_folder
+from llama_pynq.utils.download import Progress, fetch, is_fetchable, read_small
+from llama_pynq.utils.files import data_folder, sha256_of
 from llama_pynq.utils.lock import FileLock
 
 _MOST_RECORD_BYTES = 1 << 20

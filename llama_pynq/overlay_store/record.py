@@ -8,48 +8,20 @@ Standard library only: a machine with Vitis needs no PYNQ.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import re
 from dataclasses import MISSING, asdict, dataclass
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.utils.files import write_atomically
+from llama_pynq.utils.download import is_fetchable
+from llama_pynq.utils.files import sha256_of, write_atomically
 
 RECORD_NAME = "overlay.json"
 FORMAT = 1
-_BLOCK = 1 << 20
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def is_fetchable(url: str) -> bool:
-    """Whether a URL is https, file, or http of this very computer.
-
-    What is fetched is checked by its hash whatever the way. A record may itself be fetched, and
-    then nothing but the way vouches for it; to the computer itself, such as through a tunnel or
-    to a mirror on it, nobody is on the way.
-    """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        return False
-    if parts.scheme == "http":
-        return host in ("localhost", "127.0.0.1", "::1")
-    return parts.scheme == "file" or (parts.scheme == "https" and bool(host))
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.devices import board_of_device
 from llama_pynq.overlay_store.metadata import read_metadata
-from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord, sha256_of
-from llama_pynq.utils.files import data_folder, package_folders
+from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord
+from llama_pynq.utils.files import data_folder, package_folders, sha256_of
 
 if TYPE_CHECKING:
     from pynq.pl_server.device import Device

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from llama_pynq.errors import InstallError
-from llama_pynq.overlay_store.record import is_fetchable, sha256_of
+from llama_pynq.utils.files import sha256_of
 
 TIMEOUT_S = 30.0
 """How long a server may be silent."""
@@ -30,6 +31,23 @@ Progress = Callable[[int, int], None]
 """Called with the bytes that are there and those of the whole file; first before any came."""
 
 
+def is_fetchable(url: str) -> bool:
+    """Whether a URL is https, file, or http of this very computer.
+
+    What is fetched is checked by its hash whatever the way. A record may itself be fetched, and
+    then nothing but the way vouches for it; to the computer itself, such as through a tunnel or
+    to a mirror on it, nobody is on the way.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return False
+    if parts.scheme == "http":
+        return host in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "file" or (parts.scheme == "https" and bool(host))
+
+
 def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -> None:
     """Fetch a file, going on from what of it is at `part` already.
 
@@ -39,7 +57,7 @@ def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -
     Parameters
     ----------
     url : str
-        See `record.is_fetchable`.
+        See `is_fetchable`.
     part : Path
         Where it goes; its folder must be there.
     sha256 : str

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from kernel_library import board_header
 
-from llama_pynq.emulation.targets import Target
+from llama_pynq.emulation.targets import WheelTarget
 from llama_pynq.kernel import abi, limits
 from llama_pynq.kernel.config import board_constants
 from llama_pynq.kernel.registers import board_arguments
@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parent / "run_calls.c"
 _MARK = 1 << 63
 
 
-def build_runner(python: Path, target: Target, out: Path) -> Path:
+def build_runner(python: Path, target: WheelTarget, out: Path) -> Path:
     """Compile run_calls.c for `target`, by the zig of an environment's `python`."""
     runner = out / ("run_calls.exe" if target.system == "Windows" else "run_calls")
     command = [str(python), "-m", "ziglang", "cc", "-target", target.triple, "-O1", str(SOURCE)]
