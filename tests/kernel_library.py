@@ -307,7 +307,7 @@ class KernelSession:
         self.library, self.limits = library, library.limits
         config, size = model.config, model.group_size
         self.config = config
-        target = Target.of(self.limits)
+        target = self.limits.target
         self.buffers = {}
         for c, part in enumerate(pack_channels(model, target)):
             assert len(part) == channel_bytes(config, size, target, model.weight_bits)[c]

@@ -31,7 +31,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
-    from llama_pynq.kernel.config import Target
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
     from llama_pynq.tokenizer.load import load_tokenizer
@@ -57,7 +56,7 @@ def _pack(args: argparse.Namespace) -> int:
     else:
         with open_overlay(args) as overlay:
             limits, device = overlay.llama.limits, overlay.describe()
-    target = Target.of(limits)
+    target = limits.target
     with load_checkpoint(model) as checkpoint:
         check_limits(checkpoint.config, limits)
         text = b""

@@ -10,7 +10,6 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.device.buffers import Buffers
 from llama_pynq.errors import DeviceMemoryError, LimitError, RequestError
 from llama_pynq.kernel import abi, kv_cache
-from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.kernel.stages import rope_turns
 from llama_pynq.weights.packed import PackedModel
@@ -21,7 +20,7 @@ _NO_MODEL = "no model is loaded: call load_model() first"
 def check_fits(packed: PackedModel, limits: KernelLimits) -> None:
     """Raise LimitError if a kernel cannot take a model, or not as it is packed."""
     check_limits(packed.config, limits)
-    if packed.target != Target.of(limits):
+    if packed.target != limits.target:
         raise LimitError(
             f"{packed.path} is packed for {packed.target.channels} channels of "
             f"{packed.target.tile_rows}-row tiles; this kernel ({limits.board}) has "

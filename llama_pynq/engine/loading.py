@@ -12,7 +12,6 @@ from llama_pynq.energy import EnergyMeter, check_meter
 from llama_pynq.engine.llama import Llama
 from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
 from llama_pynq.kernel.abi import KV_BITS
-from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import check_limits
 from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.base import Tokenizer
@@ -98,7 +97,7 @@ def load(
             with load_checkpoint(source, rope_theta=theta) as checkpoint:
                 check_limits(checkpoint.config, limits)
                 return pack_cached(
-                    checkpoint, Target.of(limits), group_size, weight_bits or 8, rebuild=rebuild
+                    checkpoint, limits.target, group_size, weight_bits or 8, rebuild=rebuild
                 )
 
         packed = pack()

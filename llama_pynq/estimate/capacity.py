@@ -6,7 +6,7 @@ from llama_pynq.boards import MIB, Board
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.errors import LimitError
 from llama_pynq.kernel.abi import MAX_GROUP
-from llama_pynq.kernel.config import Target, board_headers, kernel_of
+from llama_pynq.kernel.config import board_headers, kernel_of
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.weights.tiles import channel_bytes
 
@@ -23,7 +23,7 @@ def buffers(
     """Bytes of every weight channel's buffer, and of each KV port's; see `fits`."""
     limits = KernelLimits.from_header(board_headers()[board.header])
     group_size = group_size or MAX_GROUP
-    sizes = channel_bytes(config, group_size, Target.of(limits), weight_bits)
+    sizes = channel_bytes(config, group_size, limits.target, weight_bits)
     return sizes, limits.kv_port_bytes(config, kv_bits, slots)
 
 

@@ -13,12 +13,9 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_pynq.boards import Board
-
-if TYPE_CHECKING:
-    from llama_pynq.kernel.limits import KernelLimits
 
 _CONSTANT = re.compile(r"^constexpr (?:int|uint32_t) (k\w+) = ([^;]+);", re.MULTILINE)
 _BOARD_NAME = re.compile(r'kBoardName\[\] = "(.*)";')
@@ -143,10 +140,6 @@ class Target:
 
     channels: int
     tile_rows: int
-
-    @classmethod
-    def of(cls, limits: KernelLimits) -> Target:
-        return cls(limits.channels, limits.tile_rows)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,13 @@ from llama_pynq.kernel.abi import (
     STATUS_WORDS,
     result_dtype,
 )
-from llama_pynq.kernel.config import board_name, constant_name, read_constants, require_constants
+from llama_pynq.kernel.config import (
+    Target,
+    board_name,
+    constant_name,
+    read_constants,
+    require_constants,
+)
 from llama_pynq.kernel.kv_cache import port_bytes
 
 if TYPE_CHECKING:
@@ -110,6 +116,11 @@ class KernelLimits:
                  "max_layers", "max_seq_len")  # fmt: skip
         least = {name: min(getattr(self, name), getattr(board, name)) for name in names}
         return replace(self, board=board.board, **least)
+
+    @property
+    def target(self) -> Target:
+        """The layout that weights are packed for."""
+        return Target(self.channels, self.tile_rows)
 
     def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
         """Bytes of one port's share of the KV cache; see `kv_cache.port_bytes`."""

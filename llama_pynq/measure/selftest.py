@@ -32,7 +32,6 @@ from llama_pynq.engine.results import Generation
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, make_rows
-from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.llama_overlay import LlamaOverlay
 from llama_pynq.measure.timing import board_of, measure_steps
@@ -307,7 +306,7 @@ class _Small:
                 write_random_checkpoint(file, CONFIG, seed=1)
             checkpoint = files.enter_context(load_checkpoint(folder / "model.bin"))
             model = QuantizedModel(checkpoint, group_size, weight_bits)
-            write_packed(model, Target.of(driver.limits), folder / "model.safetensors")
+            write_packed(model, driver.limits.target, folder / "model.safetensors")
             self._packed = open_packed(folder / "model.safetensors")
             self._reference = KernelModel(model, kv_bits)
             self._files = files.pop_all()

@@ -17,7 +17,6 @@ from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.random import write_random_checkpoint
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import RowFlag
-from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.kernel.stages import rope_turns, sample
@@ -63,7 +62,7 @@ def make_vectors(limits: KernelLimits) -> Vectors:
 def _vectors(limits: KernelLimits, model: QuantizedModel) -> Vectors:
     before = {
         f"weights_{c}": np.frombuffer(part.tobytes(), "<u4")
-        for c, part in enumerate(pack_channels(model, Target.of(limits)))
+        for c, part in enumerate(pack_channels(model, limits.target))
     }
     cache_words = limits.kv_port_bytes(CONFIG, 32, slots=1) // 4
     for port in range(limits.kv_ports):
