@@ -13,8 +13,7 @@ test: $(VENV)/.test-installed
 
 # The oldest PYNQ that is supported: the images of PYNQ-Z1/Z2 and KV260, and Alveo.
 test-pynq3: .venv-pynq3/.test-installed
-	.venv-pynq3/bin/python -m pytest tests/test_driver.py tests/test_llama.py tests/test_emulation_*.py \
-		tests/test_xrt.py tests/test_zynq.py tests/test_pyxrt_device.py
+	.venv-pynq3/bin/python -m pytest tests/device tests/engine tests/emulation
 
 # The notebooks in Chromium, in the newest JupyterLab, and in the one of PYNQ 3.0.1's images.
 test-browser: $(VENV)/.browser-installed

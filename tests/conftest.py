@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.paths import MODELS
 
-SHARED = Path(__file__).parents[2] / "shared" / "models"
 Run = Callable[..., subprocess.CompletedProcess]
 
 
@@ -34,9 +34,9 @@ def _interruptible() -> None:
 @pytest.fixture(scope="session")
 def shared_models() -> Path:
     """Folder of the real models and tokenizers, which are not part of the project."""
-    if not SHARED.is_dir():
-        pytest.skip(f"the real models are not in {SHARED}")
-    return SHARED
+    if not MODELS.is_dir():
+        pytest.skip(f"the real models are not in {MODELS}")
+    return MODELS
 
 
 @pytest.fixture

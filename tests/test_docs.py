@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from kernel_library import HLS_SRC, REPOSITORY, header_constants
+from support.kernel_library import header_constants
+from support.paths import HLS_SRC, REPOSITORY
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint

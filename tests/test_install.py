@@ -19,12 +19,12 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
-from board_overlays import write_overlay
-from tiny_lesson import notebook, write
+from support.board_overlays import write_overlay
+from support.paths import REPOSITORY, TESTS
+from support.tiny_lesson import notebook, write
 
 from llama_pynq.overlay_store.record import OverlayRecord
 
-ROOT = Path(__file__).parents[1]
 OVERLAY_FILES = {f"llama_pynq/overlay/llama/llama.{kind}" for kind in ("xclbin", "bit", "hwh")}
 # Of the repository's files, those that are of no use without it.
 TINY = "99_tiny.ipynb"
@@ -96,16 +96,18 @@ def call(*command, cwd, **environment):
 @functools.cache
 def project_files():
     """Files of the project, relative to its root: those git has, or would take."""
-    if not (ROOT / ".git").exists():
+    if not (REPOSITORY / ".git").exists():
         pytest.skip("what belongs to the project is known from its git repository only")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    return sorted(name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file())
+    return sorted(
+        name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source") / "llama_pynq-checkout"
     for name in project_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
+        shutil.copyfile(REPOSITORY / name, folder / name)
     # What JupyterLab and Python leave in a checkout, and a notebook, even if there were no other.
     write(folder / "notebooks" / TINY, notebook())
     for name in LITTER:
@@ -393,7 +395,7 @@ def write_metadata(folder, name, version, requires=()):
 
 def test_install_on_a_pynq_image_changes_none_of_its_packages(wheel_without, tmp_path):
     """pip's own answer, for an environment that describes itself as the image does."""
-    image = json.loads((Path(__file__).parent / "pynq_3_0_1_image.json").read_text())["packages"]
+    image = json.loads((TESTS / "support" / "pynq_3_0_1_image.json").read_text())["packages"]
     venv.create(tmp_path / "env", symlinks=True)
     (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
     for name, package in image.items():

@@ -7,7 +7,7 @@ it may have to wait for. The constants of a board are read from its header in
 ``hls_src/boards/``, so what changes there changes the prediction.
 
 Nothing here was measured on a board with this kernel: every figure is modelled.
-``tests/test_perf.py`` holds the same building blocks to what others measured on theirs.
+``tests/estimate/test_predict.py`` holds the same building blocks to what others measured on theirs.
 """
 
 from __future__ import annotations

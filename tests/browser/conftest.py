@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from jupyter_lab import Lab, Server
+    from support.jupyter_lab import Lab, Server
 
 # No GPU, no sandbox (root in a container has none), and no calls to Google's hosts.
 FLAGS = [
@@ -55,7 +55,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from jupyter_lab import serve
+    from support.jupyter_lab import serve
 
     with serve(tmp_path_factory.mktemp("jupyter")) as server:
         yield server
@@ -73,7 +73,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def lab(browser: Any, server: Server, screenshots: Path) -> Iterator[Lab]:
     """A page; the test fails, too, if its console had an error. Kernels end with the test."""
-    from jupyter_lab import Lab
+    from support.jupyter_lab import Lab
 
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     lab = Lab(context.new_page(), server, screenshots)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from lesson_notebooks import make_notebook
 from playwright.sync_api import expect
+from support.lesson_notebooks import make_notebook
 
 CELLS = {
     "text-title": "# Stand-in",

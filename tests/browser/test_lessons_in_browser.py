@@ -2,8 +2,8 @@
 
 import re
 
-from lesson_notebooks import ROOT, make_notebook, read
 from playwright.sync_api import expect
+from support.lesson_notebooks import ROOT, make_notebook, read
 
 NOTEBOOKS = ROOT / "notebooks"
 

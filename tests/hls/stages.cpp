@@ -1,4 +1,4 @@
-// The kernel's stages behind C functions, for tests/test_stages.py.
+// The kernel's stages behind C functions, for tests/hls/test_stages.py.
 //
 // Each sets flush-to-zero as the emulator does. Arrays are row by row without padding.
 

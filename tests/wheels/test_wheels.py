@@ -20,13 +20,13 @@ from pathlib import Path
 import lief
 import numpy as np
 import pytest
-import test_kernel
-from foreign_kernel import ForeignKernel, build_runner
+from hls import test_kernel
+from support.foreign_kernel import ForeignKernel, build_runner
+from support.paths import REPOSITORY
 
 from llama_pynq.emulation import cpu, hwh, xclbin
 from llama_pynq.emulation.targets import TARGETS
 
-ROOT = Path(__file__).parents[2]
 HERE = next(
     (t for t in TARGETS.values() if (t.system, t.machine) == (platform.system(), cpu.machine())),
     None,
@@ -41,7 +41,7 @@ SYSTEM_LIBRARIES = {
 
 
 def wheel_of(tag: str) -> Path:
-    found = sorted((ROOT / "dist").glob(f"llama_pynq-*-{tag}.whl"), key=os.path.getmtime)
+    found = sorted((REPOSITORY / "dist").glob(f"llama_pynq-*-{tag}.whl"), key=os.path.getmtime)
     if not found:
         if os.environ.get("CI") == "true" and HERE and tag == HERE.wheel_tag:
             pytest.fail("CI builds the wheel for its own computer: make wheels")
@@ -111,7 +111,7 @@ RUNNERS = {
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
     """The command that runs a target's libraries here; skips where there is none."""
-    zig = ROOT / ".venv-wheels" / "bin" / "python"
+    zig = REPOSITORY / ".venv-wheels" / "bin" / "python"
     if not zig.exists():
         pytest.skip("no zig: make wheels installs it")
     made = {}
@@ -210,5 +210,8 @@ def test_student_without_a_compiler_generates_the_known_text(installed):
 
 def test_students_device_and_driver_pass_their_tests(installed):
     """Those that compile no kernel of their own; the package is the installed one."""
-    tests = [ROOT / "tests" / f"test_{name}.py" for name in ("llama", "lock", "emulation_memory")]
-    installed("pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", *tests)
+    names = ("engine/test_llama", "utils/test_lock", "emulation/test_memory")
+    tests = [REPOSITORY / "tests" / f"{name}.py" for name in names]
+    installed(
+        "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", REPOSITORY / "pyproject.toml", *tests
+    )

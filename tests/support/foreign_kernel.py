@@ -1,0 +1,78 @@
+"""A kernel library in a process of its own, which may be another system's or processor's."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from support.kernel_library import board_header
+
+from llama_pynq.emulation.targets import WheelTarget
+from llama_pynq.kernel import abi, limits
+from llama_pynq.kernel.config import board_constants
+from llama_pynq.kernel.registers import board_arguments
+
+SOURCE = Path(__file__).parent / "run_calls.c"
+_MARK = 1 << 63
+
+
+def build_runner(python: Path, target: WheelTarget, out: Path) -> Path:
+    """Compile run_calls.c for `target`, by the zig of an environment's `python`."""
+    runner = out / ("run_calls.exe" if target.system == "Windows" else "run_calls")
+    command = [str(python), "-m", "ziglang", "cc", "-target", target.triple, "-O1", str(SOURCE)]
+    command += ["-o", str(runner)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return runner
+
+
+class ForeignKernel:
+    """As `kernel_library.KernelLibrary`; `command` runs run_calls and names the library."""
+
+    def __init__(self, command: Sequence[str | Path]) -> None:
+        constants = board_constants(board_header("host"))
+        self.arguments = board_arguments(constants)
+        self._process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        (length,) = struct.unpack("<Q", self._read(8))
+        self.cpu_features = frozenset(self._read(length).decode().split())
+        self.sequence = 0
+        words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
+        self.call({"results": words}, abi.COMMAND_DESCRIBE)
+        self.limits = limits.KernelLimits.from_words(words)
+
+    def _read(self, n: int) -> bytes:
+        data = self._process.stdout.read(n)
+        assert len(data) == n, f"{self._process.args} ended: {self._process.wait()}"
+        return data
+
+    def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
+        """One call, to its end; arguments that `buffers` lacks are null."""
+        self.sequence += 1
+        scalars = {"command": command, "sequence": self.sequence}
+        names = list(buffers)
+        words = [0] * 128
+        for i, argument in enumerate(self.arguments):
+            if argument.buffer in buffers:
+                words[i] = _MARK | names.index(argument.buffer)
+            else:
+                words[i] = scalars.get(argument.name, 0)
+        message = struct.pack("<Q", len(names))
+        message += struct.pack(f"<{len(names)}Q", *(buffers[name].nbytes for name in names))
+        message += struct.pack("<128Q", *words)
+        self._process.stdin.write(message + b"".join(buffers[name].tobytes() for name in names))
+        self._process.stdin.flush()
+        for name in names:
+            buffers[name].reshape(-1).view(np.uint8)[:] = np.frombuffer(
+                self._read(buffers[name].nbytes), np.uint8
+            )
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()

@@ -1,0 +1,358 @@
+"""The kernel as a plain shared library: no PYNQ, no overlay, one call a function call.
+
+`KernelSession` is a model in a kernel's memory, `RandomModel` a model of any shape, and
+`stage_library` the stages one by one (``hls/stages.cpp``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from support.paths import HLS_SRC, REPOSITORY, TESTS
+
+from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.emulation.build import compile_kernel
+from llama_pynq.kernel import abi, limits
+from llama_pynq.kernel.config import board_constants, read_constants
+from llama_pynq.kernel.reference import QuantizedWeights
+from llama_pynq.kernel.registers import board_arguments
+from llama_pynq.kernel.stages import QuantizedMatrix, rope_turns
+from llama_pynq.kernel.top import top_function
+from llama_pynq.weights.tiles import channel_bytes, pack_channels
+
+BOARDS = sorted(p.stem for p in (HLS_SRC / "boards").glob("*.h"))
+
+
+def board_header(board: str) -> Path:
+    """A board's config header: one of hls_src/boards, or the tests' own ``odd``."""
+    folder = HLS_SRC if board in BOARDS else TESTS / "hls"
+    return folder / "boards" / f"{board}.h"
+
+
+def header_constants(board):
+    """Every integer constant of the board's header, config.h's and contract.h's."""
+    return read_constants(board_header(board), HLS_SRC / "config.h", HLS_SRC / "contract.h")
+
+
+def _sources_hash(*extra: str) -> str:
+    digest = hashlib.sha256("\0".join(extra).encode())
+    for path in sorted([*HLS_SRC.rglob("*.h"), *HLS_SRC.rglob("*.cpp"),
+                        *(TESTS / "hls").rglob("*.*"),
+                        REPOSITORY / "llama_pynq" / "emulation" / "build.py",
+                        *(REPOSITORY / "llama_pynq" / "kernel" / name
+                          for name in ("config.py", "registers.py", "top.py"))]):  # fmt: skip
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
+    """Compile once per content; kept in the system's temporary folder."""
+    key = _sources_hash(name, *map(str, flags))
+    folder = Path(tempfile.gettempdir()) / "llama_pynq_tests"
+    folder.mkdir(exist_ok=True)
+    library = folder / f"{name}-{key}.so"
+    if not library.exists():
+        include = [HLS_SRC, TESTS / "hls"]
+        compile_kernel(sources, include, library, "native", extra_flags=flags)
+    return library
+
+
+def compiled_kernel(board: str, streams: bool = False) -> Path:
+    """A board's whole kernel as a shared library.
+
+    The emulated device's own as it is shipped; the rest barely optimised, which compiles
+    fast, and shows that the bits do not depend on the optimiser.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder) / "top.cpp"
+        top.write_text(top_function(board_header(board)))
+        flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"']
+        if streams:
+            flags.append("-DLLAMA_STREAMS")
+        if streams or board != "host":
+            flags.append("-O1")
+        name = f"{board}{'-streams' if streams else ''}"
+        return compiled(name, [top, HLS_SRC / "host" / "emulator.cpp"], tuple(flags))
+
+
+def compiled_stages(board: str = "host") -> Path:
+    """tests/hls/stages.cpp as a shared library."""
+    source = TESTS / "hls" / "stages.cpp"
+    flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"']
+    if board != "host":
+        flags.append("-O1")  # as in compiled_kernel
+    return compiled(f"{board}-stages", [source], tuple(flags))
+
+
+def compile_kernels(builds: Iterable[tuple[str, bool]]) -> None:
+    """Compile several (board, streams) side by side."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(lambda build: compiled_kernel(*build), builds))
+
+
+class StageLibrary:
+    """The stages of one board's kernel; arrays go over as pointers, numbers as int32."""
+
+    def __init__(self, board: str) -> None:
+        self._library = ctypes.CDLL(str(compiled_stages(board)))
+        sizes = np.zeros(8, np.int32)
+        self.call("limits", sizes)
+        (self.max_rows, self.tile_rows, self.channels, self.top_logits, self.max_dim,
+         self.max_qkv, self.kv_ports, self.kv_beat_bytes) = (int(n) for n in sizes)  # fmt: skip
+
+    def call(self, stage: str, *args: np.ndarray | int) -> None:
+        def word(arg):
+            if isinstance(arg, np.ndarray):
+                assert arg.flags.c_contiguous, stage
+                return ctypes.c_void_p(arg.ctypes.data)
+            return ctypes.c_int32(arg)
+
+        getattr(self._library, f"stage_{stage}")(*map(word, args))
+
+
+@lru_cache
+def stage_library(board: str = "host") -> StageLibrary:
+    return StageLibrary(board)
+
+
+class KernelLibrary:
+    """One board's kernel, compiled by g++.
+
+    Parameters
+    ----------
+    board : str
+        See `board_header`.
+    streams : bool
+        With the fabric's streams and loaders instead of the host's cursor.
+    threads : int
+        Host threads.
+    """
+
+    def __init__(self, board: str = "host", streams: bool = False, threads: int = 1) -> None:
+        path = compiled_kernel(board, streams)
+        constants = board_constants(board_header(board))
+        self.arguments = board_arguments(constants)
+        self._library = ctypes.CDLL(str(path))
+        self._library.emulator_new.restype = ctypes.c_void_p
+        self._emulator = ctypes.c_void_p(self._library.emulator_new(threads))
+        self.sequence = 0
+        words = np.zeros(abi.DESCRIBE_WORDS, np.uint32)
+        self.call({"results": words}, abi.COMMAND_DESCRIBE)
+        self.limits = limits.KernelLimits.from_words(words)
+
+    def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
+        """One call, to its end; arguments that `buffers` lacks are null."""
+        self.sequence += 1
+        args = (ctypes.c_uint64 * 128)()
+        for i, argument in enumerate(self.arguments):
+            if argument.name == "command":
+                args[i] = command
+            elif argument.name == "sequence":
+                args[i] = self.sequence
+            elif argument.buffer in buffers:
+                args[i] = buffers[argument.buffer].ctypes.data
+        assert self._library.emulator_start(self._emulator, args) == 0
+        while not self._library.emulator_wait(self._emulator, 1_000_000):
+            pass
+
+    def start_stream_log(self) -> None:
+        """Of a build with streams: see hls/hls_stream.h."""
+        self._library.stream_log_start()
+
+    def stream_log(self) -> tuple[np.ndarray, np.ndarray]:
+        """The streams that were written, and those that were read since; numbers as made."""
+        logs = []
+        for reads in (0, 1):
+            ids = ctypes.POINTER(ctypes.c_int)()
+            n = self._library.stream_log(reads, ctypes.byref(ids))
+            logs.append(np.ctypeslib.as_array(ids, (n,)).copy())
+        return logs[0], logs[1]
+
+
+@lru_cache
+def kernel_library(board: str = "host", streams: bool = False, threads: int = 1) -> KernelLibrary:
+    return KernelLibrary(board, streams, threads)
+
+
+def aligned(n_bytes: int) -> np.ndarray:
+    """Zeroed bytes at a page boundary, as device memory is."""
+    raw = np.zeros(n_bytes + 4096, np.uint8)
+    start = -raw.ctypes.data % 4096
+    return raw[start : start + n_bytes]
+
+
+class RandomModel:
+    """int8 weights and scales straight from a bit generator: the same on every machine.
+
+    Has what `KernelModel` and `pack_channels` ask for. The columns that pad a row to whole
+    groups are random too: the kernel must not let them count.
+    """
+
+    def __init__(
+        self, config: ModelConfig, group_size: int, seed: int = 0, weight_bits: int = 8
+    ) -> None:
+        self.config, self.group_size, self._seed = config, group_size, seed
+        self.weight_bits = weight_bits
+
+    def _bits(self, n: int, *key) -> np.ndarray:
+        seed = zlib.crc32(repr((self._seed, *key)).encode())
+        return np.random.PCG64(seed).random_raw(n)
+
+    def _uniform(self, n: int, *key) -> np.ndarray:
+        """(n,) float32 in [0, 1)."""
+        return (self._bits(n, *key) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
+        c = self.config
+        rows, n = {
+            "token_embedding_table": (c.vocab_size, c.dim), "wcls": (c.vocab_size, c.dim),
+            "wq": (c.dim, c.dim), "wk": (c.kv_dim, c.dim), "wv": (c.kv_dim, c.dim),
+            "wo": (c.dim, c.dim), "w1": (c.hidden_dim, c.dim), "w3": (c.hidden_dim, c.dim),
+            "w2": (c.dim, c.hidden_dim),
+        }[name]  # fmt: skip
+        if name == "wcls" and c.tied:
+            name = "token_embedding_table"
+        groups = -(-n // self.group_size)
+        count = rows * groups * self.group_size
+        values = self._bits(-(-count // 8), name, layer).view(np.uint8)[:count]
+        if self.weight_bits == 4:
+            q, deviation = (values % np.uint8(16)).astype(np.int16) - 8, 4.6
+        else:
+            q, deviation = (values % np.uint8(255)).astype(np.int16) - 127, 73
+        # Logits are spread out, so that softmax is not flat.
+        size = (4 if c.vocab_size == rows else 1) / (deviation * n**0.5)
+        scale = (self._uniform(rows * groups, name, layer, "scale") + np.float32(0.5)) * np.float32(
+            size
+        )
+        return QuantizedMatrix(
+            q.astype(np.int8).reshape(rows, groups * self.group_size),
+            scale.reshape(rows, groups),
+            self.weight_bits,
+        )
+
+    def vector(self, name: str, layer: int | None = None) -> np.ndarray:
+        return self._uniform(self.config.dim, name, layer) + np.float32(0.5)
+
+
+def model_words(config: ModelConfig, group_size: int, slots: int, words: int,
+                weight_bits: int = 8, kv_bits: int = 32) -> np.ndarray:  # fmt: skip
+    """The model's descriptor, (words,) uint32."""
+    out = np.zeros(words, np.uint32)
+    values = [abi.MAGIC, abi.ABI_VERSION, config.dim, config.hidden_dim,
+              config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size,
+              config.seq_len, group_size, int(config.tied),
+              int(np.float32(config.rope_theta).view(np.uint32)), slots, weight_bits,
+              kv_bits]  # fmt: skip
+    out[: len(values)] = values
+    table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
+    out[abi.MODEL_ROPE_TABLE : abi.MODEL_ROPE_TABLE + len(table)] = table
+    return out
+
+
+def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=None, *,
+                  sample=None, full=True, host_chooses=False, temperature=0.0, seed=0, steps=1,
+                  top_k=0, top_p=1.0, min_p=0.0, flags=0, stop=(),
+                  abort=0) -> np.ndarray:  # fmt: skip
+    """A request, (words,) uint32; what is said of rows is one value or one a row."""
+    n = len(tokens)
+    rows = np.zeros(n, abi.ROW_DTYPE)
+    rows["token"], rows["position"] = tokens, positions
+    rows["slot"] = 0 if slots is None else slots
+    sampled = np.ones(n, bool) if sample is None else np.asarray(sample)
+    rows["flags"] = (
+        sampled * abi.RowFlag.SAMPLE
+        | np.asarray(full) * abi.RowFlag.FULL_LOGITS
+        | np.asarray(host_chooses) * abi.RowFlag.HOST_CHOOSES
+    )
+    rows["temperature"], rows["seed"] = temperature, seed
+    rows["top_k"], rows["top_p"], rows["min_p"] = top_k, top_p, min_p
+    request = np.zeros(words, np.uint32)
+    request[: abi.REQUEST_STOP_TOKENS + 1] = [n, steps, *layers, flags, len(stop)]
+    request[abi.REQUEST_STOP_LIST : abi.REQUEST_STOP_LIST + len(stop)] = stop
+    request[abi.REQUEST_ABORT] = abort
+    base = abi.REQUEST_ROW_BASE
+    request[base : base + n * abi.ROW_WORDS] = rows.view(np.uint32)
+    return request
+
+
+UNTOUCHED = 0xDEADBEEF
+"""Results that the kernel did not write."""
+
+
+class KernelSession:
+    """A model in a kernel's memory; ``run`` is one call.
+
+    Parameters
+    ----------
+    library : KernelLibrary
+    model : QuantizedWeights
+    slots : int
+    kv_bits : {32, 8}
+    """
+
+    def __init__(
+        self, library: KernelLibrary, model: QuantizedWeights, slots: int = 4, kv_bits: int = 32
+    ) -> None:
+        self.library, self.limits = library, library.limits
+        config, size = model.config, model.group_size
+        self.config = config
+        target = self.limits.target
+        self.buffers = {}
+        for c, part in enumerate(pack_channels(model, target)):
+            assert len(part) == channel_bytes(config, size, target, model.weight_bits)[c]
+            buffer = aligned(len(part))
+            buffer[:] = part
+            self.buffers[f"weights_{c}"] = buffer
+        for p in range(self.limits.kv_ports):
+            cache = aligned(self.limits.kv_port_bytes(config, kv_bits, slots))
+            # Stale memory is not zero: NaN shows any read of it.
+            cache.view(np.float32)[:] = np.nan
+            self.buffers[f"kv_cache_{p}"] = cache
+        self.buffers |= {
+            "model": model_words(
+                config, size, slots, self.limits.model_words, model.weight_bits, kv_bits
+            ),
+            "request": np.zeros(self.limits.request_words, np.uint32),
+            "results": np.zeros(self.limits.results_words, np.uint32),
+            "logits": np.zeros((self.limits.max_rows, config.vocab_size), np.float32),
+            "activations": np.zeros((self.limits.max_rows, config.dim), np.float32),
+            "profile": np.zeros(self.limits.profile_step_words * self.limits.max_steps, np.uint32),
+        }
+
+    def run(self, tokens, positions, slots=None, *, steps=1, layers=None,
+            command=abi.COMMAND_RUN, patch=None, **row_options):  # fmt: skip
+        """One call; returns (status words, results of (steps, rows), logits of (rows, vocab)).
+
+        ``patch`` gives request words other values, so that wrong requests can be made.
+        """
+        n = len(tokens)
+        request = self.buffers["request"]
+        request[:] = request_words(
+            len(request), layers or (0, self.config.n_layers), tokens, positions, slots,
+            steps=steps, **row_options,
+        )  # fmt: skip
+        for index, value in (patch or {}).items():
+            request[index] = np.uint32(value & 0xFFFFFFFF)
+        words = self.buffers["results"]
+        words[:] = UNTOUCHED
+        self.buffers["logits"][:] = np.nan
+        self.library.call(self.buffers, command)
+        dtype = self.limits.result_dtype
+        count = steps * n * dtype.itemsize // 4
+        results = words[abi.STATUS_WORDS : abi.STATUS_WORDS + count].view(dtype)
+        return (
+            words[: abi.STATUS_WORDS].copy(),
+            results.reshape(steps, n).copy(),
+            self.buffers["logits"].reshape(-1)[: n * self.config.vocab_size]
+            .reshape(n, -1).copy(),
+        )  # fmt: skip
