@@ -315,3 +315,15 @@ def test_every_folder_is_in_the_architecture():
     folders = [REPOSITORY / name for name in ROOTS.split("|")]
     for folder in (*packages, *folders):
         assert f"(../{folder.relative_to(REPOSITORY)})" in text, folder
+
+
+def test_rooms_stand_in_the_order_of_the_import_contract():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| \[\w+(?:/|\.py)\]\(\.\./llama_pynq/(\w+)(?:\.py)?\) \|", text, re.M)
+    contract = re.search(
+        r"^layers = \[(.*?)^\]", (REPOSITORY / "pyproject.toml").read_text(), re.M | re.S
+    )
+    layers = [re.findall(r"llama_pynq\.(\w+)", line) for line in contract[1].splitlines()]
+    order = {name: i for i, layer in enumerate(layers) for name in layer}
+    assert set(order) - set(rooms) == {"__main__", "energy", "errors"}
+    assert [order[room] for room in rooms] == sorted(order[room] for room in rooms)
