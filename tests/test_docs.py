@@ -11,13 +11,16 @@ import pytest
 from support.kernel_library import header_constants
 from support.paths import HLS_SRC, REPOSITORY
 
+from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
+from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS
 from llama_pynq.emulation.design import zynq_design
+from llama_pynq.estimate.predict import predict
 from llama_pynq.kernel import abi, config, registers
-from llama_pynq.kernel.config import Target
+from llama_pynq.kernel.config import Target, kernel_of
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.stages import QuantizedMatrix
 from llama_pynq.weights.packed import PACK_VERSION, write_packed
@@ -327,3 +330,43 @@ def test_rooms_stand_in_the_order_of_the_import_contract():
     order = {name: i for i, layer in enumerate(layers) for name in layer}
     assert set(order) - set(rooms) == {"__main__", "energy", "errors"}
     assert [order[room] for room in rooms] == sorted(order[room] for room in rooms)
+
+
+# ---- README.md --------------------------------------------------------------------------
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_measured_headline_is_the_record_beside_llama_cpp():
+    """The figures of the first screen, from docs/peers.md."""
+    row = re.search(
+        r"^\| stories110M \| 1 \| generate, greedy \| ([\d.]+) \| ([\d.]+) \|",
+        (DOCS / "peers.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    ours, theirs = (round(float(figure)) for figure in row.groups())
+    assert re.search(rf"\*\*measured\*\*.*\| {ours} \| llama.cpp Q8_0 .*: {theirs} ", README)
+
+
+def test_modelled_headline_is_what_the_model_says():
+    kv260 = boards()["kv260"]
+    kernel = kernel_of(kv260)
+
+    def rate(**changes):
+        changed = replace(kernel, **changes)
+        step = predict(STORIES["stories110M"], kv260, position=255, kernel=changed)
+        return round(step.tokens_per_second)
+
+    assert kernel.clock_mhz == 300
+    slow, fast = rate(clock_mhz=150), rate(clock_mhz=200)
+    assert f"**modelled**: KV260 | {rate()} | at the header's 300 MHz" in README
+    assert (
+        f"; {slow} to {fast} at 150 to 200 MHz; {rate(read_burst_beats=1)} without bursts" in README
+    )
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_readme_code_runs(block, run):
+    done = run("-c", block)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 100
