@@ -58,27 +58,28 @@ class Handshake:
         self._direct = device.has_capability("REGISTER_RW") and not (
             device.has_capability("MEMORY_MAPPED")
         )
+        self._base = ip.mmio.base_addr if self._direct else 0
 
     def read(self, offset: int) -> int:
         """A register of the IP."""
-        if not self._direct:
-            return int(self._ip.read(offset))
-        data = self._device.read_registers(self._ip.mmio.base_addr + offset, 4)
-        return int.from_bytes(data, "little")
+        if self._direct:
+            return int.from_bytes(self._device.read_registers(self._base + offset, 4), "little")
+        return int(self._ip.read(offset))
 
     def write(self, offset: int, value: int) -> None:
         """Write a register of the IP."""
-        if not self._direct:
+        if self._direct:
+            self._device.write_registers(self._base + offset, value.to_bytes(4, "little"))
+        else:
             self._ip.write(offset, value)
-            return
-        self._device.write_registers(self._ip.mmio.base_addr + offset, value.to_bytes(4, "little"))
 
     def start(self, command: int) -> None:
         """Write the next sequence number and the command, then AP_START."""
         self.sequence = (self.sequence + 1) & 0xFFFFFFFF or 1
-        self.write(self._registers["sequence"]["address_offset"], self.sequence)
-        self.write(self._registers["command"]["address_offset"], command)
-        self.write(CONTROL_OFFSET, AP_START)
+        write, registers = self.write, self._registers
+        write(registers["sequence"]["address_offset"], self.sequence)
+        write(registers["command"]["address_offset"], command)
+        write(CONTROL_OFFSET, AP_START)
 
     def finished(self) -> bool:
         """Whether the call has ended; under ap_ctrl_chain, acknowledge its end."""

@@ -401,9 +401,9 @@ class KernelDriver(DefaultIP):
     ) -> PendingCall:
         # The checks come under the lock, too: another thread may load or close.
         self._check_idle()
-        config = self._loaded().loaded()
-        limits, calls, n = self.limits, self._calls, len(rows)
-        assert calls is not None
+        config = (self._model or self._loaded()).loaded()
+        limits, calls, n = self._limits, self._calls, len(rows)
+        assert limits is not None and calls is not None
         if not 1 <= n <= limits.max_rows:
             raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
         if not 1 <= n_steps <= limits.max_steps:

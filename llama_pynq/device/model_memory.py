@@ -165,9 +165,10 @@ class ModelMemory:
         RequestError
             If there is none.
         """
-        if self.config is None:
+        config = self.config
+        if config is None:
             raise RequestError(_NO_MODEL)
-        return self.config
+        return config
 
     def read_logits(self, row: int) -> np.ndarray:
         """Full logits of a row of the last call, (vocab_size,) float32."""

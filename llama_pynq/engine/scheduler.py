@@ -89,7 +89,9 @@ class Scheduler:
         plan, n_steps = self._plan(sequences)
         rows = np.frombuffer(b"".join([s.row(position) for s, position in plan]), ROW_DTYPE)
         # Where one sequence ignores EOS no row stops on the device; the others drop what follows.
-        stop_tokens = min((s.stop_tokens for s, _ in plan), key=len)
+        stop_tokens = plan[0][0].stop_tokens
+        if len(sequences) > 1:
+            stop_tokens = min((s.stop_tokens for s in sequences), key=len)
         return plan, {"rows": rows, "n_steps": n_steps, "stop_tokens": stop_tokens}
 
     def _call(self, sequences: Sequence[SequenceState], generation: int) -> None:

@@ -16,6 +16,8 @@ def whole_number(name: str, value: object) -> int:
     RequestError
         If it is not a whole number. A bool is not: ``seed=True`` is a mistake, not a seed.
     """
+    if type(value) is int:
+        return value
     try:
         if type(value).__name__ in ("bool", "bool_"):
             raise TypeError
@@ -32,6 +34,8 @@ def number(name: str, value: object) -> float:
     RequestError
         If it is not a number; a bool is none.
     """
+    if type(value) is float:
+        return value
     if type(value).__name__ in ("bool", "bool_") or not isinstance(value, numbers.Real):
         raise RequestError(f"{name} is {value!r}: it must be a number")
     return float(value)
