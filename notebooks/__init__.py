@@ -1,4 +1,4 @@
-"""Numbered lessons; `llama-pynq notebooks` and `pynq get-notebooks` copy them to work on."""
+"""Lesson notebooks; `llama-pynq notebooks` and `pynq get-notebooks` copy them to a folder."""
 
 from typing import Any
 
@@ -6,15 +6,18 @@ from typing import Any
 def deliver_notebooks(
     device: str | None, src_path: str, dst_path: str, name: str, folder: bool = False, **_: Any
 ) -> None:
-    """What `pynq get-notebooks` calls in place of its own, which overwrites with --force.
+    """Copy the notebooks for `pynq get-notebooks`.
+
+    Used in place of PYNQ's own copy, which overwrites with --force; this one keeps backups.
 
     Parameters
     ----------
     device, src_path
-        Not needed: every device has the same notebooks, and they lie here.
+        Ignored: every device gets the same notebooks, from this package.
     dst_path, name : str
+        Target folder, and the name of a subfolder in it.
     folder : bool
-        Whether to deliver to the folder `name` in `dst_path`.
+        Whether to copy to the folder `name` in `dst_path`.
     """
     from pathlib import Path
 

@@ -5,7 +5,7 @@ same_at_1 = False
 
 # %% exercise-01-2
 def probabilities(logits, temperature):
-    """(vocab_size,) float32 and a float above 0 -> (vocab_size,) that sum to 1."""
+    """(vocab_size,) float32 logits, temperature > 0 -> (vocab_size,), sums to 1."""
     scaled = logits / temperature
     terms = np.exp(scaled - scaled.max())
     return terms / terms.sum()

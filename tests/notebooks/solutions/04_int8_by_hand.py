@@ -1,5 +1,5 @@
 # %% exercise-04-1
-error_percent = 0.6  # 0.29 steps of 1/127 of a largest value that is some 2.5 times the rms
+error_percent = 0.6  # 0.29 steps; a step is 1/127 of the largest value, about 2.5 times the rms
 
 
 # %% exercise-04-2
@@ -31,5 +31,5 @@ def matvec(q, scale, x, x_scale):
 
 
 # %% exercise-04-5
-changed_percent_64 = 0  # one addition, and a + b is b + a
-changed_percent_32 = 40  # three additions, each rounds
+changed_percent_64 = 0  # one addition, and a + b equals b + a
+changed_percent_32 = 40  # three additions, and each rounds

@@ -1,6 +1,6 @@
 # %% exercise-05-1
 def position_bytes(n_layers, n_kv_heads, head_size, int8):
-    """Four sizes, the last True or False -> bytes of one position."""
+    """Three sizes, and whether the cache is int8 -> bytes of one position."""
     one = head_size + 4 if int8 else 4 * head_size
     return n_layers * n_kv_heads * 2 * one
 

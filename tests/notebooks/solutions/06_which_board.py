@@ -1,9 +1,9 @@
 # %% exercise-06-1
 def token_bytes(config, context, weight_bits=8, kv_bits=32):
-    """Bytes from memory for one token."""
+    """Bytes read from memory for one token, with `context` positions in use."""
     c = config
     layer = 2 * c.dim * c.dim + 2 * c.kv_dim * c.dim + 3 * c.hidden_dim * c.dim
-    weights = c.n_layers * layer + c.vocab_size * c.dim  # of the embedding, a row: nothing
+    weights = c.n_layers * layer + c.vocab_size * c.dim  # one row of the embedding: negligible
     scales = 4 * weights / 64
     values = 2 * c.n_layers * context * c.kv_dim
     kv_scales = 2 * c.n_layers * context * c.n_kv_heads * 4 if kv_bits == 8 else 0
@@ -27,5 +27,5 @@ int4_gain = token_bytes(config, config.seq_len, 8) / token_bytes(config, config.
 
 # %% exercise-06-5
 def value(tokens_per_second, watts, price):
-    """Give tokens/s per unit of money, and joules per token: a pair."""
+    """Return a pair: tokens/s per unit of money, and joules per token."""
     return tokens_per_second / price, watts / tokens_per_second

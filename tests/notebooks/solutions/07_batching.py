@@ -10,7 +10,7 @@ guess = {2: 1.5, 4: 2.2, 8: 2.8}
 
 # %% exercise-07-3
 def largest_batch(rates, most_ms):
-    """The largest number of sequences of which each waits most_ms a token or less."""
+    """Largest number of sequences that each wait at most most_ms for a token."""
     return max((n for n, rate in rates.items() if 1000 * n / rate <= most_ms), default=0)
 
 
