@@ -3,9 +3,10 @@
 import re
 
 from playwright.sync_api import expect
-from support.lesson_notebooks import ROOT, make_notebook, read
+from support.lesson_notebooks import make_notebook, read
+from support.paths import REPOSITORY
 
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = REPOSITORY / "notebooks"
 
 
 def test_prompt_panel_streams_stops_and_generates_again(lab):
