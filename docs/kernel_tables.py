@@ -1,4 +1,4 @@
-"""Makes the tables of docs/kernel.md that follow from the boards' headers: run it after a change.
+"""Regenerate the tables of docs/kernel.md from the boards' headers: run this after a change.
 
 python docs/kernel_tables.py
 """
@@ -23,7 +23,7 @@ def _head(*cells: str) -> str:
 
 
 def _family(name: str) -> tuple[str, int]:
-    """``kv_read_3`` -> (``kv_read_``, 3); an argument of no family -> (its name, 0)."""
+    """Split ``kv_read_3`` into (``kv_read_``, 3); a name without a family into (name, 0)."""
     found = re.fullmatch(r"(kv_read_|kv_write_|weights_)(\d+)", name)
     return (found[1], int(found[2])) if found else (name, 0)
 
@@ -38,7 +38,7 @@ def _ports(board: str) -> tuple[int, int]:
 
 
 def _offsets(board: str) -> dict[str, str]:
-    """Each argument's offset; of a family the first, and how far it is to the next."""
+    """Offset of each argument; for a family, the first offset and the stride."""
     at: dict[str, list[int]] = {}
     for register in registers(arguments(*_ports(board))):
         at.setdefault(_family(register.name)[0], []).append(register.offset)
@@ -54,7 +54,7 @@ def _offsets(board: str) -> dict[str, str]:
 
 
 def register_table(alveo: str = "u250", zynq: str = "pynq-z2") -> str:
-    """The arguments and the offsets of two boards, families of ports in one line."""
+    """Arguments and their offsets on two boards; one line per family of ports."""
 
     def title(board: str) -> str:
         channels, ports = _ports(board)
@@ -80,7 +80,7 @@ def _all_limits() -> list[KernelLimits]:
 
 
 def limits_table() -> str:
-    """What each config header allows."""
+    """Limits of each config header."""
     text = _head(
         "header", "weights: channels × bytes a beat", "tile rows", "KV: ports × bytes a beat",
         "rows", "steps", "dim", "hidden_dim", "head_size", "layers", "seq_len", "top logits",
@@ -96,7 +96,7 @@ def limits_table() -> str:
 
 
 def buffer_table(names: tuple[str, ...] = ("pynq-z2", "u250", "host")) -> str:
-    """Bytes of the buffers that follow from a header alone."""
+    """Bytes of the buffers whose size depends on the header alone."""
     limits = {k.board: k for k in _all_limits()}
     text = _head("buffer", *names)
     sizes = {
@@ -115,7 +115,7 @@ TABLES = {"registers": register_table, "limits": limits_table, "buffers": buffer
 
 
 def updated(text: str) -> str:
-    """A document whose tables between markers are made anew.
+    """Return a document with the tables between its markers regenerated.
 
     Raises
     ------

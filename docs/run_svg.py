@@ -24,6 +24,6 @@ for command in COMMANDS:
     )
     console.print(Text(run.stdout))
 svg = console.export_svg(title="llama_pynq, emulated device")
-# Rich refers to a web font; viewers without a network, and GitHub, take the next one.
+# Drop Rich's web font: without a network, and on GitHub, viewers use the fallback font anyway.
 svg = "\n".join(line for line in svg.splitlines() if "url(" not in line or "clip-path" in line)
 (Path(__file__).parent / "run.svg").write_text(svg + "\n")
