@@ -20,7 +20,7 @@ class Plot:
     beats : tuple of str
         Templates, told in order after the opening.
     worlds : tuple of {"child", "animal"}
-        Who can be its hero; the friend is of the same world.
+        Worlds that its hero can come from; the friend is of the same world.
     pair : bool
         Whether the two friends are heroes together from the first sentence on.
     without : frozenset of str

@@ -1,4 +1,4 @@
-"""Views of the model's inside: attention, logit lens, quantisation error, KV cache."""
+"""Views of the model's internals: attention, logit lens, quantisation error, KV cache."""
 
 from __future__ import annotations
 
