@@ -1,10 +1,11 @@
-"""How far the kernel's int8 and int4 arithmetic is from the float32 model.
+"""Measure the error of the kernel's int8 and int4 arithmetic against the float32 model.
 
     python benchmarks/accuracy.py [MODEL.bin TOKENIZER] [--tokens N]
 
-Without a file: stories260K from ../shared/models, where it is, and the bundled model. Each is
-read by the emulated device, teacher-forced over a text that the float32 model writes greedily
-(stories260K: the ids llama2.c writes), and compared with the float32 reference.
+Without MODEL.bin: the bundled model, and stories260K if ../shared/models exists. The device that
+LlamaOverlay() finds (on a PC, the emulated one) runs each model teacher-forced over a greedy text
+of the float32 model (stories260K: llama2.c's greedy ids). The logits are compared with the float32
+reference.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def mean_nll(logits: np.ndarray, ids: list[int]) -> float:
 
 
 def greedy(model: FloatModel, n: int) -> list[int]:
-    """BOS and the n - 1 ids that the float32 model likes best."""
+    """Return n ids: BOS, then the greedy text of the float32 model."""
     model.reset()
     ids = [1]
     while len(ids) < n:
@@ -38,7 +39,7 @@ def greedy(model: FloatModel, n: int) -> list[int]:
 
 
 def compare(overlay: LlamaOverlay, model: Path, tokenizer: Path, ids: list[int] | None, n: int):
-    """Print one line per format of weights and of the KV cache."""
+    """Print one line per combination of weight format and KV cache format."""
     with load_checkpoint(model) as checkpoint:
         reference = FloatModel(checkpoint)
         stored = checkpoint.group_size

@@ -1,13 +1,13 @@
-"""The emulated device beside llama.cpp: same machine, threads, shapes and weights, in turn.
+"""Benchmark the emulated device against llama.cpp: same machine, threads, shapes and weights.
 
     python benchmarks/against_peers.py [--shapes 15M 110M] [--threads 1 2] [--rounds 5]
         [--peer-python PYTHON] [--llama-bench PATH] [--check] [--json FILE] [--markdown FILE]
 
-Nothing is installed: the Python named by --peer-python (default: this one) has llama-cpp-python
-and gguf. llama.cpp's own llama-bench is taken from --llama-bench or the PATH; no wheel has it.
-Without it the same is measured through llama-cpp-python: llama_decode() alone, no sampling, no
-text. Every round measures everything once, ours and theirs in turn; the medians count. Nothing
-passes or fails here: the targets stand beside what was measured.
+The script installs nothing: --peer-python names a Python that has llama-cpp-python and gguf
+(default: this one). llama.cpp's own llama-bench comes from --llama-bench or the PATH; no wheel
+contains it. Without llama-bench, llama-cpp-python measures the same: llama_decode() alone, no
+sampling, no text. A round runs every measurement once, ours and theirs alternating; the table shows
+the medians. There is no pass or fail: each target stands beside its measurement.
 """
 
 import argparse
@@ -54,18 +54,18 @@ from llama_pynq.kernel.registers import arguments
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 PEER = Path(__file__).with_name("peer_llama_cpp.py")
 TOKENS, PROMPT = 256, 128
-HOST_TOKENS = 129  # the first of a text has a call of its own
+HOST_TOKENS = 129  # the first token of a text takes a kernel call of its own
 GREEDY, SAMPLED = 0.0, 0.8
 LABELS = {GREEDY: "greedy", SAMPLED: "top-p 0.9"}
 
 
 class Peer:
-    """llama.cpp in a process of its own."""
+    """llama.cpp in a separate process."""
 
     def __init__(self, python: str, llama_bench: str | None) -> None:
         self.llama_bench = llama_bench or shutil.which("llama-bench")
         if self.llama_bench is not None and not shutil.which(self.llama_bench):
-            sys.exit(f"--llama-bench: {self.llama_bench} is not a program that can be run")
+            sys.exit(f"--llama-bench: {self.llama_bench} is not an executable program")
         try:
             self._process = subprocess.Popen(
                 [python, str(PEER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -74,11 +74,11 @@ class Peer:
         except (OSError, RuntimeError) as error:
             sys.exit(
                 f"{python} cannot run {PEER.name} ({error}): give --peer-python a Python that has "
-                "llama-cpp-python, gguf and numpy, all to be had with pip"
+                "llama-cpp-python, gguf and numpy (install them with pip)"
             )
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """One request to the process, and its answer."""
+        """Send one request to the process and return its answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
@@ -91,7 +91,7 @@ class Peer:
         return answer["value"]
 
     def raw(self, gguf: Path, threads: int, prompt: int) -> float:
-        """Tokens/s of a prompt, or with 0 of 256 single tokens, as llama-bench has it."""
+        """Tokens/s as llama-bench reports it: prefill of `prompt` tokens, or decode of 256 if 0."""
         if self.llama_bench is None:
             return self.ask("decode", tokens=prompt or TOKENS, batch=prompt or 1)
         n_gen = 0 if prompt else TOKENS
@@ -109,7 +109,7 @@ class Peer:
 
 @contextmanager
 def kernel_clock() -> Iterator[SimpleNamespace]:
-    """Count the kernel's calls within the block, and the seconds from their start to their end."""
+    """Count the kernel's calls within the block, and sum their seconds from start to done."""
     clock, began = SimpleNamespace(seconds=0.0, calls=0), list[float]()
     really_start, really_wait = Emulator.start, Emulator.wait
 
@@ -129,7 +129,7 @@ def kernel_clock() -> Iterator[SimpleNamespace]:
 
 
 def generate(llama: Llama, temperature: float, sequences: int = 1, n: int = TOKENS) -> float:
-    """Tokens/s of `sequences` texts of `n` tokens each, on the clock of who calls."""
+    """Tokens/s of `sequences` texts of `n` tokens each, on the caller's clock."""
     params = SamplingParams(n, temperature, seed=1, ignore_eos=True)
     begin = time.perf_counter()
     out = llama.generate([""] * sequences, params=params)
@@ -139,7 +139,7 @@ def generate(llama: Llama, temperature: float, sequences: int = 1, n: int = TOKE
 
 
 def stream(llama: Llama, temperature: float) -> float:
-    """Tokens/s of streamed text."""
+    """Tokens/s of one streamed text of 256 tokens."""
     finished: list[Generation] = []
     begin = time.perf_counter()
     params = SamplingParams(TOKENS, temperature, seed=1, ignore_eos=True)
@@ -152,8 +152,8 @@ def stream(llama: Llama, temperature: float) -> float:
 
 
 def prefill(llama: Llama) -> float:
-    """Tokens/s of reading a prompt, the first token of the answer included."""
-    # BOS, a space, and capitals, which no token of the made-up vocabulary merges.
+    """Tokens/s of prefill, up to and including the first token of the answer."""
+    # 128 tokens: BOS, a space, and capitals, which the random vocabulary never merges.
     text = "".join(chr(ord("A") + i * 7 % 26) for i in range(PROMPT - 2))
     out = llama.generate(text, max_new_tokens=1, temperature=0)
     assert isinstance(out, Generation) and len(out.prompt_tokens) == PROMPT
@@ -161,11 +161,11 @@ def prefill(llama: Llama) -> float:
 
 
 def host_us(llama: Llama, temperature: float, n_steps: int) -> tuple[float, float]:
-    """Microseconds a token that generate() takes outside the kernel, and tokens a call."""
+    """Host time of generate() outside the kernel, in µs per token, and the tokens per call."""
     limits = replace(llama.driver.limits, max_steps=n_steps)
     with (
         patch.object(LlamaDriver, "limits", limits),
-        patch.object(llama.scheduler, "call_seconds", 60.0),  # so that max_steps alone decides
+        patch.object(llama.scheduler, "call_seconds", 60.0),  # so that only max_steps limits a call
         kernel_clock() as kernel,
     ):
         seconds = HOST_TOKENS / generate(llama, temperature, n=HOST_TOKENS)
@@ -173,10 +173,10 @@ def host_us(llama: Llama, temperature: float, n_steps: int) -> tuple[float, floa
 
 
 def host_alone_us(llama: Llama, temperature: float, n_steps: int) -> float:
-    """The same beside a kernel that answers at once, with the results of its last real call.
+    """Host time in µs per token with a fake kernel that completes at once.
 
-    What is left is Python's and the driver's own work: no thread wakes, and no kernel has been
-    through the caches.
+    The fake leaves the results of the last real call in place. The remaining time is the work of
+    Python and the driver: no thread wakes, and no kernel evicts their data from the CPU's caches.
     """
     limits = replace(llama.driver.limits, max_steps=n_steps)
     names = [a.name for a in arguments(limits.channels, limits.kv_ports)]
@@ -199,9 +199,9 @@ def host_alone_us(llama: Llama, temperature: float, n_steps: int) -> float:
 
 
 def waking_us(llama: Llama) -> float:
-    """Microseconds a call that `kernel_clock` counts and the kernel's own clock does not.
+    """Wake-up latency in µs per call: `kernel_clock` minus the kernel's own time stamps.
 
-    The emulated device's thread wakes, and wakes the caller at the end.
+    The emulated device's thread wakes at the start of a call and wakes the caller at its end.
     """
     driver, rows, ticks = llama.driver, make_rows(1), 0
     rows["token"], rows["flags"] = llama.tokenizer.bos_id, RowFlag.SAMPLE
@@ -213,14 +213,14 @@ def waking_us(llama: Llama) -> float:
 
 
 def one_round(llama: Llama, peer: Peer, gguf: Path, threads: int) -> Iterator[tuple[str, float]]:
-    """Everything once, as (name, value); ours and theirs alternate."""
+    """Run every measurement once and yield (name, value); ours and theirs alternate."""
     for temperature, label in LABELS.items():
         yield f"generate, {label}", generate(llama, temperature)
         yield f"tg256 beside {label}", peer.raw(gguf, threads, 0)
         yield f"stream, {label}", stream(llama, temperature)
         theirs = peer.ask("stream", tokens=TOKENS, temperature=temperature)
         yield f"their stream, {label}", theirs
-    prefill(llama)  # llama-bench reads its prompt once before, too
+    prefill(llama)  # warm-up: llama-bench also runs its prompt once first
     yield "prefill", prefill(llama)
     yield "pp128", peer.raw(gguf, threads, PROMPT)
     yield "one sequence", generate(llama, GREEDY)
@@ -247,10 +247,10 @@ class Row:
     beside: str
     theirs: float | None = None
     ratio: float | None = None
-    ratios: tuple[float, float] | None = None  # of the rounds, the lowest and the highest
+    ratios: tuple[float, float] | None = None  # lowest and highest of the rounds
 
     def line(self) -> str:
-        """As a row of Markdown."""
+        """Return the row as Markdown."""
         other = ["", "", ""]
         if self.ratios is not None:
             low, high = self.ratios
@@ -263,7 +263,7 @@ HEAD = "| shape | threads | what | ours | theirs | ratio | of rounds | target | 
 
 
 def rows(shape: str, threads: int, found: dict[str, list[float]], raw: str) -> Iterator[Row]:
-    """The table of one shape and thread count, with the targets of the project's issue 3."""
+    """Yield the rows of one shape and thread count, with the targets of the project's issue 3."""
     median = {name: statistics.median(values) for name, values in found.items()}
     tg = {("stories110M", 1): 1.15, ("stories110M", 2): 1.3}.get((shape, threads), 1.0)
 
@@ -292,8 +292,8 @@ def rows(shape: str, threads: int, found: dict[str, list[float]], raw: str) -> I
 
 @contextmanager
 def ours(checkpoint: Path, tokenizer: Path, threads: int) -> Iterator[Llama]:
-    """Our model on an emulated device."""
-    # A name of its own: a notebook on this machine may hold the usual device.
+    """Load our model on an emulated device."""
+    # Own name, own lock: a notebook on this machine may hold the default device.
     device = EmulatedDevice(threads=threads, name="emulated-against-peers")
     with LlamaOverlay(device=device) as overlay:
         llama = overlay.load_model(checkpoint, tokenizer)
@@ -301,7 +301,7 @@ def ours(checkpoint: Path, tokenizer: Path, threads: int) -> Iterator[Llama]:
 
 
 def assert_same_model(llama: Llama, peer: Peer) -> None:
-    """Both sides read the same weights: their logits differ by their rounding only."""
+    """Assert that both sides run the same weights: their logits differ by rounding only."""
     ids = [1, *range(300, 30000, 2000)]
     mine, their = llama.logits(ids), np.array(peer.ask("logits", tokens=ids))
     error = float(np.sqrt(np.mean((mine - their) ** 2)) / their.std())
@@ -309,14 +309,14 @@ def assert_same_model(llama: Llama, peer: Peer) -> None:
 
 
 def check(peer: Peer, folder: Path) -> None:
-    """stories260K in float32, of llama.cpp and of our reference: the same numbers and text."""
+    """Assert that llama.cpp and our reference agree on stories260K in float32: logits and text."""
     model, tokenizer, gguf = (
         SHARED / "stories260K.bin",
         SHARED / "tok512.bin",
         folder / "check.gguf",
     )
     if not model.exists():
-        sys.exit(f"--check needs {model}: put the real models there, or leave --check out")
+        sys.exit(f"--check needs {model}: put the real models there, or drop --check")
     with load_checkpoint(model) as checkpoint:
         reference = FloatModel(checkpoint)
     peer.ask(
@@ -328,7 +328,7 @@ def check(peer: Peer, folder: Path) -> None:
     their = np.array(peer.ask("logits", tokens=ids))
     worst = float(np.abs(mine - their).max())
     same = int((mine.argmax(1) == their.argmax(1)).sum())
-    print(f"check: stories260K, float32, {len(ids)} tokens: largest difference of a logit "
+    print(f"check: stories260K, float32, {len(ids)} tokens: largest logit difference "
           f"{worst:.4f}, same greedy token at {same}")  # fmt: skip
     assert worst < 0.05 and same == len(ids), "the conversion to GGUF is wrong"
 
@@ -346,11 +346,11 @@ def read_gb_per_s(threads: int) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are of."""
+    """Describe the machine: CPU, cores, load, memory read bandwidth."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     of = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    # A virtual machine's name may not tell which generation it is.
+    # The CPU name that a virtual machine reports may not tell the generation.
     family = f" (family {of['cpu family']}, model {of['model']})" if "cpu family" in of else ""
     cores = os.cpu_count() or 1
     return {
@@ -364,7 +364,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(found: list[Row], about: dict[str, Any]) -> str:
-    """As Markdown."""
+    """Format the results as Markdown."""
     lines = [f"- {name}: {value}" for name, value in about.items()]
     return "\n".join([*lines, "", HEAD, "|---" * 9 + "|", *(row.line() for row in found)])
 
@@ -382,7 +382,7 @@ def run(shape: str, threads: int, rounds: int, peer: Peer, folder: Path) -> list
         for i in range(rounds + 1):
             print(f"{shape}, {threads} threads: round {i} of {rounds}", file=sys.stderr)
             for name, value in one_round(llama, peer, gguf, threads):
-                if i:  # round 0 wakes threads and touches memory
+                if i:  # round 0 is the warm-up: it wakes threads and touches memory
                     found.setdefault(name, []).append(value)
     return list(rows(shape, threads, found, peer.raw_name))
 
@@ -393,7 +393,7 @@ def main() -> None:
     names = [name.removeprefix("stories") for name in STORIES]
     add("--shapes", nargs="+", choices=names, default=["15M", "110M"])
     add("--threads", nargs="+", type=int, default=[1, 2])
-    add("--rounds", type=int, default=5, help="of which the medians count (%(default)s)")
+    add("--rounds", type=int, default=5, help="rounds per median (%(default)s)")
     add("--peer-python", default=sys.executable, metavar="PYTHON",
         help="a Python with llama-cpp-python and gguf (this one)")  # fmt: skip
     add("--llama-bench", metavar="PATH", help="default: the one in the PATH, if any")
@@ -406,7 +406,7 @@ def main() -> None:
              "theirs": f"{peer.name}, {peer.raw_name}; Q8_0, its defaults",
              "rounds": args.rounds}  # fmt: skip
     if about["load"] > 0.3:
-        print("others are using this machine: figures will be low and uneven", file=sys.stderr)
+        print("this machine is not idle: expect low and noisy figures", file=sys.stderr)
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         if args.check:

@@ -1,13 +1,13 @@
-"""FPGA, CPU and GPU: tokens/s, watts and joules per token of the same model and prompt.
+"""Compare FPGA, CPU and GPU: tokens/s, watts and joules per token of one model and prompt.
 
     python benchmarks/energy.py [--shape stories110M] [--tokens 256] [--batch 4]
         [--gpu-command "llama-bench -m MODEL.gguf -p 0 -n 256 -ngl 99 -o json"] [--markdown FILE]
-    python benchmarks/energy.py --cost    what sampling itself takes of the speed of decoding
+    python benchmarks/energy.py --cost    slowdown of decode by the power sampling itself
 
-Measured here: the device that is found (a board, a card, or the emulated device, that is this
-computer's CPU), with whatever sensor it has; and, with --gpu-command, a program that runs the
-model on an NVIDIA card and prints llama-bench's JSON. Without a sensor the measured watts stay
-empty. Published and modelled figures stand in columns of their own.
+The script measures the device that LlamaOverlay() finds (a board, a card, or the emulated device,
+which is this computer's CPU) with the sensors it has. With --gpu-command it also measures a program
+that runs the model on an NVIDIA card and prints llama-bench's JSON. Without a sensor the measured
+watts stay empty. Published and modelled figures have columns of their own.
 """
 
 import argparse
@@ -33,7 +33,7 @@ IDLE_S = 5.0
 
 
 def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
-    """The device that `LlamaOverlay()` finds, one text and several side by side."""
+    """Measure the device that `LlamaOverlay()` finds, once per batch size."""
     checkpoint, tokenizer = random_model(shape)
     costs = []
     with LlamaOverlay() as overlay:
@@ -42,7 +42,7 @@ def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
         for why in found.why:
             print(f"looked at {why}", file=sys.stderr)
         for batch in batches:
-            # Every run has the same length.
+            # ignore_eos: every run has the same length.
             options = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
             llama.generate([""] * batch, **options)  # warm
             with PowerRecorder(found, idle_s=IDLE_S if found else 0) as recorder:
@@ -52,10 +52,10 @@ def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
 
 
 def measure_gpu(command: str) -> Cost:
-    """A program on the first NVIDIA card; watts over its whole run, loading included."""
+    """Measure a program on the first NVIDIA card; watts over its whole run, loading included."""
     found = gpu_rails()
     if not found:
-        sys.exit("--gpu-command: NVML finds no card; pip install nvidia-ml-py, and a driver")
+        sys.exit("--gpu-command: NVML finds no card; install a driver, and nvidia-ml-py with pip")
     rail = {"gpu 0": found["gpu 0"]}
     with PowerRecorder(rail, idle_s=IDLE_S) as recorder:
         begin = time.perf_counter()
@@ -72,7 +72,7 @@ def measure_gpu(command: str) -> Cost:
 
 
 def cost(shape: str, tokens: int, rounds: int = 9) -> str:
-    """Decoding with a recorder at 10 Hz on eight hwmon rails, and without, in turn."""
+    """Measure decode with and without a 10 Hz recorder on eight fake hwmon rails, alternating."""
     checkpoint, tokenizer = random_model(shape)
     with tempfile.TemporaryDirectory() as folder, LlamaOverlay() as overlay:
         for i in range(8):
@@ -95,8 +95,8 @@ def cost(shape: str, tokens: int, rounds: int = 9) -> str:
         samples.sample()
     each = (time.perf_counter() - begin) / 1000
     return (
-        f"{shape}: {without:.1f} tok/s without, {beside:.1f} with a recorder at 10 Hz on 8 rails, "
-        f"{1 - beside / without:+.2%} (medians of {rounds}, in turn); a sample takes "
+        f"{shape}: {without:.1f} tok/s alone, {beside:.1f} with a recorder at 10 Hz on 8 rails, "
+        f"{1 - beside / without:+.2%} (medians of {rounds}, alternating); a sample takes "
         f"{1e6 * each:.0f} us, at 10 Hz {10 * each:.2%} of a core"
     )
 

@@ -1,10 +1,10 @@
-"""What the prompt panel costs beside generate() alone, and how long Stop takes.
+"""Measure the prompt panel's overhead over generate() alone, and the latency of Stop.
 
-Runs in a real Jupyter kernel, so that the widgets' messages are made and sent. Both ways generate
-the same texts (a seed gives one text) with the same arguments, in turn; medians count. Two times of
-the panel are told: until the whole text and its figures are sent, and until the list of runs and
-the buttons are, too. A pair during which the host of a virtual machine gave its CPUs to others
-("steal" in Linux's /proc/stat) is made again, a few times.
+Runs in a real Jupyter kernel, so that the widgets' messages are serialised and sent. generate() and
+the panel alternate on the same texts (same seed, same arguments); the script prints medians. The
+panel has two times: until the whole text and its figures are sent, and until the list of runs and
+the buttons are sent too. A pair during which the host of a virtual machine stole CPU time ("steal"
+in Linux's /proc/stat) is repeated, at most 5 times --rounds in all.
 Needs `pip install '.[lab]'`.
 """
 
@@ -22,7 +22,7 @@ from llama_pynq.widgets import PromptPanel
 from llama_pynq.widgets.prompt_panel import ALTERNATIVES
 
 def stolen():
-    # CPU seconds that this machine's host has kept from it; 0 where that is not known.
+    # CPU seconds stolen by the host of this virtual machine; 0 if unknown.
     try:
         with open("/proc/stat") as stat:
             return int(stat.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
@@ -34,7 +34,7 @@ def measure(shape, rounds, tokens, threads):
     with LlamaOverlay(device=EmulatedDevice(threads=threads)) as overlay:
         overlay.load_model(*files)
         panel = PromptPanel(overlay)
-        told = []  # when the status line was sent: its last one follows the whole text
+        told = []  # send times of the status line; the last one follows the whole text
         panel.status.observe(lambda _: told.append(time.perf_counter()), names="value")
         alone, shown, ready, stops, again = [], [], [], [], 0
         seed = 0
@@ -76,7 +76,7 @@ def measure(shape, rounds, tokens, threads):
 
 
 def run(code: str) -> str:
-    """Execute code in a Jupyter kernel; what it printed."""
+    """Execute code in a Jupyter kernel and return what it printed."""
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel()
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--threads", type=int, help="of the emulated device; default: all CPUs, so "
-                        "that it waits for whatever the panel does")  # fmt: skip
+                        "that the panel's work delays it")  # fmt: skip
     args = parser.parse_args()
     for shape in args.shapes:
         given = f"{shape!r}, {args.rounds}, {args.tokens}, {args.threads}"
@@ -113,8 +113,8 @@ def main() -> None:
         print(
             f"{shape}: {r['alone_ms']:.0f} ms alone, {r['panel_ms']:.0f} ms in the panel, "
             f"{r['ratio'] - 1:+.1%}, and {r['ready_ratio'] - 1:+.1%} with the list of runs and "
-            f"the buttons (medians of {args.rounds} pairs; {r['again']} more were disturbed from "
-            f"outside and made again); Stop after {r['stop_ms']:.0f} ms "
+            f"the buttons (medians of {args.rounds} pairs; {r['again']} more were repeated "
+            f"because of CPU steal); Stop after {r['stop_ms']:.0f} ms "
             f"(at most {r['stop_most_ms']:.0f})"
         )
 

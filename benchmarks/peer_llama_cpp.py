@@ -1,8 +1,9 @@
-"""llama.cpp through llama-cpp-python, told what to measure on standard input.
+"""Run llama.cpp through llama-cpp-python; standard input says what to measure.
 
-`against_peers.py` starts it, perhaps with another Python: it needs llama-cpp-python, gguf and
-NumPy, and of llama_pynq only what reads checkpoints. A request is a line of JSON, ``{"do":
-"open", ...}``, and so is its answer, ``{"value": ...}`` or ``{"error": ...}``.
+`against_peers.py` starts this script, possibly with another Python. The script needs
+llama-cpp-python, gguf and NumPy, and imports only the checkpoint readers of llama_pynq. A request
+is one line of JSON, ``{"do": "open", ...}``; the answer is one line, ``{"value": ...}`` or
+``{"error": ...}``.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint  # noqa: E402
 
-# No q or k is permuted: llama2.c turns neighbours, and so does llama.cpp's "llama".
+# Q and K are not permuted: llama2.c and llama.cpp's "llama" both rotate adjacent pairs.
 _LAYER = {
     "rms_att_weight": "attn_norm",
     "wq": "attn_q",
@@ -40,12 +41,12 @@ _model: Any = None
 
 
 def versions() -> str:
-    """What answers."""
+    """Return the name and version of the library."""
     return f"llama-cpp-python {llama_cpp.__version__}"
 
 
 def convert(checkpoint: str, tokenizer: str, to: str, quantized: bool = True) -> None:
-    """Write a llama2.c checkpoint and its tokenizer.bin as GGUF: Q8_0 or F32, norms F32."""
+    """Write a llama2.c checkpoint and its tokenizer.bin as GGUF: Q8_0 or F32, norms always F32."""
     writer = gguf.GGUFWriter(to, "llama")
     with load_checkpoint(checkpoint) as source:
         c = source.config
@@ -105,7 +106,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, data: bytes) -> None:
 
 
 def open_model(path: str, threads: int, context: int) -> None:
-    """Load a GGUF file, as a user of llama-cpp-python does; the one before goes."""
+    """Close the previous model and load a GGUF file, as a user of llama-cpp-python does."""
     global _model
     close()
     _model = llama_cpp.Llama(
@@ -114,7 +115,7 @@ def open_model(path: str, threads: int, context: int) -> None:
 
 
 def close() -> None:
-    """Let go of the model and its threads."""
+    """Free the model and its threads."""
     global _model
     if _model is not None:
         _model.close()
@@ -135,8 +136,8 @@ def logits(tokens: list[int]) -> list[list[float]]:
 def decode(tokens: int, batch: int) -> float:
     """Tokens/s of llama_decode() alone, as llama-bench measures.
 
-    No sampling, no text: `tokens` random ones from an empty context, `batch` at a time (1 is
-    its tg test, `tokens` its pp test).
+    Decodes `tokens` random ids from an empty context, `batch` at a time, with no sampling and no
+    text. batch = 1 is llama-bench's tg test, batch = tokens its pp test.
     """
     ids = np.random.default_rng(0).integers(0, _model.n_vocab(), tokens).astype(np.int32)
     pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
@@ -151,7 +152,7 @@ def decode(tokens: int, batch: int) -> float:
 
 
 def stream(tokens: int, temperature: float) -> float:
-    """Tokens/s of streamed text from an empty prompt, top-p 0.9 and else its defaults."""
+    """Tokens/s of streamed text from an empty prompt; top-p 0.9, other settings by default."""
     begin = time.perf_counter()
     chunks = _model.create_completion(
         "", max_tokens=tokens, temperature=temperature, top_p=0.9, seed=1, stream=True

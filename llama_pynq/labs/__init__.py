@@ -1,8 +1,8 @@
-"""Checks of the notebooks' exercises, in stages with a hint for each mistake.
+"""Checks for the notebooks' exercises, in stages, with a hint for each mistake.
 
 A notebook ends an exercise with ``labs.check("04.1", answer)``. The checks of a lesson are in
-``lesson_NN.py``, a function an exercise: it is given the learner's answers and yields, stage
-after stage, an empty text or a hint. The first hint ends it.
+``lesson_NN.py``, one generator per exercise. A generator takes the learner's answers and yields,
+for each stage, an empty string or a hint. The first hint ends the check.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import numpy as np
 from llama_pynq.errors import RequestError
 
 RESULT_TYPE = "application/vnd.llama-pynq.check+json"
-"""Of the output that ``labs grade`` collects."""
+"""MIME type of a check's result, which ``labs grade`` collects."""
 
 Check = Callable[..., Iterator[str]]
 _MARKS = {"passed": "✔", "wrong": "✘", "to do": "…", "not reached": "·"}
 
 
 class _ToDo(Exception):
-    """The answer is still what the notebook came with."""
+    """The answer is still the notebook's placeholder."""
 
 
 class _Unusable(Exception):
-    """The answer is of a kind that no check takes; the text says what to give."""
+    """No check accepts an answer of this kind; the message says what to give."""
 
 
 class _NothingReturned(Exception):
-    """The learner's function ran to its end without a return."""
+    """The learner's function has a body but returned None."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """What an exercise is called, its stages, and how they are checked."""
+    """An exercise: its name, title and stages, and the check of its answers."""
 
     name: str
     title: str
@@ -49,18 +49,18 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a check; shown by the notebook as the cell's value.
+    """Result of a check, which the notebook shows as the cell's value.
 
     Attributes
     ----------
     exercise, title : str
     stages : tuple of str
-        Their names, all of them.
+        Names of all stages.
     passed : int
-        How many stages were passed, from the first on.
+        Number of stages passed, counted from the first.
     state : {"passed", "wrong", "to do"}
     hint : str
-        About the stage after the passed ones; empty when all are passed.
+        Hint for the first stage not passed; empty if all are passed.
     """
 
     exercise: str
@@ -71,7 +71,7 @@ class Result:
     hint: str
 
     def _lines(self) -> list[tuple[str, str]]:
-        """(state, stage) of every stage."""
+        """Return (state, stage) for every stage."""
         after = [self.state] + ["not reached"] * len(self.stages)
         return list(zip(["passed"] * self.passed + after, self.stages))
 
@@ -113,7 +113,7 @@ _exercises: dict[str, Exercise] = {}
 
 
 def exercise(name: str, title: str, stages: Sequence[str]) -> Callable[[Check], Check]:
-    """Make a generator of hints the check of an exercise.
+    """Decorate a generator of hints as the check of an exercise.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def exercise(name: str, title: str, stages: Sequence[str]) -> Callable[[Check], 
         Lesson and number, such as "04.1".
     title : str
     stages : sequence of str
-        What each of its stages establishes, in the order in which it yields.
+        Names of the stages, one for each yield, in order.
     """
 
     def register(check: Check) -> Check:
@@ -132,12 +132,12 @@ def exercise(name: str, title: str, stages: Sequence[str]) -> Callable[[Check], 
 
 
 def expect(holds: Any, hint: str) -> str:
-    """Nothing where `holds`, else the hint: what a check yields."""
+    """Return the value for a check to yield: empty if `holds`, else the hint."""
     return "" if bool(holds) else hint
 
 
 def exercises(lesson: str) -> list[Exercise]:
-    """Every exercise of a lesson, such as "04".
+    """Return every exercise of a lesson, such as "04".
 
     Raises
     ------
@@ -150,7 +150,7 @@ def exercises(lesson: str) -> list[Exercise]:
         if error.name != f"{__name__}.lesson_{lesson}":
             raise
         raise RequestError(
-            f"there is no lesson {lesson!r} with exercises: they are named like '04.1'"
+            f"there is no lesson {lesson!r} with exercises: exercises have names like '04.1'"
         ) from None
     return [e for name, e in sorted(_exercises.items()) if name.startswith(f"{lesson}.")]
 
@@ -159,11 +159,11 @@ def exercises(lesson: str) -> list[Exercise]:
 
 
 def _answer(value: Any) -> Any:
-    """The learner's answer; a function is watched for one that was left as it came."""
+    """Return the learner's answer; a function is wrapped to detect one left empty."""
     if value is None or value is ...:
         raise _ToDo
     if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()  # a number: what NumPy's functions make of some answers
+        value = value.item()  # a number: some NumPy functions return it as an array
     if isinstance(value, str) and _is_number(value):
         raise _Unusable(f"{value!r} is text. Give the number itself, without quotes.")
     if not callable(value) or isinstance(value, type):
@@ -189,26 +189,26 @@ def _is_number(text: str) -> bool:
 
 
 def _as_it_came(function: Callable[..., Any]) -> bool:
-    """Whether there is nothing in a function's body, as ``...`` is nothing."""
+    """Whether a function's body is empty, such as ``...``."""
     code = getattr(function, "__code__", None)
-    # Four instructions are not enough to take an argument, do something, and return.
+    # Four instructions are too few to load an argument, use it, and return.
     return code is None or len(list(dis.get_instructions(code))) <= 4
 
 
 def check(name: str, *answers: Any) -> Result:
-    """Check an exercise, and say how far the answer is right.
+    """Check an exercise and report how many stages its answers pass.
 
     Parameters
     ----------
     name : str
         Lesson and number, such as "04.1".
     *answers
-        What the exercise asks for; ``...`` and functions that return nothing count as not done.
+        What the exercise asks for; ``...``, None and empty functions count as not done.
 
     Returns
     -------
     Result
-        Nothing is raised for a wrong answer: the notebook goes on.
+        A wrong answer raises nothing, so that the notebook goes on.
 
     Raises
     ------

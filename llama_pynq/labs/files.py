@@ -1,4 +1,4 @@
-"""The notebooks that come with the package, and copies of them to work on."""
+"""The package's notebooks, and copies of them to work on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from llama_pynq.utils.files import package_folders, write_atomically, write_new
 
 @dataclass(frozen=True)
 class Copy:
-    """What became of one notebook.
+    """Result of copying one notebook.
 
     Attributes
     ----------
     path : Path
         The copy.
     state : {"copied", "kept", "unchanged", "replaced"}
-        "kept": a file of that name is there, and is not what the package has; "unchanged": it is.
+        "kept": a different file of that name exists and stays; "unchanged": an identical one does.
     backup : Path or None
-        Where what was replaced is.
+        Copy of the file that was replaced.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Copy:
 
 
 def notebook_sources() -> list[Path]:
-    """The package's own notebooks, in the order of the lessons."""
+    """Return the package's own notebooks, in the order of the lessons."""
     folders = package_folders("notebooks")
     found = {path.name: path for folder in folders for path in _in(Path(folder))}
     return [found[name] for name in sorted(found)]
@@ -41,17 +41,17 @@ def _in(folder: Path) -> list[Path]:
 
 
 def copy_notebooks(folder: Path, *, reset: bool = False, now: datetime | None = None) -> list[Copy]:
-    """Copy the notebooks to a folder; nothing that is there is ever lost.
+    """Copy the notebooks to a folder; existing files are never lost.
 
     Parameters
     ----------
     folder : Path
-        Made if it is not there.
+        Created if missing.
     reset : bool
-        Replace the notebooks that were changed, each after a copy of it was made beside it:
-        ``01_prompting.backup-20261123-104500.ipynb``. Otherwise they are kept as they are.
+        Replace changed notebooks, each after a backup of it beside it:
+        ``01_prompting.backup-20261123-104500.ipynb``. By default, changed notebooks are kept.
     now : datetime, optional
-        For the backups' names; default: this second.
+        Time in the backups' names; default: the current time.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def copy_notebooks(folder: Path, *, reset: bool = False, now: datetime | None = 
     Raises
     ------
     LlamaPynqError
-        If `folder` is no folder, or cannot be written to.
+        If `folder` is a file, or is not writable.
     """
     if folder.exists() and not folder.is_dir():
         raise LlamaPynqError(f"{folder} is a file: give a folder for the notebooks")
@@ -85,7 +85,7 @@ def _copy(source: Path, target: Path, stamp: str | None) -> Copy:
     except FileExistsError:
         pass
     if not target.is_file():
-        return Copy(target, "kept")  # a folder, or a link to nowhere
+        return Copy(target, "kept")  # a folder, or a broken link
     before = target.read_bytes()
     if before == data:
         return Copy(target, "unchanged")
@@ -97,7 +97,7 @@ def _copy(source: Path, target: Path, stamp: str | None) -> Copy:
 
 
 def _write_backup(path: Path, data: bytes, stamp: str) -> Path:
-    """Write a copy beside `path`, under a name that is free."""
+    """Write a backup beside `path`, under a name that is not in use."""
     number = 1
     while True:
         more = f"-{number}" if number > 1 else ""

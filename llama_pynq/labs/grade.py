@@ -1,12 +1,12 @@
-"""Grading: submitted answers, run inside the package's own notebooks.
+"""Grade submissions: run their answers inside the package's own notebooks.
 
-Of a submission only the exercise cells are taken, by their ids, and put into the package's
-notebook of that lesson; what else was edited or deleted in it does not matter. The result of an
-exercise is the value of the package's own check cell. Before each of them ``llama_pynq.labs`` is
-loaded anew, so that an answer that patched it gains nothing.
+Grading takes only the exercise cells of a submission, by their ids, and puts them into the
+package's notebook of that lesson; other edits and deletions in the submission do not matter. The
+result of an exercise is the value of the package's own check cell. ``llama_pynq.labs`` is reloaded
+before each check cell, so that an answer that patches it gains nothing.
 
-The answers still run in one process with the checks: who sets out to forge a result there can.
-`Grade.note` names what an honest answer seldom needs; see docs/teaching.md.
+Answers and checks still share one process, so a determined student can forge a result.
+`Grade.note` lists the names in an answer that an honest one seldom needs; see docs/teaching.md.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from nbclient import NotebookClient
 
 MAX_BYTES = 64 << 20
-"""A notebook that is larger is not read."""
+"""Larger notebooks are not read."""
 
-# An answer has little business with any of these.
+# Names that an honest answer seldom needs.
 WATCHED = frozenset(
     "labs lesson IPython get_ipython sys gc inspect builtins importlib ctypes threading atexit "
     "subprocess os shutil socket open eval exec setattr globals __import__".split()
@@ -60,33 +60,36 @@ del _fresh
 
 
 class Unreadable(Exception):
-    """A file is no submission; the message says why."""
+    """The file is no submission; the message says why."""
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What came of one exercise of one submission, or of a file that is none.
+    """Result of one exercise of one submission, or of a file that is no submission.
 
     Attributes
     ----------
-    student, file : str
-        The folder that the file lies in, below the one that is graded; else the file's name.
+    student : str
+        First folder on the path from the graded folder to the file; without one, the file's stem.
+    file : str
+        Path relative to the graded folder.
     lesson, exercise : str
         "04" and "04.1"; empty for a file that was not run.
     state : str
-        "passed", "wrong" or "to do", as the check said; "missing": the submission lacks the cell;
-        "time-out", "crashed": the answer ran too long, or ended the kernel; "no result": the check
-        gave none, or more than one, or another exercise's; "unreadable", "unknown lesson".
+        "passed", "wrong" or "to do": the state of the check. "missing": the submission lacks the
+        cell. "time-out": the answer ran too long. "crashed": it ended the kernel. "no result": the
+        check gave no result, more than one, or one of another exercise. "unreadable", "unknown
+        lesson": the file cannot be graded.
     passed, stages : int or None
-        Of the check.
+        Stages that the answer passed, and stages of the exercise.
     hint : str
-        The check's.
+        Hint of the check.
     seconds : float or None
         From the start of the exercise's cell to the end of its check.
     error : str
-        What the answer's cell raised, or why there is no result.
+        Exception that the answer's cell raised, or why there is no result.
     note : str
-        What in the answer to read with one's own eyes.
+        What a person should review in the answer.
     """
 
     student: str
@@ -104,7 +107,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A notebook of the package and its exercises, by their cells' ids."""
+    """A notebook of the package and its exercises, by cell id."""
 
     number: str
     name: str
@@ -113,12 +116,12 @@ class Lesson:
 
     @classmethod
     def read(cls, path: Path) -> Lesson | None:
-        """A lesson from the package's notebook; None if it has no exercises.
+        """Read a lesson from the package's notebook; None if it has no exercises.
 
         Raises
         ------
         LlamaPynqError
-            If its cells and the checks of the package do not belong together.
+            If the notebook has an exercise without a check.
         """
         cells = [cell for cell in _notebook(path)["cells"] if cell["cell_type"] == "code"]
         found = [match for cell in cells if (match := _EXERCISE.fullmatch(cell["id"]))]
@@ -134,7 +137,7 @@ class Lesson:
 
 
 def lessons(sources: Sequence[Path] | None = None) -> dict[str, Lesson]:
-    """The lessons that can be graded, by their numbers; `sources` default to the package's."""
+    """Return the lessons that can be graded, by number; default: the package's notebooks."""
     found = map(Lesson.read, notebook_sources() if sources is None else sources)
     return {lesson.number: lesson for lesson in found if lesson is not None}
 
@@ -143,7 +146,7 @@ def lessons(sources: Sequence[Path] | None = None) -> dict[str, Lesson]:
 
 
 def submissions(folder: Path) -> list[Path]:
-    """The notebooks in a folder and below, without checkpoints, hidden files and backups.
+    """Return the notebooks in a folder tree, without checkpoints, hidden files and backups.
 
     Raises
     ------
@@ -168,7 +171,7 @@ def submissions(folder: Path) -> list[Path]:
 
 
 def _notebook(path: Path) -> dict[str, Any]:
-    """A notebook's JSON, with every cell's source as one text.
+    """Return a notebook's JSON, with every cell's source as one string.
 
     Raises
     ------
@@ -193,17 +196,17 @@ def _notebook(path: Path) -> dict[str, Any]:
         if isinstance(source, list) and all(isinstance(line, str) for line in source):
             source = cell["source"] = "".join(source)
         if not isinstance(source, str) or not isinstance(cell.get("cell_type"), str):
-            raise Unreadable("has a cell that is none: it was damaged")
+            raise Unreadable("is damaged: it has a cell without a type or source")
     return notebook
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """The exercise cells of a submission: what they hold, by their ids.
+    """Return the sources of a submission's exercise cells, by cell id.
 
     Raises
     ------
     Unreadable
-        If the file is a link, no notebook, or has two cells of one id.
+        If the file is a link, no notebook, or has two exercise cells of one id.
     """
     if path.is_symlink() or not path.is_file():
         raise Unreadable("is a link or no ordinary file: submit the notebook itself")
@@ -212,7 +215,7 @@ def read_answers(path: Path) -> dict[str, str]:
         name = cell.get("id")
         if cell["cell_type"] == "code" and isinstance(name, str) and _EXERCISE.fullmatch(name):
             if name in answers:
-                raise Unreadable(f"has two cells {name}: which one is meant?")
+                raise Unreadable(f"has two cells {name}: keep only one")
             answers[name] = cell["source"]
     return answers
 
@@ -228,13 +231,13 @@ def _lesson_of(path: Path, answers: Mapping[str, str], known: Mapping[str, Lesso
     raise Unreadable(
         f"has exercises of lesson {numbers.pop()}, which this version does not have"
         if numbers
-        else "has no cell whose id is one of an exercise (exercise-04-1): is it one of the "
+        else "has no cell whose id is an exercise's, such as exercise-04-1: is it one of the "
         "package's notebooks, and did the program that saved it keep the cells' ids?"
     )
 
 
 def suspicious(source: str) -> str:
-    """What an answer uses that it should not need; empty for an ordinary one."""
+    """Describe what an answer uses but should not need; empty for an ordinary answer."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -260,21 +263,21 @@ def suspicious(source: str) -> str:
 
 @dataclass
 class _Outcome:
-    """What one run of a lesson's notebook left."""
+    """Results, errors and times of one run of a lesson's notebook."""
 
-    results: dict[str, list[Any]]  # of the check cells, by exercise cell
-    errors: dict[str, str]  # by cell
-    seconds: dict[str, float]  # by exercise cell
+    results: dict[str, list[Any]]  # of the check cells, by exercise cell id
+    errors: dict[str, str]  # by cell id
+    seconds: dict[str, float]  # by exercise cell id
     stopped: tuple[str, str] | None = None  # state, and the exercise at which it stopped
 
 
 def require_nbclient() -> None:
-    """What runs notebooks comes with an extra.
+    """Require the packages that run notebooks, which the extra ``lab`` installs.
 
     Raises
     ------
     LlamaPynqError
-        If it is missing.
+        If one is missing.
     """
     for name in ("ipykernel", "nbclient", "nbformat"):
         if importlib.util.find_spec(name) is None:
@@ -287,7 +290,7 @@ def require_nbclient() -> None:
 def _client(
     cells: Sequence[Mapping[str, Any]], sink: Callable[[str, dict], None]
 ) -> NotebookClient:
-    """A client whose kernel is this very Python, and which keeps no output but gives it away."""
+    """Return a client whose kernel is this Python; it passes messages to `sink`, keeping none."""
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
@@ -296,7 +299,7 @@ def _client(
 
     class Client(NotebookClient):
         def process_message(self, msg: dict, cell: Any, cell_index: int) -> None:
-            # An answer may print without end: nothing of that is kept.
+            # Keep no output: an answer may print without end.
             if msg["msg_type"] == "status" and msg["content"]["execution_state"] == "idle":
                 raise CellExecutionComplete()
             sink(cell["id"], msg)
@@ -304,7 +307,7 @@ def _client(
     quiet = logging.getLogger(f"{__name__}.nbclient")
     quiet.setLevel(logging.CRITICAL + 1)
     notebook = new_notebook(cells=[new_code_cell(c["source"], id=c["id"]) for c in cells])
-    # No folder of kernel specs: the kernel is sys.executable, not what a user registered.
+    # No kernel spec folders: the kernel is sys.executable, not one that a user registered.
     manager = AsyncKernelManager(
         kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]), log=quiet
     )
@@ -313,7 +316,7 @@ def _client(
 
 @contextlib.contextmanager
 def _kernel(client: NotebookClient) -> Iterator[None]:
-    """A running kernel in a folder of its own, gone afterwards with all that it started."""
+    """Run a kernel in a temporary folder; on leaving, kill it and all that it started."""
     with tempfile.TemporaryDirectory(prefix="llama_pynq-grade-", ignore_cleanup_errors=True) as own:
         folders = {name: Path(own, name) for name in ("work", "cache", "locks", "ipython")}
         for folder in folders.values():
@@ -332,7 +335,7 @@ def _kernel(client: NotebookClient) -> Iterator[None]:
             try:
                 yield
             finally:
-                # The kernel leads a process group, and what it started is in there.
+                # The kernel leads a process group, which contains the processes it started.
                 if pid is not None and hasattr(os, "killpg"):
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(pid, signal.SIGKILL)
@@ -350,7 +353,7 @@ def _run(lesson: Lesson, answers: Mapping[str, str], timeout: float) -> _Outcome
             text = f"{content.get('ename')}: {content.get('evalue')}"
             outcome.errors.setdefault(cell, text[:500])
         elif kind == "execute_result" and cell.startswith("check-"):
-            # A check's result is its cell's value. What else is displayed counts for nothing.
+            # A check's result is its cell's value; other displayed output does not count.
             if RESULT_TYPE in content.get("data", {}):
                 name = cell.replace("check-", "exercise-", 1)
                 outcome.results[name].append(content["data"][RESULT_TYPE])
@@ -384,7 +387,7 @@ def _run(lesson: Lesson, answers: Mapping[str, str], timeout: float) -> _Outcome
 
 
 def _row(row: Grade, exercise: Exercise, cell: str, outcome: _Outcome) -> Grade:
-    """The row of an exercise that was run to its end."""
+    """Return the row of an exercise that ran to its end."""
     results, name = outcome.results[cell], exercise.name
     row = replace(row, seconds=outcome.seconds.get(cell), error=outcome.errors.get(cell, ""))
     if len(results) != 1:
@@ -405,12 +408,12 @@ def _row(row: Grade, exercise: Exercise, cell: str, outcome: _Outcome) -> Grade:
         and isinstance(found.get("hint"), str)
     )
     if not genuine:
-        return replace(row, state="no result", error="the check's result is not one of its own")
+        return replace(row, state="no result", error="the result does not come from this check")
     return replace(row, state=found["state"], passed=found["passed"], hint=found["hint"])
 
 
 def _grade(row: Grade, lesson: Lesson, answers: Mapping[str, str], timeout: float) -> list[Grade]:
-    """Rows of a submission whose lesson is known."""
+    """Return the rows of a submission whose lesson is known."""
     left = {name: text for name, text in answers.items() if name in lesson.exercises}
     rows: dict[str, Grade] = {}
     for name, exercise in lesson.exercises.items():
@@ -420,7 +423,7 @@ def _grade(row: Grade, lesson: Lesson, answers: Mapping[str, str], timeout: floa
         else:
             why = f"the submission has no code cell {name}"
             rows[name] = replace(blank, state="missing", error=why)
-    # An answer that hangs or ends the kernel is left out, and the others are tried without it.
+    # Leave out an answer that hangs or ends the kernel, and rerun the others without it.
     while True:
         outcome = _run(lesson, left, timeout)
         if outcome.stopped is None or outcome.stopped[1] not in left:
@@ -433,7 +436,7 @@ def _grade(row: Grade, lesson: Lesson, answers: Mapping[str, str], timeout: floa
     for name in left:
         rows[name] = _row(rows[name], lesson.exercises[name], name, outcome)
         if outcome.stopped is not None and not outcome.results[name]:
-            why = "without any answer left, the notebook did not come to its end"
+            why = "the notebook stopped at a cell that holds no submitted answer"
             rows[name] = replace(rows[name], state=outcome.stopped[0], error=why)
     return list(rows.values())
 
@@ -446,17 +449,17 @@ def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float)
     path : Path
         The submission.
     folder : Path
-        What is graded: the first folder on the way from there is the student's name.
+        The graded folder: the first folder from there to `path` is the student's name.
     known : mapping of str to Lesson
         See `lessons`.
     timeout : float
-        Seconds that a run of the notebook may take. A submission is run once more for each of its
-        answers that hangs or ends the kernel.
+        Seconds that a run of the notebook may take. Each answer that hangs or ends the kernel
+        takes one more run.
 
     Returns
     -------
     list of Grade
-        One for each exercise of its lesson; one in all for a file that cannot be graded.
+        One for each exercise of its lesson, or a single one if the file cannot be graded.
     """
     inside = path.relative_to(folder)
     student = inside.parts[0] if len(inside.parts) > 1 else path.stem
@@ -476,7 +479,7 @@ def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float)
 
 
 def _cell(value: Any) -> Any:
-    """A value for a spreadsheet, which would run a text that starts like a formula."""
+    """Return a value safe for spreadsheets, which run a text that starts like a formula."""
     if isinstance(value, str):
         value = " ".join(value.split())[:2000]
         return f"'{value}" if value[:1] in tuple("=+-@") else value
@@ -484,7 +487,7 @@ def _cell(value: Any) -> Any:
 
 
 def table(rows: Sequence[Grade]) -> bytes:
-    """Rows as CSV: UTF-8 with a byte-order mark, without which Excel guesses another encoding."""
+    """Return rows as CSV, UTF-8 with a byte-order mark; without it, Excel guesses an encoding."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([field.name for field in fields(Grade)])

@@ -1,4 +1,4 @@
-"""Power and energy: units, an integral with gaps, and a published table."""
+"""Lesson 03, power and energy: units, an integral with gaps, a published table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llama_pynq.labs import exercise, expect
 def units(
     joules_per_token: Callable[[float, float], float], mwh: Callable[[float], float]
 ) -> Iterator[str]:
-    """9 W at 57 tokens/s."""
+    """Check 9 W at 57 tokens/s, and 3.6 J in mWh."""
     joules = joules_per_token(9.0, 57.0)
-    hint = f"9 W at 57 tokens/s are {9 / 57:.4f} J a token, not {joules:.4g}."
+    hint = f"9 W at 57 tokens/s are {9 / 57:.4f} J per token, not {joules:.4g}."
     if abs(joules - 57 / 9) < 1e-6:
-        hint = "You divide tokens/s by watts, which is tokens per joule: the other way round."
+        hint = "That is tokens per joule. Divide the other way round: watts by tokens/s."
     elif abs(joules - 9 * 57) < 1e-6:
         hint = "A token takes 1 / 57 s: divide by the rate, do not multiply."
     yield expect(abs(joules - 9 / 57) < 2e-3, hint)
@@ -31,10 +31,10 @@ def units(
 @exercise(
     "03.2",
     "The integral",
-    stages=("constant power", "a ramp", "uneven samples", "a gap is no zero"),
+    stages=("constant power", "a ramp", "uneven samples", "a gap is not 0 W"),
 )
 def integral(energy: Callable[[np.ndarray, np.ndarray], float]) -> Iterator[str]:
-    """Trapezoids, intervals with a missing end left out."""
+    """Check against trapezoids that leave out intervals with a missing end."""
     t = np.linspace(0, 2, 21)
     got = energy(t, np.full(21, 5.0))
     yield expect(
@@ -58,7 +58,7 @@ def integral(energy: Callable[[np.ndarray, np.ndarray], float]) -> Iterator[str]
     got = energy(t, w)
     hint = f"2 W for 5 s with a gap from 1 s to 3 s: 6 J, not {got:.4g}. "
     if np.isnan(got):
-        hint += "nan spreads through a sum: leave out the intervals that have one."
+        hint += "nan spreads through a sum: leave out the intervals with a nan at either end."
     elif abs(got - 8) < 1e-6:
         hint += "You count the missing reading as 0 W."
     elif abs(got - 10) < 1e-6:
@@ -66,11 +66,9 @@ def integral(energy: Callable[[np.ndarray, np.ndarray], float]) -> Iterator[str]
     yield expect(abs(got - 6) < 1e-6, hint)
 
 
-@exercise(
-    "03.3", "A published comparison", stages=("energy at 8 tokens/s", "where 42.5 W come from")
-)
+@exercise("03.3", "A published comparison", stages=("energy at 8 tokens/s", "the origin of 42.5 W"))
 def judge(fpga_mwh: float, cpu_watts_are: str) -> Iterator[str]:
-    """9 W at 8 tokens/s, and the constant."""
+    """Check the energy of 9 W at 8 tokens/s, and that 42.5 W is a constant."""
     right = 9 / 8 / 3.6
     hint = (
         f"9 W at 8 tokens/s: 9 / 8 J a token, and 3.6 J are 1 mWh. Not {float(fpga_mwh):.4g} mWh."

@@ -1,4 +1,4 @@
-"""Lesson 04, int8 by hand: quantise a group, multiply two, and get the device's own logits."""
+"""Lesson 04, int8 by hand: quantise a group, multiply two, reproduce the device's logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ f32 = np.float32
 Quantize = Callable[[np.ndarray], tuple[np.ndarray, np.float32]]
 
 _WITHIN = 4
-"""A prediction of an error is right within this factor."""
+"""Factor by which a predicted error may be off."""
 
 
 def _same_bits(got: Any, right: Any) -> bool:
@@ -22,7 +22,7 @@ def _same_bits(got: Any, right: Any) -> bool:
 
 
 def _named(got: Any, right: Any, mistakes: Mapping[str, Any], otherwise: str) -> str:
-    """Nothing if right, else the hint of the mistake that gives what the learner got."""
+    """Return an empty string if right, else the hint of the mistake that gives this value."""
     if np.array_equal(got, right):
         return ""
     for hint, wrong in mistakes.items():
@@ -44,8 +44,8 @@ def _predict_error(predicted: float, measured: float) -> Iterator[str]:
     if percent < measured / _WITHIN:
         hint = (
             f"{percent:g}% is too little. Is it in percent, and not a fraction? The integers "
-            "reach from -127 to 127: how far apart are two neighbours, and how far from the "
-            "nearest one is a value on average?"
+            "go from -127 to 127: how far apart are two neighbours, and how far is a value from "
+            "the nearest one on average?"
         )
     elif percent > measured * _WITHIN:
         hint = (
@@ -59,7 +59,7 @@ def _predict_error(predicted: float, measured: float) -> Iterator[str]:
 
 
 def _pair(result: Any, size: int) -> str:
-    """What is wrong with the types of ``(q, scale)``."""
+    """Return a hint about the types and shapes of ``(q, scale)``, empty if they are right."""
     if not (isinstance(result, tuple) and len(result) == 2):
         return "Return two things: return q, scale"
     q, scale = np.asarray(result[0]), np.asarray(result[1])
@@ -77,7 +77,7 @@ def _pair(result: Any, size: int) -> str:
 
 
 def _values(seed: int) -> np.ndarray:
-    """A group whose largest magnitude is a negative value's."""
+    """Return a group whose value of the largest magnitude is negative."""
     x: np.ndarray = np.random.default_rng(seed).normal(size=64).astype(np.float32)
     x[7] = -3.75
     return x
@@ -88,7 +88,7 @@ def _halves(x: np.ndarray) -> np.ndarray:
 
 
 def _dead_groups(quantize_group: Quantize) -> str:
-    """What is wrong with groups of zeros, and of values too small to scale."""
+    """Return a hint about groups of zeros or of tiny values, empty if both are right."""
     zeros: np.ndarray = np.zeros(64, np.float32)
     for x in (zeros, zeros + f32(1e-31)):
         q, scale = quantize_group(x.copy())
@@ -101,11 +101,11 @@ def _dead_groups(quantize_group: Quantize) -> str:
             quantize_group(zeros.copy())
     except FloatingPointError:
         return (
-            "A group of zeros makes your code divide 127 by 0. NumPy only warns, and an infinity "
-            "goes on. Treat a group whose largest magnitude is under 2**-100 before you divide."
+            "A group of zeros makes your code divide 127 by 0. NumPy only warns and continues "
+            "with inf. Handle a group whose largest magnitude is under 2**-100 before you divide."
         )
     return (
-        f"A group of {x[0]:g} gives scale = {scale}, not 0: what is under 2**-100 counts as zeros, "
+        f"A group of {x[0]:g} gives scale = {scale}, not 0: a group under 2**-100 counts as zeros, "
         "so that 127 / max stays finite in float32."
     )
 
@@ -136,9 +136,9 @@ def _quantize(quantize_group: Quantize, activations: np.ndarray) -> Iterator[str
             {
                 "scale is max / 128, but int8 is used from -127 to 127 here, so that -x is as "
                 "exact as x: divide by 127.": largest / f32(128),
-                "The largest magnitude of this group is a negative value's: take the absolute "
+                "The value of the largest magnitude in this group is negative: take the absolute "
                 "values first.": x.max() / f32(127),
-                "That is 127 / max, what the values are multiplied by. The scale leads back: "
+                "That is 127 / max, the factor that quantises. The scale converts back: "
                 "max / 127.": f32(127) / largest,
             },
             f"scale is {scale}, not {largest / f32(127)}: the largest magnitude divided by 127.",
@@ -149,7 +149,7 @@ def _quantize(quantize_group: Quantize, activations: np.ndarray) -> Iterator[str
             q,
             np.rint(up),
             {
-                "q is cut off towards zero, not rounded: .astype(np.int8) alone drops the "
+                "q is truncated towards zero, not rounded: .astype(np.int8) alone drops the "
                 "fraction. Use np.rint before it.": np.trunc(up),
                 "q is rounded down, to the integer below. Use np.rint.": np.floor(up),
             },
@@ -194,14 +194,14 @@ def _quantize(quantize_group: Quantize, activations: np.ndarray) -> Iterator[str
             got_one = quantize_group(near.copy())[0][1]
             hint = expect(
                 got_one == quantize_groups(near[None], 64)[0][0, 1],
-                f"All right but for one crafted value, which became {got_one}: multiply by "
-                "127 / max, as the kernel does. x / scale rounds otherwise where it is close.",
+                f"All right except for one crafted value, which became {got_one}: multiply by "
+                "127 / max, as the kernel does. x / scale rounds differently near a tie.",
             )
         yield hint
 
 
 def _near_tie() -> np.ndarray:
-    """A group whose second value comes out otherwise if divided by the scale."""
+    """Return a group whose second value rounds differently if divided by the scale."""
     rng = np.random.default_rng(0)
     while True:
         x: np.ndarray = np.zeros(64, np.float32)
@@ -235,7 +235,7 @@ def _dot(dot_groups: Callable[..., np.float32]) -> Iterator[str]:
     one = f32(1)
     with np.errstate(all="ignore"):
         w, _, x, _ = _random_groups(1, 5)
-        w[0], x[0] = np.abs(w[0]) // 2 + 64, np.abs(x[0]) // 2 + 64  # the sum is large
+        w[0], x[0] = np.abs(w[0]) // 2 + 64, np.abs(x[0]) // 2 + 64  # so that int16 overflows
         a, b = w[0], x[0]
         yield _named(
             dot_groups(a.copy(), one, b.copy(), one),
@@ -268,7 +268,7 @@ def _dot(dot_groups: Callable[..., np.float32]) -> Iterator[str]:
             (dot * w_scale) * x_scale,
             {
                 "The two scales are multiplied with each other first. The kernel computes "
-                "(dot * w_scale) * x_scale, and a rounding in another place is another number.": (
+                "(dot * w_scale) * x_scale, and rounding in another place gives another number.": (
                     dot * (w_scale * x_scale)
                 ),
                 "x_scale comes first. The kernel computes (dot * w_scale) * x_scale.": (
@@ -286,7 +286,7 @@ def _dot(dot_groups: Callable[..., np.float32]) -> Iterator[str]:
 
 
 def _in_order(matrix: QuantizedMatrix, x: np.ndarray, s: np.ndarray, wide: bool) -> np.ndarray:
-    """Groups added from the last to the first, or in float64 from the first."""
+    """Add the groups from the last to the first, or from the first in float64 if `wide`."""
     groups, size = len(s), matrix.group_size
     dots = _dots(matrix.q.reshape(-1, groups, size), x.reshape(groups, size)).astype(np.float32)
     scaled = (dots * matrix.scale) * s
@@ -339,16 +339,18 @@ def _matvec(
             got,
             right,
             {
-                "The groups are added from the last to the first. Every sum rounds: the order "
-                "is part of the specification, and it is ascending.": (
+                "The groups are added from the last to the first. Every sum rounds, so the order "
+                "is part of the specification: it is ascending.": (
                     _in_order(small, x[0], s[0], wide=False)
                 ),
                 "The sum is kept in float64 and rounded at the end. The kernel's adders are "
                 "float32: round after each group.": _in_order(small, x[0], s[0], wide=True),
-                "The scales of the activations, one a group, are missing.": _one_scale(small, x[0]),
+                "The scales of the activations are missing: one per group.": _one_scale(
+                    small, x[0]
+                ),
             },
-            f"{np.sum(got != right)} of 96 rows differ. Does group g meet scale[:, g] and "
-            "x_scale[g], and the values q[:, 64 * g : 64 * (g + 1)]?",
+            f"{np.sum(got != right)} of 96 rows differ. Does group g use scale[:, g], "
+            "x_scale[g] and the values q[:, 64 * g : 64 * (g + 1)]?",
         )
         answer = []
         for row in activations:
@@ -384,14 +386,14 @@ def _order(predicted_64: float, predicted_32: float, measured_32: float) -> Iter
     hint = ""
     if b == 0:
         hint = (
-            "Not 0%. Four groups take three additions, each of which rounds its sum, and other "
-            "sums on the way round differently."
+            "Not 0%. Four groups take three additions, each of which rounds its sum. Another order "
+            "has other partial sums, which round differently."
         )
     elif b > 90:
         hint = (
             f"{b:g}% is too much. Roundings are small, and the last sum often lands on the same "
-            "float32 whichever way it was reached."
+            "float32 in either order."
         )
     elif not measured_32 / _WITHIN <= b:
-        hint = f"{b:g}% is too little: three roundings of four terms of like size differ often."
+        hint = f"{b:g}% is too little: three roundings of four similar terms differ often."
     yield hint

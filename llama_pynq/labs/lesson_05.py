@@ -1,4 +1,4 @@
-"""Attention and the KV cache: bytes, weights, and the online softmax."""
+"""Lesson 05, attention and the KV cache: bytes, weights, online softmax."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from llama_pynq.labs import exercise, expect
 
 @exercise("05.1", "Bytes of a position", stages=("float32", "int8"))
 def cache_bytes(position_bytes: Callable[..., int]) -> Iterator[str]:
-    """Keys and values, and an int8 cache's scales."""
+    """Check the bytes of keys and values, and of an int8 cache's scales."""
     got = position_bytes(6, 4, 32, False)
-    hint = f"6 layers of 4 KV heads of 32: {6 * 4 * 2 * 32 * 4:,} bytes, not {got:,}."
+    hint = f"6 layers with 4 KV heads of size 32 take {6 * 4 * 2 * 32 * 4:,} bytes, not {got:,}."
     if got == 6 * 4 * 32 * 4:
-        hint = "That is the keys; the values take as much again."
+        hint = "Those are the keys only; the values take as much again."
     elif got == 6 * 4 * 2 * 32:
-        hint = "That is how many numbers there are: a float32 takes 4 bytes."
+        hint = "That is the number of floats: a float32 takes 4 bytes."
     yield expect(got == 6 * 4 * 2 * 32 * 4, hint)
     got, right = position_bytes(6, 4, 32, True), 6 * 4 * 2 * (32 + 4)
-    hint = f"As int8 the same takes {right:,} bytes, not {got:,}."
+    hint = f"As int8, the same cache takes {right:,} bytes per position, not {got:,}."
     if got == 6 * 4 * 2 * 32:
         hint = "The scales are missing: a float32 for each key and each value."
     elif got == 6 * 4 * (2 * 32 + 4):
-        hint = "A key and a value have a scale each."
+        hint = "The key and the value have a scale each."
     yield expect(got == right, hint)
 
 
@@ -33,7 +33,7 @@ def cache_bytes(position_bytes: Callable[..., int]) -> Iterator[str]:
                                        "large scores"),
 )  # fmt: skip
 def attention(attention_weights: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Iterator[str]:
-    """softmax(keys @ query / sqrt(head_size))."""
+    """Check against softmax(keys @ query / sqrt(head_size))."""
     rng = np.random.default_rng(5)
     query, keys = rng.normal(size=16), rng.normal(size=(9, 16))
 
@@ -49,13 +49,13 @@ def attention(attention_weights: Callable[[np.ndarray, np.ndarray], np.ndarray])
     got = given(query)
     yield expect(
         got.shape == (9,) and abs(got.sum() - 1) < 1e-6,
-        f"They should be one weight a key, here 9, that sum to 1; yours are of shape {got.shape} "
+        f"There should be one weight per key, here 9, that sum to 1; yours have shape {got.shape} "
         f"and sum to {got.sum():.4g}.",
     )
     known = [right(query, 4.0), right(query, 1.0), right(query, 16.0)]
     yield expect(
         any(np.allclose(got, k, atol=1e-6) for k in known),
-        "They are no softmax of query · key: exp of each score, over the sum of all.",
+        "They are not the softmax of query · key: exp of each score, over the sum of all exp.",
     )
     yield expect(
         np.allclose(got, known[0], atol=1e-6),
@@ -64,7 +64,7 @@ def attention(attention_weights: Callable[[np.ndarray, np.ndarray], np.ndarray])
     )
     yield expect(
         np.allclose(given(query * 1000), right(query * 1000, 4.0), atol=1e-6),
-        "With large scores exp overflows: subtract the largest score first.",
+        "With large scores, exp overflows: subtract the largest score first.",
     )
 
 
@@ -72,7 +72,7 @@ def attention(attention_weights: Callable[[np.ndarray, np.ndarray], np.ndarray])
     "05.3", "Online softmax", stages=("the maximum", "the sum", "far apart", "block by block")
 )
 def online(merge: Callable[..., tuple[float, float]]) -> Iterator[str]:
-    """Two blocks into one, then a row in blocks of 32."""
+    """Check the merge of two blocks, then a row in blocks of 32."""
     m, s = merge(1.0, 2.0, 3.0, 4.0)
     yield expect(m == 3.0, f"The larger maximum of 1 and 3 is 3, not {m:g}.")
     right = 2.0 * np.exp(-2.0) + 4.0
@@ -85,8 +85,8 @@ def online(merge: Callable[..., tuple[float, float]]) -> Iterator[str]:
         other = merge(2000.0, 1.0, -2000.0, 5.0)
     yield expect(
         (m, s) == (2000.0, 1.0) and tuple(other) == (2000.0, 1.0),
-        "With maxima of -2000 and 2000 something overflows: only ever take exp of what is at "
-        "most 0.",
+        "With maxima of -2000 and 2000, something overflows: take exp only of numbers that are "
+        "at most 0.",
     )
     scores = np.random.default_rng(6).normal(0, 10, 100)
     state = (-1e30, 0.0)
@@ -96,5 +96,5 @@ def online(merge: Callable[..., tuple[float, float]]) -> Iterator[str]:
     total = np.exp(scores - scores.max()).sum()
     yield expect(
         np.allclose(state, (scores.max(), total)),
-        "Two blocks are right, four in turn are not: what merge returns is what it is given next.",
+        "Two blocks are right, four in a row are not: the next call takes what merge returned.",
     )

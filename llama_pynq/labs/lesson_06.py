@@ -15,7 +15,7 @@ from llama_pynq.estimate.work import Work
 from llama_pynq.labs import exercise, expect
 
 MODEL = SHAPES["stories110M"]
-"""Of the exercises with one shape."""
+"""Model of the exercises that use a single shape."""
 
 GROUP = 64
 CONTEXT = 256
@@ -28,9 +28,9 @@ def _near(given: Real | float, right: float, tolerance: float = 0.02) -> bool:
 def _hint(
     given: Any, right: float, mistakes: Mapping[str, float], otherwise: str, tolerance: float = 0.02
 ) -> str:
-    """Nothing where `given` is right; else the hint whose mistake gives just this value."""
+    """Return an empty string if `given` is right, else the hint of the nearest mistake."""
     if not isinstance(given, Real):
-        return f"A number is asked for, and this is {given!r}."
+        return f"Give a number, not {given!r}."
     value = float(given)
     if _near(value, right, tolerance):
         return ""
@@ -53,7 +53,7 @@ def _bytes(config: ModelConfig, context: int, weight_bits: int = 8, kv_bits: int
 
 
 def _weight_mistakes(config: ModelConfig, context: int) -> dict[str, float]:
-    """Wrong counts of an int8 model's bytes, by hint."""
+    """Return wrong counts of an int8 model's bytes, by hint."""
     c, right = config, _bytes(config, context)
     with_scale = 1 + 4 / GROUP
     table = c.vocab_size * c.dim * with_scale
@@ -61,26 +61,24 @@ def _weight_mistakes(config: ModelConfig, context: int) -> dict[str, float]:
     gate = c.n_layers * c.dim * c.hidden_dim * with_scale
     cache = _work(c, c.seq_len, 8, 32).kv_bytes
     return {
-        "That is a number of bits: 8 bits are a byte.": 8 * right,
+        "That is the number of bits: 8 bits are a byte.": 8 * right,
         "That is in MB. Give bytes: the units come later.": right / 1e6,
         "That is in MiB. Give bytes: the units come later.": right / MIB,
         "Here a weight has 4 bytes, as in float32. It has weight_bits / 8 of them.": 4 * right,
-        f"The scales are missing: each {GROUP} weights of a row share a float32, 4 bytes.": (
+        f"The scales are missing: every {GROUP} weights of a row share a float32, 4 bytes.": (
             right / with_scale
         ),
-        "The embedding is counted as a matrix that is read in whole. A token reads one row of it, "
-        "which is next to nothing; the classifier is what is read in whole, tied or not.": (
-            right + table
-        ),
-        "The classifier is missing. It may share its table with the embedding (tied), but to get "
-        "the logits every row of it is read.": right - table,
-        "The embedding and the classifier are counted for each layer. They are there once.": (
+        "The embedding is counted as a matrix that is read in full. A token reads one row of it, "
+        "which is negligible; the classifier is read in full, tied or not.": right + table,
+        "The classifier is missing. It may share its table with the embedding (tied), but the "
+        "logits need every row of it.": right - table,
+        "The embedding and the classifier are counted for each layer. They exist once.": (
             right + (c.n_layers - 1) * table
         ),
         "That is one layer and the classifier. How many layers are there?": layer + table,
         "The feed-forward part has three matrices: w1, w2 and w3.": right - gate,
         "The whole KV cache is counted, all seq_len positions. A token reads only those that are "
-        "in use: context of them.": right + cache,
+        "in use: context positions.": right + cache,
     }
 
 
@@ -95,7 +93,7 @@ def _weight_mistakes(config: ModelConfig, context: int) -> dict[str, float]:
     ),
 )
 def token_bytes(given: Callable[..., Any]) -> Iterator[str]:
-    """What the learner's token_bytes(config, context, weight_bits, kv_bits) counts."""
+    """Check the learner's token_bytes(config, context, weight_bits, kv_bits)."""
     c = MODEL
     yield _hint(
         given(c, 1, 8, 32),
@@ -112,15 +110,15 @@ def token_bytes(given: Callable[..., Any]) -> Iterator[str]:
         {
             "More context makes no difference here: the KV cache is forgotten. A token reads the "
             "key and the value of every position before it, in every layer.": 0,
-            "Keys or values? Both are read.": right / 2,
+            "That is only the keys, or only the values. Both are read.": right / 2,
             "That is the cache of one layer. Each layer has its own.": right / c.n_layers,
-            "A value of the cache is a float32 here: kv_bits / 8 = 4 bytes.": right / 4,
-            "That is a number of bits: kv_bits / 8 is bytes.": 8 * right,
-            "One head's keys and values: there are n_kv_heads of them, kv_dim values in all.": (
+            "An element of the cache is a float32 here: kv_bits / 8 = 4 bytes.": right / 4,
+            "That is the number of bits: kv_bits / 8 is bytes.": 8 * right,
+            "That is one head's keys and values: n_kv_heads heads have kv_dim elements in all.": (
                 right / c.n_kv_heads
             ),
         },
-        "The weights are right; what 255 more positions add is not.",
+        "The weights are right; the bytes that 255 more positions add are not.",
     )
     wide = SHAPES["tinyllama"]
     right = _bytes(wide, CONTEXT)
@@ -141,7 +139,7 @@ def token_bytes(given: Callable[..., Any]) -> Iterator[str]:
                 _unshared(matrices=True)
             ),
         },
-        "Right for stories110M, but not for TinyLlama: is a number of stories110M written into "
+        "Right for stories110M, but not for TinyLlama: is a number of stories110M hard-coded in "
         "the function?",
         tolerance=0.01,
     )
@@ -176,7 +174,7 @@ def token_bytes(given: Callable[..., Any]) -> Iterator[str]:
 
 
 def _unshared(cache: bool = False, matrices: bool = False) -> float:
-    """TinyLlama's bytes with keys and values for all heads: in the cache, in wk and wv."""
+    """Return TinyLlama's bytes with K and V for all heads: in the cache, or in wk and wv."""
     c = SHAPES["tinyllama"]
     more = 2 * c.n_layers * (c.dim - c.kv_dim)
     result = float(_bytes(c, CONTEXT))
@@ -191,7 +189,7 @@ def _unshared(cache: bool = False, matrices: bool = False) -> float:
 
 
 def _stored(config: ModelConfig, weight_bits: int, kv_bits: int) -> float:
-    """Bytes of the weights and of a whole sequence's keys and values."""
+    """Return the bytes of the weights and of a whole sequence's keys and values."""
     c = config
     table = c.vocab_size * (c.dim * weight_bits / 8 + 4 * math.ceil(c.dim / GROUP))
     return _bytes(c, c.seq_len, weight_bits, kv_bits) + (0 if c.tied else table)
@@ -207,7 +205,7 @@ def _stored(config: ModelConfig, weight_bits: int, kv_bits: int) -> float:
     ),
 )
 def needs_mib(given: Callable[..., Any]) -> Iterator[str]:
-    """What the learner's needs_mib(config, weight_bits, kv_bits) counts."""
+    """Check the learner's needs_mib(config, weight_bits, kv_bits)."""
     c = MODEL
     right = _stored(c, 8, 32) / MIB
     yield _hint(
@@ -220,8 +218,8 @@ def needs_mib(given: Callable[..., Any]) -> Iterator[str]:
             "That is in bytes. Divide by 2**20.": right * MIB,
             "That is in GiB. Divide by 2**20, not by 2**30.": right / 1024,
             "That is in GB. Divide by 2**20.": right * MIB / 1e9,
-            "KiB? Divide by 2**20.": right * 1024,
-            "That is the cache of 256 positions. Room is needed for all of them: seq_len.": (
+            "That is in KiB. Divide by 2**20.": right * 1024,
+            "That is the cache of 256 positions. Reserve room for all of them: seq_len.": (
                 _bytes(c, 256) / MIB
             ),
             "Those are the weights alone. The KV cache lies in the same memory.": (
@@ -238,8 +236,8 @@ def needs_mib(given: Callable[..., Any]) -> Iterator[str]:
         _stored(c, 4, 8) / MIB,
         {
             "The formats make no difference here: pass weight_bits and kv_bits on.": right,
-            "Only the weights became smaller: pass kv_bits on too.": _stored(c, 4, 32) / MIB,
-            "Only the cache became smaller: pass weight_bits on too.": _stored(c, 8, 8) / MIB,
+            "Only the weights became smaller: pass kv_bits on, too.": _stored(c, 4, 32) / MIB,
+            "Only the cache became smaller: pass weight_bits on, too.": _stored(c, 8, 8) / MIB,
         },
         "Right for int8 and float32, but not for int4 weights and an int8 cache.",
     )
@@ -259,7 +257,7 @@ def needs_mib(given: Callable[..., Any]) -> Iterator[str]:
 # ---- 06.3 -----------------------------------------------------------------------------
 
 CLOSE = 0.15
-"""How near a prediction has to come."""
+"""Relative error that a prediction may have."""
 
 
 @exercise(
@@ -268,7 +266,7 @@ CLOSE = 0.15
     stages=("the memory's sustained bandwidth over a token's bytes", "within 15% of the reference"),
 )
 def prediction(given: Any, model: str, board: str, context: int, reference: float) -> Iterator[str]:
-    """The learner's tokens/s of a model on a board, beside a measured or modelled rate."""
+    """Check the learner's tokens/s of a model on a board against a measured or modelled rate."""
     config, memory = SHAPES[model], boards()[board].memory
     read = _bytes(config, context)
     peak = memory.peak_bytes_per_s
@@ -289,7 +287,7 @@ def prediction(given: Any, model: str, board: str, context: int, reference: floa
         "Eight times too small: the bandwidth is in bytes per second already, not in bits.": (
             right / 8
         ),
-        "Eight times too large: divide bytes per second by bytes, not by bits or so.": 8 * right,
+        "Eight times too large: is the bandwidth in bits per second? Take bytes.": 8 * right,
         "A thousand times too small: is the bandwidth in GB/s and the token in MB?": right / 1e3,
     }
     near = isinstance(given, Real) and _near(given, reference, CLOSE)
@@ -297,15 +295,15 @@ def prediction(given: Any, model: str, board: str, context: int, reference: floa
         given,
         right,
         mistakes,
-        "Divide what memory sustains in a second by what a token reads.",
+        "Divide what memory sustains in a second by the bytes that a token reads.",
         tolerance=0.05,
     )
-    # Who knows that the roof is not reached may well have a better number than the roof.
+    # A prediction below the roof may be nearer to the reference than the roof is: accept it.
     yield "" if near else hint
     yield expect(
         near,
         f"That is the memory's roof, {right:,.0f} tokens/s, and the reference is "
-        f"{reference:,.0f}: here the roof is not what decides. Which share of it is reached? "
+        f"{reference:,.0f}: here the roof is not the limit. Which share of it is reached? "
         "Look at the table of boards below, and correct your prediction.",
     )
 
@@ -319,7 +317,7 @@ def prediction(given: Any, model: str, board: str, context: int, reference: floa
     stages=("the ratio of the bytes", "within 15% of the model of the board"),
 )
 def int4_gain(given: Any, model: str, board: str) -> Iterator[str]:
-    """How many times as fast a model is with int4 weights, its whole context in use."""
+    """Check the learner's speed-up by int4 weights with the whole context in use."""
     config = SHAPES[model]
     full = config.seq_len
     wide, narrow = (_work(config, full, bits, 32).weight_bytes for bits in (8, 4))
@@ -334,7 +332,7 @@ def int4_gain(given: Any, model: str, board: str) -> Iterator[str]:
         given,
         ratio,
         {
-            "Twice: that would be if a token read nothing but weights, and the weights had no "
+            "Twice as fast would be right if a token read only weights, and the weights had no "
             "scales.": 2,
             "That is the ratio of the weights alone. The cache is read too, as float32.": (
                 wide / narrow
@@ -342,7 +340,7 @@ def int4_gain(given: Any, model: str, board: str) -> Iterator[str]:
             "That is the gain with a quarter of the context in use. Here it is all of it.": (
                 _bytes(config, full // 4, 8) / _bytes(config, full // 4, 4)
             ),
-            "Turn it round: fewer bytes are more tokens.": 1 / ratio,
+            "Turn it round: fewer bytes per token mean more tokens/s.": 1 / ratio,
         },
         "Divide the bytes of a token with int8 weights by those with int4.",
         tolerance=0.04,
@@ -364,37 +362,37 @@ def int4_gain(given: Any, model: str, board: str) -> Iterator[str]:
     stages=("tokens/s per unit of money", "joules per token"),
 )
 def value(given: Callable[..., Any]) -> Iterator[str]:
-    """The learner's value(tokens_per_second, watts, price)."""
-    # No two of these, multiplied or divided, give the same.
+    """Check the learner's value(tokens_per_second, watts, price)."""
+    # Chosen so that no two products or quotients are equal.
     rate, watts, price = 120.0, 6.0, 300.0
     both = given(rate, watts, price)
     if not (isinstance(both, (tuple, list)) and len(both) == 2):
-        yield f"Return two numbers, and this is {both!r}: return speed, energy."
+        yield f"Return two numbers, not {both!r}: return speed, energy."
         return
     speed, energy = both
     yield _hint(
         speed,
         rate / price,
         {
-            "That is money per token/s. It is the other way round: tokens/s per unit of money.": (
+            "That is money per token/s. Do it the other way round: tokens/s per unit of money.": (
                 price / rate
             ),
             "That is the energy of a token: give the speed for the money first.": watts / rate,
-            "A price is divided by, not multiplied with.": rate * price,
+            "Divide by the price, do not multiply.": rate * price,
         },
-        "tokens/s over the price.",
+        "Divide tokens/s by the price.",
     )
     yield _hint(
         energy,
         watts / rate,
         {
-            "Tokens per joule: the inverse is asked for.": rate / watts,
+            "That is tokens per joule: give the inverse.": rate / watts,
             "Watts are joules per second. With more tokens in a second, is a token's share larger "
             "or smaller? Divide.": watts * rate,
             "That is in mWh, HLSTransform's unit: 1 mWh is 3.6 J. Give joules.": watts / rate / 3.6,
-            "That is power for the money. A token's energy does not depend on the price.": (
+            "That is power per price. A token's energy does not depend on the price.": (
                 watts / price
             ),
         },
-        "Watts over tokens/s.",
+        "Divide watts by tokens/s.",
     )

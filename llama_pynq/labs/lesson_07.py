@@ -1,4 +1,4 @@
-"""Lesson 07, batching: one reading of the weights for several sequences."""
+"""Lesson 07, batching: one read of the weights for several sequences."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _near(given: Any, right: float, tolerance: float = 0.02) -> bool:
     "07.1",
     "The speed-up that memory allows",
     stages=(
-        "one sequence is the measure",
+        "one sequence is the baseline",
         "no context: nothing but weights",
         "each sequence reads its own keys and values",
     ),
 )
 def speed_up(given: Callable[..., Any]) -> Iterator[str]:
-    """The learner's speed_up(weight_bytes, kv_bytes, rows)."""
+    """Check the learner's speed_up(weight_bytes, kv_bytes, rows)."""
     weights, kv = 16e6, 2e6
     one = given(weights, kv, 1)
     yield expect(
@@ -44,8 +44,8 @@ def speed_up(given: Callable[..., Any]) -> Iterator[str]:
         )
     elif _near(four, 1 / 4):
         yield (
-            "A step of four sequences makes four tokens, and reads the weights once. That is more "
-            "tokens per second, not fewer."
+            "A step of four sequences makes four tokens, and reads the weights once. That means "
+            "more tokens per second, not fewer."
         )
     else:
         yield expect(
@@ -82,7 +82,7 @@ def speed_up(given: Callable[..., Any]) -> Iterator[str]:
     stages=("a number for each batch", "no faster than sharing all of it"),
 )
 def guess(given: Any, sizes: list[int]) -> Iterator[str]:
-    """The learner's speed-ups by the number of sequences; what is measured decides nothing."""
+    """Check the learner's guessed speed-ups by number of sequences; no measurement counts."""
     larger = [n for n in sizes if n > 1]
     example = ", ".join(f"{n}: {(n + 1) / 2:g}" for n in larger or [2])
     if not isinstance(given, Mapping):
@@ -94,8 +94,8 @@ def guess(given: Any, sizes: list[int]) -> Iterator[str]:
     least = [n for n in larger if given[n] <= 0]
     if most:
         yield (
-            f"{most[0]} sequences, more than {most[0]} times as fast? Even if only one had to be "
-            "paid for, the gain would be as many times as there are sequences."
+            f"{most[0]} sequences, more than {most[0]} times as fast? Even if all of them "
+            "cost only as much as one, the speed-up would be the number of sequences."
         )
     else:
         yield expect(not least, "A speed-up is tokens/s over tokens/s: it is more than 0.")
@@ -116,12 +116,12 @@ def guess(given: Any, sizes: list[int]) -> Iterator[str]:
     ),
 )
 def largest_batch(given: Callable[..., Any], measured: Mapping[int, float]) -> Iterator[str]:
-    """The learner's largest_batch(rates, most_ms), with rates of all sequences together."""
+    """Check the learner's largest_batch(rates, most_ms); rates are of all sequences together."""
     rates = {1: 100.0, 2: 160.0, 4: 250.0, 8: 320.0}  # waits: 10, 12.5, 16, 25 ms
     found = given(dict(rates), 20)
     if found == 8:
         yield (
-            "8: with 320 tokens/s there is a token every 3 ms, but for one of the 8 readers. Each "
+            "8: at 320 tokens/s a token comes every 3 ms, but for only one of the 8 readers. Each "
             "of them waits 8 times as long, 25 ms. Or are seconds compared with milliseconds?"
         )
     elif found in rates.values():
@@ -129,7 +129,7 @@ def largest_batch(given: Callable[..., Any], measured: Mapping[int, float]) -> I
     elif found == 1:
         yield (
             "1: but 4 readers wait 4 / 250 s = 16 ms each, which is less than 20. Are seconds and "
-            "milliseconds mixed up, or is it the smallest that is returned?"
+            "milliseconds mixed up, or is the smallest batch returned?"
         )
     elif found == 0:
         yield (
@@ -155,7 +155,7 @@ def largest_batch(given: Callable[..., Any], measured: Mapping[int, float]) -> I
         "for the last.",
     )
     waits = {n: 1e3 * n / rate for n, rate in measured.items()}
-    limit = sorted(waits.values())[len(waits) // 2] * (1 + 1e-9)  # not lost by rounding
+    limit = sorted(waits.values())[len(waits) // 2] * (1 + 1e-9)  # a margin for rounding
     right = max(n for n, wait in waits.items() if wait <= limit)
     found = given(dict(measured), limit)
     yield expect(found == right, f"With at most {limit:.2f} ms it is {right}, not {found}.")
@@ -167,15 +167,15 @@ def largest_batch(given: Callable[..., Any], measured: Mapping[int, float]) -> I
 @exercise(
     "07.4",
     "At batch 1 and beyond",
-    stages=("joules of a token, of both", "sequences until both need the same"),
+    stages=("joules per token, of both", "sequences until both need the same"),
 )
 def break_even(joules: Any, sequences: Any) -> Iterator[str]:
-    """The learner's J/token of HLSTransform's two devices, and the batch that makes them even."""
+    """Check the learner's J/token of HLSTransform's two devices and the break-even batch."""
     figures = {cost.device.split(":")[0]: cost for cost in PUBLISHED}
     fpga, gpu = figures["FPGA"].joules_per_token, figures["GPU"].joules_per_token
     assert fpga is not None and gpu is not None
     if not (isinstance(joules, (tuple, list)) and len(joules) == 2):
-        yield "joules holds two numbers: of the FPGA, then of the GPU."
+        yield "joules must be two numbers: the FPGA's, then the GPU's."
         return
     first, second = joules
     if _near(first, gpu) and _near(second, fpga):
@@ -187,11 +187,11 @@ def break_even(joules: Any, sequences: Any) -> Iterator[str]:
     else:
         yield expect(
             _near(first, fpga) and _near(second, gpu),
-            f"Watts over tokens/s, of each: yours are {first!r} and {second!r}.",
+            f"Watts over tokens/s, for each device: yours are {first!r} and {second!r}.",
         )
     ratio = gpu / fpga
     if _near(sequences, 1 / ratio, 0.1):
-        yield "Turn it round: the GPU's joules over the FPGA's."
+        yield "Turn it round: the GPU's joules divided by the FPGA's."
     elif _near(sequences, 107 / 57.11, 0.05):
         yield "That is how many times as fast the GPU is. Compare joules per token."
     elif _near(sequences, 126.9 / 9, 0.05):

@@ -1,4 +1,4 @@
-"""Lesson 08, build your own overlay: what a header's constants do, and a kernel with others."""
+"""Lesson 08, build your own overlay: a header's constants, and a kernel with other values."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SHAPE = STORIES["stories110M"]
 """The model whose speed the lesson predicts."""
 
 _NEAR = 0.03
-"""How far a computed figure may be off, as a share of it."""
+"""Relative error that a computed figure may have."""
 _SPEED_NEAR, _DSP_NEAR = 0.04, 0.1
-"""How far a predicted ratio may be off."""
+"""Absolute errors that the predicted ratios may have."""
 
 
 def with_constants(header: str, changes: Mapping[str, int], name: str) -> str:
-    """A board's config header with other constants, and another board's name.
+    """Return a board's config header with other constants and another board name.
 
     Parameters
     ----------
@@ -62,18 +62,18 @@ def _near(value: float, right: float) -> bool:
 
 
 def _first(value: float, mistakes: Mapping[str, float], otherwise: str) -> str:
-    """The hint of the mistake that gives this value."""
+    """Return the hint of the mistake that gives this value, else `otherwise`."""
     return next((hint for hint, wrong in mistakes.items() if _near(value, wrong)), otherwise)
 
 
 def halved(board: Board) -> KernelConfig:
-    """The board's kernel with half as many bytes in a beat of each weight port."""
+    """Return the board's kernel with half as many bytes per beat on each weight port."""
     kernel = kernel_of(board)
     return replace(kernel, beat_bytes=kernel.beat_bytes // 2)
 
 
 def kernel_from(header: Path, board: Board) -> KernelConfig:
-    """The kernel of a header, at the clock that the board's shell allows."""
+    """Return the kernel of a header, at a clock that the board's shell allows."""
     kernel = KernelConfig.from_header(header)
     return replace(kernel, clock_mhz=min(kernel.clock_mhz, board.max_clock_mhz))
 
@@ -94,11 +94,11 @@ def _bytes_per_cycle(ports: float, memory: float, limit: str, board_name: str) -
     hint = _first(
         ports,
         {
-            "That is one port. The kernel reads kChannels of them side by side.": kernel.beat_bytes,
+            "That is one port. The kernel reads kChannels of them in parallel.": kernel.beat_bytes,
             "That is bits. A beat is kBeatBytes bytes.": 8 * width,
-            "That is a second's worth. Leave the clock out: bytes in one cycle.": width * clock,
+            "That is bytes in a second. Leave the clock out: bytes in one cycle.": width * clock,
             "That is the width of the memory's ports. How many bytes do the kernel's weight "
-            "ports take in a cycle, by its header?": chips.ports * chips.port_bytes,
+            "ports take in a cycle, according to its header?": chips.ports * chips.port_bytes,
         },
         f"Not {ports:g}. Each of the kernel's weight ports takes one beat in a cycle.",
     )
@@ -111,11 +111,11 @@ def _bytes_per_cycle(ports: float, memory: float, limit: str, board_name: str) -
             "That is the peak. Long reads reach only a share of it, the memory's efficiency.": (
                 given / chips.efficiency
             ),
-            "That is bytes a second. Divide by the cycles of a second.": given * clock,
+            "That is bytes a second. Divide by the cycles in a second.": given * clock,
             "Divide by the clock in Hz, not in MHz.": given * 1e6,
             "Multiply by the efficiency, do not divide by it.": given / chips.efficiency**2,
         },
-        f"Not {memory:g}. Bytes a second that reach the fabric, divided by cycles a second.",
+        f"Not {memory:g}. Divide the bytes a second that reach the fabric by the cycles a second.",
     )
     yield "" if _near(memory, given) else hint
 
@@ -144,7 +144,7 @@ def _half(speed: float, dsp: float, board_name: str) -> Iterator[str]:
         f"{speed:g} and {dsp:g}: give shares, such as 0.8 for a fifth less.",
     )
     hint = ""
-    # Right is what the model says, and also what follows if all time were spent on weights.
+    # Accept from the model's ratio to the ratio if all time were spent on weights.
     chips = board.memory
     given = chips.peak_bytes_per_s * chips.efficiency / (before.clock_mhz * 1e6)
     streams = [min(given, k.channels * k.beat_bytes) for k in (before, after)]
@@ -180,7 +180,7 @@ def _half(speed: float, dsp: float, board_name: str) -> Iterator[str]:
 # ---- 08.3 -----------------------------------------------------------------------------
 
 WANTED = {"channels": 4, "max_rows": 8, "top_logits": 16}
-"""What the learner's kernel is to say of itself."""
+"""Limits that the learner's kernel must report."""
 
 
 @exercise(
@@ -197,7 +197,7 @@ def _changes(changes: Mapping[str, int]) -> Iterator[str]:
         changed = with_constants(text, changes, "mine")
         hint = ""
     except ValueError as error:
-        changed, hint = text, f"Not so: {error}"
+        changed, hint = text, f"The change fails: {error}"
     yield hint
 
     def value(name: str) -> int:
@@ -227,7 +227,7 @@ def _changes(changes: Mapping[str, int]) -> Iterator[str]:
         got = getattr(after, name)
         if got != wanted:
             constant = "k" + "".join(part.capitalize() for part in name.split("_"))
-            yield f"{name} is {got}, not {wanted}: {constant} in the header says so."
+            yield f"{name} is {got}, not {wanted}: {constant} in the header sets it."
             return
     asked = replace(before, board="mine", **WANTED)
     other = [name for name in vars(asked) if getattr(asked, name) != getattr(after, name)]
@@ -240,12 +240,12 @@ def _changes(changes: Mapping[str, int]) -> Iterator[str]:
 @exercise(
     "08.4",
     "What stays the same",
-    ("yes or no, three times", "the text", "the logits", "where the weights lie"),
+    ("yes or no, three times", "the text", "the logits", "where the weights are stored"),
 )
 def _same(
     text: bool, logits: bool, bytes_of_channel: bool, measured: Mapping[str, bool]
 ) -> Iterator[str]:
-    """`measured` is empty where nothing could be built: then what the design promises counts."""
+    """Check against `measured`, or against the design if it is empty (nothing could be built)."""
     answers = (text, logits, bytes_of_channel)
     yield expect(
         all(isinstance(answer, (bool, np.bool_)) for answer in answers),
@@ -258,7 +258,7 @@ def _same(
         yield expect(
             answer,
             f"The {what} {stay}. Groups are added in ascending order whatever the channels, rows "
-            "or lanes (lesson 04), and nothing else in the header enters a result.",
+            "or lanes (lesson 04), and nothing else in the header affects a result.",
         )
     right = measured.get("channel 0", False)
     yield expect(

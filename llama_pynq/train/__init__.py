@@ -1,1 +1,1 @@
-"""The training of the bundled model: story generator, tokenizer, PyTorch training, export."""
+"""Training of the bundled model: story generator, tokenizer, PyTorch training, export."""

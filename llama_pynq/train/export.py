@@ -17,18 +17,18 @@ MAGIC, VERSION, HEADER_BYTES = 0x616B3432, 2, 256
 MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 LAYER_NORMS = ("rms_att_weight", "rms_ffn_weight")
 
-# A tensor's name, as `checkpoint` has them, and its layer; None where there is one for the model.
+# (tensor name as in `checkpoint`, layer); the layer is None for a tensor of the whole model.
 Key = tuple[str, int | None]
 
 
 def norm_keys(n_layers: int) -> list[Key]:
-    """Return the float32 tensors in the order of the file."""
+    """Return the keys of the float32 tensors in file order."""
     keys: list[Key] = [(name, layer) for name in LAYER_NORMS for layer in range(n_layers)]
     return [*keys, ("rms_final_weight", None)]
 
 
 def matrix_keys(n_layers: int) -> list[Key]:
-    """Return the quantised tensors in the order of the file, for a tied classifier."""
+    """Return the keys of the quantised tensors in file order, for a tied classifier."""
     keys: list[Key] = [(name, layer) for name in MATRICES for layer in range(n_layers)]
     return [("token_embedding_table", None), *keys]
 
@@ -45,11 +45,11 @@ def export_model(
     ----------
     path : Path
     config : ModelConfig
-        Tied.
+        Must have a tied classifier.
     weights : mapping of Key to float32 array
         `norm_keys` as (dim,), `matrix_keys` as (out, in).
     group_size : int
-        Weights along the input that share a scale.
+        Number of consecutive weights along the input that share a scale.
 
     Raises
     ------

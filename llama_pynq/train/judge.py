@@ -1,9 +1,9 @@
 """Sample stories from the exported model and count those that are coherent throughout.
 
 ``python -m llama_pynq.train.judge DIR`` samples from the int8 file with the project's NumPy model.
-A story counts if the generator could have told it: it must match one plot word for word, and every
-use of a name, a pronoun, a colour, an object or a place must agree with the others. A model may
-write good sentences that no plot has; they count as failures, so the share is a lower bound.
+A story counts if the generator can produce it: it must match one plot word for word, and every
+use of a name, a pronoun, a colour, an object or a place must agree with the others. Good sentences
+that no plot contains count as failures, so the share is a lower bound.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _values(plot: Plot) -> dict[str, list[str]]:
 
 @cache
 def _pattern(index: int, abrupt: bool) -> re.Pattern[str]:
-    """Return the regular expression of a plot; each use of a slot is a group slot__number."""
+    """Return the regular expression of a plot; each use of a slot is a group ``slot__number``."""
     plot, numbers = PLOTS[index], count()
     values = _values(plot)
 
@@ -95,7 +95,7 @@ def _pattern(index: int, abrupt: bool) -> re.Pattern[str]:
             if macro:
                 parts.append(f"(?:{'|'.join(map(expression, MACROS[macro]))})")
             elif slot:
-                # The longest first: "Dot the bear" before "Dot".
+                # Longest alternative first: "Dot the bear" before "Dot".
                 lines = sorted(dict.fromkeys(values[slot]), key=len, reverse=True)
                 parts.append(f"(?P<{slot}__{next(numbers)}>{'|'.join(map(expression, lines))})")
             else:
@@ -113,13 +113,13 @@ def _pattern(index: int, abrupt: bool) -> re.Pattern[str]:
 
 
 def _person(prefix: str, name: str) -> Iterable[tuple[str, str]]:
-    """Yield what a name tells of the hero (prefix "") or the friend (prefix "f")."""
+    """Yield the facts implied by the name of the hero (prefix "") or the friend (prefix "f")."""
     world, gender = _WORLDS[name]
     yield from ((prefix + "name", name), ("world", world), (prefix + "gender", gender))
 
 
 def _kind(prefix: str, phrase: str) -> Iterable[tuple[str, str]]:
-    """Yield what "a little fox" or "a kind girl" tells."""
+    """Yield the facts implied by a phrase such as "a little fox" or "a kind girl"."""
     kind = phrase.rpartition(" ")[2]
     yield prefix + "kind", kind
     yield "world", "child" if kind in _CHILDREN else "animal"
@@ -128,7 +128,7 @@ def _kind(prefix: str, phrase: str) -> Iterable[tuple[str, str]]:
 
 
 def _facts(slot: str, value: str) -> Iterable[tuple[str, str]]:
-    """Yield what one use of a slot tells about the story."""
+    """Yield the facts that one use of a slot implies about the story."""
     prefix = slot[0] if slot[0] == "f" else ""
     bare = slot.removeprefix(prefix).lower()
     if bare == "n":
@@ -154,7 +154,7 @@ def _facts(slot: str, value: str) -> Iterable[tuple[str, str]]:
 
 
 def _consistent(plot: Plot, uses: Iterable[tuple[str, str]]) -> bool:
-    """Whether all uses of the slots tell of the same things, and these belong together."""
+    """Whether all uses of the slots imply the same facts, and the facts fit each other."""
     facts: dict[str, str] = {}
     for slot, value in uses:
         for fact, what in _facts(slot, value):
@@ -165,7 +165,7 @@ def _consistent(plot: Plot, uses: Iterable[tuple[str, str]]) -> bool:
     homes = HOMES.get(facts.get("kind", ""), stories.CHILD_HOMES)
     if facts.get("home", homes[0]) not in homes:
         return False
-    # A plot's draws go together.
+    # Slots that a plot draws together must have the values of one option.
     return all(
         any(
             all(_tells(value, facts.get(slot, value)) for slot, value in option.items())
@@ -176,14 +176,14 @@ def _consistent(plot: Plot, uses: Iterable[tuple[str, str]]) -> bool:
 
 
 def _tells(template: str, text: str) -> bool:
-    """Whether the text is the template with its slots filled by something."""
+    """Whether the text matches the template, with any word in each slot."""
     return text == template or bool(
         re.fullmatch(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(template)), text)
     )
 
 
 def accepts(text: str) -> str | None:
-    """Return the name of the plot that could have told the text, or None.
+    """Return the name of the plot that can produce the text, or None.
 
     Parameters
     ----------
@@ -203,17 +203,17 @@ def accepts(text: str) -> str | None:
 def sample(
     folder: Path, prompts: Sequence[str], temperature: float, top_p: float, seed: int
 ) -> list[str]:
-    """Return a story for each prompt, all sampled side by side.
+    """Sample one story for each prompt, in one batch.
 
     Parameters
     ----------
     folder : Path
-        With ``stories.bin`` and ``tokenizer.bin``.
+        Contains ``stories.bin`` and ``tokenizer.bin``.
     prompts : sequence of str
     temperature : float
         0 is greedy.
     top_p : float
-        Only the likeliest tokens that make up this probability are drawn.
+        Sample from the most probable tokens that together reach this probability.
     seed : int
     """
     tokenizer = load_tokenizer(folder / "tokenizer.bin")
@@ -253,13 +253,13 @@ def _draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.G
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m llama_pynq.train.judge", description=__doc__)
-    parser.add_argument("folder", type=Path, help="with stories.bin and tokenizer.bin")
+    parser.add_argument("folder", type=Path, help="folder with stories.bin and tokenizer.bin")
     parser.add_argument("--count", type=int, default=260, help="stories to sample (260)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
     parser.add_argument("--top-p", type=float, default=0.9, help="(0.9)")
     parser.add_argument("--seed", type=int, default=0, help="(0)")
     parser.add_argument("--show", type=int, default=0, help="stories to print")
-    parser.add_argument("--prompt", action="append", help="instead of a list of openings")
+    parser.add_argument("--prompt", action="append", help="replace the default prompts; repeatable")
     options = parser.parse_args(argv)
     prompts = options.prompt or PROMPTS
     asked = [prompts[index % len(prompts)] for index in range(options.count)]

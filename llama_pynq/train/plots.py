@@ -20,11 +20,11 @@ class Plot:
     beats : tuple of str
         Templates, told in order after the opening.
     worlds : tuple of {"child", "animal"}
-        Who can be its hero; the friend is of the same world.
+        Worlds that its hero can come from; the friend is of the same world.
     pair : bool
         Whether the two friends are heroes together from the first sentence on.
     without : frozenset of str
-        Kinds of animal that the plot would not suit.
+        Kinds of animal excluded from the plot.
     draws : tuple of tuple of dict
         One dict of each inner tuple is drawn; its slots are fixed for the story.
     """
@@ -38,7 +38,7 @@ class Plot:
 
     @property
     def begins_with_day(self) -> bool:
-        """Whether it can be told without an introduction of the hero."""
+        """Whether the plot can start without an introduction of the hero."""
         return any(beat.startswith("{day}") for beat in self.beats[:2])
 
 
@@ -46,7 +46,7 @@ def _each(slot: str, *values: str) -> tuple[dict[str, str], ...]:
     return tuple({slot: value} for value in values)
 
 
-# Ducks and frogs like the rain and the water too well for some plots.
+# Ducks and frogs like rain and water, which are a problem in some plots.
 _WET = frozenset({"duck", "frog"})
 
 MACROS: dict[str, tuple[str, ...]] = {

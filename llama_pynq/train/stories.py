@@ -1,14 +1,14 @@
 """A seeded generator of simple children's stories, the bundled model's only training data.
 
 A story is one plot of `plots.PLOTS`, told about a cast that is drawn once and then kept: the same
-names, pronouns, objects and places all the way through. A small model learns such text well,
+names, pronouns, objects and places from start to end. A small model learns such text well,
 because every later mention can be copied from an earlier one.
 
 Template language, expanded in this order:
 
 - ``<name>``: a line of `plots.MACROS`, drawn at random;
 - ``[a|b|c]``: one of the alternatives, drawn at random (they nest);
-- ``{slot}``: a value of the cast or of the plot, the same wherever it is named.
+- ``{slot}``: a value of the cast or of the plot, the same at every use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAMES = {
     ("animal", "he"): ("Pip", "Milo", "Rusty", "Toby", "Oscar"),
 }
 
-# Where each kind of animal lives. Owls and turtles are left to be the wise old helpers.
+# Homes of each kind of animal. Owls and turtles are reserved for the wise old helpers.
 HOMES = {
     "fox": ("in a warm den under an oak tree", "in a den at the edge of the forest"),
     "rabbit": ("in a warm burrow under a hill", "in a burrow at the edge of the forest"),
@@ -64,19 +64,19 @@ DAYS = (
     "One bright morning",
     "One fine day",
 )
-# Nothing refers to parents and elders by a pronoun: hero and friend are enough to keep apart.
+# No pronoun refers to parents or elders: keeping hero and friend apart is hard enough.
 ELDERS = {"child": "Grandma", "animal": "the old owl"}
 PRONOUNS = {"he": ("he", "him", "his"), "she": ("she", "her", "her")}
 
-ABRUPT_SHARE = 0.12  # Of children's stories: they begin with the day.
-MAX_WORDS = 220  # A longer draw is thrown away: a story fits the model's context twice.
+ABRUPT_SHARE = 0.12  # Probability that a child's story begins with the day, if its plot can.
+MAX_WORDS = 220  # Longer draws are discarded, so a story fits the model's context twice.
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _MACRO = re.compile(r"<(\w+)>")
 
 
 @dataclass(frozen=True)
 class Story:
-    """One story and what it was made of.
+    """One story, its plot and its slots.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Story:
     plot : str
         The name of its plot.
     slots : dict of str to str
-        Every value that the templates could name.
+        Value of every slot that the templates can use.
     genders : frozenset of {"he", "she"}
         The pronouns of the characters that appear.
     """
@@ -96,7 +96,7 @@ class Story:
 
 
 def article(phrase: str) -> str:
-    """Return the phrase with "a" or "an" before it (by its first letter: see the word lists)."""
+    """Return the phrase with "a" or "an", by its first letter (enough for these word lists)."""
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
@@ -198,12 +198,12 @@ def _tell(plot: Plot, rng: random.Random) -> Story:
     slots = _cast(plot, rng) | _world(plot, rng)
     beats = plot.beats
     if slots["opening"] == "abrupt":
-        # Told from "One day, ..." on, without the hero's introduction.
+        # Start at "One day, ...", without the hero's introduction.
         beats = beats[0 if beats[0].startswith("{day}") else 1 :]
     else:
         beats = (f"<open_{slots['opening']}>", *beats)
     template = " ".join(_expand(beat, rng) for beat in beats)
-    # Twice: a plot's own slots may name the cast's.
+    # Twice: the values of a plot's own slots may contain slots of the cast.
     text = template.format_map(slots).format_map(slots)
     genders = {slots["he"], slots["fhe"]} if "{f" in template else {slots["he"]}
     return Story(text, plot.name, slots, frozenset(genders))

@@ -24,10 +24,10 @@ def train_tokenizer(
     path : Path
         The sentencepiece model to write, usually ``tokenizer.model``.
     seed : int
-        Of the stories.
+        Seed of the stories.
     n_stories : int
     vocab_size : int
-        With the 3 control tokens and the 256 byte tokens.
+        Includes the 3 control tokens and the 256 byte tokens.
     """
     import sentencepiece
 
@@ -60,9 +60,10 @@ def train_tokenizer(
 def export_tokenizer(model_path: Path, bin_path: Path) -> None:
     """Write a sentencepiece model as llama2.c's ``tokenizer.bin``.
 
-    The file is a uint32, the longest token's length in bytes, then for every id: the float32
-    score, the int32 length in bytes and the bytes, in UTF-8 with a plain space for sentencepiece's
-    U+2581. The byte tokens are spelled ``<0x0A>``; ids 1 and 2 have a line of their own.
+    The file starts with a uint32, the longest token's length in bytes. For every id follow the
+    float32 score, the int32 length in bytes and the bytes, in UTF-8 with a plain space for
+    sentencepiece's U+2581. The byte tokens are spelled ``<0x0A>``; the texts of ids 1 and 2 begin
+    and end with a newline.
 
     References
     ----------
@@ -82,7 +83,7 @@ def export_tokenizer(model_path: Path, bin_path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old bytes or the new ones, never a part."""
+    """Write a temporary file, then rename it: readers see the old bytes or all the new ones."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)

@@ -1,8 +1,8 @@
-"""Train the bundled model: Llama 2's architecture as llama2.c has it, in plain PyTorch.
+"""Train the bundled model: Llama 2's architecture as in llama2.c, in plain PyTorch.
 
 ``python -m llama_pynq.train --out DIR`` trains the tokenizer, then the model on stories that are
-generated as it goes, and writes ``stories.bin``, ``tokenizer.model`` and ``tokenizer.bin``. The
-same command continues after Ctrl-C. This is the only module of the package that imports torch.
+generated on the fly, and writes ``stories.bin``, ``tokenizer.model`` and ``tokenizer.bin``. The
+same command resumes after Ctrl-C. This is the only module of the package that imports torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llama_pynq.train.export import Key, export_model, matrix_keys, norm_keys
 from llama_pynq.train.stories import story
 from llama_pynq.train.tokenizer import BOS, export_tokenizer, train_tokenizer, write_atomically
 
-PAD = 0  # The id of <unk>, which byte fallback leaves without a use.
+PAD = 0  # The id of <unk>, which is unused because of byte fallback.
 
 SHAPE = ModelConfig(
     dim=128,
@@ -46,26 +46,27 @@ SHAPE = ModelConfig(
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """How to train.
+    """Hyperparameters of the training.
 
     Attributes
     ----------
     steps, batch_size : int
         Each step sees batch_size new stories.
     short_steps, short_len, short_batch_size : int
-        The first steps see only the beginnings of stories, short_len tokens each, but more of
-        them. To call a character by the right name is the hardest thing to learn, and it is
-        learned sooner with few tokens to look back on.
+        The first short_steps steps see only the first short_len tokens of each story, but more
+        stories. Calling a character by the right name is the hardest thing to learn, and short
+        contexts speed it up.
     muon_lr, adam_lr : float
-        Learning rates at their highest: of the layers' matrices; of the embedding and the norms.
+        Peak learning rates: of the layers' matrices; of the embedding and the norms.
     warmup : int
-        Steps of linear warm-up. The rate then stays, and falls along a cosine in the last
-        `cooldown` of all steps, so a finished run can be extended from its `stable` checkpoint.
+        Steps of linear warm-up. The rate is constant from there to the cooldown, so a finished
+        run can be extended from its `stable` checkpoint.
     cooldown : float
+        Share of all steps, the last ones, in which the rate falls along a cosine to zero.
     clip : float
-        The gradient's largest norm.
+        Maximum norm of the gradient.
     seed : int
-        Of the weights and of the stories.
+        Seed of the initial weights and of the stories.
     """
 
     steps: int = 2000
@@ -100,7 +101,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Attention with grouped key and value heads, then SwiGLU, each with a residual."""
+    """Grouped-query attention, then SwiGLU, each with a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -152,8 +153,8 @@ class Transformer(nn.Module):
                 shrink = name.endswith(("wo.weight", "w2.weight"))
                 std = 0.02 / math.sqrt(2 * config.n_layers) if shrink else 0.02
                 nn.init.normal_(weight, std=std)
-        # Larger than llama2.c's 0.02: names must differ by more than what they learn in common, or
-        # it takes long until the model copies the right one.
+        # Larger than llama2.c's 0.02: the embeddings of names must differ by more than the part
+        # they learn in common, or the model takes long to copy the right name.
         nn.init.normal_(self.token_embedding_table.weight, std=config.dim**-0.5)
         half = config.head_size // 2
         inverse = config.rope_theta ** (-torch.arange(half) / half)
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
         return functional.cross_entropy(logits, rows[:, 1:].flatten(), ignore_index=PAD)
 
     def parameters_by_key(self) -> dict[Key, nn.Parameter]:
-        """Return the parameters by the names that checkpoints have for them."""
+        """Return the parameters by their keys in a checkpoint."""
         n_layers = self.config.n_layers
         return {
             (name, layer): self.get_parameter(
@@ -191,7 +192,7 @@ class Transformer(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Transformer:
-        """Read a checkpoint of llama2.c, dequantised."""
+        """Read a llama2.c checkpoint and dequantise it."""
         with load_checkpoint(path) as checkpoint, torch.no_grad():
             model = cls(checkpoint.config)
             for (name, layer), p in model.parameters_by_key().items():
@@ -200,7 +201,7 @@ class Transformer(nn.Module):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal: all directions of a matrix learn at one speed.
+    """Momentum with orthogonalised steps: all directions of a matrix learn equally fast.
 
     References
     ----------
@@ -223,7 +224,7 @@ class Muon(torch.optim.Optimizer):
                     assert p.grad is not None
                     velocity.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(velocity, group["momentum"]))
-                # One batched product for all matrices of a shape: many small ones cost more.
+                # One batched product for all matrices of a shape is faster than many small ones.
                 steps = orthogonal(torch.stack(updates)) * max(1.0, rows / n) ** 0.5
                 for p, change in zip(params, steps, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -243,7 +244,7 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 class Stories:
-    """Rows of tokens: a story each, as it is generated too, from its BOS to the next one's."""
+    """Token rows, one story each, from its BOS to the next story's BOS, as in generation."""
 
     def __init__(self, tokenizer: Path, seed: int) -> None:
         import sentencepiece
@@ -263,7 +264,7 @@ class Stories:
 
 
 def rate(step: int, args: TrainArgs) -> float:
-    """Return the learning rate's factor: warm-up, plateau, cosine to zero."""
+    """Return the factor of the learning rate: warm-up, plateau, cosine to zero."""
     if step < args.warmup:
         return (step + 1) / args.warmup
     left = (args.steps - step) / (args.cooldown * args.steps)
@@ -277,7 +278,7 @@ def validation_loss(model: Transformer, data: Stories, rows: int = 64) -> float:
 
 
 class Trainer:
-    """A model, its optimisers and its place in the run; saved and resumed as one."""
+    """A model, its optimisers and the progress of the run, saved and resumed together."""
 
     def __init__(self, config: ModelConfig, args: TrainArgs, tokenizer: Path) -> None:
         torch.manual_seed(args.seed)
@@ -297,7 +298,7 @@ class Trainer:
         self.recent: deque[float] = deque(maxlen=100)  # Losses of the last steps.
 
     def train_step(self) -> float:
-        """Do one step; return its loss in nats per token."""
+        """Do one step and return its loss in nats per token."""
         begin = time.perf_counter()
         if self.step < self.args.short_steps:
             size, length = self.args.short_batch_size, self.args.short_len
@@ -333,7 +334,7 @@ class Trainer:
         write_atomically(path, buffer.getvalue())
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint; raise ValueError if its shape is another."""
+        """Continue from a checkpoint; raise ValueError if its shape differs."""
         state = torch.load(path, weights_only=True)
         if state["shape"] != asdict(self.model.config):
             raise ValueError(f"{path} holds the shape {state['shape']}: choose another --out")
@@ -348,12 +349,12 @@ class Trainer:
 def train(
     out: Path, config: ModelConfig, args: TrainArgs, save_every: int = 100
 ) -> dict[str, object]:
-    """Train, or continue, in a folder, and export the model.
+    """Train a model in a folder, or resume its training, and export it.
 
     Parameters
     ----------
     out : Path
-        Gets ``tokenizer.model``, ``tokenizer.bin``, ``stories.bin``, ``report.json`` and the
+        Receives ``tokenizer.model``, ``tokenizer.bin``, ``stories.bin``, ``report.json`` and the
         checkpoints ``last.pt`` (to resume) and ``stable.pt`` (before the cosine began).
     config : ModelConfig
     args : TrainArgs
@@ -372,7 +373,7 @@ def train(
     export_tokenizer(tokenizer, out / "tokenizer.bin")
     trainer = Trainer(config, args, tokenizer)
     stable = int(args.steps * (1 - args.cooldown))
-    # To extend a finished run, delete last.pt: the cosine has cooled it down.
+    # To extend a finished run, delete last.pt: its learning rate has decayed to zero.
     for name in ("last.pt", "stable.pt"):
         if (out / name).exists():
             trainer.load(out / name)
@@ -383,7 +384,7 @@ def train(
         nonlocal interrupted
         interrupted = True
 
-    # Ctrl-C takes effect between two steps, where model and optimisers agree.
+    # Ctrl-C takes effect between two steps, where model and optimisers are consistent.
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
         while trainer.step < args.steps and not interrupted:
@@ -408,7 +409,7 @@ def train(
 
 
 def export(out: Path, trainer: Trainer) -> dict[str, object]:
-    """Write ``stories.bin``, evaluate it as read back, and write ``report.json``."""
+    """Write ``stories.bin``, read it back to evaluate it, and write ``report.json``."""
     model, data = trainer.model, trainer.data
     model.save(out / "stories.bin")
     report = {
@@ -432,7 +433,7 @@ def export(out: Path, trainer: Trainer) -> dict[str, object]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m llama_pynq.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that is written")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
     shape = {name: size for name, size in asdict(SHAPE).items() if type(size) is int}
     for name, default in (shape | asdict(TrainArgs())).items():

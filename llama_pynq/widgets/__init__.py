@@ -1,7 +1,8 @@
-"""Views for notebooks, one in each file. They are given data; none reaches into the device.
+"""Notebook views, one per module.
 
-Drawn as inline SVG and HTML with no script from anywhere, for ipywidgets 7.7 and 8. Importing
-this package loads ipywidgets, and nothing else of ``llama_pynq`` does.
+A view shows the data, recorder or overlay that it is given, and never accesses the device itself.
+Views are inline SVG and HTML without external scripts, for ipywidgets 7.7 and 8. This is the only
+package of ``llama_pynq`` that imports ipywidgets.
 """
 
 from llama_pynq.widgets.bars import Bars

@@ -1,4 +1,4 @@
-"""A bar for each value: the lessons' plain chart."""
+"""Plain bar chart for the lessons."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from llama_pynq.widgets.svg import PALE, Drawing, colour
 
 _WIDTH, _HEIGHT = 720, 264
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 10, 34, 58
-_LETTER, _LINE = 6.5, 13  # about how wide a letter is, and how far lines are apart
+_LETTER, _LINE = 6.5, 13  # pixels: approximate letter width, line spacing
 
 
 class Bars:
-    """A bar for each value, up or down from zero; a notebook shows it as a cell's value.
+    """Bar chart with one bar per value, above or below zero; a notebook shows it as a cell's value.
 
     Parameters
     ----------
     values : sequence of float
     labels : sequence of str
-        One under each bar; empty for none.
+        One per bar, drawn below it; an empty string draws nothing.
     title, x_axis, y_axis : str
-        The title says whether the values were measured or modelled, the axes their unit.
+        The title says whether the values are measured or modelled; the axes name the units.
 
     Raises
     ------
     ValueError
-        If there are no values, or not as many labels.
+        If there are no values, or the number of labels differs.
     """
 
     def __init__(
         self, values: Sequence[float], labels: Sequence[str], title: str, x_axis: str, y_axis: str
     ) -> None:
         if len(values) == 0 or len(values) != len(labels):
-            raise ValueError(f"{len(values)} values and {len(labels)} labels: one of each a bar")
+            raise ValueError(f"{len(values)} values and {len(labels)} labels: one each per bar")
         self._values, self._labels = [float(value) for value in values], list(labels)
         self._title, self._axes = title, (x_axis, y_axis)
 

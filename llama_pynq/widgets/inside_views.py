@@ -1,4 +1,4 @@
-"""Inside the model: where heads look, what layers would say, rounding errors, and the cache."""
+"""Views of the model's internals: attention, logit lens, quantisation error, KV cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FRAME = "<div style='background:#fff;color:#222;padding:6px;max-width:940px;ove
 
 
 def _picture(values: np.ndarray) -> str:
-    """Values from 0 to 1 as a small image, white to dark."""
+    """Return values from 0 to 1 as a base64-encoded PNG, white to dark blue."""
     from matplotlib.image import imsave
 
     data = io.BytesIO()
@@ -31,7 +31,7 @@ def _shown(piece: str) -> str:
 
 
 class AttentionView(widgets.VBox):
-    """Every head of every layer small, and one of them large.
+    """Attention weights: a thumbnail of every head, and the selected head enlarged.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ class AttentionView(widgets.VBox):
     pieces : sequence of str
         The n tokens' texts.
     source : str
-        Who computed it.
+        Origin of the weights, shown below the picture.
     """
 
     def __init__(self, weights: np.ndarray, pieces: Sequence[str], source: str) -> None:
         if weights.ndim != 4 or weights.shape[2:] != (len(pieces),) * 2:
             raise RequestError(
-                f"weights of shape {weights.shape} and {len(pieces)} pieces: they must be of "
-                "(n_layers, n_heads, n, n), with a piece for each of the n tokens"
+                f"weights of shape {weights.shape} and {len(pieces)} pieces: give weights of "
+                "(n_layers, n_heads, n, n), and one piece for each of the n tokens"
             )
         self._weights, self._pieces, self._source = weights, list(pieces), source
         n_layers, n_heads = weights.shape[:2]
@@ -71,7 +71,7 @@ class AttentionView(widgets.VBox):
     def _thumbnails(self, layer: int, head: int) -> str:
         n_layers, n_heads = self._weights.shape[:2]
         step = _THUMB + 8
-        label = f"Attention of {n_layers} layers and {n_heads} heads, small"
+        label = f"Attention thumbnails of {n_layers} layers with {n_heads} heads"
         drawing = Drawing(70 + step * n_heads, 24 + step * n_layers, label)
         for h in range(n_heads):
             drawing.text(70 + step * h + _THUMB / 2, 14, f"head {h}", size=10, anchor="middle")
@@ -97,7 +97,7 @@ class AttentionView(widgets.VBox):
         left = 110
         label = f"Attention of layer {layer}, head {head}"
         drawing = Drawing(left + cell * n + 20, 130 + cell * n, label)
-        drawing.text(4, 16, f"Layer {layer}, head {head}: each row looks back, its cells sum to 1",
+        drawing.text(4, 16, f"Layer {layer}, head {head}: each row is a query, its cells sum to 1",
                      size=13, bold=True)  # fmt: skip
         for i, piece in enumerate(self._pieces):
             drawing.text(left - 6, 118 + cell * (i + 0.7), _shown(piece)[:14], size=10,
@@ -118,19 +118,20 @@ class AttentionView(widgets.VBox):
 
 
 class LensView(widgets.HTML):
-    """What the classifier would say after every layer, and how sure it would be.
+    """Logit lens: the classifier's most probable token after every layer, and its probability.
 
     Parameters
     ----------
     lens : Lens
     pieces : sequence of str
-        The tokens that were read, one a column.
+        Texts of the tokens read, one per column.
     source : str
+        Origin of the lens, shown below the table.
     """
 
     def __init__(self, lens: Lens, pieces: Sequence[str], source: str) -> None:
         if lens.tokens.shape[1] != len(pieces):
-            raise RequestError(f"a lens of {lens.tokens.shape[1]} tokens, and {len(pieces)} pieces")
+            raise RequestError(f"a lens of {lens.tokens.shape[1]} tokens for {len(pieces)} pieces")
         depth = len(lens.pieces)
         names = ["embedding", *(f"after layer {i}" for i in range(depth - 1))]
         head = "".join(f"<th>{escape(_shown(piece))}</th>" for piece in pieces)
@@ -156,19 +157,20 @@ class LensView(widgets.HTML):
 
 
 class ErrorView(widgets.HTML):
-    """How rounding adds up from layer to layer.
+    """Chart of the quantisation error after the embedding and after each layer.
 
     Parameters
     ----------
     error : (n_layers + 1, n) float32
         From `lens.quantization_error`.
     source : str
+        Origin of the error, shown below the chart.
     """
 
     def __init__(self, error: np.ndarray, source: str) -> None:
         depth, width, height, left = len(error), 640, 230, 60
         drawing = Drawing(width, height + 20, "Quantisation error by layer")
-        drawing.text(4, 16, "Residual stream: difference from float32, relative", size=13,
+        drawing.text(4, 16, "Residual stream: relative difference from float32", size=13,
                      bold=True)  # fmt: skip
         top = float(error.max()) * 1.1 or 1.0
         foot, scale = height - 30, (height - 70) / top
@@ -185,7 +187,7 @@ class ErrorView(widgets.HTML):
             drawing.line([(x - 12, foot - most * scale), (x + 12, foot - most * scale)], width=2)
             name = "embedding" if level == 0 else f"layer {level - 1}"
             drawing.text(x, foot + 14, name, size=10, anchor="middle")
-        drawing.text(left, height + 10, "bar: mean over positions; line: the largest", size=11,
+        drawing.text(left, height + 10, "bar: mean over positions; line: maximum", size=11,
                      ink=PALE)  # fmt: skip
         super().__init__(
             f"{_FRAME}{drawing.render()}<p style='font-size:11px;color:#555'>{escape(source)}</p>"
@@ -194,7 +196,7 @@ class ErrorView(widgets.HTML):
 
 
 class CacheView(widgets.VBox):
-    """The KV cache as it fills: a slider for the tokens of the first text.
+    """KV cache occupancy by slot, with a slider for the tokens in slot 0.
 
     Parameters
     ----------
@@ -217,14 +219,14 @@ class CacheView(widgets.VBox):
         use = self._use
         used = [self.tokens.value, *use.used[1:]] + [0] * (use.slots - max(len(use.used), 1))
         width, left = 640, 60
-        drawing = Drawing(width + 80, 52 + 26 * use.slots, "KV cache, filling up")
+        drawing = Drawing(width + 80, 52 + 26 * use.slots, "KV cache occupancy by slot")
         n_bytes = sum(used) * use.position_bytes
         drawing.text(
             4, 16, f"KV cache, {use.kv_format}: {n_bytes / 2**20:.2f} of "
             f"{use.total_bytes / 2**20:.2f} MiB in use", size=13, bold=True,
         )  # fmt: skip
-        drawing.text(4, 34, f"{use.position_bytes:,} bytes a position, all layers and heads "
-                     "(counted from the layout)", ink=PALE)  # fmt: skip
+        drawing.text(4, 34, f"{use.position_bytes:,} bytes per position over all layers and heads "
+                     "(computed from the layout)", ink=PALE)  # fmt: skip
         for slot, n in enumerate(used):
             y = 44 + 26 * slot
             drawing.text(left - 6, y + 14, f"slot {slot}", size=11, anchor="end")

@@ -1,4 +1,4 @@
-"""Where a token's time goes: a Gantt chart of its stages, and how they grow with the position."""
+"""Stage times of one token: a Gantt chart, stacked bars over positions, and a table."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ def _amount(value: float) -> str:
 
 
 class LayerTiming(widgets.VBox):
-    """Stages and layers of one token, measured beside modelled, and a slider for its position.
+    """Stage times of one token, measured and modelled, with a slider for the position.
 
     Parameters
     ----------
     measured : sequence of StepTimes
-        Of one token each, at several positions; from `timing.measure_steps`.
+        One step of one token for each position; from `timing.measure_steps`.
     modelled : sequence of StepTimes, optional
-        The model's, at the same positions; from `timing.model_steps`.
+        Modelled steps at the same positions; from `timing.model_steps`.
 
     Raises
     ------
     RequestError
-        If there are none, or the positions differ.
+        If `measured` is empty, or the positions differ.
     """
 
     def __init__(self, measured: Sequence[StepTimes], modelled: Sequence[StepTimes] = ()) -> None:
@@ -71,7 +71,7 @@ class LayerTiming(widgets.VBox):
         if not positions:
             raise RequestError("there are no steps to show: timing.measure_steps() makes them")
         if modelled and positions != [step.position for step in modelled]:
-            raise RequestError("the measured and the modelled steps are of different positions")
+            raise RequestError("the measured and the modelled steps have different positions")
         self._measured, self._modelled = list(measured), list(modelled)
         self.position = widgets.SelectionSlider(
             options=positions,
@@ -99,7 +99,7 @@ class LayerTiming(widgets.VBox):
 
 def _title(step: StepTimes, stage: Stage, layer: int) -> str:
     us, cycles = step.us(stage, layer), step.cycles[stage, layer]
-    unit = "ticks" if step.measured else "cycles"  # of a time stamp's clock, or of the kernel's
+    unit = "ticks" if step.measured else "cycles"  # of the time stamps, or of the kernel
     n_bytes = step.stage_bytes(stage, layer)
     where = f"layer {layer}, {_LANES[stage]}" if stage in _PER_LAYER else _LANES[stage]
     reads = f", reads {n_bytes:,} bytes" if n_bytes else ""
@@ -113,7 +113,7 @@ _PER_LAYER = [
 
 
 def _gantt(step: StepTimes) -> str:
-    """Time to the right, a lane for each stage, a bar for each layer."""
+    """Draw one step: time to the right, one lane per stage, one bar per layer."""
     height = 46 + _LANE * len(_LANES) + 30
     label = f"Gantt chart of one token at position {step.position}, {step.kind}"
     drawing = Drawing(_WIDTH, height, label)
@@ -122,7 +122,7 @@ def _gantt(step: StepTimes) -> str:
     share = "" if roof is None else f"; {roof:.0%} of the memory's roof"
     drawing.text(
         4, 30, f"one token at position {step.position}: {_amount(step.total_us)} µs in the kernel, "
-        f"{'time stamps' if step.measured else 'clock'} of {step.clock_mhz:g} MHz{share}", ink=PALE,
+        f"{'time stamps' if step.measured else 'clock'} at {step.clock_mhz:g} MHz{share}", ink=PALE,
     )  # fmt: skip
     scale = (_WIDTH - _LEFT - 16) / step.total_us
     bottom = 42 + _LANE * len(_LANES)
@@ -153,10 +153,10 @@ def _tick(value: float) -> str:
 
 
 def _bars(steps: Sequence[StepTimes], chosen: int) -> str:
-    """A bar for each position, its stages on top of one another."""
+    """Draw one bar per position, its stages stacked."""
     kind = steps[0].kind
     drawing = Drawing(_WIDTH, _BARS + 62, f"Stages over positions, {kind}")
-    drawing.text(4, 14, f"{kind.capitalize()}: the same over positions (the slider's is boxed)",
+    drawing.text(4, 14, f"{kind.capitalize()}: stage times over positions (the slider's is boxed)",
                  size=13, bold=True)  # fmt: skip
     top = max(step.total_us for step in steps)
     scale, foot = _BARS / top, _BARS + 26
@@ -196,7 +196,7 @@ def _legend() -> str:
 
 
 def _table(steps: Sequence[StepTimes]) -> str:
-    """Stages over all layers: times, shares, bytes and shares of the roof."""
+    """Return a table of the stages, summed over layers: bytes, times, shares of time and roof."""
     head = ["stage", "reads, bytes"]
     for step in steps:
         ticks_of = "ticks" if step.measured else "cycles"
@@ -229,9 +229,9 @@ def _table(steps: Sequence[StepTimes]) -> str:
     return (
         "<table style='font-size:12px;border-collapse:collapse;margin-top:6px'>"
         f"<thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
-        "<p style='font-size:11px;color:#555;margin:4px 0'>All layers together. Of roof: the time "
-        "that reading the stage's bytes takes at the memory's peak times its efficiency, over the "
-        "stage's time; over 100% where loaders had read ahead.</p>"
+        "<p style='font-size:11px;color:#555;margin:4px 0'>Sums over all layers. Of roof: the "
+        "time to read the stage's bytes at the memory's peak times its efficiency, divided by the "
+        "stage's time; above 100% if the loaders prefetched.</p>"
     )
 
 

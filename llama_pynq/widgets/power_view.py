@@ -1,4 +1,4 @@
-"""The power of every rail over time, with what was generated marked on it."""
+"""Live plot of the power of every rail, with the phases of generation marked."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MOST_POINTS = 400
 
 
 class PowerView(widgets.VBox):
-    """A live plot of a recorder that is running, until it stops; `follow` goes on again.
+    """Live plot of a running recorder; it ends with the recorder, and `follow` resumes it.
 
     Parameters
     ----------
     recorder : PowerRecorder
     window_s : float
-        How much of the recording to show, up to its end; default 30.
+        Seconds of the recording to show, counted back from its end; default 30.
     """
 
     def __init__(self, recorder: PowerRecorder, window_s: float = 30.0) -> None:
-        self._worker = Worker()  # before anything may fail: ipywidgets closes what failed
+        self._worker = Worker()  # first: ipywidgets calls close() even if __init__ fails
         if not isinstance(recorder, PowerRecorder):
             raise RequestError(f"{type(recorder).__name__} given: give a PowerRecorder")
         self._recorder = recorder
@@ -45,7 +45,7 @@ class PowerView(widgets.VBox):
         self.follow()
 
     def follow(self) -> None:
-        """Draw again and again until the recorder stops."""
+        """Redraw in the background until the recorder stops."""
         if self._recorder.running:
             self._worker.run(self._follow)
 
@@ -55,12 +55,12 @@ class PowerView(widgets.VBox):
         self.draw()
 
     def close(self) -> None:
-        """Stop drawing, and take the view away."""
+        """Stop drawing and close the widget."""
         self._worker.stop.set()
         super().close()
 
     def draw(self) -> None:
-        """Draw what there is now."""
+        """Draw the recording as it is now."""
         picture = _plot(self._recorder, self.window.value)
         self._drawn.value = (
             "<div style='background:#fff;color:#222;padding:6px;max-width:920px'>"
@@ -119,7 +119,7 @@ def _plot(recorder: PowerRecorder, window_s: float) -> str:
     return drawing.render()
 
 
-_ROWS = {"prefill": 46, "idle": 46, "load": 46}  # heights of their names; others are below
+_ROWS = {"prefill": 46, "idle": 46, "load": 46}  # y of these phases' names; others are below
 _FILLS = {"idle": "#eeeeee", "prefill": "#fde7c4", "decode": "#d6e8f7", "load": "#e7f3e0"}
 
 
@@ -127,7 +127,7 @@ def _phases(
     drawing: Drawing, recorder: PowerRecorder, at: Callable[[float], float], begin: float,
     foot: float,
 ) -> None:  # fmt: skip
-    """What was marked, as bands; names where there is room for them."""
+    """Draw the marked phases as bands, with their names if they fit."""
     free: dict[int, float] = {}
     for phase in list(recorder.phases):
         if phase.end < begin:
@@ -145,7 +145,7 @@ def _phases(
 
 
 def _runs(times: np.ndarray, watts: np.ndarray) -> list[list[tuple[float, float]]]:
-    """Stretches with no gap."""
+    """Split the samples into runs without a missing reading."""
     runs: list[list[tuple[float, float]]] = [[]]
     for t, w in zip(times, watts):
         if math.isfinite(w):
@@ -156,12 +156,12 @@ def _runs(times: np.ndarray, watts: np.ndarray) -> list[list[tuple[float, float]
 
 
 def _summary(recorder: PowerRecorder) -> str:
-    """The energy of what was generated last, a text or a batch, or why there is none."""
+    """Return the energy of the last text or batch, or why there is none, as HTML."""
     last = recorder.last
     if last is None:
         return "<p style='margin:4px 0'>Nothing was generated with this recorder yet.</p>"
     if not isinstance(last, Energy):
-        return f"<p style='margin:4px 0'>No energy of what was generated last: {escape(last)}.</p>"
+        return f"<p style='margin:4px 0'>No energy for the last generation: {escape(last)}.</p>"
     note = ""
     if not last.measured:
         note = " Joules and seconds are the modelled board's; the plot's time is this computer's."

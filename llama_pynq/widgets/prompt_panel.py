@@ -1,4 +1,4 @@
-"""Type a prompt, watch the tokens come, and see how sure the model was of each."""
+"""Prompt panel: stream the tokens of a prompt and show the probability of each."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from llama_pynq.widgets.worker import Pacer, Worker
 
 ALTERNATIVES = 5
 MAX_SEED = 2**53 - 1
-"""JavaScript counts no further; seeds that are drawn are smaller."""
+"""Largest integer that JavaScript represents exactly; random seeds are smaller."""
 _CHUNK = 128
-"""Tokens after which a piece of the text is left as it was sent: only the last is sent again."""
+"""Tokens per piece of text: full pieces stay as sent, only the last piece is sent again."""
 
 _CALL_SECONDS = 0.1
-"""Of the kernel: text is shown no oftener than that, and shorter calls would cost time."""
+"""Seconds per kernel call: text is not shown more often, and shorter calls cost throughput."""
 
 _AT_ONCE = 0.1
-"""Seconds in which nobody sees what is shown only as long: an emptied text, other buttons."""
+"""Seconds: a text expected to be faster shows no start state (empty text, other buttons)."""
 
-_SHADES = 10  # as classes: a style of its own would double what is sent for a token
+_SHADES = 10  # CSS classes: an inline style would double the bytes sent per token
 _STYLE = """<style>
 .llama-text { display: block !important; position: relative; background: #fff; color: #222;
   white-space: pre-wrap; overflow: visible !important; padding: 8px 8px 52px 8px; line-height: 1.9;
@@ -63,25 +63,28 @@ _PACES = [("as fast as it comes", 0.0), ("20 tokens a second", 20.0), ("5 tokens
 
 
 def _open_token(p: float) -> str:
-    """Shade, and an underline for who sees no colour: solid if unlikely, dotted if unsure."""
+    """Return the opening tag: a shade, and an underline that needs no colour.
+
+    The underline is solid if the token was unlikely, dotted if the model was unsure.
+    """
     underline = " llama-unlikely" if p < 0.1 else " llama-unsure" if p < 0.5 else ""
     classes = f"llama-token llama-shade{round((1 - p) * _SHADES)}{underline}"
     return f"<span class='{classes}' tabindex='0'>"
 
 
-# By thousandths, made once: a text has six probabilities a token, and the device waits.
+# Precomputed by thousandths: a token shows six probabilities, and formatting delays the device.
 _PERCENT = [f"{i / 1000:.1%}" for i in range(1001)]
 _OPEN_TOKEN = [_open_token(i / 1000) for i in range(1001)]
 
 
 def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
-    """One token: its text in the shade of its probability, and what else it could have been.
+    """Return a token as HTML: text shaded by its probability, alternatives in a tooltip.
 
     Parameters
     ----------
     token : StreamToken
     name : callable
-        A token id's text, as HTML with its spaces visible.
+        Returns the text of a token id, as HTML with visible spaces.
     """
     text = escape(token.text)
     if token.logprob is None:
@@ -99,19 +102,19 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
 
 
 def visible(text: str) -> str:
-    """A token's text as HTML, with marks for spaces and for the ends of lines."""
+    """Return a token's text as HTML, with visible spaces and line ends."""
     return escape(text.replace("\n", "⏎").replace(" ", "␣") or "∅")
 
 
 @dataclass
 class Run:
-    """A text of this panel's history.
+    """One generated text in the panel's history.
 
     Attributes
     ----------
     prompt, text : str
     settings : SamplingParams
-        The arguments of `generate`, the seed that was used included.
+        The arguments of `generate`, with the seed that was used.
     result : Generation
     """
 
@@ -122,7 +125,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """A line in the list."""
+        """Line of this run in the list."""
         n, rate = len(self.result.tokens), self.result.tokens_per_second
         begin = " ".join((self.prompt + self.text).split())[:26]
         speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
@@ -130,15 +133,15 @@ class Run:
 
 
 class PromptPanel(widgets.VBox):
-    """A prompt, sampling controls, the text as it comes, and the runs so far.
+    """Panel with a prompt, sampling controls, the streamed text, and the runs so far.
 
     Parameters
     ----------
     overlay : LlamaOverlay
-        With a model loaded. Only `stream_tokens`, `describe` and the model's description are
-        used.
+        Must have a model loaded. The panel uses `stream_tokens`, `describe`, `closed` and the
+        model's configuration, notes and tokenizer.
     power : PowerRecorder, optional
-        One that is recording: shows the energy.
+        A running recorder; the panel then shows the energy.
     prompt : str
 
     Attributes
@@ -150,7 +153,7 @@ class PromptPanel(widgets.VBox):
     def __init__(
         self, overlay: Any, power: EnergyMeter | None = None, prompt: str = "Once upon a time"
     ) -> None:
-        self._worker = Worker()  # before anything may fail: ipywidgets closes what failed
+        self._worker = Worker()  # first: ipywidgets calls close() even if __init__ fails
         if not hasattr(overlay, "stream_tokens") or not hasattr(overlay, "describe"):
             raise RequestError(f"{type(overlay).__name__} given: give the overlay, not its model")
         if power is not None and not hasattr(power, "sample"):
@@ -158,7 +161,7 @@ class PromptPanel(widgets.VBox):
                 f"power is {type(power).__name__}: give a PowerRecorder that records"
             )
         self._overlay, self._power = overlay, power
-        self._chunks = [widgets.HTML()]  # kept: to make a widget takes longer than a token
+        self._chunks = [widgets.HTML()]  # reused: creating a widget takes longer than a token
         self._names: dict[int, str] = {}
         self.runs: list[Run] = []
         c = overlay.llama.model.config
@@ -223,21 +226,21 @@ class PromptPanel(widgets.VBox):
         )
 
     def start(self, settings: SamplingParams | None = None) -> None:
-        """Generate with the controls' settings, or others; does nothing while a text comes."""
+        """Generate with `settings`, or the controls'; do nothing during a generation."""
         prompt, chosen, pace = self.prompt.value, settings or self.settings, self.pace.value
-        power = self._power if not pace else None  # pauses would count as the text's
+        power = self._power if not pace else None  # a paced text's energy would include the pauses
         show = _Shown(self, prompt, chosen.max_new_tokens, power, paced=pace > 0)
         show.at_once = not pace and self._expected_seconds(prompt, chosen) < _AT_ONCE
         try:
             if self._worker.run(lambda: self._generate(prompt, chosen, pace, show)):
                 if not show.at_once:
-                    show.begin()  # the device works meanwhile
-        except BaseException:  # Ctrl-C, too: the worker waits for the beginning
+                    show.begin()  # while the device already works
+        except BaseException:  # Ctrl-C too: else the worker waits for begin() for ever
             show.release()
             raise
 
     def _expected_seconds(self, prompt: str, settings: SamplingParams) -> float:
-        """What a text takes if the device does as in the last one."""
+        """Estimate a text's seconds from the rates of the last run; infinite if there is none."""
         if not self.runs or math.isnan(self.runs[-1].result.tokens_per_second):
             return math.inf
         last = self.runs[-1]
@@ -249,13 +252,13 @@ class PromptPanel(widgets.VBox):
         self._worker.wait()
 
     def close(self) -> None:
-        """Stop, and take the panel away."""
+        """Stop the generation and close the panel."""
         self._worker.stop.set()
         self._worker.wait()
         super().close()
 
     def _chunk(self, i: int) -> widgets.HTML:
-        """The i-th piece of the text; still with what it held in the text before."""
+        """Return the widget of the i-th piece of the text; it may still hold the previous text."""
         if i == len(self._chunks):
             first = self._chunks[0]
             self._chunks.append(widgets.HTML(layout=first.layout, style=first.style))
@@ -270,7 +273,7 @@ class PromptPanel(widgets.VBox):
     def _generate(
         self, prompt: str, settings: SamplingParams, pace: float, show: _Shown
     ) -> None:  # fmt: skip
-        """In the worker's thread: one text, from the first token to the last or to Stop."""
+        """Generate one text, until it ends or Stop is pressed; runs in the worker's thread."""
         finished: list[Generation] = []
         try:
             tokens = self._overlay.stream_tokens(
@@ -287,7 +290,7 @@ class PromptPanel(widgets.VBox):
             show.finish(finished[0] if finished else None)
             if finished:
                 self._remember(prompt, settings, finished[0])
-        except Exception as error:  # in a thread, nobody else would see it
+        except Exception as error:  # nothing else would report an exception of a thread
             show.fail(error)
         finally:
             if show.begun:
@@ -300,7 +303,7 @@ class PromptPanel(widgets.VBox):
         self.seed.value = result.seed
         self.runs.append(Run(prompt, result.text, replace(settings, seed=result.seed), result))
         labels = [f"{i}. {run.label}" for i, run in enumerate(self.runs, 1)]
-        self.history.unobserve(self._choose, names="index")  # else for the first one, too
+        self.history.unobserve(self._choose, names="index")  # setting options selects index 0
         with self.history.hold_sync():
             self.history.options = labels
             self.history.index = len(labels) - 1
@@ -325,32 +328,35 @@ class PromptPanel(widgets.VBox):
 
 
 class _Shown:
-    """What the panel shows of one text; sends no oftener than a view may."""
+    """Display of one text in the panel, with rate-limited updates."""
 
     def __init__(
         self, panel: PromptPanel, prompt: str, most: int, power: EnergyMeter | None, paced: bool
     ) -> None:
         self.power = power
         self._panel, self._most, self._paced = panel, most, paced
-        # The emulated device keeps every core busy: what is sent, it waits for.
+        # The emulated device keeps every core busy: each message delays it.
         self._pacer, self._status_pacer, self._energy_pacer = Pacer(8), Pacer(4), Pacer(1)
-        self._pacer.due()  # the first update comes with `begin`
+        self._pacer.due()  # `begin` sends the first update
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
         self._energy = ""
         self._prompt = f"<span class='llama-prompt'>{escape(prompt)}</span>"
         self._parts, self._pieces = [self._prompt], 1
         self.at_once = False
-        """Will probably be over before anybody sees how it began."""
+        """Whether the text will probably be complete before a start state could be seen."""
         self._begun = threading.Event()
 
     @property
     def begun(self) -> bool:
-        """Whether the panel shows that a text is coming."""
+        """Whether the panel shows the start state, or gave it up (`release`)."""
         return self._begun.is_set()
 
     def begin(self) -> None:
-        """The empty text, in the thread of whoever pressed Generate; or late, if it takes time."""
+        """Show the start state: an empty text, Generate disabled, Stop enabled.
+
+        Runs in the thread that called `start`; in the worker if an `at_once` text takes longer.
+        """
         panel = self._panel
         try:
             panel.generate.disabled, panel.stop.disabled = True, False
@@ -361,11 +367,11 @@ class _Shown:
             self.release()
 
     def release(self) -> None:
-        """Nobody need wait for the beginning any longer."""
+        """Unblock the worker, which waits for the start state."""
         self._begun.set()
 
     def _progress(self, words: str) -> str:
-        """A bar and words beside it: in one widget, for each message costs the emulator time."""
+        """Return a progress bar and words as one HTML value: each message delays the emulator."""
         return (
             f"<progress max='{self._most}' value='{self._count}' style='width: 220px; "
             f"margin-right: 8px; vertical-align: middle'></progress>{words}"
@@ -380,7 +386,7 @@ class _Shown:
             self._send()
 
     def _send_text(self) -> None:
-        """The last piece of the text, all of it."""
+        """Send the last piece of the text as a whole."""
         if not self._parts:
             return
         self._panel._chunk(self._pieces - 1).value = "".join(self._parts)
@@ -389,13 +395,13 @@ class _Shown:
             self._parts, self._pieces = [], self._pieces + 1
 
     def _show_pieces(self) -> None:
-        """As many as there are, and no more of the text before."""
+        """Show exactly the pieces of this text, none of the previous one."""
         panel = self._panel
         if len(panel.text.children) != self._pieces:
             panel.text.children = panel._chunks[: self._pieces]
 
     def _await_begin(self) -> None:
-        """Nothing of the text is sent before its beginning."""
+        """Wait for the start state: no text may be sent before."""
         if not self.at_once:
             self._begun.wait()
 
@@ -415,7 +421,7 @@ class _Shown:
             )
             return
         if self.power is not None and self._energy_pacer.due():
-            # A model's comes with the end of the text: it takes longer than a second's worth.
+            # Measured rails only: a modelled board's energy comes with the finished text.
             used = self.power.energy(self._started, time.perf_counter())
             self._energy = f", {used.joules:.3g} J" if isinstance(used, Energy) else ""
         panel.status.value = self._progress(
@@ -478,5 +484,5 @@ def _about(overlay: Any) -> str:
 
 _LEGEND = (
     "<small>Shade: how improbable the token was. Underlined: solid below 10%, dotted below 50%. "
-    "Point at a token, or go to it with Tab, for what else it could have been.</small>"
+    "Point at a token, or go to it with Tab, to see the alternatives.</small>"
 )

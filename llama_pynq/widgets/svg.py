@@ -1,4 +1,4 @@
-"""Small drawings as inline SVG: text and marks that also tell themselves apart without colour."""
+"""Inline SVG drawings; hatching and dashes tell marks apart without colour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 INK, PALE, PAPER = "#222222", "#767676", "#ffffff"
 
-# Okabe and Ito's colours, told apart by most eyes; the hatching does it without any.
+# Okabe and Ito's palette, which most colour-blind readers can tell apart; hatching needs no colour.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
 _HATCHES = (
     "",
@@ -25,27 +25,27 @@ DASHES = ("", "7 3", "2 2", "9 3 2 3", "4 2", "1 3", "12 3", "6 2 1 2")
 
 
 def escape(text: object) -> str:
-    """Text as it may stand in HTML and SVG."""
+    """Escape text for HTML and SVG."""
     return html.escape(str(text), quote=True)
 
 
 def shade(value: float) -> tuple[str, str]:
-    """Paper and ink for a value from 0, white, to 1, dark blue."""
+    """Return (background, text) colours for a value from 0 (white) to 1 (dark blue)."""
     value = min(max(float(value), 0.0), 1.0)
     red, green, blue = (round(255 + (end - 255) * value) for end in (8, 69, 148))
-    # The ink that stands out more: contrast as WCAG 2.1 defines it, of white and of INK.
+    # Text is white or INK, whichever has the higher contrast by WCAG 2.1.
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
     light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
     return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if 1.05 / light > light / 0.066 else INK
 
 
 def colour(style: int) -> str:
-    """The colour of a style."""
+    """Return the colour of a style."""
     return _COLOURS[style % STYLES]
 
 
 def ticks(top: float, n: int = 5) -> list[float]:
-    """About `n` round numbers from 0 to `top`."""
+    """Return about `n` round numbers from 0 to `top`."""
     if not top > 0 or not math.isfinite(top):
         return [0.0]
     step = 10 ** math.floor(math.log10(top / n))
@@ -54,13 +54,13 @@ def ticks(top: float, n: int = 5) -> list[float]:
 
 
 class Drawing:
-    """Marks of one picture, in pixels from the upper left.
+    """One picture; coordinates are pixels from the upper left.
 
     Parameters
     ----------
     width, height : float
     label : str
-        What the picture is, for who cannot see it.
+        Description of the picture for screen readers.
     """
 
     def __init__(self, width: float, height: float, label: str) -> None:
@@ -71,7 +71,7 @@ class Drawing:
         self, x: float, y: float, text: object, *, size: int = 12, anchor: str = "start",
         ink: str = INK, bold: bool = False, turn: float = 0,
     ) -> None:  # fmt: skip
-        """A line of text; `y` is its foot."""
+        """Add a line of text; `y` is its baseline."""
         weight = " font-weight='bold'" if bold else ""
         turned = f" transform='rotate({turn:g} {x:.1f} {y:.1f})'" if turn else ""
         self._marks.append(
@@ -83,7 +83,7 @@ class Drawing:
         self, x: float, y: float, width: float, height: float, *, fill: str = "none",
         title: str = "", edge: str = "none", style: int | None = None, opacity: float = 1,
     ) -> None:  # fmt: skip
-        """A rectangle; with a style, in its colour and hatching. The title shows on hovering."""
+        """Add a rectangle; a style sets its colour and hatching, the title is its tooltip."""
         if style is not None:
             fill = f"url(#llama-style-{style % STYLES})"
         hover = f"<title>{escape(title)}</title>" if title else ""
@@ -96,7 +96,7 @@ class Drawing:
         self, points: Sequence[tuple[float, float]], *, ink: str = INK, width: float = 1,
         dash: str = "", title: str = "",
     ) -> None:  # fmt: skip
-        """A line through points."""
+        """Add a line through points; the title is its tooltip."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dashed = f" stroke-dasharray='{dash}'" if dash else ""
         hover = f"<title>{escape(title)}</title>" if title else ""
@@ -106,11 +106,11 @@ class Drawing:
         )
 
     def mark(self, text: str) -> None:
-        """SVG as it is."""
+        """Add raw SVG."""
         self._marks.append(text)
 
     def render(self) -> str:
-        """The picture as HTML."""
+        """Return the picture as an SVG element."""
         patterns = "".join(
             f"<pattern id='llama-style-{i}' width='8' height='8' patternUnits='userSpaceOnUse'>"
             f"<rect width='8' height='8' fill='{fill}'/>"

@@ -1,4 +1,4 @@
-"""The one thread in which a view works, so that the notebook's other cells stay usable."""
+"""Background thread of a view, so that the notebook's other cells stay usable."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 
 UPDATES_PER_SECOND = 20
-"""A view sends no more than this: a browser does not show more, and each costs the kernel."""
+"""Limit for a view: a browser shows no more, and every update costs the Jupyter kernel time."""
 
 
 class Pacer:
-    """Says when a view may send again."""
+    """Rate limit of a view's updates."""
 
     def __init__(self, per_second: float = UPDATES_PER_SECOND) -> None:
         self._period = 1 / per_second
         self._last = -self._period
 
     def due(self) -> bool:
-        """Whether the time has come; if so, it begins anew."""
+        """Whether the next update is due; if so, the period restarts."""
         now = time.monotonic()
         if now - self._last < self._period:
             return False
@@ -28,12 +28,12 @@ class Pacer:
 
 
 class Worker:
-    """Runs one job at a time in a thread.
+    """Run one job at a time in a thread.
 
     Attributes
     ----------
     stop : threading.Event
-        Set when the job is to end.
+        Set to ask the job to end.
     """
 
     def __init__(self) -> None:
@@ -42,16 +42,16 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether a job is under way."""
+        """Whether a job is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def run(self, job: Callable[[], None]) -> bool:
-        """Begin a job, unless one is under way: then False."""
+        """Start a job and return True; return False if one is running."""
         if self.busy:
             return False
         self.stop.clear()
-        # ipykernel keeps what a message belongs to in a context variable: a thread without it
-        # would send updates that belong to nothing.
+        # ipykernel keeps the parent of its messages in a context variable: a thread without that
+        # variable would send updates that belong to no cell.
         context = contextvars.copy_context()
         self._thread = threading.Thread(
             target=context.run, args=(job,), name="llama_pynq view", daemon=True
@@ -60,6 +60,6 @@ class Worker:
         return True
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until the job has ended."""
+        """Wait until the job has ended, for at most `seconds`."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(seconds)

@@ -259,7 +259,7 @@ def test_records_that_do_not_fit_the_exercise_are_no_result(known, change, value
     exercise = known["99"].exercises["exercise-99-1"]
     row = grading._row(Grade("ada", "x"), exercise, "exercise-99-1", outcome)
     assert row.state == "no result"
-    assert row.error == "the check's result is not one of its own"
+    assert row.error == "the result does not come from this check"
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_suspicious_names_what_an_answer_should_not_need(source, note):
         ("[" * 100_000, "unreadable", "is not JSON, or cut short: "),
         ("[1]", "unreadable", "is JSON, but no notebook"),
         ('{"nbformat": 3, "worksheets": []}', "unreadable", "is a notebook of format 3, not 4"),
-        ('{"nbformat": 4, "cells": [7]}', "unreadable", "has a cell that is none"),
+        ('{"nbformat": 4, "cells": [7]}', "unreadable", "is damaged: it has a cell"),
         ({**notebook(), "cells": [cell("exercise-99-1", "")] * 2}, "unreadable", "two cells exer"),
         ({**notebook(), "cells": [cell("a", "1")]}, "unknown lesson", "has no cell whose id is"),
         ({**notebook(), "cells": [cell("exercise-98-1", "1")]}, "unknown lesson", "lesson 98, w"),

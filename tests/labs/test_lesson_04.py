@@ -72,7 +72,7 @@ def test_quantize_of_the_solution_passes(activations):
         (lambda x: (x.astype(np.int8), np.float64(1)), 0, "np.float32(127)"),
         (_quantize(steps=128), 1, "max / 128"),
         (_quantize(magnitude=lambda x: x), 1, "absolute values"),
-        (_quantize(rounding=np.trunc), 2, "cut off towards zero"),
+        (_quantize(rounding=np.trunc), 2, "truncated towards zero"),
         (_quantize(rounding=np.floor), 2, "rounded down"),
         (_quantize(rounding=lambda x: np.floor(x + f32(0.5))), 3, "rounding half up"),
         (
@@ -85,7 +85,7 @@ def test_quantize_of_the_solution_passes(activations):
         (
             _quantize(shares=lambda x, largest: x / (largest / f32(127))),
             5,
-            "x / scale rounds otherwise",
+            "x / scale rounds differently",
         ),
     ],
 )

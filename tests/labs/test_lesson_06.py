@@ -79,7 +79,7 @@ def _counted(weight=1.0, scales=True, kv=1.0, extra_tables=0, layers=None, cache
         (_counted(ffn=2), 0, "three matrices"),
         (_counted(kv_context=lambda c, n: c.seq_len), 0, "only those that are in use"),
         (lambda c, n, w=8, k=32: c.dim, 0, "Not the bytes of stories110M's weights"),
-        (lambda c, n, w=8, k=32: "117 MB", 0, "A number is asked for"),
+        (lambda c, n, w=8, k=32: "117 MB", 0, "Give a number"),
         (_counted(kv=0), 1, "the KV cache is forgotten"),
         (_counted(kv=0.5), 1, "Both are read"),
         (_counted(kv=0.25), 1, "float32 here"),
@@ -190,7 +190,7 @@ def test_a_prediction_is_judged_by_what_was_measured_where_there_is_a_board(solv
     roof = solved["prediction"]
     assert labs.check(*_check_prediction(roof, reference=roof / 1.1)).state == "passed"
     passed, text = _hint(*_check_prediction(roof, reference=roof / 2))
-    assert passed == 1 and "the roof is not what decides" in text
+    assert passed == 1 and "the roof is not the limit" in text
     assert labs.check(*_check_prediction(roof / 2.1, reference=roof / 2)).state == "passed"
 
 
