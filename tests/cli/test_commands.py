@@ -446,8 +446,8 @@ def test_truncated_or_damaged_model_files_are_refused(cli, refused, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(bad)
     message = refused("generate", "--model", "bad.safetensors")
     assert re.match(
-        r"bad\.safetensors: weight channel \d is damaged \(its checksum is [0-9a-f]{8}, "
-        r"[0-9a-f]{8} was packed\)\. Pack the model again: llama-pynq pack",
+        r"bad\.safetensors: weight channel \d is damaged \(checksum [0-9a-f]{8}, "
+        r"expected [0-9a-f]{8}\)\. Pack the model again: llama-pynq pack",
         message,
     )
 
