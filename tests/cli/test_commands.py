@@ -383,7 +383,7 @@ def test_pack_into_a_place_that_cannot_be_written(refused, tmp_path):
         (["--threads=0"], "--threads is 0: it must be 1 to 1024"),
         (["--threads=100000"], "--threads is 100000: it must be 1 to 1024"),
         (["word " * 3000], "tokens long, the model's context holds 512: shorten it"),
-        (["a\udcffb"], "position 1, which is no character"),
+        (["a\udcffb"], "lone surrogate"),
     ],
 )
 def test_an_argument_out_of_range_is_named(refused, options, message):
