@@ -414,7 +414,7 @@ def test_a_malformed_option_shows_the_usage(cli, capsys, option):
     [
         (None, "there is no file model.bin: check the path (it is relative to "),
         (b"", "model.bin is not a llama2.c checkpoint but an empty file: "),
-        (b"hello\n", "model.bin is not a llama2.c checkpoint but a text that starts 'hello\\n'"),
+        (b"hello\n", "is not a llama2.c checkpoint but a text file that starts with 'hello\\n'"),
         (b"PK\x03\x04" + bytes(60), "model.bin is not a llama2.c checkpoint but a zip"),
         (pickle.dumps({"weights": [1.0] * 9}), "but a pickle, as old torch.save wrote"),
         (b"GGUF" + bytes(60), "model.bin is not a llama2.c checkpoint but a GGUF file"),
@@ -469,7 +469,7 @@ def test_wrong_tokenizer_is_refused(refused, tmp_path):
     (tmp_path / "short.bin").write_bytes(_first_pieces(head, 259))
     cases = {
         "nowhere.bin": "there is no file nowhere.bin: check the path",
-        "text.bin": "text.bin is not a tokenizer but a text that starts 'hello\\n'",
+        "text.bin": "text.bin is not a tokenizer but a text file that starts with 'hello\\n'",
         "short.bin": "a vocabulary of 1024 tokens, but the tokenizer short.bin has 259: ",
         str(BUNDLED / "stories.bin"): "is not a tokenizer but a llama2.c checkpoint",
         str(tmp_path): "is a folder, not a tokenizer",
