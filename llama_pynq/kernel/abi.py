@@ -22,7 +22,7 @@ MIN_GROUP, MAX_GROUP = 32, 64
 WEIGHT_BITS = (8, 4)
 """Bits per packed weight; int4 in groups of `MAX_GROUP` only."""
 KV_BITS = (32, 8)
-"""Bits per KV cache value: float32, or int8 with one scale per head for the key and the value."""
+"""Bits per KV cache value: float32, or int8 with one scale per key and per value of a head."""
 REDUCE_LANES, NORM_SUMS, VALUE_SUMS = 16, 256, 8
 """Partial sums of a dot product, of a norm, and of an attention block's weighted values."""
 BLOCK = 32

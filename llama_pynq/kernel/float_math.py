@@ -81,7 +81,7 @@ def exp(x: ArrayLike) -> np.ndarray:
 def log(x: ArrayLike) -> np.ndarray:
     """Natural logarithm of normal positive float32. Relative error 8.5e-8.
 
-    No intermediate can be subnormal, so none is flushed: sampling calls this for every token.
+    No intermediate can be subnormal. Not flushing saves time: sampling calls this every token.
     """
     x = np.asarray(x, dtype=np.float32)
     bits = x.reshape(-1).view(np.int32)

@@ -36,8 +36,8 @@ def is_fetchable(url: str) -> bool:
     """Whether a URL is https, file, or http to localhost.
 
     A file is verified by its hash, whatever the transport. A record may itself be downloaded, and
-    then only the transport authenticates it. Plain http to localhost, such as a tunnel or a local
-    mirror, crosses no network.
+    then only the transport authenticates it. Nobody can tamper with http to localhost, such as a
+    tunnel or a local mirror.
     """
     try:
         parts = urlsplit(url)

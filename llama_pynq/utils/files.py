@@ -71,7 +71,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a new file atomically: readers see the whole file or none; an old file stays.
+    """Write a new file atomically, never replacing an existing one.
 
     Raises
     ------
