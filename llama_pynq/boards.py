@@ -1,9 +1,9 @@
-"""The boards: what their data sheets say, and what others measured on them.
+"""Boards: figures from data sheets, and measurements that others published.
 
-Constants of the kernel are not here: they are in ``hls_src/boards/``, one header each. Sources
-are named beside the figures. ``verified`` says whether the figures were read in a document or
-a project's file; where it is False, at least one is from memory and is to be checked against
-the data sheet before anybody relies on it.
+Kernel constants are in the config headers, ``hls_src/boards/``; boards may share a header. Sources
+are named beside the figures. ``verified`` is True if every figure was read in a document or in a
+project's file. Otherwise at least one figure was quoted from memory: check it against the data
+sheet before relying on it.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ MIB, GIB = 1 << 20, 1 << 30
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory that weights and KV cache lie in.
+    """The memory that holds the weights and the KV cache.
 
     Attributes
     ----------
     kind : str
     pool_bytes : int
-        What buffers can take together: PYNQ's default contiguous pool, or a card's memory.
+        Total size available to buffers: PYNQ's default contiguous pool, or a card's memory.
     banks : int
-        Parts with a controller of their own; a buffer lies in one of them.
+        Banks, each with its own controller; a buffer lies in one bank.
     bank_bytes : int
     peak_bytes_per_s, bank_peak_bytes_per_s : float
-        Bus width times transfer rate, of all banks together (HBM: what the card's power
-        allows) and of one.
+        Bus width times transfer rate, of all banks together (HBM: as far as the card's power
+        allows) and of one bank.
     efficiency : float
-        Share of the peak that long sequential reads reach.
+        Fraction of the peak that long sequential reads reach.
     ports, port_bytes : int
-        Ports that the fabric reaches it through, and their width.
+        Ports from the fabric to the memory, and their width.
     latency_ns : float
-        From a read request in the fabric to its first beat.
+        Time from a read request in the fabric to its first beat.
     source : str
-        Of the figures above.
+        Sources of the figures above.
     pool_base : int or None
-        Physical address where the pool starts, for the emulated device; None: not emulated.
+        Physical base address of the pool, for the emulated device; None: not emulated.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Memory:
     pool_base: int | None = None
 
     def read_seconds(self, n_bytes: float) -> float:
-        """Time to read so many bytes at `peak_bytes_per_s` times `efficiency`."""
+        """Time to read `n_bytes` at `peak_bytes_per_s` times `efficiency`."""
         return n_bytes / (self.peak_bytes_per_s * self.efficiency)
 
 
@@ -78,14 +78,14 @@ class Board:
     header : str
         Board name of the config header, ``kBoardName``.
     resources : Resources
-        Of the device, or what the card's shell leaves of it.
+        Resources of the device, or those that the card's shell leaves.
     memory : Memory
     max_clock_mhz : int
-        What the board's shell gives a kernel at most.
+        Highest kernel clock that the board's shell allows.
     cortex_a : bool
-        The driver runs on the chip's own ARM cores, not on a server.
+        Whether the driver runs on the chip's own ARM cores, not on a server.
     verified : bool
-        Every figure was read in a document; else at least one is from memory.
+        Whether every figure was read in a document; if not, at least one was quoted from memory.
     resources_source : str
     sheet : str
         The vendor, and the documents to check the figures against.
@@ -120,7 +120,7 @@ def _hbm(gib: int, peak: float, source: str) -> Memory:
         "HBM2", gib * GIB, 32, gib * GIB // 32, peak, 460e9 / 32,
         efficiency=0.92, ports=32, port_bytes=64, latency_ns=270,
         source=f"{source}; 32 pseudo-channels of 14.375 GB/s: UG1393; efficiency: Shuhai (FCCM "
-        "2020), 425 of 460 GB/s; latency: the same, from memory, with the switch",
+        "2020), 425 of 460 GB/s; latency: Shuhai, from memory, through the switch",
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ _ALVEO_DDR4 = Memory(
     "(arXiv 2502.10659), and 80 to 85% on a U250; latency: from memory",
 )  # fmt: skip
 
-_HLS_SHELL = "what the shell leaves: finn, src/finn/util/platforms.py"
+_HLS_SHELL = "resources that the shell leaves: finn, src/finn/util/platforms.py"
 
 _BOARDS = (
     Board(
@@ -165,8 +165,8 @@ _BOARDS = (
             "DDR4-2133, 64 bit", 512 * MIB, 1, 512 * MIB, 17.072e9, 17.072e9,
             efficiency=0.85, ports=4, port_bytes=16, latency_ns=500,
             source="PYNQ, boards/ZCU104: base.tcl (DDR4_2133P, 1067 MHz, 64 bit), "
-            "system-user.dtsi (linux,cma 0x20000000); the memory of the processor's side "
-            "alone; efficiency and latency: as KV260",
+            "system-user.dtsi (linux,cma 0x20000000); the PS memory alone; "
+            "efficiency and latency: as KV260",
         ),
         300, True, False, "DS891, from memory",
         "AMD: UG1267, DS891",
@@ -178,7 +178,7 @@ _BOARDS = (
             efficiency=0.85, ports=4, port_bytes=64, latency_ns=250,
             source="from memory: DDR4-2133, 250 MHz; efficiency as U250",
         ),
-        250, False, False, "taken as U200's",
+        250, False, False, "assumed equal to the U200's",
         "AWS: aws-fpga, the FPGA development kit",
     ),
     Board(
@@ -193,8 +193,8 @@ _BOARDS = (
     ),
     Board(
         "u50", "Alveo U50", "VU35P", "u50", Resources(742_560, 5_352, 1_128, 608),
-        _hbm(8, 316e9, "UG1120: 8 GB in 32 pseudo-channels; 316 GB/s at most: DS965, from "
-             "memory, which calls 201 nominal"),
+        _hbm(8, 316e9, "UG1120: 8 GB in 32 pseudo-channels; at most 316 GB/s, nominally "
+             "201: DS965, from memory"),
         300, False, False, _HLS_SHELL,
         "AMD: DS965, UG1371",
     ),
@@ -214,5 +214,5 @@ _BOARDS = (
 
 
 def boards() -> dict[str, Board]:
-    """Every board with a config header, by name, from the smallest memory speed up."""
+    """Every board with a config header, by name, from embedded boards to cards."""
     return {board.name: board for board in _BOARDS}

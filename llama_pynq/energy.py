@@ -1,6 +1,6 @@
-"""What a generation cost, as `Generation.energy` carries it.
+"""Energy of a generation (`Generation.energy`), and the interface of power meters.
 
-The core knows this result and the border to whoever measures; sensors are not its business.
+The engine depends on these two only; sensors and recorders are in `measure`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from llama_pynq.errors import RequestError
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a call of `generate`, all of its sequences together.
+    """Energy of one call of `generate`, over all of its sequences.
 
     Attributes
     ----------
     joules : float
-        Of the seconds that readings cover.
+        Energy used in `covered_seconds`.
     seconds, covered_seconds : float
-        From the first row of the prompt to the last token; and what of it has readings: less
-        where a sensor was lost.
+        Time from the first row of the prompt to the last token, and the part of it that readings
+        cover: less if a sensor was lost.
     mean_watts, peak_watts : float
     tokens : int
-        Generated, all sequences together.
+        Tokens generated, over all sequences.
     source : str
     measured : bool
-        False: modelled.
+        True: measured; False: modelled.
     idle_watts : float or None
-        The device's power when nothing ran, where it was measured before.
+        Idle power of the device, if it was measured before.
     """
 
     joules: float
@@ -45,17 +45,17 @@ class Energy:
 
     @property
     def joules_per_token(self) -> float:
-        """Mean power times the whole time, over the tokens; NaN without a token."""
+        """Mean power times `seconds`, divided by `tokens`; NaN without a token."""
         return self.mean_watts * self.seconds / self.tokens if self.tokens else float("nan")
 
     @property
     def mwh_per_token(self) -> float:
-        """The same in milliwatt-hours, HLSTransform's unit."""
+        """`joules_per_token` in milliwatt-hours, HLSTransform's unit."""
         return self.joules_per_token / 3.6
 
     @property
     def joules_above_idle(self) -> float | None:
-        """Without what the idle device would have used in that time."""
+        """Energy minus that of the idle device over the same time; None without `idle_watts`."""
         if self.idle_watts is None:
             return None
         return self.joules - self.idle_watts * self.covered_seconds
@@ -76,29 +76,30 @@ class Energy:
 
 
 class EnergyMeter(Protocol):
-    """What `generate(power=...)` asks for; `power.PowerRecorder` is one."""
+    """Interface of the meter in `generate(power=...)`, such as `measure.power.PowerRecorder`."""
 
     def sample(self) -> None:
         """Take a reading now."""
 
     def mark(self, name: str, begin: float, end: float) -> None:
-        """Name a stretch of time, in `time.perf_counter`'s seconds."""
+        """Name an interval, in seconds of `time.perf_counter`."""
 
     def energy(
         self, begin: float, end: float, texts: Sequence[tuple[int, int]] = ()
     ) -> Energy | str:
-        """Energy of a stretch of time, or why there is none.
+        """Energy of an interval, or the reason why there is none.
 
-        `texts` has the tokens of every prompt and answer.
+        `texts` holds the number of tokens of each sequence's prompt and answer.
         """
 
 
 def check_meter(power: object) -> None:
-    """Refuse what is no `EnergyMeter`; None is no meter at all.
+    """Refuse an object that is no `EnergyMeter`; None, for no meter, is accepted.
 
     Raises
     ------
     RequestError
+        If the object lacks a method of `EnergyMeter`.
     """
     if power is not None and not all(hasattr(power, n) for n in ("sample", "mark", "energy")):
         raise RequestError(

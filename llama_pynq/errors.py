@@ -1,7 +1,7 @@
-"""Every error this package raises on purpose.
+"""Exceptions that this package raises on purpose.
 
-Each names the thing that is wrong, says why, and what to do. They derive from the
-built-in exception a caller would expect, so ``except ValueError`` works too.
+Each message names what is wrong, says why, and what to do. Each class also derives from the
+built-in exception that a caller expects, so ``except ValueError`` works too.
 """
 
 
@@ -18,15 +18,15 @@ class TokenizerError(LlamaPynqError, ValueError):
 
 
 class LimitError(LlamaPynqError, ValueError):
-    """A model or request exceeds what this kernel or board can hold."""
+    """A model or request exceeds the limits of the kernel or of the board."""
 
 
 class RequestError(LlamaPynqError, ValueError):
-    """An argument of generate(), stream() or logits() is out of range."""
+    """A request is invalid: a bad argument, no model loaded, or a closed overlay."""
 
 
 class OverlayMismatch(LlamaPynqError, RuntimeError):
-    """The loaded overlay is not ours, or speaks another version of the contract."""
+    """An overlay is missing, damaged, of another package or board, or of another ABI version."""
 
 
 class InstallError(LlamaPynqError, RuntimeError):
@@ -58,7 +58,7 @@ class KernelTimeout(LlamaPynqError, TimeoutError):
 
 
 class ConnectionLost(LlamaPynqError, ConnectionError):
-    """A board on the network does not answer any more."""
+    """A board on the network no longer answers."""
 
 
 class BuildError(LlamaPynqError, RuntimeError):

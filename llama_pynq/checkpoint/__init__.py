@@ -1,1 +1,1 @@
-"""Readers of model files, and the models' shapes."""
+"""Model files: reader of llama2.c checkpoints, shapes of models, random models."""

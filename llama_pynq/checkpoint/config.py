@@ -50,8 +50,8 @@ class ModelConfig:
     Raises
     ------
     CheckpointError
-        If a size is not positive, dim is not n_heads even heads, or the heads do not
-        divide evenly among the key-value heads.
+        If a size is not positive, dim is not a multiple of n_heads, the head size is odd,
+        n_heads is not a multiple of n_kv_heads, or rope_theta is not positive and finite.
     """
 
     dim: int
@@ -93,7 +93,7 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        """Numbers per attention head: dim / n_heads."""
+        """Values per attention head: dim / n_heads."""
         return self.dim // self.n_heads
 
     @property
@@ -125,9 +125,9 @@ class ModelConfig:
         }[name]
 
     def tensor_copies(self, name: str) -> int:
-        """Tensors of that name: one per layer, or one."""
+        """Number of tensors of that name: n_layers, or 1."""
         return self.n_layers if name in LAYER_TENSORS else 1
 
     def stores(self, name: str) -> bool:
-        """Whether a file holds the tensor; a tied classifier is the embedding."""
+        """Whether a file holds the tensor; a tied classifier is stored as the embedding."""
         return name != "wcls" or not self.tied

@@ -1,16 +1,15 @@
-"""llama2.c checkpoints, versions 0, 1 and 2, read one tensor at a time.
+"""Reader of llama2.c checkpoints, versions 0, 1 and 2, one tensor at a time.
 
-A board with 512 MB cannot hold a model twice, so nothing here maps or loads a whole
-file: every tensor is one seek and one read at an offset computed from the header. The
-header also fixes the file's size to the byte, which is how truncated, over-long and
-foreign files are told apart before any weight is believed.
+A board with 512 MB cannot hold a model twice, so this module never maps or loads a whole
+file: a tensor is read sequentially from an offset computed from the header (:func:`layout`).
+The header also determines the file's exact size, so truncated, over-long and foreign files
+are refused before any weight is read.
 
-No pickle is ever read: PyTorch files are recognised by their first bytes and refused.
+Pickles are never read: PyTorch files are recognised by their first bytes and refused.
 
 References
 ----------
-karpathy/llama2.c at 350e04f: export.py (the writer), run.c and runq.c (the readers),
-and the table of byte offsets in :func:`layout`.
+karpathy/llama2.c at 350e04f: export.py (the writer), run.c and runq.c (the readers).
 """
 
 from __future__ import annotations
@@ -39,17 +38,18 @@ _HEADER_BYTES = 256  # of versions 1 and 2
 _HEADER = "<7i"  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 _LEGACY_HEADER_BYTES = struct.calcsize(_HEADER)  # version 0 has nothing else
 
-# No Llama comes near this, and the first four bytes of every text, zip, GGUF or
-# safetensors file read as a larger number or put a zero behind it.
+# Far above any Llama. The first integer of a text, zip, GGUF or safetensors file is larger, or
+# the second is zero.
 _MAX_DIMENSION = 1 << 20
 
-_Sizes = tuple[int, int, int, int, int, int, int]
 _SLICE_BYTES = 1 << 20
+
+_Sizes = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: layer i starts at offset + i * stride, in bytes."""
+    """Location of a tensor in the file: layer i starts at byte offset + i * stride."""
 
     offset: int
     stride: int
@@ -59,11 +59,11 @@ class Place:
 def layout(
     config: ModelConfig, version: int, group_size: int | None
 ) -> tuple[dict[str, Place], int]:
-    """Byte offsets of every tensor, and the size of the whole file.
+    """Compute the location of every tensor, and the size of the whole file.
 
     Layers follow each other within a tensor. Version 2 stores the norms as float32
-    and every other tensor, layer by layer, as int8 values with its float32 scales
-    right behind them.
+    and every other tensor, layer by layer, as int8 values followed by their float32
+    scales.
 
     ======= ======== ==============================================================
     version header   body
@@ -111,7 +111,7 @@ def layout(
 
 @dataclass(eq=False)
 class Checkpoint:
-    """An open checkpoint; :func:`load_checkpoint` makes one.
+    """An open checkpoint, as :func:`llama_pynq.load_checkpoint` returns it.
 
     Holds a file handle and the offsets, never a weight. Reads from several threads
     are serialised. Use it as a context manager, or call :meth:`close`.
@@ -123,7 +123,7 @@ class Checkpoint:
     version : int
         0 and 1 hold float32, 2 holds int8 groups.
     group_size : int or None
-        Weights that share a scale; None for float files.
+        Weights that share a scale; None for float32 files.
     n_bytes : int
         Size of the file.
     """
@@ -138,8 +138,8 @@ class Checkpoint:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
-        # A notebook rarely closes anything: closing with the object keeps Python
-        # from warning about a leaked handle.
+        # Notebooks rarely close anything: the finalizer closes the file with the object, so
+        # that Python does not warn about a leaked handle.
         self._finalizer = weakref.finalize(self, self._file.close)
 
     def __enter__(self) -> Checkpoint:
@@ -205,7 +205,7 @@ class Checkpoint:
     def quantized(
         self, name: str, layer: int | None = None
     ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-        """Read one tensor of a version 2 file as it is stored.
+        """Read one tensor of a version 2 file as stored, without dequantising.
 
         Parameters
         ----------
@@ -266,7 +266,7 @@ class Checkpoint:
         return place, place.offset + layer * place.stride, f"{name}, layer {layer}"
 
     def _read_into(self, array: npt.NDArray[Any], offset: int) -> None:
-        """Fill a C-contiguous array from the file, in slices that any system reads whole."""
+        """Fill a C-contiguous array from the file, in slices short enough for any system's read."""
         if self._file.closed:
             raise CheckpointError(f"{self.path} is closed: open it again with load_checkpoint()")
         view = array.data.cast("B")
@@ -283,8 +283,8 @@ class Checkpoint:
                 done += n
 
     def _refuse_nonfinite(self, values: npt.NDArray[np.float32], label: str) -> None:
-        # NaN passes through min and max, so two reductions do without a mask as
-        # large as the tensor; the mask is made only to point at the culprit.
+        # min and max propagate NaN, so two reductions replace a mask as large as the tensor.
+        # The mask is computed only to locate the first bad value.
         with np.errstate(invalid="ignore"):
             if np.isfinite(values.min()) and np.isfinite(values.max()):
                 return
@@ -299,14 +299,14 @@ class Checkpoint:
 
 
 def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
-    """Check the header and size of an open llama2.c file.
+    """Read the header of an open llama2.c file, and check the file's size.
 
     Parameters
     ----------
     path : Path
         For messages.
     file : BinaryIO
-        Open for reading, unbuffered; the checkpoint owns it from here on.
+        Open for reading, unbuffered; the returned checkpoint owns it.
     rope_theta : float
         Base of the rotary embedding, which the file does not hold.
 
@@ -334,7 +334,7 @@ def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
 def _parse_header(
     path: Path, head: bytes, n_bytes: int, rope_theta: float
 ) -> tuple[int, ModelConfig, int | None]:
-    """Version, config and group size, of a header whose numbers are plausible."""
+    """Parse version, config and group size; refuse implausible sizes."""
     if head[:4] == struct.pack("<I", _MAGIC):
         return _parse_versioned_header(path, head, n_bytes, rope_theta)
     sizes = _plausible_sizes(head, allow_negative_vocab=True)
@@ -378,7 +378,7 @@ def _parse_versioned_header(
 
 
 def _plausible_sizes(header: bytes, allow_negative_vocab: bool) -> _Sizes | None:
-    """The seven integers, or None if no model has such sizes."""
+    """Return the seven integers, or None if no model has such sizes."""
     if len(header) < _LEGACY_HEADER_BYTES:
         return None
     sizes: _Sizes = struct.unpack_from(_HEADER, header)
@@ -399,10 +399,10 @@ def _config(path: Path, sizes: _Sizes, tied: bool, rope_theta: float) -> ModelCo
 def _refuse_ambiguous(path: Path, config: ModelConfig, group_size: int) -> None:
     """Refuse groups that straddle rows.
 
-    export.py backs its group size off until it divides dim, but never looks at
-    hidden_dim; it then groups w2 across the ends of its rows. runq.c takes each row's
-    first hidden_dim // group_size groups, indexes the scales accordingly and drops the
-    rest. The file does not say which of the two was meant, so neither is guessed.
+    export.py reduces its group size until it divides dim, but ignores hidden_dim, so that
+    groups of w2 may straddle its rows. runq.c takes each row's first
+    hidden_dim // group_size groups, indexes the scales accordingly and drops the rest. The
+    file does not say which of the two is meant, so neither is assumed.
     """
     if group_size < 1:
         raise CheckpointError(

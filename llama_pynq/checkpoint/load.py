@@ -1,4 +1,4 @@
-"""Open a model file."""
+"""Open a checkpoint file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llama_pynq.utils.foreign import LLAMA2C_EXPORT
 
 
 class _CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """So that both ``except CheckpointError`` and ``except FileNotFoundError`` work."""
+    """A missing file: caught as CheckpointError and as FileNotFoundError."""
 
 
 def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> Checkpoint:
@@ -21,14 +21,14 @@ def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> C
     Parameters
     ----------
     path : path-like
-        A ``.bin`` file that llama2.c's export.py wrote, of version 0, 1 or 2.
+        A ``.bin`` file written by llama2.c's export.py, of version 0, 1 or 2.
     rope_theta : float
         Base of the rotary embedding, which the file does not hold.
 
     Returns
     -------
     Checkpoint
-        Weights are read, and checked for NaN, when :meth:`Checkpoint.tensor` asks.
+        Weights are read, and checked for NaN, on demand by :meth:`Checkpoint.tensor`.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Models with random weights and a made-up vocabulary, to measure speed with.
+"""Models with random weights and a synthetic vocabulary, for speed measurements.
 
-How fast a kernel runs depends on the shape of a model, not on what it has learnt. These
+A kernel's speed depends on the shape of a model, not on the values of its weights. Random models
 have the shapes of karpathy's stories15M, 42M and 110M, which are not in the package.
 """
 
@@ -23,26 +23,26 @@ from llama_pynq.utils.files import cache_folder, replacing, write_atomically
 
 __all__ = ["random_model", "tokenizer_bytes", "write_random_checkpoint"]
 
-_RECIPE = 1  # part of the file names: to be raised when other bytes are written
+_RECIPE = 1  # part of the file names: raise it when the bytes written change
 _SLICE_VALUES = 1 << 18
 _CONSONANTS, _VOWELS = "bdfghjklmnprstvwyz", "aeiou"
 _LETTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'\"\n"
 
-# Weight of the last norm: the logits' standard deviation. With 1 they would be so alike that
-# 0.9 of the probability is half the vocabulary's; with 6 it is a few tokens', as in a trained
-# model, and sampling costs what it costs there.
+# Weight of the final norm, and so the standard deviation of the logits. At 1, half the vocabulary
+# shares 0.9 of the probability; at 6 a few tokens do, as in a trained model, and sampling costs
+# as much as there.
 _SHARPNESS = 6.0
 
 
 def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
-    """Checkpoint and tokenizer of a shape, made in the cache folder where they are not there.
+    """Return a random checkpoint and tokenizer; create them in the cache folder if missing.
 
     Parameters
     ----------
     name : str
         One of STORIES.
     seed : int
-        Of the weights, 0 or more. Same seed, same bytes, on every machine.
+        Seed of the weights, 0 or more. Same seed, same bytes, on every machine.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
     Raises
     ------
     RequestError
-        If there is no such shape.
+        If STORIES has no such name.
     """
     if name not in STORIES:
         raise RequestError(f"there is no random model {name!r}: choose one of {', '.join(STORIES)}")
@@ -70,22 +70,23 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
 
 
 def write_random_checkpoint(file: BinaryIO, config: ModelConfig, seed: int = 0) -> None:
-    """Write a llama2.c checkpoint of version 0, in slices of a megabyte.
+    """Write a random llama2.c checkpoint of version 0, in slices of a megabyte.
 
-    Weights are uniform with variance 1 / columns, norms are 1, the last one 6 (see the
-    source). The embedding of EOS is zero: with a tied classifier its logit is, too, and no
-    program that reads the file ends its text before it is told to.
+    Weights are uniform with variance 1 / columns. Norm weights are 1, the final norm's are 6
+    (`_SHARPNESS`). The embedding of EOS is zero, and through the tied classifier so is its
+    logit: programs that read the file do not end their text early.
 
     Parameters
     ----------
     file : binary file
         Empty, open for writing, seekable.
     config : ModelConfig
-        Tied.
+        With a tied classifier.
     seed : int
+        Seed of the weights.
     """
-    assert config.tied, "the sign of vocab_size would have to tell"
-    # Raw bits and exact arithmetic: distributions may differ among NumPy's versions.
+    assert config.tied, "an untied classifier needs a negative vocab_size in the header"
+    # Raw bits and exact arithmetic: NumPy's distributions may differ between versions.
     bits = np.random.PCG64(seed)
     places, n_bytes = layout(config, 0, None)
     file.write(struct.pack("<7i", *_sizes(config)))
@@ -102,7 +103,7 @@ def write_random_checkpoint(file: BinaryIO, config: ModelConfig, seed: int = 0) 
     row_bytes = 4 * config.dim
     file.seek(embedding.offset + BinTokenizer.eos_id * row_bytes)
     file.write(bytes(row_bytes))
-    file.seek(n_bytes - 1)  # nobody reads the rotary tables at the end: zeros
+    file.seek(n_bytes - 1)  # zeros: readers ignore the rotary tables at the end
     file.write(b"\0")
 
 
@@ -112,7 +113,7 @@ def _sizes(config: ModelConfig) -> tuple[int, ...]:
 
 
 def _uniform(bits: np.random.PCG64, n: int, columns: int) -> Iterator[np.ndarray]:
-    """`n` weights of a matrix, slice by slice."""
+    """Yield `n` weights of a matrix, slice by slice."""
     largest = np.float32(math.sqrt(3 / columns) / 2**31)
     for first in range(0, n, _SLICE_VALUES):
         size = min(_SLICE_VALUES, n - first)
@@ -121,7 +122,7 @@ def _uniform(bits: np.random.PCG64, n: int, columns: int) -> Iterator[np.ndarray
 
 
 def tokenizer_bytes(vocab_size: int) -> bytes:
-    """A tokenizer.bin of llama2.c's format with pronounceable tokens that mean nothing.
+    """Generate a tokenizer.bin in llama2.c's format with pronounceable nonsense tokens.
 
     Parameters
     ----------
@@ -139,14 +140,15 @@ def tokenizer_bytes(vocab_size: int) -> bytes:
         word = _word(i)
         pieces += [b" " + word, word]
     del pieces[vocab_size:]
-    # As in Llama 2's: what comes first is merged first, and only what is text.
+    # As in Llama 2: special and byte tokens score 0, the scores of text tokens fall, so that lower
+    # ids merge first.
     scores = [min(0.0, 259.0 - i) for i in range(vocab_size)]
     records = [struct.pack("<fI", s, len(p)) + p for s, p in zip(scores, pieces)]
     return struct.pack("<I", max(map(len, pieces))) + b"".join(records)
 
 
 def _word(i: int) -> bytes:
-    """The i-th word: i in the number system whose digits are syllables; no two are alike."""
+    """The i-th word: i in a number system whose digits are syllables; no two words are equal."""
     syllables = len(_CONSONANTS) * len(_VOWELS)
     word = ""
     while i >= 0:

@@ -1,1 +1,1 @@
-"""The Python twin of hls_src/: what host and kernel agree on, and the reference arithmetic."""
+"""Python twin of hls_src/: ABI, registers, limits, board constants and reference arithmetic."""

@@ -1,8 +1,8 @@
-"""What the kernel and its driver agree on: every buffer, word by word.
+"""Kernel ABI: every buffer that the kernel and its driver share, word by word.
 
-The twin of ``hls_src/contract.h``; a test holds the two in step. All words are 32 bits,
-little-endian. What depends on the board (rows, top logits, limits) is not here: the
-kernel says it itself, see `KernelLimits`.
+Twin of ``hls_src/contract.h``; a test compares the two. All words are 32-bit little-endian.
+Board-dependent values (rows, top logits, limits) are not here: the kernel reports them, see
+`limits.KernelLimits`.
 """
 
 from __future__ import annotations
@@ -18,26 +18,24 @@ COMMAND_DESCRIBE = 0
 COMMAND_RUN = 1
 
 MIN_GROUP, MAX_GROUP = 32, 64
-"""Group sizes the kernel reads: weights that share one scale."""
+"""Group sizes that the kernel reads; the weights of a group share one scale."""
 WEIGHT_BITS = (8, 4)
-"""What weights are packed as; int4 in groups of `MAX_GROUP` only."""
+"""Bits per packed weight; int4 in groups of `MAX_GROUP` only."""
 KV_BITS = (32, 8)
-"""What the KV cache holds: float32, or int8 with a scale for each head's key and value."""
+"""Bits per KV cache value: float32, or int8 with one scale per key and per value of a head."""
 REDUCE_LANES, NORM_SUMS, VALUE_SUMS = 16, 256, 8
-"""Partial sums of a dot product, of a norm, and of the values of a block of attention."""
+"""Partial sums of a dot product, of a norm, and of an attention block's weighted values."""
 BLOCK = 32
-"""Positions of the KV cache, or logits, that one online-softmax step takes."""
+"""KV cache positions, or logits, per online-softmax step."""
 WORD_BYTES = 64
-"""A weight word: one row's group of 64, or two rows' groups of 32."""
+"""Bytes of a weight word: one row's group of 64, or two rows' groups of 32."""
 
-# request, in words
+# request: word offsets
 REQUEST_ROWS, REQUEST_STEPS, REQUEST_LAYER_BEGIN, REQUEST_LAYER_END = 0, 1, 2, 3
 REQUEST_FLAGS, REQUEST_STOP_TOKENS = 4, 5
 REQUEST_ABORT = 16
 REQUEST_STOP_LIST = 32
 MAX_STOP_TOKENS = 16
-MAX_STEP_EVENTS = 4096
-"""Events that the profile of one step holds."""
 REQUEST_ROW_BASE = 48
 
 ROW_DTYPE = np.dtype(
@@ -58,11 +56,11 @@ ROW_WORDS = ROW_DTYPE.itemsize // 4
 
 
 def make_rows(n: int) -> np.ndarray:
-    """(n,) rows of a call, zeroed: `ROW_DTYPE`. Zero is greedy, and truncates nothing."""
+    """Return (n,) zeroed rows of `ROW_DTYPE`: greedy, without truncation."""
     return np.zeros(n, ROW_DTYPE)
 
 
-# model descriptor, in words
+# model descriptor: fields in word order, then the RoPE table
 MODEL_FIELDS = (
     "magic",
     "abi",
@@ -82,7 +80,7 @@ MODEL_FIELDS = (
 )
 MODEL_ROPE_TABLE = 16
 
-# results, in words
+# results: word offsets; the self-description follows the status words
 STATUS_MAGIC, STATUS_ABI, STATUS_STATE, STATUS_ERROR = 0, 1, 2, 3
 STATUS_DETAIL, STATUS_STEPS, STATUS_SEQUENCE = 4, 5, 15
 STATUS_WORDS = 16
@@ -108,6 +106,10 @@ DESCRIBE_BASE = 16
 DESCRIBE_BOARD = 32
 DESCRIBE_WORDS = 36
 
+# profile
+MAX_STEP_EVENTS = 4096
+"""Events that one step's record holds."""
+
 
 class RequestFlag(IntFlag):
     """Flags of a call."""
@@ -126,7 +128,7 @@ class RowFlag(IntFlag):
 
 
 class State(IntEnum):
-    """How a call ended."""
+    """Final state of a call."""
 
     DONE = 1
     ABORTED = 2
@@ -134,7 +136,7 @@ class State(IntEnum):
 
 
 class Stage(IntEnum):
-    """Stages that the profile tells apart."""
+    """Stages of a step in the profile."""
 
     EMBED = 0
     ATTENTION_NORM = 1
@@ -153,10 +155,10 @@ class Stage(IntEnum):
 
 ERRORS = {
     1: "unknown command {detail}",
-    2: "the model buffer holds no descriptor of this contract's version",
-    3: "word {detail} of the model descriptor is over this kernel's limits",
+    2: "the model buffer holds no descriptor of this ABI version",
+    3: "word {detail} of the model descriptor is invalid or over this kernel's limits",
     4: "{detail} rows: outside 1 to the kernel's maximum",
-    5: "{detail} steps: outside 1 to the kernel's maximum, or not over all layers",
+    5: "{detail} steps: outside 1 to the kernel's maximum (1 for a layer range or activations in)",
     6: "layer range starting at {detail} is not inside the model",
     7: "row {detail}: token id outside the vocabulary",
     8: "row {detail}: position outside the context",
@@ -170,11 +172,14 @@ ERRORS = {
 """Text of each error code; `detail` is the status word of that name."""
 
 TOKEN_NONE, TOKEN_UNDECIDED = -1, -2
-"""Instead of a token: none was sampled; truncation keeps more than the top logits."""
+"""Placeholders for a token: none sampled; undecided, so the host picks.
+
+A token is undecided if truncation keeps more tokens than the top logits hold.
+"""
 
 
 def result_dtype(top_logits: int) -> np.dtype:
-    """One row's result of one step.
+    """Dtype of one row's result of one step.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Board headers, ``hls_src/boards/*.h``: the one place that reads them.
+"""Reader of the board headers, ``hls_src/boards/*.h``; no other module parses them.
 
-Standard library only: ``setup.py`` imports it in an empty build environment.
+Standard library only: ``setup.py`` imports this module in an empty build environment.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], int]] = {
     ast.LShift: operator.lshift,
     ast.Gt: operator.gt,
 }
-_BLOCK_RAM_DEPTH = 512  # at its widest (UG573)
+
+_BLOCK_RAM_DEPTH = 512  # words, in the widest configuration (UG573)
 
 
 # ---- constants ------------------------------------------------------------------------
@@ -56,13 +57,13 @@ def read_constants(*headers: Path) -> dict[str, int]:
     Parameters
     ----------
     *headers : Path
-        Read in order: the constants of a later one may use those of an earlier one.
+        Read in order; a header may use the constants of those before it.
 
     Returns
     -------
     dict of str to int
-        ``constexpr int`` and ``uint32_t``. A constant whose value is more than arithmetic on
-        other constants, such as a call, is left out.
+        ``constexpr int`` and ``uint32_t``. A constant is left out if its value needs more
+        than arithmetic on other constants, such as a call.
     """
     found: dict[str, int] = {}
     for header in headers:
@@ -76,14 +77,14 @@ def read_constants(*headers: Path) -> dict[str, int]:
 
 
 def require_constants(constants: Mapping[str, int], names: Iterable[str], header: Path) -> None:
-    """Raise ValueError, naming the header and the first constant that it lacks."""
+    """Raise ValueError naming the header and the first missing constant, if there is one."""
     for name in names:
         if name not in constants:
             raise ValueError(f"{header} defines no 'constexpr int {name} = ...;'")
 
 
 def constant_name(name: str) -> str:
-    """A Python name as the headers spell it: ``max_rows`` is ``kMaxRows``."""
+    """Convert a Python name to the headers' spelling: ``max_rows`` to ``kMaxRows``."""
     return "k" + "".join(part.capitalize() for part in name.split("_"))
 
 
@@ -121,16 +122,16 @@ def board_headers(source: Path | None = None) -> dict[str, Path]:
 
 
 def kv_in_uram(constants: Mapping[str, int]) -> bool:
-    """Whether the KV FIFOs are UltraRAM: where they are deeper than a block RAM."""
+    """Whether the KV FIFOs use UltraRAM: the part has it, and they are deeper than a block RAM."""
     return bool(constants["kUltraRam"]) and constants.get("kKvFifoBeats", 0) > _BLOCK_RAM_DEPTH
 
 
-# ---- what the constants mean ----------------------------------------------------------
+# ---- configuration of a kernel --------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Target:
-    """The layout that weights are packed for.
+    """Hardware layout that weights are packed for.
 
     Attributes
     ----------
@@ -144,7 +145,7 @@ class Target:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Constants of a board's config header and of ``config.h``, as the headers name them."""
+    """Constants of a board's config header and of ``config.h``; names as in `constant_name`."""
 
     clock_mhz: int
     channels: int
@@ -184,7 +185,7 @@ class KernelConfig:
         Raises
         ------
         ValueError
-            If a constant is in neither.
+            If neither header defines a constant.
         """
         found = read_constants(header, header.parents[1] / "config.h")
         names = {field.name: constant_name(field.name) for field in fields(cls)}
@@ -193,12 +194,12 @@ class KernelConfig:
 
     @property
     def word_beats(self) -> int:
-        """Beats of a weight word."""
+        """Beats per weight word."""
         return self.word_bytes // self.beat_bytes
 
     @property
     def scale_words(self) -> int:
-        """Words that hold the scales of a tile's group."""
+        """Weight words that hold one group's scales of a tile."""
         return self.tile_rows * 4 // self.word_bytes
 
     @property
@@ -208,6 +209,6 @@ class KernelConfig:
 
 @lru_cache
 def kernel_of(board: Board) -> KernelConfig:
-    """The board's config header, at the clock that its shell allows."""
+    """Constants of the board's kernel, with the clock capped at its shell's maximum."""
     kernel = KernelConfig.from_header(board_headers()[board.header])
     return replace(kernel, clock_mhz=min(kernel.clock_mhz, board.max_clock_mhz))

@@ -1,19 +1,19 @@
-"""The control register of an HLS kernel: AP_START to AP_DONE, in both block protocols.
+"""Model of an HLS kernel's control register, for both block-level protocols.
 
-As Vitis HLS generates it (UG1399, "S_AXILITE Control Register Map" and "Block-Level
-Control Protocols"):
+As Vitis HLS generates the register (UG1399, "S_AXILITE Control Register Map" and
+"Block-Level Control Protocols"):
 
 ===========  ==========================  ============================================
 bit          ap_ctrl_hs                  ap_ctrl_chain
 ===========  ==========================  ============================================
 AP_START     cleared when the kernel is ready for the next start
 AP_DONE      cleared by reading it       stays until AP_CONTINUE is written
-AP_IDLE      neither running nor asked to run
+AP_IDLE      set while no call is running or pending
 AP_READY     cleared by reading it
-AP_CONTINUE  absent                      clears itself
+AP_CONTINUE  absent                      self-clearing
 ===========  ==========================  ============================================
 
-In ap_ctrl_chain a start that comes before AP_CONTINUE waits for it.
+In ap_ctrl_chain a start stays pending until AP_CONTINUE clears AP_DONE.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from llama_pynq.kernel.registers import (
 
 AUTO_RESTART = 0x80
 
-_RUNNING = 0x100  # beside the register's own bits in the state, and not visible in it
+_RUNNING = 0x100  # internal state bit above the register's own bits; reads do not show it
 _VISIBLE = AP_START | AP_DONE | AP_READY
 
 
 class ControlUnit:
-    """The state machine behind CTRL.
+    """State machine of the control register.
 
     The state is one integer. Each change replaces it in one assignment, so a KeyboardInterrupt
     leaves either the old state or the new one.
@@ -45,9 +45,9 @@ class ControlUnit:
     protocol : str
         ``"ap_ctrl_hs"`` or ``"ap_ctrl_chain"``.
     launch : callable
-        Starts the kernel and returns at once; may raise, and then nothing has started.
+        Starts the kernel and returns at once. If it raises, nothing has started.
     finished : callable
-        Whether the kernel has finished; may wait for it for a moment.
+        Returns whether the kernel has finished; may block briefly.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ControlUnit:
         self._cleared = AP_READY if self._chained else AP_READY | AP_DONE
 
     def read(self) -> int:
-        """The register's value, with the side effects of reading it."""
+        """Read the register, with the side effects of a read."""
         self._update()
         state = self._state
         self._state = state & ~self._cleared
@@ -70,7 +70,7 @@ class ControlUnit:
         return state & _VISIBLE | idle
 
     def write(self, value: int) -> None:
-        """Write the register: AP_START and, where the protocol has it, AP_CONTINUE."""
+        """Write the register: AP_START and, in ap_ctrl_chain, AP_CONTINUE."""
         if value & AUTO_RESTART:
             raise RuntimeError(
                 "AUTO_RESTART is not emulated: write AP_START for each call of the kernel."
@@ -90,8 +90,8 @@ class ControlUnit:
         state = self._state
         if state & (AP_START | _RUNNING) != AP_START or (self._chained and state & AP_DONE):
             return
-        # Running is set first: were the launch interrupted after the kernel has started, the
-        # next read would still ask the kernel.
+        # Set _RUNNING before the launch: if an interrupt hits once the kernel has started, the
+        # next read still polls the kernel.
         self._state = state | _RUNNING
         try:
             self._launch()

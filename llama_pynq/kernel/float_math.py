@@ -8,11 +8,26 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 f32 = np.float32
+
 _TINY = np.finfo(np.float32).tiny
+_LN2_HIGH, _LN2_LOW = f32(0.693359375), f32(-0.000212194442)
+_LOG_COEFFICIENTS = tuple(
+    f32(c)
+    for c in (
+        -0.0790274367,
+        0.126223192,
+        -0.129981831,
+        0.142144963,
+        -0.166412815,
+        0.200010449,
+        -0.25000307,
+        0.333333313,
+    )
+)
 
 
 def flush(x: np.ndarray) -> np.ndarray:
-    """Subnormal float32 values become zero of the same sign, as in AMD's float cores."""
+    """Flush subnormal float32 values to zero of the same sign, as AMD's float cores do."""
     x = np.asarray(x, dtype=np.float32)
     return np.where(np.abs(x) < _TINY, np.copysign(f32(0), x), x)
 
@@ -50,9 +65,6 @@ def _horner(x: np.ndarray, coefficients: Sequence[float]) -> np.ndarray:
     return value
 
 
-_LN2_HIGH, _LN2_LOW = f32(0.693359375), f32(-0.000212194442)
-
-
 def exp(x: ArrayLike) -> np.ndarray:
     """e^x; 0 below -86, e^88 above 88. Relative error 1.2e-7."""
     shape = np.shape(x)
@@ -69,7 +81,7 @@ def exp(x: ArrayLike) -> np.ndarray:
 def log(x: ArrayLike) -> np.ndarray:
     """Natural logarithm of normal positive float32. Relative error 8.5e-8.
 
-    Nothing here can be subnormal, so nothing is flushed: sampling calls this every token.
+    No intermediate can be subnormal. Not flushing saves time: sampling calls this every token.
     """
     x = np.asarray(x, dtype=np.float32)
     bits = x.reshape(-1).view(np.int32)
@@ -86,21 +98,6 @@ def log(x: ArrayLike) -> np.ndarray:
     tail = tail + e * _LN2_LOW
     tail = tail - f32(0.5) * square
     return ((f + tail) + e * _LN2_HIGH).reshape(x.shape)
-
-
-_LOG_COEFFICIENTS = tuple(
-    f32(c)
-    for c in (
-        -0.0790274367,
-        0.126223192,
-        -0.129981831,
-        0.142144963,
-        -0.166412815,
-        0.200010449,
-        -0.25000307,
-        0.333333313,
-    )
-)
 
 
 def cos_sin(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +121,7 @@ def cos_sin(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tree_sum(values: np.ndarray) -> np.ndarray:
-    """Sum over the last axis (a power of two): halves are added until one is left."""
+    """Sum over the last axis (a power of two): add the halves until one value is left."""
     while values.shape[-1] > 1:
         half = values.shape[-1] // 2
         values = add(values[..., :half], values[..., half:])
@@ -132,7 +129,7 @@ def tree_sum(values: np.ndarray) -> np.ndarray:
 
 
 def lane_sum(products: np.ndarray, lanes: int) -> np.ndarray:
-    """Sum over the last axis: element i to partial sum i % lanes, then the tree."""
+    """Sum over the last axis: add element i to partial sum i % lanes, then `tree_sum`."""
     n = products.shape[-1]
     padded = -(-n // lanes) * lanes
     values = np.zeros((*products.shape[:-1], padded), np.float32)

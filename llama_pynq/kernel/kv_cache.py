@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def head_stride(head_size: int) -> int:
-    """Values that a key or a value takes, padded to whole reductions."""
+    """Elements stored per key or value: head_size padded to whole reductions."""
     return -(-head_size // REDUCE_LANES) * REDUCE_LANES
 
 
@@ -35,16 +35,16 @@ def record_beats(head_size: int, kv_bits: int, beat_bytes: int) -> int:
 def port_bytes(
     config: ModelConfig, kv_bits: int, slots: int, kv_ports: int, beat_bytes: int
 ) -> int:
-    """Bytes that one port's share of the KV cache takes.
+    """Bytes of one port's share of the KV cache.
 
     Parameters
     ----------
     config : ModelConfig
     kv_bits : {32, 8}
     slots : int
-        Sequences.
+        Sequences that the cache holds.
     kv_ports, beat_bytes : int
-        KV ports of the kernel; bytes of a port's beat.
+        KV ports of the kernel; bytes of a KV port's beat.
     """
     heads = -(-config.n_kv_heads // kv_ports)
     record = record_beats(config.head_size, kv_bits, beat_bytes) * beat_bytes
@@ -52,7 +52,7 @@ def port_bytes(
 
 
 def read_records(records: np.ndarray, kv_bits: int, beat: int, head_size: int) -> np.ndarray:
-    """Keys and values of records of the KV cache.
+    """Decode KV cache records into keys and values.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def read_records(records: np.ndarray, kv_bits: int, beat: int, head_size: int) -
         halves = np.split(flat.view(np.float32), 2, axis=-1)
         return np.stack(halves)[..., :head_size]
     scales = flat[..., :8].view(np.float32)
-    # Byte k of a beat's word i is its value k * words + i.
+    # Byte k of a beat's 32-bit word i holds value k * words + i, words = 32-bit words per beat.
     beats = flat[..., beat:].view(np.int8).reshape(*flat.shape[:-1], -1, beat // 4, 4)
     values = np.swapaxes(beats, -1, -2).reshape(*flat.shape[:-1], 2, -1)[..., :head_size]
     return np.moveaxis(values * scales[..., None], -2, 0)

@@ -1,4 +1,4 @@
-"""What one build of the kernel can do: its self-description, and whether a model fits it."""
+"""Limits of a kernel build: its self-description, and the check that a model fits."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KernelLimits:
-    """The kernel's self-description: what this build can do.
+    """Limits of a kernel build, as its self-description reports them.
 
     Attributes
     ----------
     board : str
     abi : int
     channels, beat_bytes, tile_rows : int
-        Weight memory: channels, bytes a beat, output rows a tile.
+        Weight memory: channels, bytes per beat, output rows per tile.
     max_rows, max_steps, max_stop_tokens, top_logits : int
         Limits of one call.
     max_dim, max_hidden_dim, max_head_size, max_layers, max_seq_len : int
         Limits of the model.
     clock_mhz : int
-        Ticks a microsecond in the profile.
+        Kernel clock; ticks per microsecond in the profile.
     max_step_events : int
-        Events a profile record holds.
+        Events that one step's profile record holds.
     kv_ports, kv_beat_bytes : int
-        KV cache: ports that the heads are dealt out to, bytes a beat.
+        KV cache: ports that share the KV heads, bytes per beat.
     """
 
     board: str
@@ -80,7 +80,7 @@ class KernelLimits:
 
     @classmethod
     def from_words(cls, words: np.ndarray) -> KernelLimits:
-        """Read the (DESCRIBE_WORDS,) uint32 words of a described call."""
+        """Parse the (DESCRIBE_WORDS,) uint32 words that the describe command returns."""
         values = {name: int(words[DESCRIBE_BASE + i]) for i, name in enumerate(DESCRIBE_FIELDS)}
         name = words[DESCRIBE_BOARD:DESCRIBE_WORDS].astype("<u4").tobytes()
         return cls(
@@ -91,7 +91,7 @@ class KernelLimits:
 
     @classmethod
     def from_header(cls, header: Path) -> KernelLimits:
-        """What a kernel built from a board's config header will say of itself.
+        """Limits that a kernel built from a board's config header reports.
 
         Raises
         ------
@@ -108,9 +108,9 @@ class KernelLimits:
         return cls(board=board, abi=ABI_VERSION, **fixed, **values)
 
     def within(self, board: KernelLimits) -> KernelLimits:
-        """Limits of this kernel, held to another board's limits on models and calls.
+        """Cap this kernel's limits on models and calls at another board's.
 
-        What the layout of buffers depends on (channels, tiles, top logits) stays.
+        Fields that buffer layouts depend on (channels, tiles, top logits) stay.
         """
         names = ("max_rows", "max_steps", "max_dim", "max_hidden_dim", "max_head_size",
                  "max_layers", "max_seq_len")  # fmt: skip
@@ -119,7 +119,7 @@ class KernelLimits:
 
     @property
     def target(self) -> Target:
-        """The layout that weights are packed for."""
+        """Hardware layout that weights are packed for."""
         return Target(self.channels, self.tile_rows)
 
     def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
@@ -148,7 +148,7 @@ class KernelLimits:
 
 
 def check_limits(config: ModelConfig, limits: KernelLimits) -> None:
-    """Raise LimitError, naming every limit the model exceeds and the board's value."""
+    """Raise LimitError naming every limit that the model exceeds, with both values."""
     checks = (
         ("dim", config.dim, limits.max_dim),
         ("hidden_dim", config.hidden_dim, limits.max_hidden_dim),

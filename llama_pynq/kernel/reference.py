@@ -1,11 +1,11 @@
-"""The model in NumPy, in two arithmetics.
+"""NumPy reference models: float32, and the kernel's own arithmetic.
 
-`FloatModel` is llama2.c's float32 model: it gives the accuracy figures. `KernelModel` is
-the kernel's own arithmetic, step by step: int8 groups, float32 outside, subnormals
-flushed, every addition in the kernel's order. The kernel equals it bit for bit.
+`FloatModel` is llama2.c's float32 model, the baseline of the accuracy figures. `KernelModel`
+repeats the kernel's arithmetic step by step: int8 groups, float32 outside, subnormals flushed,
+every addition in the kernel's order. The kernel equals `KernelModel` bit for bit.
 
-Both run rows as the kernel does: row i attends to its own slot's positions up to its own.
-They are written to be read and compared with, not to be fast.
+Both run rows as the kernel does: row i attends to the positions of its own slot, up to and
+including its own position. Both are oracles, written for clarity, not speed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llama_pynq.kernel.stages import (
 
 
 class _Weights(Protocol):
-    """Where a model's tensors come from: a `Checkpoint`, or anything shaped like one."""
+    """Source of a model's tensors: a `Checkpoint`, or an object with the same interface."""
 
     config: ModelConfig
 
@@ -40,7 +40,7 @@ class _Weights(Protocol):
 
 
 class _Cache:
-    """Keys and values per layer and slot, and their scales."""
+    """Keys, values and their scales, per layer and slot."""
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -49,7 +49,7 @@ class _Cache:
     def write(
         self, layer: int, slot: int, position: int, kv: np.ndarray, scales: np.ndarray | None = None
     ) -> None:
-        """(2, n_kv_heads, head_size) keys and values; (2, n_kv_heads) scales, default 1."""
+        """Store (2, n_kv_heads, head_size) keys and values, (2, n_kv_heads) scales (default 1)."""
         c = self._config
         shape = (2, c.seq_len, c.n_kv_heads)
         new = np.zeros((*shape, c.head_size), np.float32), np.ones(shape, np.float32)
@@ -58,7 +58,7 @@ class _Cache:
         cached_scales[:, position] = 1 if scales is None else scales
 
     def read(self, layer: int, slot: int, positions: int) -> tuple[np.ndarray, ...]:
-        """Keys, values and scales as `attend` takes them."""
+        """Return keys, values and scales in the shapes of `attend`."""
         cache, scales = self._slots[layer, slot]
         return cache[0, :positions], cache[1, :positions], scales[:, :positions]
 
@@ -69,7 +69,7 @@ class FloatModel:
     Parameters
     ----------
     weights : Checkpoint
-        Read whole into memory.
+        Source of the tensors; all are read into memory.
 
     References
     ----------
@@ -108,7 +108,7 @@ class FloatModel:
     def residual_stream(
         self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Before each layer and after the last, (n_layers + 1, rows, dim) float32."""
+        """Stream before each layer and after the last, (n_layers + 1, rows, dim) float32."""
         c, norm = self.config, self._norm
         slots = slots or [0] * len(tokens)
         x = self._embedding[list(tokens)].copy()
@@ -147,7 +147,7 @@ class FloatModel:
 
 
 class QuantizedWeights(Protocol):
-    """What `KernelModel` computes with: `quantize.QuantizedModel` is one."""
+    """Weights interface of `KernelModel`, as `weights.quantize.QuantizedModel` has it."""
 
     config: ModelConfig
     group_size: int
@@ -159,14 +159,14 @@ class QuantizedWeights(Protocol):
 
 
 class KernelModel:
-    """The kernel's arithmetic, step by step.
+    """Bit-exact model of the kernel's arithmetic.
 
     Parameters
     ----------
     weights : QuantizedWeights
         The same values and scales that are packed for the kernel.
     kv_bits : {32, 8}
-        What the KV cache holds.
+        Bits per KV cache value: float32 or int8.
     """
 
     def __init__(self, weights: QuantizedWeights, kv_bits: int = 32) -> None:
@@ -182,14 +182,14 @@ class KernelModel:
         self._cache = _Cache(self.config)
 
     def embed(self, tokens: Sequence[int]) -> np.ndarray:
-        """(rows, dim) float32: the tokens' rows of the embedding, dequantised."""
+        """Dequantised embedding of each token, (rows, dim) float32."""
         rows = QuantizedMatrix(self._embedding.q[list(tokens)], self._embedding.scale[list(tokens)])
         return rows.dequantize()[:, : self.config.dim]
 
     def layer(
         self, index: int, x: np.ndarray, positions: Sequence[int], slots: Sequence[int]
     ) -> np.ndarray:
-        """One layer: residual stream (rows, dim) in, (rows, dim) out."""
+        """Run one layer: residual stream (rows, dim) in, (rows, dim) out."""
         c, w, size = self.config, self._weights, self._weights.group_size
         rows = len(x)
         h = quantize_groups(rms_norm(x, w.vector("rms_att_weight", index)), size)
@@ -216,9 +216,9 @@ class KernelModel:
         return add(x, matvec(w.matrix("w2", index), *quantize_groups(hidden, size)))
 
     def cached(self, slot: int, positions: int) -> np.ndarray:
-        """The KV cache, (2, n_layers, n_kv_heads, positions, head_size) float32.
+        """KV cache of a slot, (2, n_layers, n_kv_heads, positions, head_size) float32.
 
-        As `driver.LlamaDriver.read_cache`: of an int8 cache, integers times their scale.
+        Same as `driver.LlamaDriver.read_cache`: int8 values are multiplied by their scale.
         """
         layers = []
         for index in range(self.config.n_layers):

@@ -1,9 +1,9 @@
-"""The kernel's argument list, and the registers that follow from it.
+"""Arguments of the kernel, and their register offsets.
 
 One description serves the Vitis flow (the generated top function with its INTERFACE
 pragmas), the emulated overlays (register offsets in their metadata) and the g++ build
-(the call into the compiled kernel). Standard library only: ``setup.py`` imports it in
-an empty build environment.
+(the call into the compiled kernel). Standard library only: ``setup.py`` imports this module
+in an empty build environment.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ IP_NAME = "llama"
 
 VENDOR, LIBRARY, VERSION = "llama_pynq", "hls", "1.0"
 VLNV = f"{VENDOR}:{LIBRARY}:{IP_NAME}:{VERSION}"
-"""What the kernel is called in the catalogues of the tools: what the build asks for."""
+"""VLNV that the build requests: the kernel's name in the tools' IP catalogues."""
 
 VLNVS = (VLNV, f"xilinx.com:hls:{IP_NAME}:1.0")
-"""Every VLNV the driver binds to.
+"""VLNVs that the driver binds to.
 
-The second is what Vitis HLS writes where it is not told another, and whether it is told for an .xo
-as it is for an IP was not seen. Another's kernel of that name does no harm: the kernel says who it
-is, `abi.MAGIC` and its ABI, before it is given anything to do.
+The second is the default of Vitis HLS. Not tested: whether Vitis HLS applies the requested VLNV to
+an .xo as it does to an IP. A foreign kernel of the same VLNV does no harm: the driver first has the
+kernel describe itself, and checks `abi.MAGIC` and the ABI version.
 """
 
 CONTROL_OFFSET = 0x00
@@ -46,7 +46,7 @@ class Argument:
     bundle : str or None
         The m_axi bundle of a pointer; None for a scalar.
     depth : str
-        Of a pointer: the constant that is its depth in cosimulation, in elements.
+        For a pointer: the constant that holds its cosimulation depth, in elements.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Argument:
 
     @property
     def buffer(self) -> str:
-        """Name of the memory it points at; the two pointers of a KV port share one."""
+        """Name of the buffer it points to; the two pointers of a KV port share one."""
         return re.sub(r"^kv_(read|write)_", "kv_cache_", self.name)
 
 
 @dataclass(frozen=True)
 class Register:
-    """Where an argument sits in the s_axilite register file, in bytes."""
+    """An argument's place in the s_axilite register file; the offset is in bytes."""
 
     name: str
     offset: int
@@ -79,14 +79,13 @@ def arguments(channels: int, kv_ports: int, shared_masters: bool = False) -> tup
     Parameters
     ----------
     channels, kv_ports : int
-        The board's weight channels, and ports of its KV cache.
+        Weight channels and KV cache ports of the board.
     shared_masters : bool
-        A KV port goes through the AXI master of the weight channel of its number. Only the
-        bundles depend on it.
+        True: KV port p uses the AXI master of weight channel p. Changes the bundles only.
     """
     io = "gmem_io"
-    # Both of a port point at one memory: what the kernel reads of the positions that the same step
-    # writes, it replaces with what is on chip.
+    # Both pointers of a KV port address one buffer. Positions that the same step writes may be read
+    # stale; the kernel replaces them with its on-chip copy.
     kv_bundle = "gmem_w" if shared_masters else "gmem_kv"
     cache = tuple(
         Argument(f"kv_{access}_{p}", ctype, f"{kv_bundle}{p}", "kCosimBeats")
@@ -112,7 +111,7 @@ def arguments(channels: int, kv_ports: int, shared_masters: bool = False) -> tup
 
 
 def board_arguments(constants: dict[str, int]) -> tuple[Argument, ...]:
-    """`arguments` of the kernel with these `board_constants`."""
+    """`arguments` of a kernel with these `board_constants`."""
     shared = bool(constants["kSharedMasters"])
     return arguments(constants["kChannels"], constants["kKvPorts"], shared)
 
@@ -128,7 +127,7 @@ def registers(args: tuple[Argument, ...]) -> tuple[Register, ...]:
 
 
 def zynq_registers(args: tuple[Argument, ...]) -> tuple[Register, ...]:
-    """The same register file as a Zynq .hwh lists it: a pointer is `name_1` and `name_2`."""
+    """`registers` as a Zynq .hwh lists them: a pointer is two, `name_1` and `name_2`."""
     result = []
     for register in registers(args):
         if register.size_bits == 32:

@@ -31,13 +31,14 @@ from llama_pynq.kernel.float_math import (
     tree_sum,
 )
 
+RMS_EPSILON = f32(1e-5)
+
 _LOWEST = f32(-1e30)
 _NO_LOGIT = f32(-3e38)
-RMS_EPSILON = f32(1e-5)
 
 
 def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Activations to symmetric int8, one scale per group; the last group is zero-padded.
+    """Quantise activations to symmetric int8, one scale per group; zero-pad the last group.
 
     Parameters
     ----------
@@ -48,8 +49,8 @@ def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndar
     -------
     q : (rows, groups * group_size) int8
     scale : (rows, groups) float32
-        max(|group|) / 127; 0 where that maximum is under 2^-100; not finite where a value
-        of the group is not.
+        max(|group|) / 127; 0 if that maximum is below 2^-100; not finite if a value of the
+        group is not.
 
     References
     ----------
@@ -66,20 +67,20 @@ def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndar
     up = np.where(live, div(f32(127), safe), f32(0))
     with np.errstate(invalid="ignore"):
         rounded = round_to_even(mul(padded, up[..., None]))
-        q = np.where(np.abs(rounded) <= 128, rounded, 0).astype(np.int8)  # NaN is not
+        q = np.where(np.abs(rounded) <= 128, rounded, 0).astype(np.int8)  # NaN becomes 0
     return q.reshape(rows, -1), np.where(live, div(largest, f32(127)), f32(0))
 
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A weight matrix as the kernel knows it.
+    """A quantised weight matrix: integers, and one scale per group.
 
     Attributes
     ----------
     q : (out, groups * group_size) int8
     scale : (out, groups) float32
     bits : {8, 4}
-        4: q is -8 to 7, and is stored two to a byte.
+        4: q is -8 to 7, packed two to a byte.
     """
 
     q: np.ndarray
@@ -91,13 +92,13 @@ class QuantizedMatrix:
         return self.q.shape[1] // self.scale.shape[1]
 
     def dequantize(self) -> np.ndarray:
-        """(out, groups * group_size) float32."""
+        """Return the weights as (out, groups * group_size) float32."""
         groups = self.q.reshape(*self.scale.shape, -1).astype(np.float32)
         return mul(groups, self.scale[..., None]).reshape(self.q.shape)
 
 
 def matvec(weight: QuantizedMatrix, q: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Quantised rows times a quantised matrix, groups added in ascending order.
+    """Multiply quantised rows by a quantised matrix; add the groups in ascending order.
 
     Parameters
     ----------
@@ -112,8 +113,8 @@ def matvec(weight: QuantizedMatrix, q: np.ndarray, scale: np.ndarray) -> np.ndar
     rows, groups = scale.shape
     size = weight.group_size
     total = np.zeros((rows, weight.q.shape[0]), np.float32)
-    # A group's dot product is below 2^24, so float32 matmul would be exact as well; float64
-    # leaves no doubt.
+    # A group's dot product is below 2^24, so a float32 matmul would be exact too; in float64 no
+    # order of additions matters.
     for g in range(groups):
         part = slice(g * size, (g + 1) * size)
         dot = q[:, part].astype(np.float64) @ weight.q[:, part].astype(np.float64).T
@@ -124,18 +125,18 @@ def matvec(weight: QuantizedMatrix, q: np.ndarray, scale: np.ndarray) -> np.ndar
 
 def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x / sqrt(mean(x^2) + 1e-5) * weight, over the last axis."""
-    x, weight = flush(x), flush(weight)  # both may come from outside the kernel
+    x, weight = flush(x), flush(weight)  # both may come from outside the kernel, unflushed
     count = f32(x.shape[-1])
     total = add(lane_sum(mul(x, x), NORM_SUMS), mul(count, RMS_EPSILON))
     with np.errstate(invalid="ignore"):
-        # An overflow must not end as a row of zeros.
+        # An overflow gives NaN: 1 / sqrt(inf) would give a row of zeros.
         finite = total < f32(np.inf)
         factor = np.where(finite, div(np.sqrt(count), np.sqrt(total)), f32(np.nan))
         return mul(mul(x, factor[..., None]), weight)
 
 
 def rope_turns(head_size: int, theta: float) -> np.ndarray:
-    """Turns per position of each pair, as a 64-bit fraction.
+    """RoPE turns per position of each pair, as a 64-bit fraction.
 
     Computed in decimal arithmetic, so that every machine gets the same bits.
 
@@ -167,7 +168,7 @@ def _rope_turns(head_size: int, theta: float) -> np.ndarray:
 
 
 def rotate(x: np.ndarray, positions: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Rotary embedding of pairs (2i, 2i + 1).
+    """Apply the rotary embedding to pairs (2i, 2i + 1).
 
     Parameters
     ----------
@@ -188,15 +189,15 @@ def rotate(x: np.ndarray, positions: np.ndarray, turns: np.ndarray) -> np.ndarra
 def attend(
     query: np.ndarray, keys: np.ndarray, values: np.ndarray, scales: np.ndarray | None = None
 ) -> np.ndarray:
-    """One row's attention, block by block, with an online softmax.
+    """Attention of one row, block by block, with an online softmax.
 
     Parameters
     ----------
     query : (n_heads, head_size) float32
     keys, values : (positions, n_kv_heads, head_size) float32
-        Of an int8 cache the integers.
+        For an int8 cache, the integers.
     scales : (2, positions, n_kv_heads) float32, optional
-        What keys and values are multiplied by; default 1.
+        Scales of the keys and of the values; default 1.
 
     Returns
     -------
@@ -234,7 +235,7 @@ def attend(
 
 
 def round_heads(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What an int8 KV cache holds of (rows, heads, head_size): integers, (rows, heads) scales."""
+    """Quantise (rows, heads, head_size) as an int8 KV cache: integers, (rows, heads) scales."""
     q, scale = quantize_groups(x.reshape(-1, x.shape[-1]), x.shape[-1])
     return q.astype(np.float32).reshape(x.shape), scale.reshape(x.shape[:-1])
 
@@ -260,7 +261,7 @@ def log_sum_exp(logits: np.ndarray) -> np.float32:
 
 @dataclass(frozen=True)
 class Truncation:
-    """What top-k, top-p and min-p keep; 0, 1 and 0 keep all."""
+    """Limits of top-k, top-p and min-p truncation; 0, 1 and 0 keep all tokens."""
 
     top_k: int = 0
     top_p: float = 1.0
@@ -283,34 +284,35 @@ def choose_from_top(
     seed: int,
     position: int,
 ) -> tuple[int, int] | None:
-    """The token that noise makes the best of those that truncation keeps.
+    """Sample from the top logits that truncation keeps, by Gumbel-max.
 
     Parameters
     ----------
     ids, logits : (n,)
-        The n largest of `vocab_size`, descending; of equals the lower id first.
+        The n largest of `vocab_size` logits, descending; ties in ascending order of id.
     lse_temperature : float
         Log-sum-exp of logit / temperature over the whole vocabulary.
     vocab_size : int
     temperature : float
     truncation : Truncation
     seed, position : int
-        Of the noise.
+        Seed and position of the Gumbel noise.
 
     Returns
     -------
     (int, int) or None
-        Index of the token, and how many were kept; None if n are too few to tell.
+        Index of the token in `ids`, and the number of tokens kept; None if n logits are too
+        few to decide.
     """
     limited, nucleus = 0 < truncation.top_k < vocab_size, truncation.top_p < 1
     limit = truncation.top_k if limited else vocab_size
     if limited and nucleus and limit > len(logits):
-        return None  # what top-k leaves is a distribution of its own, whose total is not known
+        return None  # top-p applies to what top-k keeps, and that total is unknown
     tempered = div(logits[:limit], f32(temperature))
     weights = exp(sub(tempered, tempered[0]))
     mass = np.cumsum(weights, dtype=np.float32)
     total = mass[-1] if limited else exp(sub(f32(lse_temperature), tempered[0]))
-    # One further than there are: whether the next would be kept.
+    # ends[i]: truncation drops token i. The last entry stands for the token after the n given.
     ends = np.append(weights < f32(truncation.min_p), limit <= len(logits))
     if nucleus:
         ends[1:] |= mass >= mul(f32(truncation.top_p), total)
@@ -323,7 +325,7 @@ def choose_from_top(
 
 @dataclass(frozen=True)
 class Sample:
-    """What the kernel returns for a row: see `hls_src/contract.h`, kResult..."""
+    """Result that the kernel returns for a row; see kResult... in `hls_src/contract.h`."""
 
     token: int
     kept: int
@@ -344,7 +346,7 @@ def sample(
     """Greedy (temperature 0) or Gumbel-max sampling of (vocab_size,) float32 logits."""
     n = len(logits)
     order = np.argsort(-logits, kind="stable")[:top_logits]
-    top = logits[order] + f32(0)  # a zero has no sign among them
+    top = logits[order] + f32(0)  # turns -0.0 into 0.0
     lse = log_sum_exp(logits)
     if temperature == 0:
         return Sample(int(order[0]), 1, lse, lse, order, top)

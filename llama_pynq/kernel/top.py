@@ -1,4 +1,4 @@
-"""The kernel's top function in C++, generated for a board's header."""
+"""Generator of the kernel's C++ top function, from a board's config header."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ void CallTop(const uint64_t* args) {{
 
 
 def top_function(header: Path) -> str:
-    """C++ source of the kernel's top function for one board.
+    """Generate the C++ source of the kernel's top function for one board.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def top_function(header: Path) -> str:
     -------
     str
         The top function with its INTERFACE pragmas (UG1399), the dataflow region of one
-        step, and, outside synthesis, the call that the emulated device makes.
+        step, and, outside synthesis, the entry point for the emulated device.
     """
     constants = board_constants(header)
     channels, kv_ports = constants["kChannels"], constants["kKvPorts"]
@@ -130,7 +130,7 @@ def top_function(header: Path) -> str:
         scoped = arg.ctype.replace("Beat", f"{space}Beat").replace(f"Kv{space}", f"{space}Kv")
         return f"{scoped} {arg.name}"
 
-    # All arguments of a bundle have the same options: else HLS takes none (UG1448, 200-466).
+    # All arguments of a bundle need the same options, else HLS ignores them (UG1448, 200-466).
     pragmas = []
     for arg in pointers:
         streams = arg.name.startswith(("weights_", "kv_"))

@@ -1,29 +1,14 @@
-"""Text to token ids and back: llama2.c's tokenizer.bin and sentencepiece models.
+"""Base class of the tokenizers, and decoding, which is the same for both formats.
 
-`BinTokenizer` gives the ids that llama2.c's run.c gives, and needs no other
-library, which matters on armv7l where sentencepiece has no wheel. Where run.c goes on
-with a wrong or a wild index, it raises instead (see `BinTokenizer.encode`).
+Decoding joins the bytes of the pieces. It differs from other programs in two points:
 
-How the two differ on the same vocabulary (Llama 2's has neither of the last two):
-
-- The character U+2581 (LOWER ONE EIGHTH BLOCK) is sentencepiece's own sign for a space,
-  and a sentencepiece model reads it as one; in a ``.bin`` file it is a character like
-  any other.
-- A character that is no token by itself but is part of a longer one: sentencepiece
-  merges first and falls back to bytes afterwards; llama2.c splits it into bytes first,
-  and then never finds the longer token.
-- A sentencepiece model may normalise text (Unicode forms, runs of spaces) and may mark
-  tokens as unused; a ``.bin`` file holds neither rule.
-
-Both decode alike, by the pieces' bytes. sentencepiece itself prints ``⁇`` for token 0,
-where llama2.c and this module print ``<unk>``. llama2.c drops single unprintable bytes
-from its output, and so every character that was encoded as bytes; this module keeps
-them.
+- sentencepiece prints ``⁇`` for token 0; llama2.c and this module print ``<unk>``.
+- llama2.c drops single unprintable bytes from its output, and so every character that was
+  encoded as bytes; this module keeps them.
 
 References
 ----------
-karpathy/llama2.c at 350e04f: run.c, encode() and decode(); tokenizer/base.py, export();
-Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016.
+karpathy/llama2.c at 350e04f: run.c, decode()
 """
 
 from __future__ import annotations
@@ -40,20 +25,21 @@ from typing import SupportsIndex
 from llama_pynq.errors import TokenizerError
 
 MAX_FILE_BYTES = 64 << 20  # Llama 3's 128,000 tokens take 2 MB
-_BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 REMEDY = "give llama2.c's tokenizer.bin, or Llama 2's tokenizer.model"
+
+_BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer(ABC):
-    """What the two kinds of tokenizer share: everything but encoding.
+    """Base class of the tokenizers: everything but encoding.
 
-    Make one with `load_tokenizer` or `tokenizer_from_bytes`.
+    Create one with `load_tokenizer` or `tokenizer_from_bytes` of `tokenizer.load`.
 
     Attributes
     ----------
     path : Path
     sha256 : str
-        Of the file's content, as hex.
+        SHA-256 of the file's content, as hex.
     bos_id, eos_id : int
         Begin and end of a sequence: 1 and 2 in every Llama 2 vocabulary.
     """
@@ -65,9 +51,9 @@ class Tokenizer(ABC):
         self.path = path
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._pieces = [_piece_bytes(piece) for piece in pieces]
-        # A byte token that happens to be 0x20 is not the dummy prefix.
+        # The byte token <0x20> is not the dummy prefix.
         self._leads_with_space = [piece.startswith(b" ") for piece in pieces]
-        self._plain: dict[int, str] = {}  # text of tokens met so far that are ASCII
+        self._plain: dict[int, str] = {}  # cache: text of the ASCII tokens decoded so far
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, vocab_size={self.vocab_size})"
@@ -85,7 +71,7 @@ class Tokenizer(ABC):
         ----------
         text : str
         bos, eos : bool
-            Put the begin token in front, the end token behind.
+            Prepend BOS; append EOS.
 
         Returns
         -------
@@ -101,9 +87,8 @@ class Tokenizer(ABC):
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """Turn token ids into text.
 
-        BOS and EOS give no text. A space that a token starts with is dropped right
-        after BOS and at the start: encoding put it there. Bytes that are not UTF-8
-        become U+FFFD.
+        BOS and EOS give no text. The leading space of a token is dropped right after BOS
+        and at the start, where encoding adds it. Bytes that are not UTF-8 become U+FFFD.
 
         Parameters
         ----------
@@ -126,10 +111,10 @@ class Tokenizer(ABC):
         return "".join(parts)
 
     def piece(self, token: SupportsIndex) -> bytes:
-        r"""Bytes that a token stands for, spaces included.
+        r"""Bytes of a token, a leading space included.
 
-        BOS and EOS are ``b"\n<s>\n"`` and ``b"\n</s>\n"``, as llama2.c shows them. One
-        token may be part of a character, so the bytes need not be UTF-8.
+        BOS and EOS are ``b"\n<s>\n"`` and ``b"\n</s>\n"``, as llama2.c shows them. A
+        token may hold part of a character, so the bytes need not be valid UTF-8.
 
         Raises
         ------
@@ -139,13 +124,13 @@ class Tokenizer(ABC):
         return self._pieces[self._checked(token)]
 
     def stream_decoder(self, prompt_tokens: Iterable[SupportsIndex] = ()) -> StreamDecoder:
-        """Start decoding one token at a time.
+        """Create a decoder that takes one token at a time.
 
         Parameters
         ----------
         prompt_tokens : iterable of int
-            Tokens that came before; their text is not repeated, but decides what happens
-            to a leading space. Empty is like BOS alone.
+            Preceding tokens. Their text is not returned, but they decide whether a leading
+            space is dropped. Empty is the same as BOS alone.
 
         Returns
         -------
@@ -154,7 +139,7 @@ class Tokenizer(ABC):
         return StreamDecoder(self, prompt_tokens)
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Make sure that a model was trained with a vocabulary of this size.
+        """Check that a model's vocabulary has the size of the tokenizer's.
 
         Raises
         ------
@@ -180,22 +165,22 @@ class Tokenizer(ABC):
 
 
 class StreamDecoder:
-    """Decodes token by token, and never returns part of a character.
+    """Decode token by token, never returning part of a character.
 
-    The results of all pushes and of one flush, put together, are what
-    :meth:`Tokenizer.decode` returns for the same tokens.
+    The concatenated results of all pushes and one flush equal :meth:`Tokenizer.decode` of the
+    same tokens.
 
     Parameters
     ----------
     tokenizer : Tokenizer
     prompt_tokens : iterable of int
-        Tokens that came before, see :meth:`Tokenizer.stream_decoder`.
+        Preceding tokens, see :meth:`Tokenizer.stream_decoder`.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_tokens: Iterable[SupportsIndex] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._open = False  # within a character
+        self._open = False  # inside a multi-byte character
         self._drop_space = True
         for token in prompt_tokens:
             self.push(token)
@@ -210,7 +195,7 @@ class StreamDecoder:
         Returns
         -------
         str
-            The characters that are now complete; empty while one is still open.
+            The characters that the token completes; empty while one is incomplete.
 
         Raises
         ------
@@ -224,7 +209,7 @@ class StreamDecoder:
                 return plain
         index = tokenizer._checked(token)
         if index == tokenizer.bos_id or index == tokenizer.eos_id:
-            # Nothing can complete a character across the border of a sequence.
+            # A character cannot continue across the boundary of a sequence.
             text = self.flush()
             self._drop_space = index == tokenizer.bos_id
             return text
@@ -234,7 +219,7 @@ class StreamDecoder:
             self._drop_space = False
             if tokenizer._leads_with_space[index]:
                 piece = piece[1:]
-        if not self._open and piece.isascii():  # as nearly always, and many times faster
+        if not self._open and piece.isascii():  # fast path for nearly every token
             text = piece.decode()
             if whole:
                 tokenizer._plain[index] = text
@@ -249,7 +234,7 @@ class StreamDecoder:
         Returns
         -------
         str
-            U+FFFD if a character is still incomplete, else nothing.
+            U+FFFD if a character is still incomplete, else an empty string.
         """
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
@@ -263,11 +248,14 @@ def _piece_bytes(piece: bytes) -> bytes:
 
 
 def check_text(text: str) -> None:
-    """Refuse what has no UTF-8 encoding: half a UTF-16 pair.
+    """Refuse text that has no UTF-8 encoding: a lone surrogate, half a UTF-16 pair.
 
     Raises
     ------
-    TypeError, TokenizerError
+    TypeError
+        If the text is not a str.
+    TokenizerError
+        If it holds a lone surrogate.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
@@ -275,7 +263,7 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"the text holds half a UTF-16 pair ({text[error.start]!r}) at position "
-            f"{error.start}, which is no character: fix where it was read or cut "
+            f"the text holds a lone surrogate ({text[error.start]!r}, half a UTF-16 pair) at "
+            f"position {error.start}: fix where the text was read or cut "
             f"(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') repairs it)"
         ) from None

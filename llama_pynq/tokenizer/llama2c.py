@@ -1,4 +1,12 @@
-"""llama2.c's tokenizer.bin, encoded as run.c encodes."""
+"""Tokenizer of llama2.c's tokenizer.bin files, with the same ids as run.c.
+
+It needs no other library, which matters on armv7l, where sentencepiece has no wheel.
+
+References
+----------
+karpathy/llama2.c at 350e04f: run.c, encode(); tokenizer.py, export();
+Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +23,16 @@ from llama_pynq.tokenizer.base import MAX_FILE_BYTES, REMEDY, Tokenizer, check_t
 from llama_pynq.utils.foreign import identify_foreign_file
 
 _FIRST_BYTE_ID = 3  # run.c: <unk>, <s>, </s>, then the 256 bytes
-_NO_MERGE_SCORE = -1e10  # run.c merges only above it
+_NO_MERGE_SCORE = -1e10  # run.c merges only above this score
 _MAX_PIECE_BYTES = 1 << 16
 
 
 class BinTokenizer(Tokenizer):
-    """llama2.c's tokenizer.bin, encoded as run.c encodes.
+    """Tokenizer of a llama2.c tokenizer.bin; encodes as run.c does.
 
-    The file is a little-endian uint32, the longest token's length in bytes, and then for
-    each token a float32 score, a uint32 length and its bytes. The number of tokens is
-    not in it: run.c takes it from the model, this class reads to the end, and
+    The file holds a little-endian uint32, the longest token's length in bytes, and then for
+    each token a float32 score, a uint32 length and its bytes. The file does not hold the
+    number of tokens: run.c takes it from the model; this class reads to the end, and
     :meth:`Tokenizer.check_vocab` compares.
 
     Parameters
@@ -49,24 +57,24 @@ class BinTokenizer(Tokenizer):
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
         """Turn text into token ids, the same as llama2.c's run.c.
 
-        A space goes in front of any text but the empty one. Each character becomes its
-        token, or, if it has none, a token for each of its bytes. Then the pair of
-        neighbours whose concatenation is a token of the highest score is merged, the
-        leftmost of equals, until no pair is left.
+        A space is prepended to a text that is not empty. Each character becomes its token,
+        or, if it has none, a token for each of its bytes. Then the adjacent pair whose
+        concatenation is the token of the highest score is merged, the leftmost of equals,
+        until no pair is left.
 
-        As in run.c, tokens take part in merges by the string that the file holds, so a
-        vocabulary could be made in which text merges into BOS, or into a byte token such
-        as ``<0x41>``. In Llama 2's and in tok512.bin no sequence of merges leads there.
+        As in run.c, merges look tokens up by the string that the file holds, so a crafted
+        vocabulary could merge text into BOS, or into a byte token such as ``<0x41>``. In
+        Llama 2's and in tok512.bin no sequence of merges does.
 
-        Where run.c leaves its arrays or emits a token of another meaning (no token for
-        the space, no byte tokens at ids 3 to 258), this raises. A NUL character ends a C
-        string and so run.c's text; here it is a character like any other.
+        Where run.c would index out of bounds or emit a wrong token (no token for the space,
+        no byte tokens at ids 3 to 258), this method raises. A NUL character ends run.c's
+        text, which is a C string; here it is an ordinary character.
 
         Parameters
         ----------
         text : str
         bos, eos : bool
-            Put the begin token in front, the end token behind.
+            Prepend BOS; append EOS.
 
         Returns
         -------
@@ -117,11 +125,10 @@ class BinTokenizer(Tokenizer):
     def _merge(self, tokens: list[int]) -> list[int]:
         """Merge the best pair until none is left.
 
-        run.c looks at every pair before every merge, which is quadratic. A heap of pairs
-        finds the same one: a pair is worth what its concatenation is worth, so only the
-        pairs beside a merge change. Pairs that a merge destroyed stay in the heap and
-        are recognised when they come up. Positions never move, so that comparing them
-        finds the leftmost of equals.
+        run.c scans every pair before every merge, which is quadratic. A heap of pairs finds
+        the same pair: the score of a pair is that of its concatenation, so a merge changes
+        the adjacent pairs only. Stale pairs stay in the heap and are skipped when popped.
+        Positions never move, so comparing them finds the leftmost of equals.
         """
         end = len(tokens)
         after = list(range(1, end + 1))
@@ -139,7 +146,7 @@ class BinTokenizer(Tokenizer):
         while heap:
             _, left, left_token, right_token, token = heapq.heappop(heap)
             right = after[left]
-            # A swallowed position holds -1, which no pair in the heap does.
+            # Stale pair: a position merged into its left neighbour holds -1, no heap entry does.
             if tokens[left] != left_token or right == end or tokens[right] != right_token:
                 continue
             tokens[left] = token
@@ -154,7 +161,7 @@ class BinTokenizer(Tokenizer):
 
 
 def _lookup_table(pieces: Sequence[bytes]) -> dict[bytes, int]:
-    """Id of each piece; of several equal pieces, the one that run.c's look-up finds.
+    """Id of each piece; of equal pieces, the one that run.c's look-up finds.
 
     run.c sorts with glibc's qsort, a stable merge sort, and looks up with bsearch, which
     returns whichever of several equals it meets first.
@@ -175,7 +182,7 @@ def _lookup_table(pieces: Sequence[bytes]) -> dict[bytes, int]:
 
 
 def _parse_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
-    """Pieces and scores of a tokenizer.bin."""
+    """Parse the pieces and scores of a tokenizer.bin."""
     longest = int.from_bytes(data[:4], "little")
     if len(data) < 12 or not 0 < longest <= _MAX_PIECE_BYTES or len(data) > MAX_FILE_BYTES:
         raise TokenizerError(_foreign(path, data))
@@ -186,13 +193,13 @@ def _parse_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
         score, length = struct.unpack_from("<fI", data, offset)
         piece = data[offset + 8 : offset + 8 + length]
         if not 0 < length <= longest or not math.isfinite(score) or b"\0" in piece:
-            # The first token is <unk> in every vocabulary: wrong there, wrong file.
+            # The first token is <unk> in every vocabulary: a bad one means a foreign file.
             if not pieces:
                 raise TokenizerError(_foreign(path, data))
             raise TokenizerError(
                 f"{path} is a corrupt tokenizer.bin: token {len(pieces)} (byte {offset}) has "
-                f"score {score} and {length} bytes, where a finite score and 1 to {longest} "
-                f"bytes without a NUL must be; download it again"
+                f"score {score} and {length} bytes, expected a finite score and 1 to {longest} "
+                f"bytes without a NUL; download it again"
             )
         if len(piece) < length:
             break

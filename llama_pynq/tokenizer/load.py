@@ -1,4 +1,4 @@
-"""Open a tokenizer file; its kind is told by its content."""
+"""Open a tokenizer file; its content tells the format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llama_pynq.tokenizer.sentencepiece import SentencePieceTokenizer, starts_li
 
 
 class _TokenizerNotFoundError(TokenizerError, FileNotFoundError):
-    """So that both ``except TokenizerError`` and ``except FileNotFoundError`` work."""
+    """A missing file: caught as TokenizerError and as FileNotFoundError."""
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
-    """Open a tokenizer; its kind is told by its content, not its name.
+    """Open a tokenizer file; its content tells the format, not its name.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
 
 
 def tokenizer_from_bytes(data: bytes, path: str | PathLike[str]) -> Tokenizer:
-    """Open a tokenizer that is in memory, such as one carried inside a packed model.
+    """Create a tokenizer from bytes in memory, such as those stored in a packed model.
 
     Parameters
     ----------
     data : bytes
         Content of a tokenizer file.
     path : path-like
-        Where it came from, for messages; not read.
+        Origin of the bytes, for messages; not read.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""sentencepiece models, encoded by the sentencepiece library."""
+"""Tokenizer of sentencepiece models, encoded by the sentencepiece library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_pynq.tokenizer.base import REMEDY, Tokenizer, check_text
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece ``.model``, encoded by the sentencepiece library.
+    """Tokenizer of a sentencepiece ``.model``, encoded by the sentencepiece library.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{path} is a sentencepiece model, and sentencepiece is not installed here: "
                 f"install it with 'pip install sentencepiece', or, where there is no wheel "
                 f"(armv7l, such as PYNQ-Z1 and Z2), use the same vocabulary as a tokenizer.bin, "
-                f"which llama2.c's tokenizer/base.py writes on another machine"
+                f"which llama2.c's tokenizer.py writes on another machine"
             ) from error
         try:
             model = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -54,7 +54,7 @@ class SentencePieceTokenizer(Tokenizer):
                 f"Llama vocabulary; {REMEDY}"
             )
         names = model.id_to_piece(list(range(model.get_piece_size())))
-        # The same bytes as in the .bin that llama2.c's tokenizer/base.py would write.
+        # The same bytes as in the .bin that llama2.c's tokenizer.py would write.
         names[self.bos_id], names[self.eos_id] = "\n<s>\n", "\n</s>\n"
         super().__init__(path, data, [name.replace("\u2581", " ").encode() for name in names])
 
@@ -70,18 +70,18 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def starts_like_sentencepiece(data: bytes) -> bool:
-    """Whether a protobuf starts here whose field 1 is a message whose field 1 is a string.
+    """Whether the data starts as a protobuf whose field 1 is a message whose field 1 is a string.
 
-    No tokenizer.bin does: its longest token would have over 600,000 bytes.
+    A tokenizer.bin never does: its longest token would have over 600,000 bytes.
     """
     return len(data) > 4 and data[0] == 0x0A and 0 < data[1] < 0x80 and data[2] == 0x0A
 
 
 def _refuse_cut_protobuf(path: Path, data: bytes) -> None:
-    """Refuse a model cut short, also where the cut falls between two tokens.
+    """Refuse a truncated model, even if the cut falls between two tokens.
 
-    sentencepiece writes the tokens (field 1) first and the trainer's and normaliser's
-    settings (2 and 3) behind them. Without these its defaults would apply: another
+    sentencepiece writes the tokens (field 1) first, then the settings of the trainer and of
+    the normaliser (fields 2 and 3). Without these fields its defaults would apply: another
     algorithm, another normalisation.
     """
     seen = set()
@@ -103,7 +103,7 @@ def _refuse_cut_protobuf(path: Path, data: bytes) -> None:
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Value of a protobuf varint and the offset behind it; past the end reads as zeros."""
+    """Value of a protobuf varint and the offset behind it; bytes past the end read as zeros."""
     value = shift = 0
     while True:
         byte = data[offset] if offset < len(data) else 0

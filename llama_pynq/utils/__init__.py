@@ -1,1 +1,1 @@
-"""Files, locks and downloads: what every other folder may use."""
+"""Files, locks, downloads and checks of numbers, for use by all other folders."""

@@ -1,6 +1,6 @@
-"""Fetching a file whose size and hash are known: resumed where it broke off, and checked whole.
+"""Download a file of known size and hash: resumable, verified once complete.
 
-The standard library's urllib, which heeds the usual proxy variables (``https_proxy``).
+Uses the standard library's urllib, which honours the usual proxy variables (``https_proxy``).
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from llama_pynq.errors import InstallError
 from llama_pynq.utils.files import sha256_of
 
 TIMEOUT_S = 30.0
-"""How long a server may be silent."""
+"""Socket timeout: how long a server may be silent."""
+
 _BLOCK = 1 << 18
 _MIB = 1 << 20
 _RANGE_NOT_SATISFIABLE = 416
 _PARTIAL_CONTENT = 206
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and those of the whole file; first before any came."""
+"""Callback with bytes present and total bytes; first called before any byte arrives."""
 
 
 def is_fetchable(url: str) -> bool:
-    """Whether a URL is https, file, or http of this very computer.
+    """Whether a URL is https, file, or http to localhost.
 
-    What is fetched is checked by its hash whatever the way. A record may itself be fetched, and
-    then nothing but the way vouches for it; to the computer itself, such as through a tunnel or
-    to a mirror on it, nobody is on the way.
+    A file is verified by its hash, whatever the transport. A record may itself be downloaded, and
+    then only the transport authenticates it. Nobody can tamper with http to localhost, such as a
+    tunnel or a local mirror.
     """
     try:
         parts = urlsplit(url)
@@ -49,27 +50,27 @@ def is_fetchable(url: str) -> bool:
 
 
 def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -> None:
-    """Fetch a file, going on from what of it is at `part` already.
+    """Download a file, resuming from the partial file at `part`.
 
-    Whatever breaks off the transfer leaves the part for the next call. A complete file of
-    another hash is deleted: going on from it could not make it right.
+    An interrupted transfer keeps the partial file for the next call. A complete file of another
+    hash is deleted: resuming could not repair it.
 
     Parameters
     ----------
     url : str
         See `is_fetchable`.
     part : Path
-        Where it goes; its folder must be there.
+        Destination; its folder must exist.
     sha256 : str
-        Of the whole file, in lower-case hexadecimal.
+        SHA-256 of the whole file, in lower-case hexadecimal.
     n_bytes : int
-        Of the whole file.
+        Size of the whole file.
     progress : callable
 
     Raises
     ------
     InstallError
-        If it cannot be had, or is not the file of that hash.
+        If the transfer fails, the disk is full, or the file has another size or hash.
     """
     have = part.stat().st_size if part.exists() else 0
     if have > n_bytes:
@@ -82,24 +83,25 @@ def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -
     if (found := sha256_of(part)) != sha256:
         part.unlink()
         raise InstallError(
-            f"what came from {url} is not the file that was asked for: its sha256 is {found}, not "
-            f"{sha256}. It was deleted. Give the command again; if this stays so, the file behind "
-            "the link was changed: tell whoever gave you the link"
+            f"the file from {url} has the wrong checksum: its sha256 is {found}, expected "
+            f"{sha256}. It was deleted. Run the command again; if the error persists, the file "
+            "behind the link was changed: tell whoever gave you the link"
         )
 
 
 def read_small(url: str, most_bytes: int) -> tuple[bytes, str]:
-    """The contents behind a URL, and the URL that redirections led to.
+    """Read a small file; return its content and the final URL after redirects.
 
     Raises
     ------
     InstallError
-        If it cannot be had, or is longer than `most_bytes`.
+        If the file cannot be read, is longer than `most_bytes`, or a redirect leads to a URL
+        that is not fetchable.
     """
     with _open(url, 0) as response:
         final = response.url
         if not is_fetchable(final):
-            raise InstallError(f"{url} leads to {final}, which is not https: it is not trusted")
+            raise InstallError(f"{url} redirects to {final}, which is not https: it is not trusted")
         try:
             data: bytes = response.read(most_bytes + 1)
         except (OSError, http.client.HTTPException) as error:
@@ -118,12 +120,12 @@ def _check_room(folder: Path, n_bytes: int) -> None:
 def _no_room(folder: Path, why: str) -> InstallError:
     return InstallError(
         f"no room left in {folder} ({why}): make room, or set LLAMA_PYNQ_OVERLAYS to a folder on "
-        "another disk, and give the command again"
+        "another disk, and run the command again"
     )
 
 
 def _open(url: str, start: int) -> Any:
-    """The response to a request for a URL from byte `start` on."""
+    """Request a URL from byte `start` on; return the response."""
     request = Request(url, headers={"User-Agent": "llama_pynq"})
     if start:
         request.add_header("Range", f"bytes={start}-")
@@ -134,7 +136,7 @@ def _open(url: str, start: int) -> Any:
         if error.code == _RANGE_NOT_SATISFIABLE and start:
             return _open(url, 0)
         raise InstallError(
-            f"{url} cannot be fetched: its server says {error.code} {error.reason}"
+            f"{url} cannot be fetched: the server answered {error.code} {error.reason}"
         ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
@@ -147,7 +149,7 @@ def _open(url: str, start: int) -> Any:
 
 
 def _first_byte(response: Any) -> int:
-    """Where a response begins in its file: a server may ignore that it was asked for a range."""
+    """Offset of a response in its file, as servers may ignore a range request; -1 if unknown."""
     if getattr(response, "status", None) != _PARTIAL_CONTENT:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -201,6 +203,6 @@ def _read(response: Any, url: str, done: int, n_bytes: int) -> bytes:
 
 def _broken_off(url: str, done: int, n_bytes: int, why: str) -> InstallError:
     return InstallError(
-        f"{url} broke off after {done} of {n_bytes} bytes ({why}). What came is kept: the same "
-        "command goes on from there"
+        f"{url}: the transfer stopped after {done} of {n_bytes} bytes ({why}). The partial file "
+        "is kept: run the same command again to resume"
     )

@@ -1,4 +1,4 @@
-"""Where things lie, the user's cache and the package's folders, and files written whole."""
+"""Cache and data folders, folders of the package, atomic writes, hashes of files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import BinaryIO
 
 from llama_pynq.errors import LlamaPynqError
 
-_HASH_BLOCK = 1 << 20
-
 BOARD_MARKS = (
     Path("/proc/device-tree/chosen/pynq_board"),
     Path("/sys/class/fpga_manager/fpga0/firmware"),
 )
-"""Files that PYNQ looks for to know that it runs on a board."""
+"""Files whose presence tells PYNQ that it runs on a board."""
+
+_HASH_BLOCK = 1 << 20
 
 
 def _folder(variable: str, xdg: str, default: str) -> Path:
-    """The folder that `variable` names, else ours below the user's folder of a kind."""
+    """Folder that `variable` names, else ``llama_pynq`` in the user's XDG or app data folder."""
     if folder := os.environ.get(variable):
         return Path(folder)
     if os.name == "nt":
@@ -41,16 +41,16 @@ def cache_folder() -> Path:
 def data_folder() -> Path:
     """``$LLAMA_PYNQ_OVERLAYS``, else ``llama_pynq`` in the user's data folder.
 
-    For what must outlive a cache that is cleared: an overlay is hours of a build.
+    For files that must survive a cleared cache: an overlay takes hours to build.
     """
     return _folder("LLAMA_PYNQ_OVERLAYS", "XDG_DATA_HOME", ".local/share")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `path` when the block ends without an error.
+    """Open a temporary file that replaces `path` when the block ends without an error.
 
-    Until then, and after an error, what was at `path` stays.
+    Until then, and after an error, `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -65,18 +65,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that readers see complete or not at all."""
+    """Write a file atomically: readers see the whole file or none."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that readers see complete or not at all, and never in place of another.
+    """Write a new file atomically, never replacing an existing one.
 
     Raises
     ------
     FileExistsError
-        If there is something at `path`; it stays as it is.
+        If `path` exists; it is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -88,7 +88,7 @@ def write_new(path: Path, data: bytes) -> None:
             os.link(temporary, path)
         except FileExistsError:
             raise
-        except OSError:  # a file system without links, such as a memory card's
+        except OSError:  # no hard links on this file system, such as a memory card's
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             os.rename(temporary, path)
@@ -107,19 +107,19 @@ def sha256_of(path: Path) -> str:
 
 
 def package_folders(name: str) -> list[str]:
-    """Where a folder of the checkout is that the installed package has as a package of its own.
+    """Locate a folder of the checkout that is installed as the subpackage ``llama_pynq.<name>``.
 
     Raises
     ------
     LlamaPynqError
-        If Python found the source folder instead of the installed package.
+        If Python imported the source folder instead of the installed package.
     """
     try:
         return list(import_module(f"llama_pynq.{name}").__path__)
     except ImportError as error:
         here = Path(__file__).parents[1]
         raise LlamaPynqError(
-            f"Python has taken llama_pynq from the source folder {here}, which lacks {name}/: not "
-            "from where it was installed. Start it in another folder than the checkout, or install "
-            "with pip install -e ."
+            f"Python imported llama_pynq from the source folder {here}, which lacks {name}/, not "
+            "the installed package. Start Python outside the checkout, or install with "
+            "pip install -e ."
         ) from error

@@ -1,4 +1,4 @@
-"""Which kind of file is this? Foreign files, told by their first bytes."""
+"""Identify foreign files by their first bytes, for error messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     ),
     (
         b"version https://git-lfs",
-        "a git-lfs pointer, a text that stands for the file",
+        "a git-lfs pointer, a placeholder for the file",
         "fetch the file itself with: git lfs pull",
     ),
     (b"\x1f\x8b", "gzip-compressed", "unpack it first with: gunzip"),
@@ -38,26 +38,26 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
 
 
 def identify_foreign_file(head: bytes) -> tuple[str, str | None] | None:
-    """Name a file that is neither checkpoint nor tokenizer by its first bytes.
+    """Identify a file that is neither checkpoint nor tokenizer by its first bytes.
 
     Parameters
     ----------
     head : bytes
-        The first few kilobytes; fewer only if the file has fewer.
+        The first few kilobytes, or the whole file if it is shorter.
 
     Returns
     -------
     (what, remedy) or None
-        ``what`` completes "is not ... but"; remedy is None where it depends on what the
-        caller wanted. None if nothing is recognised.
+        ``what`` completes "is not ... but"; ``remedy`` is None if it depends on what the
+        caller needs. None if nothing is recognised.
     """
     if not head:
         return "an empty file", "download or export it again"
     for signature, what, remedy in _SIGNATURES:
         if head.startswith(signature):
             return what, remedy
-    # Protocol 2 and later; the byte behind it is an opcode, and those are printable or
-    # above 0x80 where a small integer has zeros.
+    # Pickle protocol 2 and later. The next byte is an opcode, printable or above 0x80; in a small
+    # integer it is zero.
     if head[0] == 0x80 and len(head) > 2 and 2 <= head[1] <= 5 and head[2] >= 0x28:
         return "a pickle, as old torch.save wrote (.pt, .pth)", _PICKLE_REMEDY
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 1 << 32:
@@ -69,5 +69,5 @@ def identify_foreign_file(head: bytes) -> tuple[str, str | None] | None:
         return "a JSON text, such as config.json or tokenizer.json", None
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:256]):
         start = head[:40].decode("ascii")
-        return f"a text that starts {start!r}", _TEXT_REMEDY
+        return f"a text file that starts with {start!r}", _TEXT_REMEDY
     return None

@@ -1,8 +1,8 @@
-"""One process at a time on a device.
+"""File locks, and the device lock: one process at a time on a device.
 
-PYNQ guards nothing: two notebooks that load an overlay on one board corrupt each other.
-The lock is the operating system's, on an open file: it goes when its holder dies,
-however it dies, and no stale lock is ever left behind.
+PYNQ has no lock: two notebooks that load an overlay on one board corrupt each other. A lock is
+an operating system's lock on an open file. The system releases it when the holder ends or
+crashes, so no stale lock is left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import TracebackType
 
 from llama_pynq.errors import DeviceBusy, LlamaPynqError
 
-# Where Windows locks a byte it also forbids reading it; the pid is kept well before.
+# Windows forbids reading a locked byte: lock one far behind the pid.
 _LOCKED_BYTE = 1 << 30
 
 if sys.platform == "win32":
@@ -51,20 +51,20 @@ else:
 
 
 def _unlock_and_close(handle: int) -> None:
-    # Closing alone is not enough: a child just forked has the file open, too.
+    # Closing alone is not enough: a child just forked still has the file open.
     _unlock(handle)
     os.close(handle)
 
 
 def lock_folder() -> Path:
-    """Where lock files lie: LLAMA_PYNQ_LOCKS, else a folder all users of the machine share.
+    """Folder of the lock files: LLAMA_PYNQ_LOCKS, else one that all users of the machine share.
 
-    A board is shared by users as well as by processes (Jupyter often runs as root), so
-    the user's cache folder would not do.
+    Users share a board as well as processes do (Jupyter often runs as root), so the user's
+    cache folder does not work.
     """
     if folder := os.environ.get("LLAMA_PYNQ_LOCKS"):
         return Path(folder)
-    # The same for every user: neither what this one may write nor its TMPDIR decides.
+    # Every user must get the same folder: ignore the permissions and the TMPDIR of this one.
     for shared in (Path("/run/lock"), Path("/tmp")):
         if shared.is_dir() and shared.stat().st_mode & stat.S_IWOTH:
             return shared
@@ -87,7 +87,7 @@ def _open(path: Path) -> int:
         except FileExistsError:
             continue
         if hasattr(os, "fchmod"):
-            os.fchmod(handle, 0o666)  # whatever the umask: other users lock it too
+            os.fchmod(handle, 0o666)  # despite the umask: other users lock it too
         return handle
     return os.open(path, flags)
 
@@ -101,7 +101,7 @@ class FileLock:
     Parameters
     ----------
     path : Path
-        The lock file; it is made, and stays.
+        The lock file; created if missing, never removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,7 +119,8 @@ class FileLock:
         Raises
         ------
         LlamaPynqError
-            If another process, or another lock in this process, holds it; of a device, DeviceBusy.
+            If another process, or another lock in this process, holds it. A `DeviceLock`
+            raises DeviceBusy.
         """
         if self.held:
             raise self._busy(os.getpid())
@@ -136,15 +137,15 @@ class FileLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Give the lock back; does nothing if it is not held."""
-        # The file stays: removing it would let two processes lock two files of one name.
+        """Release the lock; does nothing if it is not held."""
+        # Keep the file: after its removal, two processes could lock two files of one name.
         close, self._close = self._close, None
         _held.discard(self)
         if close is not None:
             close()
 
     def _abandon(self) -> None:
-        """Close the file and leave the lock, which is the parent's."""
+        """Close the file in a forked child without unlocking: the lock is the parent's."""
         close, self._close = self._close, None
         if close is not None and (detached := close.detach()):
             os.close(detached[2][0])
@@ -174,22 +175,22 @@ class FileLock:
             os.lseek(handle, 0, os.SEEK_SET)
             os.write(handle, f"{os.getpid()}\n".encode())
         except OSError:
-            pass  # another user's file, opened for reading: the lock holds all the same
+            pass  # another user's file, opened read-only: the lock works without the pid
 
     def _busy(self, pid: int | None) -> LlamaPynqError:
-        """What to say when process `pid` holds it; None if that is not known."""
+        """Error for a lock that process `pid` holds; None if the holder is unknown."""
         raise NotImplementedError
 
 
 class DeviceLock(FileLock):
-    """The right to use a device, exclusive among the processes of this machine.
+    """A lock on a device, exclusive among the processes of this machine.
 
     Parameters
     ----------
     name : str
         The device's name (``device.name``).
     folder : Path, optional
-        Where the lock file lies; default `lock_folder()`.
+        Folder of the lock file; default `lock_folder()`.
 
     Examples
     --------
@@ -216,7 +217,7 @@ class DeviceLock(FileLock):
 
 
 def _forget_in_child() -> None:
-    """A forked child shares the parent's open file, and would keep the lock alive."""
+    """Close inherited lock files in a forked child, which would keep the parent's locks alive."""
     for lock in list(_held):
         lock._abandon()
 

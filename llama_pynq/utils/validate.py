@@ -1,4 +1,4 @@
-"""Numbers that a user gave: whole, finite, and no bools."""
+"""Check numbers that a user gives: whole, finite, not bool."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from llama_pynq.errors import RequestError
 
 
 def whole_number(name: str, value: object) -> int:
-    """The value as an int, whichever integer type it has.
+    """Convert any integer type to int.
 
     Raises
     ------
     RequestError
-        If it is not a whole number. A bool is not: ``seed=True`` is a mistake, not a seed.
+        If the value is not a whole number. A bool is refused: ``seed=True`` is a mistake.
     """
     if type(value) is int:
         return value
@@ -27,12 +27,12 @@ def whole_number(name: str, value: object) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """The value as a float, whichever real type it has.
+    """Convert any real number type to float.
 
     Raises
     ------
     RequestError
-        If it is not a number; a bool is none.
+        If the value is not a real number, or is a bool.
     """
     if type(value) is float:
         return value
@@ -42,12 +42,12 @@ def number(name: str, value: object) -> float:
 
 
 def positive_number(name: str, value: object) -> float:
-    """The value as a float.
+    """Convert a positive, finite number to float.
 
     Raises
     ------
     RequestError
-        If it is not a positive, finite number.
+        If the value is not a positive, finite number.
     """
     try:
         found = number(name, value)

@@ -1,1 +1,1 @@
-"""From a checkpoint to weights in the order that the hardware reads."""
+"""Quantise a checkpoint's weights and pack them in the order that the hardware reads."""

@@ -1,7 +1,8 @@
-"""Packed files: a model's weights in the order of one board's hardware.
+"""Packed files: a model's weights in the order that one board's hardware reads.
 
-The container is safetensors: ``channel_0`` ... as uint8, the shape as metadata. A packed
-file is cached under the user's cache folder, keyed by the checkpoint's content.
+The container is safetensors: ``channel_0`` ... and ``tokenizer`` as uint8; the model's shape and
+the checksums as metadata. `pack_cached` keeps packed files in the user's cache folder, keyed by
+the checkpoint's content and the layout.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from llama_pynq.weights.quantize import QuantizedModel
 from llama_pynq.weights.tiles import blocks, channel_bytes
 
 PACK_VERSION = 4
-"""Counts changes of the packed layout; part of the cache key."""
+"""Version of the packed layout; part of the cache key."""
+
 UPLOAD_SLICE_BYTES = 8 << 20
-"""Bytes that an upload reads at a time: a board cannot hold a model twice."""
+"""Slice size of an upload: a board's memory cannot hold a model twice."""
 
 _CRC_DIGITS = 8
 
@@ -60,7 +62,7 @@ def _header(
 
 
 def _meta_crc(meta: dict[str, str], tokenizer: bytes) -> str:
-    """Checksum of all that the channels' own do not cover."""
+    """CRC-32 of the metadata and the tokenizer, which the channels' checksums do not cover."""
     text = json.dumps({k: v for k, v in meta.items() if k != "meta_crc32"}, sort_keys=True)
     return f"{zlib.crc32(tokenizer, zlib.crc32(text.encode())):0{_CRC_DIGITS}x}"
 
@@ -73,9 +75,9 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
     model : QuantizedModel
     target : Target
     path : Path
-        Replaced only once the new file is whole.
+        Replaced only when the new file is complete.
     tokenizer : bytes, optional
-        A tokenizer file's content, carried along.
+        Content of a tokenizer file, stored with the weights.
     """
     sizes = channel_bytes(model.config, model.group_size, target, model.weight_bits)
 
@@ -105,7 +107,7 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A packed file, opened: its shape is read, its weights are not.
+    """A packed file whose metadata is read; the weights stay in the file until `upload`.
 
     Attributes
     ----------
@@ -114,13 +116,13 @@ class PackedModel:
     group_size, weight_bits : int
     target : Target
     note : str
-        How the weights were made.
+        Origin of the weights, as text for the user.
     sizes : tuple of int
         Bytes of each channel.
     crcs : tuple of int
         CRC-32 of each channel.
     tokenizer : bytes
-        Content of the tokenizer file carried along; empty if none.
+        Content of the tokenizer file stored with the weights; empty if none.
     """
 
     path: Path
@@ -156,7 +158,7 @@ class PackedModel:
         write: Callable[[int, np.ndarray], None],
         slice_bytes: int = UPLOAD_SLICE_BYTES,
     ) -> None:
-        """Hand a channel's bytes to ``write(offset, part)`` in slices, then check them.
+        """Pass a channel's bytes to ``write(offset, part)`` in slices, then check them.
 
         Parameters
         ----------
@@ -164,12 +166,12 @@ class PackedModel:
         write : callable
             Takes an offset in bytes and a (n,) uint8 part.
         slice_bytes : int
-            Bytes of a slice at most.
+            Maximum bytes per slice.
 
         Raises
         ------
         CheckpointError
-            If the bytes are not those that were packed.
+            If the checksum does not match, or the file cannot be read any more.
         """
         crc = 0
         for at, part in self._slices(channel, slice_bytes):
@@ -177,21 +179,20 @@ class PackedModel:
             write(at, part)
         if crc != self.crcs[channel]:
             raise CheckpointError(
-                f"{self.path}: weight channel {channel} is damaged (its checksum is "
-                f"{crc:08x}, {self.crcs[channel]:08x} was packed). Pack the model again: "
-                "llama-pynq pack"
+                f"{self.path}: weight channel {channel} is damaged (checksum {crc:08x}, "
+                f"expected {self.crcs[channel]:08x}). Pack the model again: llama-pynq pack"
             )
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the file starts like one of `write_packed`'s."""
+    """Whether the file starts like an output of `write_packed`."""
     with open(path, "rb") as file:
         start = file.read(4096)
     return start[8:9] == b"{" and b'"format": "llama_pynq"' in start
 
 
 def open_packed(path: Path) -> PackedModel:
-    """Read a packed file's shape.
+    """Open a packed file: read and check its metadata and tokenizer, not its weights.
 
     Raises
     ------
@@ -217,8 +218,8 @@ def open_packed(path: Path) -> PackedModel:
             tokenizer = file.get_tensor("tokenizer").tobytes()
             if meta["meta_crc32"] != _meta_crc(meta, tokenizer):
                 raise CheckpointError(
-                    f"{path}: a damaged packed model (its description or its tokenizer is not "
-                    "what was packed). Pack it again: llama-pynq pack"
+                    f"{path}: a damaged packed model (wrong checksum of its metadata and "
+                    "tokenizer). Pack it again: llama-pynq pack"
                 )
             config = ModelConfig(**json.loads(meta["config"]))
             target = Target(int(meta["channels"]), int(meta["tile_rows"]))
@@ -253,7 +254,7 @@ def pack_cached(
     *,
     rebuild: bool = False,
 ) -> PackedModel:
-    """The packed form of a checkpoint, from the cache where it is there and whole.
+    """Pack a checkpoint, or reuse its packed file in the cache if that opens without an error.
 
     Parameters
     ----------
@@ -263,7 +264,7 @@ def pack_cached(
         See `QuantizedModel`.
     bits : {8, 4}
     rebuild : bool
-        Pack again even if a file is there (it was found damaged).
+        Pack again even if the cache has a file, for example one found damaged.
     """
     model = QuantizedModel(checkpoint, group_size, bits)
     key = (
@@ -280,8 +281,8 @@ def pack_cached(
         write_packed(model, target, path)
     except OSError as error:
         raise CheckpointError(
-            f"cannot keep the packed model at {path}: {error.strerror or error}. Set "
-            "LLAMA_PYNQ_CACHE to a folder that can be written and has room for "
+            f"cannot write the packed model to {path}: {error.strerror or error}. Set "
+            "LLAMA_PYNQ_CACHE to a writable folder with room for "
             f"{sum(channel_bytes(model.config, model.group_size, target, bits)) / 2**20:.0f} MiB"
         ) from error
     return open_packed(path)

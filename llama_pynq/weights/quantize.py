@@ -1,4 +1,4 @@
-"""Weights as int8 or int4 groups with one float32 scale each."""
+"""Quantise weights to int8 or int4 groups with one float32 scale each."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _SLICE_BYTES = 8 << 20
 _TINY_SCALE = np.float32(2.0**-100)
 
 _INT4_RANGES = tuple(np.float32(r) for r in (-8.0, -7.5, -7.0, -6.5, 6.5, 7.0, 7.5, 8.0))
-"""What an int4 group's largest weight may become; the best of them is taken."""
+"""Candidates for the quantised value of an int4 group's largest weight; least error wins."""
 
 
 def _round_groups(grouped: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """(..., group) float32 to integers as float32, and (...) scales."""
+    """Quantise (..., group) float32 to integers (as float32) and (...) scales."""
     if bits == 8:
         s = np.abs(grouped).max(axis=-1) / np.float32(127)
         s[s < _TINY_SCALE] = 0
         return np.rint(_divide_by(grouped, s)), s
     at = np.abs(grouped).argmax(axis=-1)[..., None]
     largest = np.take_along_axis(grouped, at, axis=-1)[..., 0]
-    shares = _divide_by(grouped, largest)  # -1 to 1: no square of one overflows
+    shares = _divide_by(grouped, largest)  # -1 to 1: squares cannot overflow
     least = np.full(largest.shape, np.inf, np.float32)
     q, s = np.zeros_like(grouped), np.zeros_like(largest)
     for limit in _INT4_RANGES:
@@ -45,7 +45,7 @@ def _divide_by(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> QuantizedMatrix:
-    """Symmetric int8 or int4 weights, one scale per group along the input.
+    """Quantise to symmetric int8 or int4, one scale per group along the input.
 
     Parameters
     ----------
@@ -53,14 +53,15 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
         Finite.
     group_size : int
     bits : {8, 4}
-        An int8 group's scale is its largest magnitude / 127; an int4 group's is the one of
-        `_INT4_RANGES` that leaves the least squared error, and may be negative.
+        An int8 group's scale is its largest magnitude / 127. An int4 group's scale is its
+        largest weight / the entry of `_INT4_RANGES` with the least squared error, and may be
+        negative.
 
     Returns
     -------
     QuantizedMatrix
-        Zero-padded to whole groups; groups whose scale is under 2^-100 become zero, so that
-        no product in the kernel is subnormal for their sake.
+        Zero-padded to whole groups. Groups whose scale is below 2^-100 become zero, so that
+        they cause no subnormal products in the kernel.
 
     References
     ----------
@@ -70,8 +71,8 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
     groups = -(-n // group_size)
     q = np.empty((out, groups, group_size), np.int8)
     scale = np.empty((out, groups), np.float32)
-    # A slice of rows at a time: the temporaries of a whole embedding table would be several
-    # times the packed model.
+    # Quantise slices of rows: the temporaries of a whole embedding table would take several
+    # times the memory of the packed model.
     step = max(1, _SLICE_BYTES // (4 * groups * group_size))
     for rows in (slice(first, first + step) for first in range(0, out, step)):
         part = np.zeros((len(w[rows]), groups * group_size), np.float32)
@@ -82,15 +83,16 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
 
 
 class QuantizedModel:
-    """A checkpoint as groups the kernel can read, one tensor at a time.
+    """Checkpoint in groups that the kernel can read, quantised one tensor at a time.
 
     Parameters
     ----------
     checkpoint : Checkpoint
     group_size : {32, 64}, optional
-        Default: the checkpoint's own where the kernel can use it, else 64, as llama2.c's.
+        Default: 64 or 32, the largest that divides the checkpoint's own group size; else 64,
+        as in llama2.c.
     bits : {8, 4}
-        4: half the bytes a token reads, in groups of 64.
+        4 halves the bytes read per token; in groups of 64 only.
 
     Attributes
     ----------
@@ -98,9 +100,9 @@ class QuantizedModel:
     group_size : int
     weight_bits : int
     exact : bool
-        True where a version 2 file's int8 values and scales are used as they are.
+        Whether a version 2 file's int8 values and scales are used as they are.
     note : str
-        How the weights were made, for the user.
+        Origin of the weights, as text for the user.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class QuantizedModel:
         if bits == 4:
             group_size = MAX_GROUP
         elif group_size is None and stored is not None:
-            # Groups larger than the kernel's are several groups with the same scale.
+            # A larger group is split into several groups with the same scale.
             for size in (MAX_GROUP, MIN_GROUP):
                 if stored % size == 0:
                     group_size = size

@@ -1,4 +1,4 @@
-"""Weight tiles in the hardware's order: the twin of ``hls_src/tile.h``."""
+"""Pack weights into tiles in the order the hardware reads: twin of ``hls_src/tile.h``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def has_half_group(columns: int, group_size: int, bits: int) -> bool:
 
 
 def pack_matrix(matrix: QuantizedMatrix, target: Target, columns: int) -> np.ndarray:
-    """Tiles of one matrix, per channel.
+    """Pack one matrix into tiles, per channel.
 
     Parameters
     ----------
     matrix : QuantizedMatrix
     target : Target
     columns : int
-        Inputs that are no padding.
+        Input columns, without padding.
 
     Returns
     -------
@@ -45,9 +45,9 @@ def pack_matrix(matrix: QuantizedMatrix, target: Target, columns: int) -> np.nda
     wave = target.channels * target.tile_rows
     waves = -(-rows // wave)
     q = np.full((waves * wave, groups * size), 128, np.uint8)
-    q[:rows] = matrix.q.view(np.uint8) ^ 0x80  # two's complement: + 128
+    q[:rows] = matrix.q.view(np.uint8) ^ 0x80  # q + 128: flips the sign bit
     if matrix.bits == 4:
-        halves = (q - np.uint8(120)).reshape(waves * wave, groups, 2, size // 2)  # + 8
+        halves = (q - np.uint8(120)).reshape(waves * wave, groups, 2, size // 2)  # q + 8
         q = halves[:, :, 0] | halves[:, :, 1] << np.uint8(4)
         size //= 2
     scale = np.zeros((waves * wave, groups), "<f4")
@@ -60,7 +60,7 @@ def pack_matrix(matrix: QuantizedMatrix, target: Target, columns: int) -> np.nda
     out[..., : target.tile_rows * size] = q.reshape(*q.shape[:3], -1)
     out[..., target.tile_rows * size :] = np.ascontiguousarray(scale).view(np.uint8)
     if has_half_group(columns, matrix.group_size, matrix.bits):
-        # The last group's values move up, over each row's second half.
+        # Drop the second halves of the last group; its first halves move next to the scales.
         last, room = out[:, :, -1], target.tile_rows * size
         halves = q[:, :, -1, :, :MIN_GROUP].reshape(*q.shape[:2], -1)
         last[..., room // 2 : room] = halves
@@ -81,7 +81,7 @@ def _stack(*parts: QuantizedMatrix) -> QuantizedMatrix:
 def _alternate(
     gate: QuantizedMatrix, up: QuantizedMatrix, units: int, tile: int
 ) -> QuantizedMatrix:
-    """W1's and W3's tiles in turn, padded to `units` hidden units."""
+    """Interleave W1 and W3 tile by tile, padded to `units` hidden units."""
 
     def tiles(a: np.ndarray) -> np.ndarray:
         padded = np.zeros((units, a.shape[1]), a.dtype)
@@ -94,7 +94,7 @@ def _alternate(
 
 
 def blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.ndarray]]:
-    """Content of the channels, in order: ("norm", bytes) or ("tiles", (channels, bytes))."""
+    """Yield the channels' content in order: ("norm", bytes) or ("tiles", (channels, bytes))."""
     config, size = model.config, model.group_size
     groups = -(-config.dim // size)
     hidden = -(-config.hidden_dim // size) * size
@@ -123,7 +123,7 @@ def blocks(model: QuantizedModel, target: Target) -> Iterator[tuple[str, np.ndar
 
 
 def pack_channels(model: QuantizedModel, target: Target) -> list[np.ndarray]:
-    """All of a (small) model's channels in memory, (bytes,) uint8 each."""
+    """Pack a (small) model in memory: (bytes,) uint8 per channel."""
     parts: list[list[np.ndarray]] = [[] for _ in range(target.channels)]
     for kind, block in blocks(model, target):
         for channel, part in [(0, block)] if kind == "norm" else enumerate(block):
@@ -132,7 +132,7 @@ def pack_channels(model: QuantizedModel, target: Target) -> list[np.ndarray]:
 
 
 def channel_bytes(config: ModelConfig, group_size: int, target: Target, bits: int = 8) -> list[int]:
-    """Bytes each weight channel takes; the first also holds the norms."""
+    """Bytes of each weight channel; the first also holds the norms."""
     dim_groups = -(-config.dim // group_size)
     hidden_groups = -(-config.hidden_dim // group_size)
     units = -(-hidden_groups * group_size // target.tile_rows) * target.tile_rows

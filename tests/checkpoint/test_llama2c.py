@@ -418,7 +418,11 @@ class Bomb:
         (b"\n<!DOCTYPE html><html><body>404</body>", "an HTML page", "download the file itself"),
         (b"<html>", "an HTML page", "download the file itself"),
         (b'{"dim": 288, "n_layers": 6, "n_heads": 6}', "a JSON text", "such as stories15M.bin"),
-        (b"Entry not found", "a text that starts 'Entry not found'", "download the file itself"),
+        (
+            b"Entry not found",
+            "a text file that starts with 'Entry not found'",
+            "download the file itself",
+        ),
         (gzip.compress(b"x" * 99), "gzip-compressed", "gunzip"),
         (b"", "an empty file", "download or export it again"),
         (

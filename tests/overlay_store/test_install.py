@@ -125,7 +125,7 @@ def _umask() -> int:
 
 def test_install_goes_on_after_the_connection_broke(user, link, build, server):
     server.cuts = [100_000]
-    refused(fetch, "broke off after 100000 of")
+    refused(fetch, "stopped after 100000 of")
     assert not (user / "installed").exists(), "nothing is in place before it is whole"
     fetch()
     assert same_files(user / "installed" / "kv260", build)
@@ -135,7 +135,7 @@ def test_install_goes_on_after_the_connection_broke(user, link, build, server):
 def test_install_wrong_file_is_never_in_place(user, link, build, server):
     whole = server.files["llama.bit"]
     server.files["llama.bit"] = whole[::-1]
-    refused(fetch, "llama.bit is not the file that was asked for: its sha256")
+    refused(fetch, "llama.bit has the wrong checksum: its sha256")
     assert overlays_of("kv260")[0].origin == "package"
     server.files["llama.bit"] = whole
     assert fetch().changed
@@ -193,7 +193,7 @@ def test_install_from_a_folder_or_its_record(user, build):
     [
         ("http://example.org/overlay.json", "is not https: it is not trusted"),
         ("ftp://example.org/overlay.json", "is not https: it is not trusted"),
-        ("{server}/none.json", "/none.json cannot be fetched: its server says 404"),
+        ("{server}/none.json", "/none.json cannot be fetched: the server answered 404"),
         ("{server}/text", "/text is damaged: it is not JSON"),
         ("nowhere", "there is no nowhere: give an overlay.json, or the URL of one"),
         (

@@ -56,8 +56,8 @@ def test_fetch_gives_the_file_and_tells_how_far_it_is(fetch, server, tmp_path):
 
 def test_fetch_cut_goes_on_where_it_broke_off(fetch, server, tmp_path):
     server.cuts = [300_000]
-    message = refused(fetch, r"broke off after 300000 of 1024000 bytes \(the connection ended\)")
-    assert message.endswith("What came is kept: the same command goes on from there")
+    message = refused(fetch, r"stopped after 300000 of 1024000 bytes \(the connection ended\)")
+    assert message.endswith("The partial file is kept: run the same command again to resume")
     assert (tmp_path / "part").read_bytes() == DATA[:300_000]
     assert fetch()[0] == (300_000, len(DATA))
     assert (tmp_path / "part").read_bytes() == DATA
@@ -82,7 +82,7 @@ def test_fetch_cut_anywhere_ends_with_the_file(tmp_path_factory, cuts, data, ran
             try:
                 download.fetch(f"{server.url}/f", part, sha256, len(data), lambda *_: None)
             except InstallError as error:
-                assert "broke off" in str(error)
+                assert "the transfer stopped" in str(error)
     assert part.read_bytes() == data
 
 
@@ -102,8 +102,8 @@ def test_fetch_server_that_does_not_resume_begins_anew(fetch, server, tmp_path, 
 
 def test_fetch_wrong_file_is_deleted(fetch, server, tmp_path):
     server.files["f"] = DATA[::-1]
-    message = refused(fetch, "is not the file that was asked for: its sha256 is ")
-    assert "It was deleted. Give the command again; if this stays so, the file behind" in message
+    message = refused(fetch, "/f has the wrong checksum: its sha256 is ")
+    assert "It was deleted. Run the command again; if the error persists" in message
     assert not (tmp_path / "part").exists()
 
 
@@ -135,7 +135,7 @@ def test_fetch_file_without_a_length_that_is_longer_is_not_kept(fetch, server, t
 
 
 def test_fetch_missing_file_says_what_the_server_said(fetch, server):
-    refused(fetch, "/g cannot be fetched: its server says 404 Not Found", f"{server.url}/g")
+    refused(fetch, "/g cannot be fetched: the server answered 404 Not Found", f"{server.url}/g")
 
 
 def test_fetch_without_network_asks_for_it(fetch):
@@ -190,7 +190,7 @@ def test_small_file_of_an_untrusted_place_is_refused():
         server.files["s"] = b"1"
         elsewhere = f"http://127.0.0.2:{server.server_address[1]}/s"
         server.moved["m"] = elsewhere
-        with pytest.raises(InstallError, match=f"/m leads to {elsewhere}, which is not https"):
+        with pytest.raises(InstallError, match=f"/m redirects to {elsewhere}, which is not https"):
             download.read_small(f"{server.url}/m", 5)
 
 

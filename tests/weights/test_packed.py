@@ -604,7 +604,7 @@ def test_pack_cached_rebuild_packs_again(new_checkpoint, packs):
 def test_pack_cached_folder_that_cannot_be_written_is_named(new_checkpoint, cache):
     cache.parent.mkdir(exist_ok=True)
     cache.write_text("a file, not a folder")
-    with pytest.raises(CheckpointError, match="cannot keep the packed model at .*LLAMA_PYNQ_CACHE"):
+    with pytest.raises(CheckpointError, match="cannot write the packed model .*LLAMA_PYNQ_CACHE"):
         pack_cached(new_checkpoint(), Target(2, 32))
 
 
@@ -629,5 +629,5 @@ def test_packed_file_with_a_changed_tokenizer_is_refused(packed_path):
     assert open_packed(packed_path).tokenizer
     data[-1] ^= 1  # the tokenizer comes last
     packed_path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="its tokenizer is not what was packed"):
+    with pytest.raises(CheckpointError, match="wrong checksum of its metadata and tokenizer"):
         open_packed(packed_path)
