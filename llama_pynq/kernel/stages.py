@@ -34,7 +34,6 @@ from llama_pynq.kernel.float_math import (
 RMS_EPSILON = f32(1e-5)
 
 _LOWEST = f32(-1e30)
-_NO_LOGIT = f32(-3e38)
 
 
 def quantize_groups(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.train.tokenizer import write_atomically
+from llama_pynq.utils.files import write_atomically
 from llama_pynq.weights.quantize import quantize_weights
 
 MAGIC, VERSION, HEADER_BYTES = 0x616B3432, 2, 256

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import struct
 from pathlib import Path
 
 from llama_pynq.train.stories import story
+from llama_pynq.utils.files import write_atomically
 
 VOCAB_SIZE = 1024
 BOS, EOS = 1, 2
@@ -80,10 +80,3 @@ def export_tokenizer(model_path: Path, bin_path: Path) -> None:
     for score, text in tokens:
         data += struct.pack("<fi", score, len(text)) + text
     write_atomically(bin_path, data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a temporary file, then rename it: readers see the old bytes or all the new ones."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -28,7 +28,8 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.train.export import Key, export_model, matrix_keys, norm_keys
 from llama_pynq.train.stories import story
-from llama_pynq.train.tokenizer import BOS, export_tokenizer, train_tokenizer, write_atomically
+from llama_pynq.train.tokenizer import BOS, export_tokenizer, train_tokenizer
+from llama_pynq.utils.files import write_atomically
 
 PAD = 0  # The id of <unk>, which is unused because of byte fallback.
 
