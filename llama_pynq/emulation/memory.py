@@ -122,7 +122,7 @@ class Allocation:
     def relocate(self) -> None:
         """Move the device's copy to new pages; its physical address stays.
 
-        The old pages live on for whoever holds their mapping.
+        The old pages stay mapped while anything holds their mapping.
         """
         device = _map(len(self.device))
         pointer = _pointer(device)

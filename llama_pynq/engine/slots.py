@@ -102,7 +102,7 @@ class Slots:
             yield taken, generation
         finally:
             with self._lock:
-                if driver.generation == generation:  # else the slots are no longer ours
+                if driver.generation == generation:  # else these slots are no longer held
                     self._free = sorted({*self._free, *taken})
 
 

@@ -88,7 +88,7 @@ class OverlayRecord:
     platform : str or None
         The shell that an .xclbin was linked for.
     report : dict of str to float
-        What the tools reported: ``lut``, ``dsp``, ``bram36``, ``uram``, ``wns_ns``. May be empty.
+        Figures from the tools: ``lut``, ``dsp``, ``bram36``, ``uram``, ``wns_ns``. May be empty.
     measured : str or None
         On which board it was run, when and with what result; None if it never was.
     """
