@@ -1,4 +1,4 @@
-# Thin wrappers: what each does is in README.md. A virtual environment of its own, .venv.
+# Thin wrappers, described in README.md; they use a virtual environment of their own, .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,19 +11,19 @@ demo: $(VENV)/.installed
 test: $(VENV)/.test-installed
 	$(BIN)/python -m pytest
 
-# The oldest PYNQ that is supported: the images of PYNQ-Z1/Z2 and KV260, and Alveo.
+# The oldest supported PYNQ, 3.0.1: on the images of PYNQ-Z1/Z2 and KV260, and for Alveo.
 test-pynq3: .venv-pynq3/.test-installed
 	.venv-pynq3/bin/python -m pytest tests/device tests/engine tests/emulation
 
-# The notebooks in Chromium, in the newest JupyterLab, and in the one of PYNQ 3.0.1's images.
+# The notebooks in Chromium, with the newest JupyterLab and with that of PYNQ 3.0.1's images.
 test-browser: $(VENV)/.browser-installed
 	$(BIN)/python -m pytest tests/browser
 
 test-browser-lab3: .venv-lab3/.installed
 	.venv-lab3/bin/python -m pytest tests/browser
 
-# For computers without a compiler, all compiled here by zig, and one without the emulator, for
-# boards. WHEELS=linux-x86_64 makes that one alone.
+# Wheels for computers without a compiler, all compiled here by zig, and one without the emulator,
+# for boards. WHEELS=linux-x86_64 builds only that one.
 WHEELS ?= $(shell $(PYTHON) -c 'from llama_pynq.emulation.targets import TARGETS; print(*TARGETS, "any")')
 
 wheels: .venv-wheels/.installed
@@ -35,7 +35,7 @@ wheels: .venv-wheels/.installed
 	    || { tail -n 40 build/$$target.log; exit 1; }; \
 	done; ls -l dist
 
-# What is in the wheels in dist/, and the one for this computer installed where there is no compiler.
+# Tests the contents of the wheels in dist/, and installs this computer's without a compiler.
 test-wheels: $(VENV)/.test-installed
 	$(BIN)/python -m pytest -rs tests/wheels
 
@@ -58,7 +58,7 @@ $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	rm -f $(VENV)/.test-installed $(VENV)/.browser-installed
 	touch $@
 
-# Editable: the tests run against these files. It does for the demo, too.
+# Editable: the tests run against these files. The demo can use this installation, too.
 $(VENV)/.test-installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@ $(VENV)/.installed
@@ -80,7 +80,7 @@ $(VENV)/.browser-installed: pyproject.toml | $(VENV)/.test-installed
 	.venv-lab3/bin/python -m pip install --quiet --constraint tests/browser/pynq-3.0.1.txt --editable '.[browser]'
 	touch $@
 
-# Without the package itself, and what it needs.
+# Without the package itself and its dependencies.
 .venv-wheels/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/python -m pip install --quiet --upgrade pip

@@ -1,8 +1,8 @@
-"""Builds the emulated overlay, and maps overlay/, hls_src/ and notebooks/ into the package.
+"""Build the emulated overlay, and map overlay/, hls_src/ and notebooks/ into the package.
 
-``LLAMA_PYNQ_TARGET`` names another computer to build for (llama_pynq/emulation/targets.py).
-``LLAMA_PYNQ_EMULATOR`` is 0 to leave the emulator out, 1 to compile it on a board, too, and to fail
-without a compiler. By itself a board compiles nothing: it has its own device, and g++ would take
+``LLAMA_PYNQ_TARGET`` names another platform to build for (llama_pynq/emulation/targets.py).
+``LLAMA_PYNQ_EMULATOR=0`` leaves the emulator out; ``=1`` compiles it on a board, too, and fails
+without a compiler. By default a board compiles nothing: it has its own device, and g++ would take
 its memory for minutes.
 """
 
@@ -27,7 +27,7 @@ from llama_pynq.emulation.targets import WheelTarget, target_named  # noqa: E402
 from llama_pynq.errors import BuildError  # noqa: E402
 from llama_pynq.utils.files import BOARD_MARKS  # noqa: E402
 
-# The kernel's source travels along: a board's overlay, or another emulator, is built from it.
+# The package includes the kernel's sources, to build board overlays or another emulator from.
 HLS_FOLDERS = [
     "llama_pynq.hls_src",
     *(f"llama_pynq.hls_src.{name}" for name in ("boards", "host", "scripts", "shims", "stages")),
@@ -36,15 +36,15 @@ MAPPED = ["llama_pynq.notebooks", "llama_pynq.overlay"]
 
 
 def build_target() -> WheelTarget | None:
-    """The computer to build for; None is this one."""
+    """The platform to build for; None for this computer."""
     name = os.environ.get("LLAMA_PYNQ_TARGET")
     if not name:
         return None
     target = target_named(name)
     if importlib.util.find_spec("ziglang") is None:
         raise BuildError(
-            f"LLAMA_PYNQ_TARGET is {name!r}, and zig's compiler is not there: make wheels installs "
-            "it, or pip install --group wheels, and build without isolation"
+            f"LLAMA_PYNQ_TARGET is {name!r}, but zig's compiler is not installed: make wheels "
+            "installs it, or pip install --group wheels and build without isolation"
         )
     return target
 
@@ -69,7 +69,7 @@ WITHOUT_EMULATOR = reason_for_none()
 
 
 class BuildPackage(build_py):
-    """Copies the package; without an emulator it also says so."""
+    """Copies the package; warns if the emulator is left out."""
 
     def run(self) -> None:
         super().run()
@@ -78,7 +78,7 @@ class BuildPackage(build_py):
                 f"{WITHOUT_EMULATOR}: installing without the emulator. To compile it later: "
                 "python -m llama_pynq.emulation.build"
             )
-            if self.editable_mode:  # an older build's: of another source
+            if self.editable_mode:  # from an older build, of other sources
                 shutil.rmtree(ROOT / "overlay" / "llama", ignore_errors=True)
 
 
@@ -112,7 +112,7 @@ class PlatformWheel(bdist_wheel):
 
 
 setup(
-    # Without any, the wheel is for every platform.
+    # Without an extension, the wheel is for every platform.
     ext_modules=[] if WITHOUT_EMULATOR else [Extension("llama_pynq.overlay.llama", sources=[])],
     cmdclass={"build_ext": BuildOverlay, "build_py": BuildPackage, "bdist_wheel": PlatformWheel},
     package_dir={

@@ -1,7 +1,7 @@
 """Llama 2 on an FPGA from a Jupyter notebook: a PYNQ overlay, its driver, and an emulator.
 
-Names are imported on first use, so that ``import llama_pynq`` costs nothing; the first of
-them registers the driver and the emulated device with PYNQ.
+Names are imported on first use, so that ``import llama_pynq`` costs nothing. The first use of
+`EmulatedDevice`, `LlamaDriver` or `LlamaOverlay` registers the driver with PYNQ.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _WITH_DRIVER:
-        importlib.import_module(".driver", __name__)  # so that PYNQ binds it
+        importlib.import_module(".driver", __name__)  # registers it with PYNQ
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

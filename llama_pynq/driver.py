@@ -1,4 +1,4 @@
-"""The driver that PYNQ binds to the IP named ``llama`` of any overlay, and what users call."""
+"""The driver that PYNQ binds to the ``llama`` IP of an overlay: loading models, generating text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama_pynq.kernel.registers import VLNVS
 
 
 class LlamaDriver(KernelDriver):
-    """Driver of the ``llama`` IP: models, and text.
+    """Driver of the ``llama`` IP: loads models and generates text.
 
     PYNQ binds it by VLNV, on Zynq, on Alveo and on the emulated device.
     """
@@ -41,7 +41,7 @@ class LlamaDriver(KernelDriver):
         rope_theta: float | None = None,
         power: EnergyMeter | None = None,
     ) -> Llama:
-        """Load a checkpoint, or the bundled model; see `loading.load`."""
+        """Load a checkpoint, or the bundled model; see `engine.loading.load`."""
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
             kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, power=power,
@@ -70,7 +70,7 @@ class LlamaDriver(KernelDriver):
         return llama
 
     def adopt(self, model: Llama, slots: int | None = None) -> None:
-        """Upload a model again that was loaded before the overlay was reset.
+        """Upload again a model that was loaded before the overlay was reset.
 
         Parameters
         ----------
@@ -84,17 +84,17 @@ class LlamaDriver(KernelDriver):
     def generate(
         self, prompt: str | Sequence[str] = "", **kwargs: Any
     ) -> Generation | list[Generation]:
-        """See `llama.Llama.generate`."""
+        """See `engine.llama.Llama.generate`."""
         return self.model.generate(prompt, **kwargs)
 
     def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
-        """See `llama.Llama.stream`."""
+        """See `engine.llama.Llama.stream`."""
         return self.model.stream(prompt, **kwargs)
 
     def stream_tokens(self, prompt: str = "", **kwargs: Any) -> Iterator[StreamToken]:
-        """See `llama.Llama.stream_tokens`."""
+        """See `engine.llama.Llama.stream_tokens`."""
         return self.model.stream_tokens(prompt, **kwargs)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `llama.Llama.logits`."""
+        """See `engine.llama.Llama.logits`."""
         return self.model.logits(tokens)

@@ -43,7 +43,7 @@ _process = os.getpid()
 
 @atexit.register
 def _close_all() -> None:
-    """End calls before the memory that they write goes back to the system."""
+    """End calls before the memory that they write is returned to the system."""
     if os.getpid() == _process:  # a forked child has copies, and the devices are its parent's
         for overlay in list(_open):
             with contextlib.suppress(Exception):
@@ -56,13 +56,13 @@ class LlamaOverlay(pynq.Overlay):
     Parameters
     ----------
     bitfile_name : str or Path, optional
-        Default: the overlay for the device: for a board the first that `overlays` finds. A bare
-        name is looked up as PYNQ does.
+        Default: the overlay for the device; for a board, the first that `overlay_store.search`
+        finds. PYNQ looks up a bare name.
     device : pynq.Device, optional
         Default: the first board found, else the emulated device; `describe` says which. A board
         on the network that runs PYNQ.remote's image:
-        ``pynq.pl_server.remote_device.RemoteDevice(ip_addr="192.168.2.99")``. Processes of one
-        computer take turns on a device; those of two computers cannot see each other.
+        ``pynq.pl_server.remote_device.RemoteDevice(ip_addr="192.168.2.99")``. The device's lock
+        excludes other processes of this computer, but not those of other computers.
 
     Attributes
     ----------
@@ -75,8 +75,8 @@ class LlamaOverlay(pynq.Overlay):
     OverlayNotFound
         If there is no file of that name.
     OverlayMismatch
-        If the overlay is not ours, or of another version; or if there is none for this board,
-        with the command that fetches or builds one.
+        If the overlay is not llama_pynq's or of another version, or if there is none for this
+        board; the message then has the command that fetches or builds one.
 
     Examples
     --------
@@ -104,7 +104,7 @@ class LlamaOverlay(pynq.Overlay):
                     warnings.simplefilter("ignore", ResourceWarning)
                     super().__init__(str(bitfile_name), device=device, **kwargs)
             except OSError as error:
-                # PYNQ's way to say that neither the path nor an installed package has the file.
+                # PYNQ's error if neither the path nor an installed package has the file.
                 if error.errno is None and "does not exist" in str(error):
                     raise OverlayNotFound(
                         f"there is no overlay {bitfile_name}: give the path of an .xclbin or .bit "
@@ -122,7 +122,7 @@ class LlamaOverlay(pynq.Overlay):
             self._record = record_of(Path(self.bitfile_name))
         except BaseException:
             try:
-                with contextlib.suppress(Exception):  # it may not be there, or not be ours
+                with contextlib.suppress(Exception):  # the IP may be missing or a foreign one
                     self.llama.close()  # its buffers are kept if the kernel hangs
             finally:
                 self._give_back()
@@ -136,9 +136,9 @@ class LlamaOverlay(pynq.Overlay):
 
     @property
     def clock_mhz(self) -> float:
-        """The kernel's clock: a Zynq's as it is set, else the build's, else what it was asked for.
+        """The kernel's clock: on a Zynq as set, else as built, else as configured.
 
-        On the emulated device that of its time stamps.
+        On the emulated device, the clock of its time stamps.
         """
         if self._clock_mhz is not None:
             return self._clock_mhz
@@ -147,13 +147,13 @@ class LlamaOverlay(pynq.Overlay):
 
     @property
     def record(self) -> OverlayRecord | None:
-        """Who built the file, with what, and whether it was measured; None if it has no record."""
+        """The file's record: origin, tools, measurements; None if it has no record."""
         return self._record
 
     def describe(self) -> str:
         """One line: the device, whether it is emulated, and the kernel's board.
 
-        Of a board also the overlay's file, and whether that was ever measured.
+        On a board also the overlay's file, and whether that file was ever measured.
         """
         text = f"{describe_device(self.device)}, kernel {self._limits.board}"
         if not self.is_board:
@@ -202,13 +202,13 @@ class LlamaOverlay(pynq.Overlay):
             self.llama.adopt(loaded, max(slots, 1))
 
     def download(self, *args: Any, **kwargs: Any) -> None:
-        """PYNQ's, which needs the device to be ours. What was loaded is lost: see `reset`."""
+        """As in PYNQ, but only with the device locked. A loaded model is lost: see `reset`."""
         self._check_open()
         with active(self.device):
             if self.device.has_capability("REMOTE"):
                 self._send_bitstream()
             with warnings.catch_warnings():
-                # What the clock is in the end, `describe` says.
+                # `describe` reports the clock that was set.
                 warnings.filterwarnings("ignore", "Setting frequency to the closest", UserWarning)
                 super().download(*args, **kwargs)
                 self._clock_mhz, self._clock_note = set_clocks(self)
@@ -219,10 +219,10 @@ class LlamaOverlay(pynq.Overlay):
         self._opened = True
 
     def _send_bitstream(self) -> None:
-        """Bring the bitstream to a remote board under a name of its own.
+        """Copy the bitstream to a remote board under a name that contains its hash.
 
-        PYNQ takes a file of the same name that lies on the board for the same file, be it an older
-        build's or cut short.
+        PYNQ takes a file of the same name on the board for the same file, even if it is of an older
+        build or truncated.
         """
         data = self.parser.bin_data
         name = f"{IP_NAME}-{hashlib.sha256(data).hexdigest()[:16]}.bin"
@@ -234,7 +234,7 @@ class LlamaOverlay(pynq.Overlay):
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called, or the device never became ours."""
+        """Whether the device's lock is not held: `close` was called, or opening failed."""
         return not self._device_lock.held
 
     def _check_open(self) -> None:
@@ -242,12 +242,12 @@ class LlamaOverlay(pynq.Overlay):
             raise RequestError("the overlay is closed: open it again, LlamaOverlay()")
 
     def free(self) -> None:
-        """As `close`, and PYNQ's own freeing."""
+        """Close the overlay, and free it as PYNQ does."""
         self.close()
         super().free()
 
     def close(self) -> None:
-        """Free the buffers and give the device to others; may be called twice."""
+        """Free the buffers and release the device; may be called twice."""
         if self._device_lock.held:
             try:
                 self.llama.close()
@@ -256,7 +256,7 @@ class LlamaOverlay(pynq.Overlay):
                 self._give_back()
 
     def _give_back(self) -> None:
-        """Let other processes have the device: XRT keeps a card for whoever has a context open."""
+        """Release the device: XRT reserves a card for whoever has a context open."""
         try:
             getattr(self.device, "free_bitstream", lambda: None)()
         finally:

@@ -317,9 +317,9 @@ def test_package_without_the_emulator_says_so_and_compiles_one_when_asked(
     done = attempt(python, *words, "1", cwd=folder, **cache)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "llama-pynq: the emulated overlay is not installed: boards do without, and so does a "
-        "package built without a C++ compiler. To compile it for this computer: python -m "
-        "llama_pynq.emulation.build (it takes g++; Debian, Ubuntu: apt install g++)\n"
+        "llama-pynq: the emulated overlay is not installed: it is left out on boards, and where "
+        "the package was built without a C++ compiler. To compile it for this computer: python -m "
+        "llama_pynq.emulation.build (it needs g++; Debian, Ubuntu: apt install g++)\n"
     )
     compile_it = [python, "-m", "llama_pynq.emulation.build"]
     done = attempt(*compile_it, cwd=folder, CXX="/nonexistent/g++", **cache)

@@ -12,7 +12,7 @@ from llama_pynq.errors import DeviceMemoryError, OverlayMismatch
 from llama_pynq.kernel.registers import Argument
 
 PLACEHOLDER_WORDS = 1024
-"""Size of a buffer that stands in where there is nothing yet: a pointer is never dangling."""
+"""Size of a placeholder buffer, in 32-bit words: no pointer argument ever dangles."""
 
 # Buffers that a hung kernel may still write: never freed.
 _abandoned: list[Any] = []
@@ -32,7 +32,7 @@ class Buffers:
     registers : mapping
         The IP's registers by name, as the overlay's metadata describes them.
     write : callable
-        ``write(offset, value)``: the IP's own.
+        ``write(offset, value)`` writes a register of the IP.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Buffers:
     # ---- life of a buffer ------------------------------------------------------------
 
     def allocate(self, name: str, n: int, dtype: Any) -> Any:
-        """A buffer in the bank that the argument of this name reaches; nothing points at it yet.
+        """Allocate a buffer in the bank that its argument reaches; no register points at it yet.
 
         Raises
         ------
@@ -95,11 +95,11 @@ class Buffers:
         more = "" if bank else ", or enlarge the board's contiguous memory (cma= on Zynq)"
         try:
             buffer = pynq.allocate((n,), dtype, target=target)
-            if self._remote and not buffer.buffer_id:  # PYNQ.remote's way to say it
+            if self._remote and not buffer.buffer_id:  # PYNQ.remote's sign of failure
                 buffer.freed = True
                 raise MemoryError(
-                    "the board did not allocate it; what a lost connection left there goes when "
-                    "the board is restarted"
+                    "the board did not allocate it; buffers that a lost connection left there are "
+                    "freed when the board is restarted"
                 )
             return buffer
         except DeviceMemoryError:
@@ -111,15 +111,15 @@ class Buffers:
             ) from error
 
     def replace(self, name: str, n: int, dtype: Any) -> Any:
-        """A new buffer; the old one is freed first, to make room.
+        """Replace a buffer; the old one is freed first, to make room.
 
         Raises
         ------
         DeviceMemoryError
-            If there is no room. A placeholder takes the buffer's place then.
+            If there is no room; a placeholder then takes the buffer's place.
         """
         if name in self._held:
-            # Nothing may refer to the old one any longer: pyxrt frees what nobody holds.
+            # No reference to the old buffer may stay: pyxrt frees only what nobody holds.
             _free(self._held.pop(name))
         try:
             self._held[name] = self.allocate(name, n, dtype)
@@ -164,20 +164,23 @@ class Buffers:
     def send(self, name: str, part: slice) -> None:
         """Copy part of a buffer to the device.
 
-        Of a remote board the whole buffer: PYNQ.remote would write a slice's bytes at the start of
-        its buffer.
+        A remote board gets the whole buffer: PYNQ.remote would write a slice's bytes at the start
+        of the buffer.
         """
         buffer = self._held[name]
         (buffer if self._remote else buffer[part]).sync_to_device()
 
     def fetch(self, name: str, part: slice) -> np.ndarray:
-        """Part of a buffer, as the device has it now."""
+        """Copy part of a buffer from the device; its host view."""
         buffer = self._held[name]
         (buffer if self._remote else buffer[part]).sync_from_device()
         return np.asarray(buffer[part]).view(np.ndarray)
 
     def prefix(self, name: str, n: int) -> tuple[Any, np.ndarray]:
-        """The first `n` elements of a buffer: what to sync, and their host view."""
+        """The first `n` elements of a buffer: the buffer to sync, and a host view of them.
+
+        On a remote board the whole buffer is to be synced, else a slice.
+        """
         buffer = self._held[name]
         part = buffer if self._remote else buffer[:n]
         return part, np.asarray(part).view(np.ndarray)[:n]

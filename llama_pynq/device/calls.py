@@ -22,19 +22,19 @@ EVENT_DTYPE = np.dtype([("stage", "u1"), ("layer", "i4"), ("begin", "u4"), ("end
 
 
 class CallResult(NamedTuple):
-    """What one call of the kernel returned.
+    """Result of one call of the kernel.
 
     Attributes
     ----------
     rows : (steps, n_rows) structured array
         `abi.result_dtype`: token, lse, top logits, ... of each step done.
     aborted : bool
-        The call ended early because it was told to.
+        The call ended early because the host asked for it.
     elapsed_s : float
         Host time from AP_START to the status word; NaN if the call had ended before the host
         looked (`KernelDriver.finish`).
     profile : list of structured array
-        `EVENT_DTYPE` events of each step; empty unless asked for.
+        `EVENT_DTYPE` events of each step; empty unless requested.
     """
 
     rows: np.ndarray
@@ -44,17 +44,17 @@ class CallResult(NamedTuple):
 
 
 class PendingCall:
-    """A call that `KernelDriver.begin` launched; its outcome, once it was waited for.
+    """A launched call of the kernel, and its outcome once the driver has waited for it.
 
     Attributes
     ----------
     shape : tuple of int
-        Rows, first layer, end of the layers, flags.
+        Rows, first layer, end of the layers (exclusive), flags.
     n_steps : int
     generation : int
-        The driver's, when the call was launched.
+        The driver's generation when the call was launched.
     begin, launched : float
-        `time.perf_counter` before the registers were written, and after: seconds.
+        `time.perf_counter` before and after the registers were written, in seconds.
     outcome : CallResult, Exception or None
         None until the call was waited for.
     """
@@ -71,9 +71,9 @@ class CallBuffers:
     Parameters
     ----------
     buffers : Buffers
-        Those of the call are allocated here.
+        Holds the call's buffers, which are allocated here.
     limits : KernelLimits
-        From which their sizes follow.
+        Limits of the kernel; they determine the buffers' sizes.
     """
 
     def __init__(self, buffers: Buffers, limits: KernelLimits) -> None:
@@ -85,8 +85,8 @@ class CallBuffers:
         request[:] = 0
         # struct writes a few words in a fraction of the time that NumPy takes.
         self._request = request.data.cast("B")
-        # Slicing a PYNQ buffer takes longer than copying these few hundred bytes: the last slice
-        # is kept, for most calls are of one size.
+        # Slicing a PYNQ buffer takes longer than copying these few hundred bytes. The last slice is
+        # kept, as most calls have the same size.
         self._results = buffers.prefix("results", limits.results_words)
         self._dtype = limits.result_dtype
 
@@ -100,7 +100,7 @@ class CallBuffers:
         flags: int,
         stop_tokens: Sequence[int],
     ) -> None:
-        """Write a request and bring it to the device; arguments as for `KernelDriver.run`."""
+        """Write a request and copy it to the device; arguments as for `KernelDriver.run`."""
         request, data = self._request, rows.tobytes()
         _REQUEST_HEAD.pack_into(request, 0, len(rows), n_steps, *layers, flags, len(stop_tokens))
         _WORD.pack_into(request, 4 * abi.REQUEST_ABORT, 0)
@@ -110,20 +110,20 @@ class CallBuffers:
         self._buffers["request"].sync_to_device()
 
     def write_activations(self, activations: np.ndarray) -> None:
-        """Bring a residual stream, (n_rows, dim) float32, to the device."""
+        """Copy a residual stream, (n_rows, dim) float32, to the device."""
         buffer = self._buffers["activations"]
         buffer[: activations.size] = np.asarray(activations, np.float32).reshape(-1)
         self._buffers.send("activations", slice(activations.size))
 
     def ask_to_abort(self, sequence: int) -> None:
-        """Ask the kernel to end the call of this number after its current step."""
+        """Ask the kernel to end the call of this sequence number after its current step."""
         _WORD.pack_into(self._request, 4 * abi.REQUEST_ABORT, sequence)
         self._buffers.send("request", _ABORT_WORDS)
 
     # ---- results ---------------------------------------------------------------------
 
     def read_results(self, n_rows: int, n_steps: int) -> np.ndarray:
-        """Status and results of a call, as 32-bit words."""
+        """Copy status and results of a call from the device; a host view, 32-bit words."""
         n = abi.STATUS_WORDS + n_steps * n_rows * self._dtype.itemsize // 4
         part, words = self._results
         if len(words) != n:
@@ -132,13 +132,13 @@ class CallBuffers:
         return words
 
     def rows(self, words: np.ndarray, n_rows: int, steps: int) -> np.ndarray:
-        """(steps, n_rows) results among the words that `read_results` gave; a copy."""
+        """Extract the (steps, n_rows) results from the words of `read_results`; a copy."""
         n = steps * n_rows * self._dtype.itemsize // 4
         done = words[abi.STATUS_WORDS : abi.STATUS_WORDS + n].copy()
         return done.view(self._dtype).reshape(steps, n_rows)
 
     def reserve_profile(self, n_steps: int) -> None:
-        """Make room for the profile of a call of so many steps."""
+        """Make room for the profile of a call of `n_steps` steps."""
         words = self._limits.profile_step_words * n_steps
         if self._buffers["profile"].size < words:
             self._buffers.replace("profile", words, np.uint32)
@@ -161,14 +161,14 @@ class CallBuffers:
 
 
 def check_status(status: Sequence[int], sequence: int, device: str) -> None:
-    """Raise if a status is of another call, or says that the kernel refused the request.
+    """Raise if a status belongs to another call, or if the kernel refused the request.
 
     Parameters
     ----------
     status : sequence of int
         The first ``abi.STATUS_WORDS`` words of the results.
     sequence : int
-        Number of the call.
+        Sequence number of the call.
     device : str
         Name of the device, for messages.
 

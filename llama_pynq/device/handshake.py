@@ -1,9 +1,9 @@
 """The handshake with the kernel: AP_START, AP_DONE, and the wait between them.
 
-The registers are written directly on every device, on Alveo too: XRT's scheduler sleeps while it
-is given no command (xrt_cu.c), and its own start copies every argument at each call and, in PYNQ,
-waits without a limit. So `start_ert` must not be mixed with this handshake. Not yet seen on a card
-or a board.
+The registers are written directly on every device, on Alveo too. XRT's scheduler sleeps while it
+has no command (xrt_cu.c); its own start would copy every argument at each call and, in PYNQ, wait
+without a timeout. `start_ert` must not be mixed with this handshake. Not yet run on a card or a
+board.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from llama_pynq.kernel.registers import AP_CONTINUE, AP_DONE, AP_IDLE, AP_START,
 
 _SPIN_S = 0.002
 _SLEEP_S = 0.0005
-_EXPECTED_PART = 0.9  # share of the expected time that a remote wait sleeps before it asks
-_REMOTE_PAUSE = 0.1  # share of the time waited so far, between two questions over a network
+_EXPECTED_PART = 0.9  # share of the expected time that a remote wait sleeps before its first read
+_REMOTE_PAUSE = 0.1  # pause between two reads over a network, as a share of the time waited so far
 
 
 class DeadlinePassed(Exception):
-    """The kernel did not write AP_DONE in time."""
+    """The kernel did not set AP_DONE in time."""
 
 
 class Handshake:
@@ -53,15 +53,15 @@ class Handshake:
         self._ip, self._device, self._registers = ip, device, registers
         self._chained = chained
         self._remote = device.has_capability("REMOTE")
-        # PYNQ reaches registers that are not mapped through an array class written in Python, which
-        # takes several times as long as the access.
+        # For registers that are not memory-mapped, PYNQ goes through an array class written in
+        # Python, which takes several times as long as the access itself.
         self._direct = device.has_capability("REGISTER_RW") and not (
             device.has_capability("MEMORY_MAPPED")
         )
         self._base = ip.mmio.base_addr if self._direct else 0
 
     def read(self, offset: int) -> int:
-        """A register of the IP."""
+        """Read a register of the IP."""
         if self._direct:
             return int.from_bytes(self._device.read_registers(self._base + offset, 4), "little")
         return int(self._ip.read(offset))
@@ -90,7 +90,7 @@ class Handshake:
         return True
 
     def runs_on(self) -> bool:
-        """Whether the kernel is still at work; acknowledge the end of a call if it is not."""
+        """Whether the kernel is still running; if it is not, acknowledge the end of the call."""
         control = self.read(CONTROL_OFFSET)
         if not control & (AP_IDLE | AP_DONE):
             return True
@@ -108,13 +108,13 @@ class Handshake:
         check : callable
             Called before every read of CTRL; ends the wait by raising.
         expected : float
-            Seconds that the call should take. Over a network most of them are slept before the
-            first read.
+            Expected duration of the call, in seconds. Over a network, most of it is slept before
+            the first read.
 
         Returns
         -------
         bool
-            The call had ended before: the first read, made at once, said so.
+            True if the first read, made at once, found the call ended.
 
         Raises
         ------

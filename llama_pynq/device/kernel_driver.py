@@ -1,8 +1,8 @@
-"""The driver of the kernel: calls, one after another, each with a deadline.
+"""The driver of the kernel: one call at a time, each with a deadline.
 
-It knows PYNQ's border alone, so it is the same on Zynq, on Alveo and on the emulated device: it
-writes arguments where the overlay's metadata says, and checks the kernel's own description.
-`driver.LlamaDriver` adds what PYNQ needs to bind it, and the methods that know text.
+It uses only PYNQ's interface, so it is the same on Zynq, on Alveo and on the emulated device. It
+writes arguments to the registers that the overlay's metadata lists, and checks the kernel's own
+description. `driver.LlamaDriver` adds the binding by PYNQ, and the methods that take and give text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from llama_pynq.weights.packed import PackedModel
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-_PROFILE = int(RequestFlag.PROFILE)  # as an enum, & takes as long as a register access
+_PROFILE = int(RequestFlag.PROFILE)  # an enum's & takes as long as a register access
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
 _MAX_PORTS = 64
 
@@ -71,7 +71,7 @@ class KernelDriver(DefaultIP):
     Parameters
     ----------
     description : dict
-        PYNQ's, of the IP.
+        PYNQ's description of the IP.
 
     Attributes
     ----------
@@ -84,9 +84,9 @@ class KernelDriver(DefaultIP):
     buffers : Buffers
         Device buffers by name.
     pending : PendingCall or None
-        The call under way that `begin` launched and nobody waited for.
+        The call that `begin` launched and that nobody has waited for yet.
     pace : tuple
-        Shape of the last call that was timed, and its seconds a step.
+        Shape of the last timed call, and its seconds per step.
     """
 
     describe_timeout_s = 10.0
@@ -94,7 +94,7 @@ class KernelDriver(DefaultIP):
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__(description=description)
         self.timeout_s = 60.0
-        # An .xclbin names the protocol; a .hwh lists the bit that only one of them has.
+        # An .xclbin names the protocol; in a .hwh, only ap_ctrl_chain lists the AP_CONTINUE bit.
         chained = description.get(
             "hw_control_protocol"
         ) == "ap_ctrl_chain" or "AP_CONTINUE" in self._registers["CTRL"].get("fields", {})
@@ -126,7 +126,7 @@ class KernelDriver(DefaultIP):
         Raises
         ------
         OverlayMismatch
-            If the kernel is not ours or has another ABI version.
+            If the kernel is not llama_pynq's, or has another ABI version.
         """
         self._check_open()
         if self._limits is None:
@@ -156,12 +156,12 @@ class KernelDriver(DefaultIP):
 
     @property
     def generation(self) -> int:
-        """Changes whenever the KV cache's content is lost."""
+        """A counter that changes whenever the KV cache's content is lost."""
         return self._generation
 
     @_over_network
     def _describe(self) -> KernelLimits:
-        """Ask the kernel for its limits; allocates a placeholder for every buffer."""
+        """Allocate a placeholder for every buffer, and ask the kernel for its limits."""
         # A Zynq register map lists a pointer as two registers, name_1 and name_2.
         suffix = "_1" if "request_1" in self._registers else ""
 
@@ -219,7 +219,7 @@ class KernelDriver(DefaultIP):
     # ---- life ------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free every buffer, once a call that is running has ended; for good."""
+        """Close for good: wait for a running call to end, and free every buffer."""
         self._closed = True
         if not self._lock.acquire(timeout=self.timeout_s):
             self.buffers.abandon()
@@ -228,7 +228,7 @@ class KernelDriver(DefaultIP):
             if self._running and not self._hung:
                 try:
                     self._settle()
-                except Exception:  # whatever is wrong with the device: what is ours is closed
+                except Exception:  # whatever is wrong with the device, close our side
                     self._hung = True
             self._drop()
         finally:
@@ -238,7 +238,7 @@ class KernelDriver(DefaultIP):
         """Forget the model, and free the buffers unless a hung kernel may write them."""
         self._generation += 1
         self.pending = None
-        # PYNQ 4 frees what nobody refers to: no view of a buffer stays.
+        # PYNQ 4 frees a buffer only when nothing refers to it: drop every view.
         self._limits = self._calls = self._model = None
         if self._hung:
             self.buffers.abandon()
@@ -256,13 +256,13 @@ class KernelDriver(DefaultIP):
             Programs the device.
         """
         self._check_open()
-        self._generation += 1  # a thread that waits leaves with its next read of CTRL
+        self._generation += 1  # a waiting thread leaves before its next read of CTRL
         with self._lock:
             if self._running and not self._hung:
                 # Else the fabric would be programmed with transfers under way.
                 with contextlib.suppress(KernelTimeout):
                     self._settle()
-            # Under the lock: a register that is read meanwhile has nothing behind it.
+            # Under the lock: until the download ends, a register read finds no kernel.
             download()
             self._generation += 1
             if self.handshake.runs_on():
@@ -284,7 +284,7 @@ class KernelDriver(DefaultIP):
         """Hold the device: other threads' calls wait.
 
         Hold it over a call and `read_logits` or `read_activations`, else another thread's call
-        may come between. `run` itself sees to it that no earlier call is under way.
+        may come between. `run` itself makes sure that no earlier call is under way.
         """
         return self._lock
 
@@ -299,7 +299,7 @@ class KernelDriver(DefaultIP):
         stop_tokens: Sequence[int] = (),
         activations: np.ndarray | None = None,
     ) -> CallResult:
-        """One call of the kernel.
+        """Run one call of the kernel.
 
         Parameters
         ----------
@@ -324,11 +324,11 @@ class KernelDriver(DefaultIP):
         RequestError
             If no model is loaded, or the overlay is closed.
         LimitError
-            If the kernel has fewer rows, steps or stop tokens.
+            If the kernel takes fewer rows, steps or stop tokens.
         KernelError
-            If the kernel refuses the request; the text says why.
+            If the kernel refuses the request; the message says why.
         KernelTimeout
-            If it does not finish within `timeout_s`.
+            If the call does not finish within `timeout_s`.
         ConnectionLost
             If the board is on the network and does not answer.
         """
@@ -340,10 +340,10 @@ class KernelDriver(DefaultIP):
     def begin(
         self, rows: np.ndarray, *, n_steps: int = 1, stop_tokens: Sequence[int] = ()
     ) -> PendingCall:
-        """Begin a call; the host is free for other work until `finish` returns its result.
+        """Launch a call without waiting for it; `finish` returns its result.
 
-        The next caller of the kernel waits for this call first, and keeps its result for
-        `finish`; but `read_logits` reads those of the last call.
+        The next call of the kernel first waits for this one and keeps its result for `finish`.
+        But `read_logits` reads the logits of the last call.
 
         Parameters
         ----------
@@ -373,7 +373,7 @@ class KernelDriver(DefaultIP):
         Raises
         ------
         KernelTimeout
-            If it does not finish within `timeout_s` from now, or the overlay was reset.
+            If the call does not finish within `timeout_s` from now, or the overlay was reset.
         RequestError
             If the overlay was closed, or Ctrl-C ended the call while another thread waited for it.
         KernelError, ConnectionLost
@@ -399,7 +399,7 @@ class KernelDriver(DefaultIP):
         stop_tokens: Sequence[int],
         activations: np.ndarray | None,
     ) -> PendingCall:
-        # The checks come under the lock, too: another thread may load or close.
+        # The checks need the lock, too: another thread may load a model or close the overlay.
         self._check_idle()
         config = (self._model or self._loaded()).loaded()
         limits, calls, n = self._limits, self._calls, len(rows)
@@ -445,7 +445,7 @@ class KernelDriver(DefaultIP):
 
     def _collect(self, call: PendingCall, at_once: bool = False) -> None:
         """Wait for the call under way, and keep its outcome; `at_once`: it was just launched."""
-        self.pending = None  # first: the garbage collector may close its stream meanwhile
+        self.pending = None  # first: the garbage collector may close the call's stream meanwhile
         try:
             call.outcome = self._result(call, at_once)
         except Exception as error:
@@ -468,7 +468,7 @@ class KernelDriver(DefaultIP):
         self._running = False
         words = calls.read_results(n, call.n_steps)
         seconds = time.perf_counter() - call.begin
-        # Where a read of CTRL waits, the first one may have found the call under way.
+        # If reads of CTRL block, the first one may have found the call still under way.
         late = not at_once and first_look and not self.handshake.read_waited
         status = words[: abi.STATUS_WORDS].tolist()
         check_status(status, self.handshake.sequence, self.device.name)
@@ -552,12 +552,12 @@ class KernelDriver(DefaultIP):
         ----------
         slot : int
         positions : int
-            How many, from the first.
+            Number of positions to read, from the first.
 
         Returns
         -------
         (2, n_layers, n_kv_heads, positions, head_size) float32
-            Of an int8 cache, integers times their scale.
+            For an int8 cache, the integers times their scale.
 
         Raises
         ------
@@ -571,7 +571,7 @@ class KernelDriver(DefaultIP):
     # ---- weights ---------------------------------------------------------------------
 
     def _loaded(self) -> ModelMemory:
-        """The model's memory; raise if there is no model."""
+        """The model's memory; raise RequestError if no model is loaded."""
         if self._model is None or self._model.config is None:
             self._check_open()
             raise RequestError("no model is loaded: call load_model() first")
@@ -594,7 +594,7 @@ class KernelDriver(DefaultIP):
 
     @property
     def kv_format(self) -> str:
-        """The same in words."""
+        """Format of the KV cache's values in words: float32 or int8."""
         return "float32" if self.kv_bits == 32 else f"int{self.kv_bits}"
 
     @property
@@ -631,7 +631,7 @@ class KernelDriver(DefaultIP):
 
     @_over_network
     def resize_cache(self, slots: int) -> None:
-        """Make room for another number of sequences; the cache's content is lost.
+        """Resize the KV cache to `slots` sequences; its content is lost.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A memory bank of a device, by PYNQ's description of it."""
+"""A memory bank of a device: base class of the emulated device's banks and of pyxrt's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class MemoryBank:
-    """A memory bank of a device, by PYNQ's description of it.
+    """A memory bank of a device, as PYNQ describes it in ``mem_dict``.
 
     Two instances for the same bank of the same device are equal.
     """

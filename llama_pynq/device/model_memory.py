@@ -18,7 +18,7 @@ _NO_MODEL = "no model is loaded: call load_model() first"
 
 
 def check_fits(packed: PackedModel, limits: KernelLimits) -> None:
-    """Raise LimitError if a kernel cannot take a model, or not as it is packed."""
+    """Raise LimitError if a model exceeds the kernel's limits or is packed for another one."""
     check_limits(packed.config, limits)
     if packed.target != limits.target:
         raise LimitError(
@@ -35,7 +35,7 @@ class ModelMemory:
     Parameters
     ----------
     buffers : Buffers
-        Those of the model are allocated here.
+        Holds the model's buffers, which are allocated here.
     device : pynq.Device
     limits : KernelLimits
 
@@ -72,7 +72,7 @@ class ModelMemory:
         """
         limits, buffers = self._limits, self._buffers
         self.config = self.packed = None
-        # All of the old model goes before any of the new one comes: memory may hold but one.
+        # Free all of the old model before allocating the new one: memory may hold only one.
         weights = [f"weights_{c}" for c in range(limits.channels)]
         buffers.replace_by_placeholders(*self._cache_names, "logits", *weights)
         for channel, size in enumerate(packed.sizes):
@@ -83,8 +83,8 @@ class ModelMemory:
         self.config, self.packed = packed.config, packed
 
     def _upload(self, packed: PackedModel, channel: int, buffer: Any) -> None:
-        # The emulated device's host copy is of no use once the weights are on the device. Elsewhere
-        # one sync does: PYNQ 4 syncs the whole buffer, whatever the slice.
+        # On the emulated device, sync part by part and release each part's host copy, which is then
+        # of no use. Elsewhere sync once: PYNQ 4 syncs the whole buffer, whatever the slice.
         release = getattr(self._device, "release_host_pages", None)
 
         def write(offset: int, part: np.ndarray) -> None:
@@ -99,7 +99,7 @@ class ModelMemory:
             buffer.sync_to_device()
 
     def resize_cache(self, slots: int) -> None:
-        """Make room for another number of sequences; the cache's content is lost.
+        """Resize the KV cache to `slots` sequences; its content is lost.
 
         Raises
         ------
@@ -120,7 +120,7 @@ class ModelMemory:
     def _place_cache(self, packed: PackedModel, slots: int, kv_bits: int) -> None:
         """Allocate the KV cache, and write the descriptor."""
         size = self._limits.kv_port_bytes(packed.config, kv_bits, slots)
-        # All of the old cache goes before any of the new one comes.
+        # Free all of the old cache before allocating the new one.
         self._buffers.replace_by_placeholders(*self._cache_names)
         for name in self._cache_names:
             self._buffers.replace(name, size, np.uint8)

@@ -1,16 +1,18 @@
-"""Alveo cards for PYNQ 3.1 and newer, which has no support for them: through XRT's own `pyxrt`.
+"""Alveo cards on PYNQ 3.1 and newer, which has no support for them: through XRT's own `pyxrt`.
 
-A `pynq.Device` over the Python module that comes with XRT. PYNQ 3.0.1 drives cards itself (up to
-XRT 2.16); where it can, this class finds nothing, so that no card is listed twice.
+`PyxrtDevice` is a `pynq.Device` over the Python module that comes with XRT. PYNQ 3.0.1 drives cards
+itself (up to XRT 2.16); where it does, this class finds none, so that no card is listed twice.
 
 ``pyxrt`` starts kernels and gives no access to their registers (its sources up to XRT 2.23, in
-Xilinx/XRT ``src/python/pybind11/src/pyxrt.cpp``). So the register file that PYNQ's drivers write
-is kept here, and AP_START hands its arguments to XRT as one run: XRT writes them to the kernel,
-starts it, and acknowledges its end, AP_CONTINUE included. What of ``pyxrt`` is used is there since
-XRT 2.12 (2021.2), but ``enumerate_devices``, since 2.17 (2024.1), and ``hw_context`` with a mode,
-since 2.23 (2026.1), where ``load_xclbin`` is deprecated: each is used where it exists.
+Xilinx/XRT ``src/python/pybind11/src/pyxrt.cpp``). So this module keeps a copy of the register file
+that PYNQ's drivers write, and AP_START passes the arguments to XRT as one run. XRT writes them to
+the kernel, starts it, and acknowledges its end, AP_CONTINUE included.
 
-Not yet seen on a card.
+XRT 2.12 (2021.2) and newer have the parts of ``pyxrt`` that are used here, with two exceptions that
+are used where they exist: ``enumerate_devices``, since 2.17 (2024.1), and ``hw_context`` with a
+mode, since 2.23 (2026.1), which deprecates ``load_xclbin``.
+
+Not yet run on a card.
 """
 
 from __future__ import annotations
@@ -33,15 +35,15 @@ from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.registers import CONTROL_OFFSET
 
 _MAX_CARDS = 64
-_CARD_NAMES = "xilinx_"  # of every Alveo's platform; pyxrt lists AMD's NPUs, too
+_CARD_NAMES = "xilinx_"  # prefix of every Alveo platform's name; pyxrt lists AMD's NPUs, too
 _FAILED = ("ERROR", "ABORT", "TIMEOUT", "NORESPONSE", "SKERROR", "SKCRASHED")
 
-# Runs that never ended, with XRT's buffers: freed, they would be written by a kernel that goes on.
+# Runs that never ended, with their XRT buffers. Never freed: the kernel may still write them.
 _abandoned: list[Any] = []
 
 
 def _pyxrt() -> ModuleType | None:
-    """XRT's module; None where it is missing, or where PYNQ drives cards itself."""
+    """Import XRT's module; None if it is missing, or if PYNQ drives cards itself."""
     try:
         from pynq._3rdparty import xrt  # PYNQ 3.0.1's own binding
 
@@ -56,26 +58,26 @@ def _pyxrt() -> ModuleType | None:
 
 
 class _Buffer:
-    """A buffer object of XRT, until it is given back."""
+    """An XRT buffer object; `bo` is None once it was given back."""
 
     def __init__(self, bo: Any) -> None:
         self.bo = bo
 
 
 class PyxrtMemory(MemoryBank):
-    """A memory bank of a card: what ``overlay.HBM0`` is, and a target of `pynq.allocate`."""
+    """A memory bank of a card, such as ``overlay.HBM0``; a target of `pynq.allocate`."""
 
     def allocate(
         self, shape: int | tuple[int, ...], dtype: DTypeLike, cacheable: int = 0
     ) -> PynqBuffer:
-        """A buffer in this bank; `pynq.allocate` calls it.
+        """Allocate a buffer in this bank; `pynq.allocate` calls it.
 
         Parameters
         ----------
         shape : int or tuple of int
         dtype : data type
         cacheable : int
-            Accepted for PYNQ's sake; a card's memory is its own either way.
+            Ignored; part of PYNQ's interface. A card's memory is separate from the host's.
 
         Raises
         ------
@@ -92,7 +94,7 @@ class PyxrtMemory(MemoryBank):
 
 
 class _ComputeUnit:
-    """A kernel's register file, and the run that stands behind it."""
+    """A copy of a kernel's register file, and the XRT run behind it."""
 
     def __init__(self, device: PyxrtDevice, description: dict[str, Any], kernel: Any) -> None:
         self._device = weakref.proxy(device)
@@ -132,7 +134,7 @@ class _ComputeUnit:
             elif value >= 1 << 31:
                 value -= 1 << 32  # pyxrt takes a C int
             if self._given.get(index) != value:
-                # What XRT was told, it remembers from run to run.
+                # XRT keeps arguments from run to run: set only those that changed.
                 self._run.set_arg(index, value.bo if isinstance(value, _Buffer) else value)
                 self._given[index] = value
         self._running = True
@@ -140,7 +142,7 @@ class _ComputeUnit:
 
     def _ended(self) -> bool:
         if not self._running:
-            return True  # it ended badly, and was said to
+            return True  # it failed, and KernelError was raised
         # state() and not wait(): pyxrt waits with the GIL held.
         state, states = self._run.state(), self._device.pyxrt.ert_cmd_state
         if state == states.ERT_CMD_STATE_COMPLETED:
@@ -170,9 +172,9 @@ class _ComputeUnit:
         self._run, self._given = None, {}
 
     def close(self) -> None:
-        """Give the kernel back, and the run, or leave the run alone for good if it goes on."""
+        """Release the kernel and its run; abandon a run that has not ended."""
         self._drop_run()
-        self._kernel = None  # now, and not when Python collects the cycle that control makes
+        self._kernel = None  # now, not when Python collects the cycle through _control
 
 
 class PyxrtDevice(Device):
@@ -208,10 +210,10 @@ class PyxrtDevice(Device):
         pyxrt = _pyxrt()
         if pyxrt is None:
             raise RuntimeError(
-                "pyxrt is not there, or PYNQ drives cards itself: source XRT's setup.sh (its "
-                "python folder must be in PYTHONPATH, and made for this version of Python)"
+                "pyxrt cannot be imported, or PYNQ drives cards itself: source XRT's setup.sh (its "
+                "python folder must be in PYTHONPATH, and built for this version of Python)"
             )
-        # Name and tag are those that PYNQ 3.0.1 gives: one lock, whichever of the two opens a card.
+        # Name and tag as in PYNQ 3.0.1: a card has one lock, whichever of the two opens it.
         super().__init__(f"xrt{index}")
         self.pyxrt: Any = pyxrt
         self.handle = pyxrt.device(index)
@@ -221,7 +223,7 @@ class PyxrtDevice(Device):
         self.mem_dict: dict[str, dict[str, Any]] = {}
         self._units: dict[int, tuple[int, _ComputeUnit]] = {}
         self._live: dict[int, _Buffer] = {}
-        self.stuck: list[Any] = []  # runs that had not ended when their kernel was given back
+        self.stuck: list[Any] = []  # runs that had not ended when their kernel was released
 
     def __repr__(self) -> str:
         return f"PyxrtDevice({self.tag[3:]}, {self.name!r} at {self.bdf})"
@@ -235,19 +237,19 @@ class PyxrtDevice(Device):
         return XclBin(xclbin_data=Path(bitfile_name).read_bytes())
 
     def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
-        """PYNQ caches a board's metadata in its own folder; a card's is in its file."""
+        """Do nothing: PYNQ caches a board's metadata, but a card's is in the xclbin itself."""
 
     def download(self, bitstream: Any, parser: Any = None) -> None:
-        """Load the xclbin and take its kernels for this process alone.
+        """Load the xclbin and open its kernels for this process exclusively.
 
-        A card that holds the same xclbin already is not programmed anew: that is XRT's doing.
+        XRT does not reprogram a card that already holds the same xclbin.
 
         Raises
         ------
         DeviceBusy
             If XRT refuses, as it does while another process uses the card.
         KernelTimeout
-            If an earlier call never ended: its run keeps the kernel.
+            If an earlier call never ended: its run still holds the kernel.
         """
         parser = parser or self.get_bitfile_metadata(bitstream.bitfile_name)
         self.free_bitstream()
@@ -284,17 +286,17 @@ class PyxrtDevice(Device):
         return [pyxrt.kernel(context, name) for name in names]
 
     def free_bitstream(self) -> None:
-        """Give the kernels back; called by ``overlay.free()`` of PYNQ 3.0.1."""
+        """Release the kernels; called by ``overlay.free()`` of PYNQ 3.0.1."""
         for _, unit in self._units.values():
             unit.close()
         self._units = {}
 
     def open_context(self, description: dict[str, Any], shared: bool = True) -> int:
-        """The compute unit's number; it was opened at the download."""
+        """Index of the compute unit, which `download` has opened."""
         return int(description["cu_index"])
 
     def close(self) -> None:
-        """Give the kernels back; PYNQ's own version warns."""
+        """Release the kernels; PYNQ's own version warns."""
         self.free_bitstream()
 
     # ---- memory ----------------------------------------------------------------------
@@ -320,7 +322,7 @@ class PyxrtDevice(Device):
 
     @property
     def default_memory(self) -> PyxrtMemory:
-        """The bank in use, where there is but one; else XRT cannot know which."""
+        """The bank in use; an error if the overlay uses several, as XRT cannot choose."""
         used = [b for b in self.mem_dict.values() if b["used"] and not b["streaming"]]
         if len(used) != 1:
             raise RuntimeError(
@@ -349,11 +351,11 @@ class PyxrtDevice(Device):
             device_address=bo.address(),
             coherent=False,
         )
-        # With these three, PYNQ hands the memory back here and not to XRT or munmap.
+        # These three attributes make PYNQ call return_pointer(), not XRT or munmap().
         buffer.memory = memory
         buffer.pointer = holder
         buffer.return_to = memory
-        # The second time (freebuffer(), then collection) PYNQ would munmap() all the same.
+        # Otherwise PYNQ would munmap() on the second free: freebuffer(), then garbage collection.
         buffer.freed = True
         self._live[int(buffer.device_address)] = holder
         return buffer

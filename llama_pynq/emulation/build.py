@@ -1,10 +1,10 @@
-"""Compiling the kernel for emulation and writing the overlay files.
+"""Compile the kernel for emulation and write the overlay files.
 
-``python -m llama_pynq.emulation.build`` does so for this computer, into the user's cache folder:
-for a board, whose installation compiles nothing, and where a wheel has no kernel for the CPU.
+``python -m llama_pynq.emulation.build`` compiles for this computer, into the user's cache folder.
+Use it on a board, where installation compiles nothing, and where a wheel has no kernel for the CPU.
 
-``setup.py`` calls `build_emulated_overlay` in an empty build environment: everything here
-needs the standard library and a C++ compiler, neither PYNQ nor NumPy.
+``setup.py`` calls `build_emulated_overlay` in an empty build environment, so this module needs only
+the standard library and a C++ compiler, neither PYNQ nor NumPy.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from llama_pynq.errors import BuildError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel import config, registers, top
 from llama_pynq.utils.files import cache_folder, package_folders, write_atomically
 
-# -ffp-contract=off: a fused multiply-add rounds once instead of twice, and the arithmetic
-# of the kernel is a specification. The other -f flags change no result; zig's compiler would
-# add checks for undefined behaviour by itself.
+# -ffp-contract=off: the kernel's arithmetic is specified, and a fused multiply-add rounds once
+# instead of twice. The other -f flags change no result. -fno-sanitize=undefined: zig's compiler
+# adds checks for undefined behaviour by default.
 FLAGS = (
     "-std=c++14",
     "-O3",
@@ -43,19 +43,19 @@ FLAGS = (
     "-pthread",
     "-fvisibility=hidden",
 )
-# A dot product ends in a sum across its vector, which takes longer the wider that is; and of the
-# instructions that g++ 12 chooses for a Zen 3 or 4 by itself, other processors' are faster there
-# (zig's compiler knows no such tuning, and needs none: it compiles for levels). Four sequences took
-# 13% less time than with -march=native alone, one 8% (EPYC, Zen 4).
+# Width 256: a dot product ends in a sum across its vector, which takes longer the wider the vector.
+# -mtune=generic: on Zen 3 and 4, generic code is faster than what g++ 12 tunes for these processors
+# (zig's compiler has no such tuning, and needs none: it compiles for levels). With both, four
+# sequences took 13% less time than with -march=native alone, one sequence 8% less (EPYC, Zen 4).
 _X86_FLAGS = ("-mprefer-vector-width=256",)
 _X86_NATIVE_FLAGS = (*_X86_FLAGS, "-mtune=generic")
-# Without -march: zig would compile its C++ library, which it links in, for each level.
+# No -march: with it, zig would compile the C++ library that it links in once for each level.
 _LINK_FLAGS = ("-O3", "-shared", "-pthread", "-s")
 _STDERR_LINES = 20
 
 
 def _run(command: Sequence[str], remedy: str) -> str:
-    """Run a compiler; its standard output."""
+    """Run a compiler and return its standard output."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -108,7 +108,7 @@ def compile_kernel(
     Raises
     ------
     BuildError
-        If the compiler is missing or fails; names the command and what it printed.
+        If the compiler is missing or fails; the message has the command and its error output.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     remedy = "The kernel compiles with g++ 9 or newer (apt install g++)."
@@ -131,11 +131,11 @@ def write_overlays(folder: Path, payloads: Sequence[Payload], constants: Mapping
     Parameters
     ----------
     folder : Path
-        Made if it is missing.
+        Created if it is missing.
     payloads : sequence of Payload
         One for each instruction-set level.
     constants : mapping of str to int
-        Of the compiled kernel's header (`config.board_constants`).
+        Constants of the compiled kernel's header (`config.board_constants`).
     """
     name = registers.IP_NAME
     shape = (
@@ -166,7 +166,7 @@ def build_payloads(
 ) -> list[Payload]:
     """Compile the kernel once for each instruction-set level, in parallel.
 
-    The payloads are for `target`, which `cxx` compiles for, or for this computer.
+    The payloads are for `target`, which `cxx` must compile for, or for this computer.
 
     Raises
     ------
@@ -226,7 +226,7 @@ def build_emulated_overlay(
     extra_flags : sequence of str
         More compiler flags.
     target : WheelTarget, optional
-        What `cxx` compiles for; default this computer.
+        Platform that `cxx` compiles for; default this computer.
 
     Raises
     ------
@@ -251,9 +251,9 @@ def build_emulated_overlay(
 
 
 def own_build_folder() -> Path:
-    """Where this command writes: below the cache folder, named after the kernel's sources.
+    """Output folder of this command, in the cache folder; named by a hash of the kernel's sources.
 
-    So what was compiled of another version's sources is never taken for this one's.
+    The hash keeps a build of another version's sources from being used.
     """
     hls_src = Path(package_folders("hls_src")[0])
     digest = hashlib.sha256(top.top_function(hls_src / "boards" / "host.h").encode())
@@ -263,7 +263,7 @@ def own_build_folder() -> Path:
 
 
 def emulated_overlay(suffix: str = ".xclbin") -> Path:
-    """The emulated overlay: one compiled on this computer by command, else the installed one.
+    """Path of the emulated overlay: the one compiled on this computer, else the installed one.
 
     Parameters
     ----------
@@ -282,9 +282,9 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
         if path.exists():
             return path
     raise OverlayMismatch(
-        "the emulated overlay is not installed: boards do without, and so does a package built "
-        "without a C++ compiler. To compile it for this computer: python -m "
-        "llama_pynq.emulation.build (it takes g++; Debian, Ubuntu: apt install g++)"
+        "the emulated overlay is not installed: it is left out on boards, and where the package "
+        "was built without a C++ compiler. To compile it for this computer: python -m "
+        "llama_pynq.emulation.build (it needs g++; Debian, Ubuntu: apt install g++)"
     )
 
 
@@ -292,9 +292,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compile the emulator for this computer."""
     argparse.ArgumentParser(
         prog="python -m llama_pynq.emulation.build",
-        description="Compile the emulated device for this computer's processor, with g++ or what "
-        "CXX names, into the cache folder (LLAMA_PYNQ_CACHE), where it is found from then on. "
-        "Seconds to a minute on a computer, minutes on a board.",
+        description="Compile the emulated device for this computer's processor, with g++ or the "
+        "compiler in CXX, into the cache folder (LLAMA_PYNQ_CACHE), where the package finds it. "
+        "Takes seconds to a minute on a computer, minutes on a board.",
     ).parse_args(argv)
     try:
         folder = own_build_folder()

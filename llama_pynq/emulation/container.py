@@ -1,6 +1,6 @@
-"""The payload of an emulated overlay: compiled kernels in the place of a bitstream.
+"""The container of an emulated overlay: compiled kernels in place of a bitstream.
 
-An ``.xclbin`` keeps it in its BITSTREAM section, a ``.bit`` as its configuration data.
+An ``.xclbin`` holds the container in its BITSTREAM section, a ``.bit`` as its configuration data.
 All integers are little-endian:
 
 ======  =====  ==========================================================================
@@ -114,7 +114,7 @@ def unpack(data: bytes, source: str) -> Container:
     Raises
     ------
     OverlayMismatch
-        If `data` is not a container of ours, is cut short, or is damaged.
+        If `data` is not such a container, is truncated, or is damaged.
     """
     if data[:8] != MAGIC:
         raise OverlayMismatch(
@@ -153,10 +153,10 @@ def unpack(data: bytes, source: str) -> Container:
 
 
 def extract(payload: Payload) -> Path:
-    """The payload as a file that can be loaded, from the cache if it is there intact.
+    """Write a payload to a file in the cache, for the dynamic loader; its path.
 
-    The loader needs a file, and a file in a cache may be damaged: what is there is
-    compared with the checksum every time, and rewritten if it differs.
+    A cached file may be damaged: it is compared with the checksum every time, and rewritten
+    if it differs.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""Which instructions a compiled kernel may contain, and which ones this CPU has.
+"""CPU features: those that a compiled kernel may use, and those that this CPU has.
 
-A compiler announces the instructions it may use by predefined macros; the operating
-system lists those of the CPU, or, on Windows and on Macs with an Intel processor, the payload
-that needs none of them asks the CPU. Comparing the two turns a crash by an illegal
-instruction into a sentence.
+A compiler's predefined macros name the instructions it may use. The operating system lists
+those of the CPU; on Windows and on Macs with an Intel processor, the payload that needs no
+features queries the CPU instead. Comparing the two turns a crash by an illegal instruction
+into an error message.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from llama_pynq.emulation import emulator
 from llama_pynq.emulation.container import Payload, describe_levels, extract
 from llama_pynq.errors import OverlayMismatch
 
-# Only what a compiler emits on its own for plain C++ is listed: CLWB or SGX, say, are
-# announced by -march as well, but appear in no code that does not ask for them.
+# Only features that a compiler uses for plain C++. -march also announces CLWB or SGX, for
+# example, but a compiler emits those only for code that asks for them.
 # Macro -> name in /proc/cpuinfo on Linux.
 _FEATURES = {
     "__SSE3__": "pni",
@@ -84,16 +84,16 @@ def features_from_macros(predefined: str) -> tuple[str, ...]:
     return tuple(sorted(name for macro, name in _FEATURES.items() if macro in defined))
 
 
-# What the first of Apple's own processors has, of what a compiler uses. No Mac with another
-# kind of arm64 was ever made, and none of the later ones lacks any of it.
+# Features of Apple's M1 that a compiler may use. The M1 was the first arm64 processor of a Mac,
+# and none of the later ones lacks any of these features.
 _APPLE_M1 = frozenset({"atomics", "asimdrdm", "asimddp", "asimdhp", "asimdfhm"})
 
 
 def machine() -> str:
-    """The processor that this interpreter is compiled for, as `platform.machine` names it.
+    """Architecture that this interpreter is compiled for, as `platform.machine` names it.
 
-    On Windows `platform.machine` may name the computer's instead: an arm64 computer runs
-    interpreters for x86-64, too, and loads no library of its own kind into them.
+    On Windows `platform.machine` may name the computer's architecture instead: an arm64 computer
+    also runs x86-64 interpreters, and these cannot load arm64 libraries.
     """
     of_interpreter = {"win-amd64": "AMD64", "win-arm64": "ARM64"}
     return of_interpreter.get(sysconfig.get_platform(), platform.machine())
@@ -115,7 +115,7 @@ def host_features() -> frozenset[str] | None:
 
 
 def features_by_asking(payloads: Sequence[Payload]) -> frozenset[str] | None:
-    """CPU features that a payload which needs none finds, or None if there is none to ask."""
+    """CPU features as detected by a payload that needs none; None without such a payload."""
     for payload in payloads:
         if not payload.features:
             return emulator.cpu_features(extract(payload))
@@ -123,12 +123,12 @@ def features_by_asking(payloads: Sequence[Payload]) -> frozenset[str] | None:
 
 
 def choose(payloads: Sequence[Payload], source: str) -> Payload:
-    """The payload for the best level that this machine can run.
+    """Choose the payload for the best level that this machine can run.
 
     Raises
     ------
     OverlayMismatch
-        If there is none; the message names what is missing.
+        If this machine can run none; the message names what is missing.
     """
     here = (platform.system(), machine())
     native = [p for p in payloads if (p.system, p.machine) == here]

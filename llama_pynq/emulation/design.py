@@ -1,8 +1,8 @@
-"""What an emulated overlay contains, told once: its registers, its protocol, its memory banks.
+"""The design of an emulated overlay: its registers, block protocol and memory banks.
 
-The writers of ``.xclbin`` and ``.hwh`` metadata turn a `Design` into the form PYNQ
-reads; the container that stands in for the bitstream carries the same `Design`, so that
-the device decodes addresses as its own hardware would, whatever the metadata says.
+The writers of ``.xclbin`` and ``.hwh`` metadata turn a `Design` into the form that PYNQ reads.
+The container that replaces the bitstream carries the same `Design`, so the device decodes
+addresses as real hardware would, whatever the metadata says.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PlacedArgument(Argument):
 
 @dataclass(frozen=True)
 class Design:
-    """Everything the emulated hardware knows about itself."""
+    """An emulated design: block protocol, register file, memory banks and clock."""
 
     protocol: str
     base_address: int
@@ -78,7 +78,7 @@ def xclbin_design(
 ) -> Design:
     """An Alveo-like design: ap_ctrl_chain, one bank for io, one for each weight channel.
 
-    The ports of the KV cache share the weights' banks in turn.
+    The KV cache ports are assigned to the weight banks round-robin.
     """
     args = registers.arguments(channels, kv_ports, shared_masters)
     bank_of = {}

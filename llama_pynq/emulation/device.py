@@ -29,25 +29,25 @@ from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
 
 POLL_US = 20_000
-"""How long a read of CTRL waits for a running kernel, in microseconds, without the GIL.
+"""Longest time that a read of CTRL waits for a running kernel, without the GIL; microseconds.
 
-A driver's polling loop then sleeps in the kernel's own wait, sees the end of a call as
-soon as it comes, and leaves the CPU to the kernel's threads.
+A driver's polling loop sleeps in this read, sees the end of a call at once, and leaves the CPU
+to the kernel's threads.
 """
 
 MAX_THREADS = 1024
 
 
 HOST = "host"
-"""The emulated device that is no board: its limits are the host kernel's own."""
+"""Name of the emulated device that is no board: its limits are those of the host kernel."""
 
 # Above 4 GiB, like the upper DDR of a Zynq UltraScale+: a driver that forgets the upper word of a
-# pointer fails here as it would there. Virtual memory, committed as it is touched.
+# pointer fails here as it would there. The memory is virtual, committed on first touch.
 _HOST_POOL = 8192 * MIB, 0x8_0000_0000
 
 
 def emulated_boards() -> dict[str, tuple[int, int]]:
-    """Boards that can be emulated: bytes of contiguous memory, and its physical address."""
+    """Boards that can be emulated: size in bytes and physical address of their memory pool."""
     pools = {
         board.header: (board.memory.pool_bytes, board.memory.pool_base)
         for board in boards().values()
@@ -65,7 +65,7 @@ class RegisterAccess:
     kind : str
         ``"read"`` or ``"write"``.
     name : str
-        Register name. A pointer written by halves is ``name_1`` and ``name_2``, as on Zynq.
+        Register name. A pointer accessed in halves is ``name_1`` and ``name_2``, as on Zynq.
     value : int
     """
 
@@ -90,7 +90,7 @@ def _word_names(design: Design) -> dict[int, str]:
 
 
 class _Hardware:
-    """What is in the fabric after a download: a register file and the kernel behind it."""
+    """The fabric after a download: a register file and the kernel behind it."""
 
     def __init__(
         self, design: Design, protocol: str, emulator: Emulator, device_memory: DeviceMemory
@@ -103,8 +103,8 @@ class _Hardware:
         self._call: list[tuple[PlacedArgument, memory.Allocation]] = []
         self._arguments = ArgumentWords()
         self._mappings: list[mmap.mmap] = []
-        # The pointers are looked up again when one was written or a buffer was freed, not at each
-        # AP_START: a dozen of them would take longer than all else that a call costs here.
+        # Pointers are looked up again only after one was written or a buffer was freed. A dozen
+        # look-ups at each AP_START would cost more than the rest of the call's overhead here.
         self._pointer_words = {
             arg.offset + 4 * half for arg in design.arguments if arg.is_pointer for half in (0, 1)
         }
@@ -136,7 +136,7 @@ class _Hardware:
                 self._pointers_changed = True
 
     def accesses(self, kind: str, offset: int, words: Sequence[int]) -> Iterator[RegisterAccess]:
-        """Name an access: a pointer written whole is one, not two."""
+        """Name the registers of an access; a pointer accessed whole is one register, not two."""
         whole = {arg.offset: arg.name for arg in self.design.arguments if arg.size_bits == 64}
         index = 0
         while index < len(words):
@@ -164,7 +164,7 @@ class _Hardware:
         self.emulator.start(self._arguments, self._mappings)
 
     def _look_up_pointers(self) -> None:
-        self._pointers_changed = True  # until all of them are known
+        self._pointers_changed = True  # stays set if a look-up raises
         frees, call = self._memory.frees, []
         for index, arg in enumerate(self.design.arguments):
             if arg.is_pointer:
@@ -177,9 +177,9 @@ class _Hardware:
         self._frees, self._pointers_changed = frees, False
 
     def retire(self) -> None:
-        """Let go of the kernel, taking from it the memory it may still write.
+        """Drop the kernel; buffers that it may still write move to other host memory.
 
-        A kernel that only was slow would otherwise write the end of an old call into the
+        Otherwise a kernel that was only slow would write the end of an old call into the
         buffers of a new one.
         """
         if not self.emulator.wait(0):
@@ -206,7 +206,7 @@ class _Hardware:
 
 
 class EmulatedDevice(Device):
-    """A device that PYNQ drives like a board, and that any computer can run.
+    """A device that PYNQ drives like a board, emulated on the CPU of any computer.
 
     ``pynq.Overlay(path, device=device)``, ``pynq.allocate(..., target=device)``, register
     maps and syncs work on it unmodified. It loads emulated overlays only.
@@ -214,16 +214,17 @@ class EmulatedDevice(Device):
     Parameters
     ----------
     board : str
-        Whose limits to enforce: a key of `emulated_boards`.
+        Board whose limits to enforce: a key of `emulated_boards`.
     protocol : str, optional
         ``"hs"`` or ``"chain"``, to override the overlay's: chain in an .xclbin, hs in a .bit.
     memory_bytes : int, optional
         Size of the device's memory; default the board's.
     threads : int, optional
-        Host threads the kernel computes with; default all that this process may use.
+        Host threads that the kernel computes with; default one for each CPU that this process
+        may use.
     name : str, optional
-        Default ``emulated-<board>``. Devices of one name exclude each other, as two overlays
-        on one board do.
+        Default ``emulated-<board>``. Devices of one name share a lock: two overlays exclude each
+        other, as on a board.
 
     Raises
     ------
@@ -231,12 +232,12 @@ class EmulatedDevice(Device):
         If an argument is out of range.
     """
 
-    _probe_priority_ = 1000  # PYNQ takes the lowest number it finds: after all real devices
+    _probe_priority_ = 1000  # PYNQ prefers the lowest number: this comes after all real devices
 
     @classmethod
     def _probe_(cls) -> list[EmulatedDevice]:
-        # On a board whose own device was not found, PYNQ's "No devices found" is the truth;
-        # running on the CPU instead would hide it.
+        # On a board, let PYNQ report "No devices found" if it does not find the board's own
+        # device: running on the CPU instead would hide the fault.
         return [] if any(path.exists() for path in BOARD_MARKS) else [cls()]
 
     def __init__(
@@ -296,14 +297,14 @@ class EmulatedDevice(Device):
 
     @property
     def limits(self) -> KernelLimits | None:
-        """Limits of the emulated board's own kernel; None for host, whose kernel this is."""
+        """Limits of the emulated board's own kernel; None for `HOST`, whose kernel runs here."""
         if self.board == HOST:
             return None
         return KernelLimits.from_header(config.board_headers()[self.board])
 
     @property
     def lock_name(self) -> str:
-        """Name of the device's lock: users of a shared computer have a device each."""
+        """Name of the device's lock; one per user, as each user of a computer has a device."""
         return f"{self.name}-{os.getuid()}" if hasattr(os, "getuid") else self.name
 
     def __repr__(self) -> str:
@@ -327,7 +328,7 @@ class EmulatedDevice(Device):
         }
 
     def _read_overlay(self, path: Path) -> Container:
-        """Read and check an overlay file, and with a .bit its .hwh."""
+        """Read and check an overlay file; for a .bit, check its .hwh, too."""
         data = path.read_bytes()
         if path.suffix == ".xclbin":
             return xclbin.read(data, str(path))
@@ -381,7 +382,7 @@ class EmulatedDevice(Device):
         return parser
 
     def _tell_protocol(self, ip: dict[str, Any]) -> None:
-        """Make the metadata say what was asked for, not what the file says."""
+        """Replace the block protocol in the metadata by the requested one."""
         ip["hw_control_protocol"] = self._protocol
         fields = ip["registers"]["CTRL"]["fields"]
         fields.pop("AP_CONTINUE", None)
@@ -395,17 +396,18 @@ class EmulatedDevice(Device):
 
     def set_bitfile_name(self, bitfile_name: str) -> None:
         super().set_bitfile_name(bitfile_name)
-        # On XRT, PYNQ 3.0.1 offers call() and start(); without "ERT" through registers.
+        # For an .xclbin, as on XRT, PYNQ 3.0.1 offers call() and start(); without the capability
+        # "ERT" it implements them through registers.
         self.capabilities["CALLABLE"] = bitfile_name.endswith(".xclbin")
 
     def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
-        """PYNQ caches a board's metadata in its own folder; an emulated one has none."""
+        """Do nothing: PYNQ caches metadata in a board's folder, and an emulated board has none."""
 
     def download(self, bitstream: Any, parser: Any = None) -> None:
         """Load the overlay's kernel and reset the registers; called by ``Overlay``.
 
-        The previous kernel is abandoned if it still runs, and never waited for: this is
-        how a hung kernel is got rid of. Buffers keep their contents.
+        A previous kernel that still runs is abandoned, never waited for: a download gets rid of
+        a hung kernel. Buffers keep their contents.
 
         Raises
         ------
@@ -441,7 +443,7 @@ class EmulatedDevice(Device):
         self.contexts = {}
 
     def close(self) -> None:
-        """Nothing to close; PYNQ's own version warns."""
+        """Do nothing; PYNQ's own version warns."""
 
     # ---- memory ----------------------------------------------------------------------
 
@@ -473,10 +475,10 @@ class EmulatedDevice(Device):
 
     @property
     def default_memory(self) -> EmulatedMemory:
-        """Where ``pynq.allocate(..., target=device)`` allocates: the first bank.
+        """The bank that ``pynq.allocate(..., target=device)`` uses: the first one.
 
-        XRT refuses a default where there are several banks. Here the first one serves, the
-        bank of all ports but the weights'.
+        XRT refuses a default if there are several banks. Here the default is the first bank,
+        which serves all ports but those of the weights and the KV cache.
         """
         return self.get_memory_by_idx(0)
 
@@ -489,10 +491,10 @@ class EmulatedDevice(Device):
         memory.copy_from_device(bo, ptr, size)
 
     def release_host_pages(self, buffer: PynqBuffer) -> int:
-        """Give back the host memory of a buffer, once its contents are on the device.
+        """Release the host memory of a buffer whose contents are on the device.
 
         The host's copy is undefined until the next ``sync_from_device``; the buffer stays
-        usable. Where the system offers no such call (Windows) nothing happens.
+        usable. Does nothing where the system offers no such call (Windows).
 
         Parameters
         ----------
@@ -502,7 +504,7 @@ class EmulatedDevice(Device):
         Returns
         -------
         int
-            Bytes given back.
+            Bytes released.
         """
         return memory.release_host_pages(buffer)
 

@@ -1,4 +1,4 @@
-"""The compiled kernel as a running thing: a library, its worker thread, its call."""
+"""A running instance of the compiled kernel: its library, worker thread and call."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _FUNCTIONS = {
     "emulator_delete": (None, [ctypes.c_void_p]),
 }
 
-_ENDED_BEFORE = 1  # emulator_wait did not wait
+_ENDED_BEFORE = 1  # emulator_wait found the kernel idle and did not wait
 
 # emulator_start copies this many words, whatever the number of arguments.
 _ARGUMENT_WORDS = 128
 ArgumentWords = ctypes.c_uint64 * _ARGUMENT_WORDS
-"""Host addresses and scalars of a call, in the kernel's order."""
+"""Host addresses and scalars of a call, in the order of the kernel's arguments."""
 
-# Kernels that were still running when their device was reprogrammed or dropped. Joining
-# one that hangs would hang us; freeing its memory under it would crash the process, and
-# the interpreter frees everything at exit: hence the extra reference that retire() takes.
+# Kernels that were still running when their device was reprogrammed or dropped. Joining a hung
+# kernel would hang this process, and freeing its memory would crash it. The interpreter frees
+# everything at exit, so retire() takes an extra reference.
 _abandoned: list[Emulator] = []
 
 
@@ -45,7 +45,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def cpu_features(library: Path) -> frozenset[str]:
-    """CPU features that the library finds, as Linux names them; none if it cannot tell."""
+    """CPU features that the library detects, by Linux's names; empty if it cannot detect them."""
     text = ctypes.create_string_buffer(4096)
     try:
         length = ctypes.CDLL(str(library.absolute())).emulator_cpu_features(text, len(text))
@@ -90,7 +90,7 @@ class Emulator:
         arguments : ArgumentWords
             Copied: it may change during the call.
         memory : sequence
-            What the addresses point into: kept alive until the next call.
+            Mappings that the addresses point into; kept alive until the next call.
         """
         self._in_use = memory
         if self._library.emulator_start(self._handle, arguments) != 0:
@@ -103,7 +103,7 @@ class Emulator:
         return bool(ended)
 
     def retire(self) -> None:
-        """Delete the instance, or leave it alone for good if it is still running."""
+        """Delete the instance, or abandon it for good if it is still running."""
         if self._process != os.getpid():
             return  # the worker thread did not survive fork(); there is nothing to join
         for emulator in [*_abandoned]:

@@ -1,4 +1,4 @@
-"""Writing and reading the ``.bit`` + ``.hwh`` flavour with the standard library alone.
+"""Write and read ``.bit`` and ``.hwh`` files with the standard library alone.
 
 The ``.hwh`` describes a Zynq UltraScale+ design with one IP, as Vivado would: pointers
 appear as two 32-bit registers. The ``.bit`` has the tagged header that PYNQ parses, and
@@ -71,7 +71,7 @@ def _field(parent: ElementTree.Element, name: str, bit: int, width: int, access:
 
 
 def data_registers(design: Design) -> list[registers.Register]:
-    """One 32-bit register a word, as `registers.zynq_registers` names them."""
+    """One 32-bit register per word, named as by `registers.zynq_registers`."""
     result = []
     for arg in design.arguments:
         if arg.size_bits == 64:
@@ -151,7 +151,7 @@ def _processor_module(modules: ElementTree.Element, design: Design) -> None:
 
 
 def write_hwh(design: Design) -> bytes:
-    """The hardware handoff of `design`, in the form `pynqmetadata` reads."""
+    """The hardware handoff file of `design`, in the form that `pynqmetadata` reads."""
     root = ElementTree.Element("EDKSYSTEM", EDWVERSION="1.2", VIVADOVERSION="emulated")
     _element(
         root, "SYSTEMINFO", ARCH="zynquplus", BOARD="emulated", DEVICE="emulated", NAME="design_1"

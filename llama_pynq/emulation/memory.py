@@ -1,9 +1,9 @@
 """The emulated device's memory: addresses, allocations and PYNQ buffers.
 
-Every buffer exists twice, as on a card: in host memory, where NumPy sees it, and in
-device memory, where the kernel does. Only a sync copies between the two, so a forgotten
-one is seen. Both copies are anonymous mappings of their own: memory is committed when it
-is first touched and goes back to the system when the buffer is freed.
+Every buffer exists twice, as on a card: in host memory, which NumPy sees, and in device
+memory, which the kernel sees. Only a sync copies between the two, so a forgotten sync
+shows. Each copy is an anonymous mapping: its memory is committed on first touch and goes
+back to the system when the buffer is freed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from pynq.buffer import PynqBuffer
 from llama_pynq.device.memory_bank import MemoryBank
 from llama_pynq.errors import DeviceMemoryError
 
-# What is uploaded in bulk is streamed: huge pages read 9 to 16% faster (256 MiB, best of 20,
-# on a 2-core cloud machine). Other memory, such as a sparsely used KV cache, does without.
+# The kernel streams data that is uploaded in bulk: from huge pages, reads are 9 to 16% faster
+# (256 MiB, best of 20, on a 2-core cloud machine). Other memory, such as a sparsely used KV
+# cache, gets no huge pages.
 _BULK_BYTES = 4 << 20
 
 ALIGNMENT = 4096
-"""Alignment of a buffer in device memory, in bytes: XRT's, too."""
+"""Alignment of a buffer in device memory, in bytes; the same as XRT's."""
 
 
 def _round_up(n: int) -> int:
@@ -69,9 +70,9 @@ class FirstFit:
         return None
 
     def free(self, offset: int) -> None:
-        """Give a block back, joining it with the holes beside it."""
+        """Free a block and merge it with the holes beside it."""
         begin, end = offset, offset + self._used.pop(offset)
-        # Builtins alone: as the interpreter ends, buffers go when this module's imports are gone.
+        # Builtins only: at interpreter exit this module's imports are gone before the buffers are.
         index = sum(hole < (begin, 0) for hole in self._holes)
         first = last = index
         if index > 0 and sum(self._holes[index - 1]) == begin:
@@ -102,7 +103,7 @@ class Allocation:
     address : int
         Physical address of the first byte.
     n_bytes : int
-        As asked for.
+        Size as requested.
     bank : str
         Tag of the memory bank.
     """
@@ -119,9 +120,9 @@ class Allocation:
         self.freed = False
 
     def relocate(self) -> None:
-        """Move the device's copy to new pages; its address as the kernel knows it stays.
+        """Move the device's copy to new pages; its physical address stays.
 
-        Whoever still holds the old pages' mapping keeps them.
+        The old pages stay mapped while anything holds their mapping.
         """
         device = _map(len(self.device))
         pointer = _pointer(device)
@@ -146,8 +147,8 @@ class DeviceMemory:
         self._addresses: list[int] = []  # ascending
         self._frees = 0
         self._lock = threading.Lock()
-        # Garbage collection may free a buffer at any moment, even while this thread holds
-        # the lock: frees are queued, and done by whoever can take the lock.
+        # Garbage collection may free a buffer at any moment, even while this thread holds the
+        # lock. So frees are queued, and the next lock holder processes them.
         self._returned: collections.deque[Allocation] = collections.deque()
 
     @property
@@ -162,13 +163,13 @@ class DeviceMemory:
 
     @property
     def frees(self) -> int:
-        """Buffers given back so far: while it stays, what `find` found is live."""
+        """Number of buffers freed so far; while it is unchanged, results of `find` stay live."""
         with self._lock:
             self._drain()
             return self._frees
 
     def allocate(self, n_bytes: int, bank: str, base_address: int) -> Allocation:
-        """A new buffer in the bank whose window starts at `base_address`."""
+        """Allocate a buffer in the bank whose window starts at `base_address`."""
         if n_bytes <= 0:
             raise ValueError(f"a device buffer needs at least one byte, not {n_bytes}.")
         with self._lock:
@@ -199,7 +200,7 @@ class DeviceMemory:
             return allocation
 
     def free(self, allocation: Allocation) -> None:
-        """Give a buffer's memory back; a second time does nothing."""
+        """Free a buffer; a second call does nothing."""
         self._returned.append(allocation)
         if self._lock.acquire(blocking=False):
             try:
@@ -231,7 +232,7 @@ class DeviceMemory:
 
 
 def _offset(allocation: Allocation, pointer: int, n_bytes: int) -> int:
-    """Where in its allocation a PynqBuffer, or a slice of one, lies."""
+    """Byte offset of a PynqBuffer, or of a slice of one, in its allocation."""
     if allocation.freed:
         raise RuntimeError(
             "this buffer was freed: sync_to_device() and sync_from_device() need a live one."
@@ -251,8 +252,8 @@ def copy_to_device(allocation: Allocation, pointer: int, n_bytes: int) -> None:
     """Copy part of a buffer from the host to the device."""
     offset = _offset(allocation, pointer, n_bytes)
     if n_bytes >= _BULK_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        # All of it: of parts, the pages where two of them meet would stay small.
-        with contextlib.suppress(OSError):  # a kernel without them
+        # The whole mapping: if only parts were advised, pages shared by two parts would stay small.
+        with contextlib.suppress(OSError):  # a Linux kernel without huge pages
             allocation.device.madvise(mmap.MADV_HUGEPAGE)
     ctypes.memmove(allocation.device_pointer + offset, pointer, n_bytes)
 
@@ -269,7 +270,7 @@ def release_host_pages(buffer: PynqBuffer) -> int:
     Returns
     -------
     int
-        Bytes given back to the system: whole pages inside `buffer`.
+        Bytes returned to the system: whole pages inside `buffer`.
     """
     allocation: Allocation = buffer.bo
     offset = _offset(allocation, buffer.virtual_address, buffer.nbytes)
@@ -289,7 +290,7 @@ def release_host_pages(buffer: PynqBuffer) -> int:
 
 
 class EmulatedMemory(MemoryBank):
-    """A memory bank: what ``overlay.DDR0`` is, and a target of `pynq.allocate`."""
+    """A memory bank, such as ``overlay.DDR0``; a target of `pynq.allocate`."""
 
     def __repr__(self) -> str:
         return f"EmulatedMemory({self.tag!r} of {self.device.name})"
@@ -297,14 +298,14 @@ class EmulatedMemory(MemoryBank):
     def allocate(
         self, shape: int | tuple[int, ...], dtype: DTypeLike, cacheable: int = 0
     ) -> PynqBuffer:
-        """A buffer in this bank; `pynq.allocate` calls it.
+        """Allocate a buffer in this bank; `pynq.allocate` calls it.
 
         Parameters
         ----------
         shape : int or tuple of int
         dtype : data type
         cacheable : int
-            Accepted for PYNQ's sake; host and device memory are apart either way.
+            Ignored; part of PYNQ's interface. Host and device memory are separate either way.
 
         Raises
         ------
@@ -324,11 +325,11 @@ class EmulatedMemory(MemoryBank):
             device_address=allocation.address,
             coherent=False,
         )
-        # With these three, PYNQ hands the memory back here and not to XRT or munmap.
+        # These three attributes make PYNQ call return_pointer() below, not XRT or munmap().
         buffer.memory = self
         buffer.pointer = allocation
         buffer.return_to = self
-        # The second time (freebuffer(), then collection) PYNQ would munmap() all the same.
+        # Otherwise PYNQ would munmap() on the second free: freebuffer(), then garbage collection.
         buffer.freed = True
         return buffer
 

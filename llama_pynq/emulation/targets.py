@@ -1,7 +1,7 @@
-"""The computers that a release wheel is built for, all of them on one, by zig's C++ compiler.
+"""The platforms that release wheels are built for; zig's C++ compiler builds all on one computer.
 
-The one list of them: ``setup.py`` reads it when ``LLAMA_PYNQ_TARGET`` names one of them, and
-``make wheels`` builds them all. Standard library only, as `build`.
+``setup.py`` builds for the platform that ``LLAMA_PYNQ_TARGET`` names, ``make wheels`` for all of
+them. This module needs only the standard library, as `build` does.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from llama_pynq.errors import BuildError
 
-# Dot products are what the kernel spends its time on. x86_64_v2, _v3 and _v4 are the psABI's
-# levels. A processor of 2021 or newer has an instruction for them, with 512 bits (Ice Lake, Zen 4)
-# or with 256 alone (Alder Lake); 512 bits without it gave nothing over _v3.
+# x86_64_v2, _v3 and _v4 are the psABI's levels. The kernel spends its time on dot products, for
+# which processors of 2021 or newer have an instruction (VNNI): with 512 bits (Ice Lake, Zen 4) or
+# with 256 bits only (Alder Lake). 512 bits without VNNI were no faster than _v3.
 _X86_LEVELS = (
     "x86_64",
     "x86_64_v2",
@@ -25,16 +25,16 @@ _X86_LEVELS = (
 
 @dataclass(frozen=True)
 class WheelTarget:
-    """What a wheel is built for.
+    """A platform that a wheel is built for.
 
     Parameters
     ----------
     name : str
-        As ``LLAMA_PYNQ_TARGET`` gives it.
+        Value of ``LLAMA_PYNQ_TARGET``.
     triple : str
         zig's ``-target``.
     wheel_tag : str
-        The platform in the wheel's name.
+        Platform tag in the wheel's file name.
     system, machine : str
         As Python's `platform` names them there.
     levels : tuple of str
@@ -50,7 +50,7 @@ class WheelTarget:
 
     @property
     def compiler(self) -> tuple[str, ...]:
-        """The command that compiles for it."""
+        """Compiler command for this platform."""
         return (sys.executable, "-m", "ziglang", "c++", "-target", self.triple)
 
 
@@ -81,7 +81,7 @@ TARGETS = {
             "AMD64",
             _X86_LEVELS,
         ),
-        # The first of Apple's own processors has the dot product.
+        # Even the M1, Apple's first arm64 Mac processor, has the dot-product instruction.
         WheelTarget(
             "macos-arm64",
             "aarch64-macos.11.0",
@@ -90,8 +90,8 @@ TARGETS = {
             "arm64",
             ("apple_m1",),
         ),
-        # macOS enables 512-bit registers for a thread on their first use, and does not announce
-        # them before: such a payload would never be chosen.
+        # macOS enables 512-bit registers for a thread on their first use and does not report them
+        # before, so a 512-bit payload would never be chosen.
         WheelTarget(
             "macos-x86_64",
             "x86_64-macos.11.0",
@@ -105,7 +105,7 @@ TARGETS = {
 
 
 def target_named(name: str) -> WheelTarget:
-    """The target of that name.
+    """The target named `name`.
 
     Raises
     ------

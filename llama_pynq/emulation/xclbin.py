@@ -1,8 +1,8 @@
-"""Writing and reading ``.xclbin`` files (axlf) with the standard library alone.
+"""Write and read ``.xclbin`` files (axlf) with the standard library alone.
 
 The layout follows XRT's ``xclbin.h``, which PYNQ mirrors in ``pynq._3rdparty.xclbin``.
 The file's UUID is a hash of its contents: equal designs and kernels give equal files, and
-a damaged file is recognised.
+damage is detected.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from llama_pynq.weights.packed import PackedModel
 if TYPE_CHECKING:
     from llama_pynq.device.kernel_driver import KernelDriver
 
-_STREAM_CALL_SECONDS = 0.04  # a stream's reader sees text 25 times a second
+_STREAM_CALL_SECONDS = 0.04  # a stream's consumer gets text 25 times a second
 
 
 class Llama:
@@ -34,12 +34,12 @@ class Llama:
     Parameters
     ----------
     driver : KernelDriver
-        With the weights loaded.
+        Driver of the device; `upload` loads the weights onto it.
     tokenizer : Tokenizer
     packed : PackedModel
-        The packed weights; their shape and their note.
+        The packed weights, with their config and their note.
     repack : callable, optional
-        Packs the checkpoint again, where the packed file was found damaged or is gone.
+        Packs the checkpoint again if the packed file is damaged or gone.
     kv_bits : {32, 8}
         Format of the KV cache.
 
@@ -76,10 +76,10 @@ class Llama:
 
     @property
     def call_seconds(self) -> float:
-        """How long one call of the kernel may last, so that Ctrl-C and Stop are prompt.
+        """Longest duration of one call of the kernel, so that Ctrl-C and Stop are prompt.
 
-        Default 0.1, and less for a stream. How many tokens a call generates follows from it and
-        the last call's speed.
+        Default 0.1, and less for a stream. With the speed of the last call, it determines how
+        many tokens a call generates.
         """
         return self.scheduler.call_seconds
 
@@ -88,7 +88,7 @@ class Llama:
         self.scheduler.call_seconds = seconds
 
     def upload(self, slots: int) -> None:
-        """Bring the weights to the device, with room for `slots` sequences, all free."""
+        """Upload the weights, with room for `slots` sequences; all slots are then free."""
         try:
             self.driver.load_weights(self.packed, slots, self._kv_bits)
         except CheckpointError:
@@ -104,7 +104,7 @@ class Llama:
         return self.tokenizer.bos_id, self.tokenizer.eos_id
 
     def new_sequence(self, prompt: str, params: SamplingParams, seed: int) -> SequenceState:
-        """A sequence for the scheduler.
+        """Make a sequence for the scheduler from a prompt.
 
         Raises
         ------
@@ -167,7 +167,7 @@ class Llama:
         Parameters
         ----------
         prompt : str or list of str
-            Empty: start from BOS. A list is a batch: its sequences share each reading of the
+            Empty: start from BOS. A list is a batch: its sequences share each read of the
             weights, and give the text they would give alone.
         max_new_tokens : int
             Default 512; the context may end the text earlier.
@@ -184,16 +184,17 @@ class Llama:
         stop : str or list of str
             End the text before the first of these.
         seed : int, optional
-            Same seed, same text, on every device and in every batch; also where several
-            prompts of a batch share it. Default: drawn, and returned in the result.
+            Same seed, same text, on every device and in every batch. All prompts of a batch
+            share the seed. Default: drawn, and returned in the result.
         logprobs : int, optional
-            Return the log-probability of every token, and of this many most probable ones.
+            Return the log-probability of every token, and those of this many most probable
+            tokens.
         ignore_eos : bool
             Go on after BOS or EOS. Default False.
         params : SamplingParams, optional
             All of the above in one object, instead of them.
-        power : power.PowerRecorder, optional
-            One that is recording; the result then has its `energy`.
+        power : measure.power.PowerRecorder, optional
+            A recorder that is recording; the result then has an `energy`.
 
         Returns
         -------
@@ -247,14 +248,14 @@ class Llama:
     ) -> Iterator[str]:
         """Generate text, piece by piece; arguments as for `generate`.
 
-        Arguments are checked at once; the first call of the kernel comes with the first
-        piece. A piece never ends within a UTF-8 character.
+        Arguments are checked at once; the kernel is first called when the first piece is
+        requested. A piece never ends within a UTF-8 character.
 
         Parameters
         ----------
         on_finish : callable, optional
-            Called with the `Generation` when the text is complete, or the stream is closed
-            before that.
+            Called with the `Generation` when the text is complete, or when the stream is
+            closed before that.
 
         Yields
         ------
@@ -285,7 +286,7 @@ class Llama:
         on_finish: Callable[[Generation], None] | None = None,
         call_seconds: float = _STREAM_CALL_SECONDS,
     ) -> Generator[StreamToken, None, None]:
-        """As `stream`, token by token and with the tokens' probabilities; see `generate`.
+        """As `stream`, token by token and with log-probabilities; arguments as for `generate`.
 
         The device works on the next call while the consumer reads the last one's tokens, as long
         as the consumer is the faster of the two.
@@ -293,9 +294,9 @@ class Llama:
         Parameters
         ----------
         call_seconds : float
-            Seconds that one call of the kernel should take at most, and no more than the
-            attribute of that name: the tokens of a call come together. Fewer calls cost less of
-            the host's time.
+            Longest duration of one call of the kernel, capped by the attribute of that name.
+            The tokens of a call come together. Longer and fewer calls take less of the host's
+            time.
 
         Yields
         ------
@@ -343,7 +344,7 @@ class Llama:
             s.finish_reason = "closed"
             s.untimed -= min(s.untimed_last, max(0, len(s.tokens) - s.shown))
             for given in (s.tokens, s.pieces, s.logprobs):
-                del given[s.shown :]  # the device was ahead
+                del given[s.shown :]  # the consumer never saw these
             finish()
             raise
         finish()
@@ -352,7 +353,7 @@ class Llama:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        """A sequence slot of one's own, to run rows of the kernel by hand.
+        """Hold a sequence slot, to run rows of the kernel by hand.
 
         Examples
         --------
@@ -383,7 +384,7 @@ class Llama:
         """
         try:
             ids = np.asarray(tokens)
-        except ValueError:  # lists of several lengths
+        except ValueError:  # ragged lists
             ids = np.asarray(None)
         if ids.ndim != 1:
             raise RequestError("tokens is not a list of token ids (whole numbers)")
@@ -418,12 +419,12 @@ class Llama:
 
 
 def check_model(llama: object) -> None:
-    """Refuse anything else where a loaded model is asked for.
+    """Raise unless `llama` is a loaded model.
 
     Raises
     ------
     RequestError
-        If it is not a `Llama`: most often, it is the overlay.
+        If it is not a `Llama`; most often, the overlay was given.
     """
     if not isinstance(llama, Llama):
         raise RequestError(
@@ -433,7 +434,7 @@ def check_model(llama: object) -> None:
 
 
 def _one_of(params: SamplingParams | None, keywords: SamplingParams) -> SamplingParams:
-    """The given parameters, or those made of keyword arguments.
+    """The given parameters, or those from keyword arguments.
 
     Raises
     ------
@@ -455,7 +456,7 @@ _DEFAULTS = SamplingParams()
 def _measure(
     power: EnergyMeter, sequences: Sequence[SequenceState], results: Sequence[Generation]
 ) -> None:
-    """Mark prefill and decode on the recording, and give the energy to every result."""
+    """Mark prefill and decode on the recording, and set the energy of every result."""
     power.sample()
     begin, end = min(s.started for s in sequences), max(s.last_token for s in sequences)
     first = min(max(s.first_token for s in sequences), end)

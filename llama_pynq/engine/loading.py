@@ -1,4 +1,4 @@
-"""Loading a model: from files to a `Llama` on the device."""
+"""Load a model from files onto the device, as a `Llama`."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def load(
         Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
         packed file that carries one.
     group_size : {32, 64}, optional
-        Default: see `quantize.QuantizedModel`.
+        Default: see `weights.quantize.QuantizedModel`.
     weight_bits : {8, 4}, optional
         Default 8, or the packed file's. 4 halves the bytes that a token reads.
     kv_bits : {32, 8}
         Format of the KV cache: float32, or int8 with a scale for each head's key and value.
     slots : int, optional
-        Sequences to hold at a time; default 4, or fewer where memory is short. The cache grows
-        by itself for a larger batch.
+        Sequences to hold at a time; default 4, or fewer if memory is short. The cache grows
+        automatically for a larger batch.
     rope_theta : float, optional
-        Not in a llama2.c file; default 10000. A packed file knows its own.
-    power : power.PowerRecorder, optional
-        One that is recording: loading is marked on it.
+        Not in a llama2.c file; default 10000. A packed file has its own.
+    power : measure.power.PowerRecorder, optional
+        A recorder that is recording; loading is marked on it.
 
     Returns
     -------
@@ -69,10 +69,10 @@ def load(
     Raises
     ------
     CheckpointError, TokenizerError, LimitError
-        If a file cannot be used. The model that was loaded before stays, unless the damage of
-        a packed file shows only on its way to the device.
+        If a file cannot be used. The model that was loaded before stays, unless damage of a
+        packed file is found only during the upload.
     DeviceMemoryError
-        If it does not fit. No model is loaded then.
+        If the model does not fit. No model is loaded then.
     RequestError
         If an argument is out of range.
     """
@@ -121,7 +121,7 @@ def load(
 
 
 def _check_packed(packed: PackedModel, **asked: float | None) -> None:
-    """Refuse arguments that a packed file answers otherwise."""
+    """Raise if an argument contradicts the packed file."""
     for name, has, how in (
         ("group_size", packed.group_size, "in groups of "),
         ("weight_bits", packed.weight_bits, "with "),

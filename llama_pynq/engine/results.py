@@ -1,4 +1,4 @@
-"""What a generated text comes as."""
+"""Results of text generation: text, tokens, log-probabilities, timings and energy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TokenLogprob:
     logprob : float
         Natural logarithm.
     top : dict of int to float
-        The most probable tokens and theirs, as many as asked for.
+        The most probable tokens and their log-probabilities, as many as requested.
     """
 
     token: int
@@ -28,34 +28,34 @@ class TokenLogprob:
 
 @dataclass
 class Generation:
-    """What `Llama.generate` returns.
+    """Result of `Llama.generate` for one prompt.
 
     Attributes
     ----------
     text : str
         The generated text, without the prompt.
     tokens : list of int
-        What the model produced, and nothing else: no prompt, no stop token.
+        The generated tokens only: no prompt, no stop token.
     prompt_tokens : list of int
         The prompt as the model saw it, BOS included.
     finish_reason : {"stop", "length", "closed"}
-        "stop": the model ended the text (BOS or EOS) or a stop string came; "length":
-        max_new_tokens, or the context, is used up; "closed": who read the stream left off.
+        "stop": the model ended the text (BOS or EOS), or a stop string occurred; "length":
+        max_new_tokens, or the context, is used up; "closed": the consumer closed the stream.
     seed : int
-        The seed used, also where it was drawn.
+        The seed used, given or drawn.
     tokens_per_second : float
         Tokens after the first, over the time they took; measured on the host's clock. In a
-        batch, of this sequence alone. NaN for a text of one token or none.
+        batch, for this sequence alone. NaN for a text of one token or none.
     prompt_seconds, decode_seconds : float
-        Reading the prompt, up to the first token; and generating the others. Measured. What
-        a reader of a stream does while the device waits does not count; nor, in the rate either,
-        does a call that ended while the reader was away, for nobody saw when.
+        Prefill up to the first token, and decode of the others; measured. Time that the device
+        waits for a stream's consumer does not count. Neither does a call that ended unobserved
+        while the consumer was busy; `tokens_per_second` leaves out its tokens, too.
     logprobs : list of TokenLogprob or None
-        One an output token, where asked for.
+        One per generated token; None unless requested.
     device : str
         Name of the device.
     energy : Energy or None
-        What the call took, all of its sequences together, where `power` was given.
+        Energy of the call, all of its sequences together; None without `power`.
     energy_note : str
         Why there is no `energy`; empty if there is.
     """
@@ -75,18 +75,19 @@ class Generation:
 
 
 class StreamToken(NamedTuple):
-    """What `Llama.stream_tokens` gives for each token.
+    """One item of `Llama.stream_tokens`.
 
     Attributes
     ----------
     token : int or None
-        None: text held back, for it could have become a stop string, or was half a character.
+        None for text that was held back to the end: it could have become a stop string, or was
+        part of a character.
     text : str
-        What the text grows by; may be empty.
+        New text; may be empty.
     logprob : TokenLogprob or None
-        Where asked for.
+        None unless requested.
     more : bool
-        The next one follows at once: the same call of the kernel brought it.
+        True if the next item follows at once: it is from the same call of the kernel.
     """
 
     token: int | None

@@ -1,10 +1,10 @@
 """Sampling parameters, and choosing a token on the host where the device cannot.
 
-Greedy, temperature and truncated sampling (top-k, top-p, min-p) happen in the kernel. The host
-chooses where there is a repetition penalty, and where truncation keeps more tokens than the top
-logits that the kernel sorts. Both add the same Gumbel noise, a function of (seed, position,
-token id), and take the largest sum: truncation only narrows the candidates. So a seed gives one
-text, however the work is cut up and however many top logits a board has.
+Greedy, temperature and truncated sampling (top-k, top-p, min-p) run in the kernel. The host
+chooses if there is a repetition penalty, or if truncation keeps more tokens than the top logits
+that the kernel sorts. Both add the same Gumbel noise, a function of (seed, position, token id),
+and take the largest sum: truncation only narrows the candidates. So a seed gives the same text,
+however the work is split into calls and however many top logits a board has.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _WHOLE = ("max_new_tokens", "top_k", "seed")
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a text is sampled; named as in transformers. An instance is valid.
+    """Sampling parameters, named as in transformers; validated at construction.
 
     Parameters
     ----------
@@ -59,14 +59,14 @@ class SamplingParams:
     seed : int, optional
         0 to 2^64 - 1. None: drawn for each request.
     logprobs : int, optional
-        Return the log-probability of every token, and of this many most probable ones.
+        Return the log-probability of every token, and those of this many most probable tokens.
     ignore_eos : bool
         Go on after BOS or EOS: `max_new_tokens`, the context or a stop string ends the text.
 
     Raises
     ------
     RequestError
-        If an argument is out of range, or no number; names it, its value and the range.
+        If an argument is out of range or not a number; the message has its name, value and range.
     """
 
     max_new_tokens: int = 512
@@ -86,7 +86,7 @@ class SamplingParams:
             if name == "seed" and given is None:
                 continue
             value = (whole_number if name in _WHOLE else number)(name, given)
-            if not accepts(value):  # NaN is accepted by none
+            if not accepts(value):  # no range accepts NaN
                 raise RequestError(f"{name} is {value}: it must be {text}")
             object.__setattr__(self, name, value)
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
@@ -102,18 +102,18 @@ class SamplingParams:
             raise RequestError(f"ignore_eos is {self.ignore_eos!r}: it must be True or False")
 
     def draw_seed(self) -> int:
-        """The seed; a drawn one where there is none."""
+        """The seed; drawn at random if there is none."""
         return int.from_bytes(os.urandom(4), "little") if self.seed is None else self.seed
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as it is after validation."""
+        """`stop` as validation stores it: a tuple."""
         assert isinstance(self.stop, tuple)
         return self.stop
 
     @property
     def truncation(self) -> Truncation:
-        """Truncation, in the ranges that a row has for it."""
+        """Truncation, clamped to the ranges of a row's fields."""
         return Truncation(
             min(self.top_k, 2**31 - 1), max(self.top_p, 2.0**-126), min(self.min_p, 1 - 2.0**-24)
         )
@@ -132,11 +132,11 @@ class Choice(NamedTuple):
 
 
 _FIRST_TRY = 1024
-"""Tokens that are sorted at first: truncation hardly ever keeps more, and all take long."""
+"""Tokens sorted at first: truncation hardly ever keeps more, and sorting all takes long."""
 
 
 def largest(logits: np.ndarray, n: int) -> np.ndarray:
-    """Ids of the n largest, descending; of equals the lower id first."""
+    """Ids of the n largest logits, descending; of equal logits the lower id first."""
     ids = np.arange(len(logits))
     if n < len(logits):
         ids = np.flatnonzero(logits >= np.partition(logits, -n)[-n])
@@ -158,15 +158,15 @@ def choose(
     raw : (vocab_size,) float32
         The kernel's logits.
     lse_temperature : float
-        Log-sum-exp of logit / temperature, from the kernel; not looked at with a repetition
-        penalty, which changes it.
+        Log-sum-exp of logit / temperature, from the kernel; ignored with a repetition penalty,
+        which changes it.
     position : int
-        Of the row whose logits these are.
+        Position of the row that has these logits.
     history : sequence of int
-        Tokens of the prompt and the text so far; only the repetition penalty looks at them.
+        Tokens of the prompt and the text so far; only the repetition penalty uses them.
     params : SamplingParams
     seed : int
-        Of the noise.
+        Seed of the noise.
     """
     s, logits = params, raw
     if s.repetition_penalty != 1:
@@ -192,7 +192,7 @@ def _truncated(logits: np.ndarray, lse: float, position: int, s: SamplingParams,
         )
         if choice is not None:
             return int(ids[choice[0]])
-    raise AssertionError("all tokens are enough to tell")
+    raise AssertionError("the whole vocabulary always gives a choice")
 
 
 def _penalised(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which rows the next call of the kernel has, how many steps it takes, and who gets its results."""
+"""The scheduler: choose rows and steps of each call of the kernel, and dispatch its results."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from llama_pynq.device.kernel_driver import KernelDriver
 
 CALL_SECONDS = 0.1
-"""How long a call may last by default, so that Ctrl-C and Stop are prompt."""
+"""Longest duration of a call by default, so that Ctrl-C and Stop are prompt."""
 
-_AHEAD_PART = 0.5  # of a call, that a reader may take for the next call to begin before it is back
+_AHEAD_PART = 0.5  # default of Scheduler.ahead_part
 
-_FULL_LOGITS = int(RowFlag.FULL_LOGITS)  # an enum's member takes its time: looked at every token
+_FULL_LOGITS = int(RowFlag.FULL_LOGITS)  # an int: an enum's & is slow, and this runs every token
 
 Plan = list[tuple[SequenceState, int]]
 """Sequence and position of each row of a call."""
 
 
 class Scheduler:
-    """Runs sequences on the device, several to a call.
+    """Runs sequences on the device, several in a call.
 
     Parameters
     ----------
@@ -41,25 +41,25 @@ class Scheduler:
     Attributes
     ----------
     call_seconds : float
-        How long one call of the kernel may last.
+        Longest duration of one call of the kernel.
     ahead_part : float
-        A stream's next call begins before its reader is back if the reader takes less than this
-        part of the call.
+        A stream's next call is launched while its consumer reads the last one's tokens if the
+        consumer needs less than this share of the call's duration.
     """
 
     def __init__(self, driver: KernelDriver, slots: Slots) -> None:
         self._driver, self._slots = driver, slots
         self.call_seconds = CALL_SECONDS
         self.ahead_part = _AHEAD_PART
-        self._step_seconds: float | None = None  # of the last call
+        self._step_seconds: float | None = None  # of the last timed call
 
     # ---- the next call ---------------------------------------------------------------
 
     def _plan(self, sequences: Sequence[SequenceState]) -> tuple[Plan, int]:
-        """Rows of the next call, and how many steps it may take.
+        """Choose the rows of the next call, and how many steps it may take.
 
-        A sequence that decodes has one row. Prompts get the rows that are left; a call with a
-        slice of a prompt takes one step.
+        A sequence in decode gets one row. Prefill gets the remaining rows; a call with a slice of
+        a prompt takes one step.
         """
         limit = self._driver.limits.max_rows
         ready = [s for s in sequences if s.position >= len(s.prompt) - 1][:limit]
@@ -77,8 +77,8 @@ class Scheduler:
             return 1
         seconds, most = self.call_seconds, self._driver.limits.max_steps
         for s in ready:
-            # The first token of a text comes alone: as early as it can, and so that decoding can
-            # be timed apart from the prompt.
+            # The first token of a text has a call of its own: the token comes as early as
+            # possible, and decode is timed apart from prefill.
             if s.one_step or not s.tokens:
                 return 1
             seconds, most = min(seconds, s.call_seconds), min(most, s.budget)
@@ -88,26 +88,26 @@ class Scheduler:
         """The next call of all of `sequences`, and the driver's arguments for it."""
         plan, n_steps = self._plan(sequences)
         rows = np.frombuffer(b"".join([s.row(position) for s, position in plan]), ROW_DTYPE)
-        # Where one sequence ignores EOS no row stops on the device; the others drop what follows.
+        # If one sequence ignores EOS, no row stops on the device; the others drop later tokens.
         stop_tokens = plan[0][0].stop_tokens
         if len(sequences) > 1:
             stop_tokens = min((s.stop_tokens for s in sequences), key=len)
         return plan, {"rows": rows, "n_steps": n_steps, "stop_tokens": stop_tokens}
 
     def _call(self, sequences: Sequence[SequenceState], generation: int) -> None:
-        """One kernel call for all of `sequences`."""
+        """Run one call of the kernel for all of `sequences`."""
         with self._driver.exclusive():  # until the logits are read back
             self._slots.check_loaded(generation)
             plan, request = self._request(sequences)
             self.take(plan, self._driver.run(**request))
 
-    # ---- a call that runs while a stream's reader reads ------------------------------
+    # ---- a call launched while a stream's consumer reads -----------------------------
 
     def _starts_ahead(self, s: SequenceState) -> bool:
         """Whether to launch the next call while the consumer reads the last one's tokens.
 
-        Only if the consumer will be back long before the device is done, else the tokens' time
-        could not be told; nor where logits are to be read, which the next call overwrites.
+        Only if the consumer will be back long before the device is done, else the tokens could
+        not be timed. Never if logits are to be read, which the next call overwrites.
         """
         if s.row_flags & _FULL_LOGITS or self._step_seconds is None:
             return False
@@ -134,7 +134,7 @@ class Scheduler:
     # ---- results ---------------------------------------------------------------------
 
     def take(self, plan: Plan, result: CallResult) -> None:
-        """Hand a call's results to its sequences."""
+        """Pass a call's results to its sequences."""
         steps = len(result.rows)
         if not steps:
             return
@@ -147,7 +147,7 @@ class Scheduler:
                 s.position = position + self._accept(s, result.rows[:, index], index)
 
     def _accept(self, s: SequenceState, results: np.ndarray, row: int) -> int:
-        """Hand the (steps,) results of a row to its sequence; how many steps were of use."""
+        """Pass the (steps,) results of a row to its sequence; return how many steps it used."""
 
         def full_logits() -> np.ndarray:
             return self._driver.read_logits(row)
@@ -158,7 +158,7 @@ class Scheduler:
             if s.row_flags & _FULL_LOGITS:
                 choosing = tokens.index(TOKEN_UNDECIDED)
             else:
-                s.row_flags |= _FULL_LOGITS  # from here on; this step is done again
+                s.row_flags |= _FULL_LOGITS  # from here on; this step is repeated
         if choosing is not None:
             out = results[choosing]
             tokens[choosing], logits[choosing] = choose(
@@ -215,7 +215,7 @@ class Scheduler:
                     if s.finish_reason:
                         s.close_text()
                     elif self._starts_ahead(s):
-                        # An error comes again, from the call that follows the tokens.
+                        # The error recurs in the next call, after the consumer has read the tokens.
                         with contextlib.suppress(Exception):
                             under_way = self._start(s, generation)
                     yield under_way is not None

@@ -1,4 +1,4 @@
-"""A prompt on its way to becoming a `Generation`."""
+"""State of a sequence: prompt, tokens, held-back text and timings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llama_pynq.engine.results import Generation, TokenLogprob
 from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.tokenizer.base import StreamDecoder
 
-# abi.ROW_DTYPE, in two parts: what changes from row to row, and what does not.
+# abi.ROW_DTYPE in two parts: fields that change from row to row, and the sequence's constants.
 _ROW, _ROW_SAMPLING = struct.Struct("<iiiI"), struct.Struct("<Qfiff")
 
 
@@ -23,7 +23,7 @@ class StopText:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        # Longest first: what is held back is the longest beginning of a stop string.
+        # Longest first: push() holds back the longest beginning of a stop string.
         beginnings = {stop[:n] for stop in stops for n in range(1, len(stop))}
         self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
         self._held = ""
@@ -31,7 +31,7 @@ class StopText:
         self.hit = False
 
     def push(self, piece: str) -> str:
-        """Text that is certain by now."""
+        """Add a piece; return the text that can no longer become a stop string."""
         if not self.active:
             return piece
         held = self._held + piece
@@ -53,7 +53,7 @@ class StopText:
 
 @dataclass
 class SequenceState:
-    """A prompt on its way to becoming a `Generation`."""
+    """State of a sequence, from its prompt to its `Generation`."""
 
     prompt: list[int]
     params: SamplingParams
@@ -62,9 +62,9 @@ class SequenceState:
     stop_text: StopText
     stop_tokens: tuple[int, ...]  # that end the text
     budget: int  # tokens it may still produce
-    row_flags: int  # of a row that gives a token
-    one_step: bool  # the host looks at every token's logits
-    call_seconds: float = math.inf  # that a call should take at most
+    row_flags: int  # of a row that samples a token
+    one_step: bool  # one step per call: the host reads every token's logits
+    call_seconds: float = math.inf  # longest duration of a call
     slot: int = -1
     position: int = 0  # of the next row
     tokens: list[int] = field(default_factory=list)
@@ -74,11 +74,11 @@ class SequenceState:
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
-    away: float = 0.0  # seconds that the device waited for a stream's reader since the first token
-    reader: float = math.inf  # seconds that the reader took for a token of the last call's
-    untimed: int = 0  # tokens of calls that ended unseen, while the reader had others
+    away: float = 0.0  # seconds excluded from decode: waits for the consumer, unobserved calls
+    reader: float = math.inf  # seconds per token that the consumer took after the last call
+    untimed: int = 0  # tokens of calls that ended unobserved, while the consumer was busy
     untimed_last: int = 0  # of the last call
-    shown: int = 0  # pieces that the reader has had
+    shown: int = 0  # pieces that the consumer has received
     decode_seconds: float = 0.0
     row_sampling: bytes = b""
 
@@ -87,16 +87,16 @@ class SequenceState:
         self.row_sampling = _ROW_SAMPLING.pack(self.seed, p.temperature, t.top_k, t.top_p, t.min_p)
 
     def row(self, position: int) -> bytes:
-        """The row at this position, as `abi.ROW_DTYPE` has it."""
+        """The row at this position, packed as `abi.ROW_DTYPE`."""
         prompt = self.prompt
         token = prompt[position] if position < len(prompt) else self.tokens[-1]
         flags = self.row_flags if position >= len(prompt) - 1 else 0
         return _ROW.pack(token, position, self.slot, flags) + self.row_sampling
 
     def take(self, tokens: Sequence[int]) -> int:
-        """Accept sampled tokens; how many of them it took, one that ends the text included.
+        """Accept sampled tokens; return how many were used, including one that ends the text.
 
-        A negative token is none: the device had stopped before.
+        A negative token is a placeholder: the device had stopped before.
         """
         now = time.perf_counter()
         if not self.tokens:
@@ -152,14 +152,14 @@ def token_logprobs(
     n: int,
     full_logits: Callable[[], np.ndarray],
 ) -> list[TokenLogprob]:
-    """What a result says of its tokens' probabilities, and of the `n` most probable ones.
+    """Log-probabilities of a call's tokens, each with those of the `n` most probable tokens.
 
-    Made for a whole call at once: one by one, NumPy would take longer for it than for all else
-    that the host does for a token.
+    Computed for a whole call at once: token by token, NumPy would take longer than all other
+    work of the host for a token.
     """
     lse = results["lse"].tolist()
     if n > results["top"].shape[1]:
-        row = full_logits()  # the only one: such a text takes one step a call
+        row = full_logits()  # the call's only logits: such a sequence takes one step per call
         ids = np.argsort(-row, kind="stable")[:n]
         best = [list(zip(ids.tolist(), row[ids].tolist()))]
     else:

@@ -1,4 +1,4 @@
-"""Sequence slots of the KV cache, dealt out to whoever runs rows of the kernel."""
+"""Sequence slots of the KV cache, allocated to sequences and sessions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Slots:
-    """Which slots of a model's KV cache are free.
+    """Allocator of a model's KV cache slots.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Slots:
         ------
         slots : list of int
         generation : int
-            The driver's, while the slots' content is valid.
+            The driver's generation; while it is unchanged, the slots' content is valid.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class Slots:
             yield taken, generation
         finally:
             with self._lock:
-                if driver.generation == generation:  # else the slots are no longer ours
+                if driver.generation == generation:  # else these slots are no longer held
                     self._free = sorted({*self._free, *taken})
 
 
@@ -122,7 +122,7 @@ class Session:
 
     @contextlib.contextmanager
     def device(self) -> Iterator[KernelDriver]:
-        """The driver, held: no other call comes between a run and what is read after it.
+        """Hold the driver: no other call comes between a run and reading its results.
 
         Raises
         ------

@@ -1,1 +1,1 @@
-"""Where overlays come from: search, records, metadata, installation."""
+"""Overlays and devices: search, records, metadata, installation, clocks."""

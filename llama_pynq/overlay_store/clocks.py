@@ -1,4 +1,4 @@
-"""PL clocks of a Zynq: held to what the design was made for."""
+"""PL clocks of a Zynq, kept from running faster than the design allows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _STEPS = 32
 def set_clocks(overlay: pynq.Overlay) -> tuple[float | None, str]:
     """Set the PL clocks of the overlay that was just downloaded, no faster than its design.
 
-    PYNQ 3.0.1 writes the design's divisors, whatever the boot image's PLL runs at, and PYNQ 4
-    takes the nearest clock that the PLL gives, even if it is faster.
+    PYNQ 3.0.1 writes the design's divisors, whatever the boot image's PLL runs at. PYNQ 4 sets
+    the nearest clock that the PLL gives, even if it is faster.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def set_clocks(overlay: pynq.Overlay) -> tuple[float | None, str]:
     Returns
     -------
     mhz : float or None
-        The last clock as it is set; None where the processor sets none.
+        The last clock, as it is set; None if the processor sets none.
     note : str
         Clocks that differ from the design's, for the user; empty if none does.
     """
@@ -51,11 +51,11 @@ def _design_mhz(parameters: dict[str, Any], index: int) -> float | None:
 
 
 def _slow_down(index: int, design: float) -> float:
-    """Ask for ever slower clocks until one is no faster than the design's; that clock in MHz."""
+    """Request ever slower clocks until one is no faster than the design's; that one in MHz."""
     mhz = 0.0
     for step in range(_STEPS):
         mhz = getattr(pynq.Clocks, f"fclk{index}_mhz")
-        # A slower clock may come from the divisors of another PLL: ask once for the design's.
+        # A slower clock may be due to divisors for another PLL: request the design's clock once.
         if mhz <= _TOLERANCE * design and (step or design <= _TOLERANCE * mhz):
             break
         pynq.Clocks.set_pl_clk(index, clk_mhz=design * 0.97**step)

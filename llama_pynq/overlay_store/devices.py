@@ -1,7 +1,7 @@
-"""Devices: which one is used, what it is called, which board it is, and its lock.
+"""Devices: find one, describe it, identify its board, lock it.
 
-What a device can do it states in its ``capabilities``, as PYNQ's devices do; the emulated device
-states ``EMULATED``, a card that is reached through XRT's Python module ``PYXRT``.
+A device lists what it can do in its ``capabilities``, as PYNQ's devices do. The emulated device
+lists ``EMULATED``, a card that is driven through XRT's Python module ``PYXRT``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llama_pynq.errors import DeviceBusy, DeviceNotFound
 from llama_pynq.overlay_store.metadata import board_named
 from llama_pynq.utils.lock import DeviceLock
 
-# PYNQ's images name their board here; Kria-PYNQ has no such file, and names it in BOARD.
+# PYNQ's images name their board here; Kria-PYNQ has no such file, and sets the variable BOARD.
 BOARD_FILE = Path("/proc/device-tree/chosen/pynq_board")
 
 
@@ -33,12 +33,12 @@ def is_emulated(device: Device) -> bool:
 def find_device() -> Device:
     """The first board that PYNQ sees, else the emulated device.
 
-    With ``LLAMA_PYNQ_EMULATE=1`` in the environment the emulated device, whatever PYNQ sees.
+    ``LLAMA_PYNQ_EMULATE=1`` in the environment selects the emulated device, whatever PYNQ sees.
     """
     if os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0"):
         return EmulatedDevice()
     with warnings.catch_warnings():
-        # Off-board, PYNQ complains of a descriptor it leaves open itself.
+        # Off-board, PYNQ warns about a file descriptor that it leaves open itself.
         warnings.simplefilter("ignore", ResourceWarning)
         try:
             devices = Device.devices
@@ -48,7 +48,7 @@ def find_device() -> Device:
                 raise
             del Device._devices  # else PYNQ remembers having found none
             raise DeviceNotFound(
-                f"no answer from PYNQ_REMOTE_DEVICES ({boards}), of which PYNQ wants every one: "
+                f"no answer from PYNQ_REMOTE_DEVICES ({boards}); PYNQ needs one from every board: "
                 f"{error}. Are they on, in this network, and do they run PYNQ.remote's image? To "
                 "use none, unset the variable, or set LLAMA_PYNQ_EMULATE=1"
             ) from error
@@ -73,14 +73,14 @@ def board_of_device(device: Device) -> str | None:
     Returns
     -------
     str or None
-        Of `boards.boards`; None for the plain emulated device, and for a board that is not there.
+        A key of `boards.boards`; None for the plain emulated device and for an unknown board.
     """
     if is_emulated(device):
         return device.board if device.board in boards() else None
-    # A card's is its shell. A remote board's is its own pynq_board. On Kria-PYNQ XRT takes it
-    # from /etc/xocl.txt, and elsewhere on Zynq it is "edge" or empty.
+    # A card's name is its shell, a remote board's its own pynq_board. On Kria-PYNQ, XRT takes the
+    # name from /etc/xocl.txt; on any other Zynq it is "edge" or empty.
     names = [device.name]
-    if device.has_capability("MEMORY_MAPPED"):  # a Zynq's processor, on which this runs
+    if device.has_capability("MEMORY_MAPPED"):  # this runs on the Zynq's own processor
         names += _local_names()
     return next((board for name in names if (board := board_named(name))), None)
 
@@ -94,7 +94,7 @@ def _local_names() -> Iterator[str]:
 
 
 def describe_device(device: Device) -> str:
-    """A device's name, and how it is reached: one phrase."""
+    """A device's name, and how it is reached, in one phrase."""
     name = device.name
     if is_emulated(device):
         threads = f"{device.threads} thread{'s' if device.threads > 1 else ''}"
@@ -109,22 +109,22 @@ def describe_device(device: Device) -> str:
 
 
 def lock_name(device: Device) -> str:
-    """What a device's lock is called: one name for one device, and another for its twin."""
+    """Name of a device's lock: unique, even among cards of one model."""
     if hasattr(device, "lock_name"):
         return str(device.lock_name)
     if device.has_capability("REMOTE"):
-        # The tag counts this computer's boards; the address is the board's own.
+        # The tag only numbers this computer's boards; the address identifies the board.
         return f"{device.name}-{device.ip_addr}-{device.port}"
-    # Two equal cards have one name; XRT's tag, its number, tells them apart.
+    # Two equal cards have the same name; the tag, XRT's number of the card, differs.
     return f"{device.name}-{getattr(device, 'tag', '')}"
 
 
 @contextlib.contextmanager
 def active(device: Device) -> Iterator[None]:
-    """Make `device` the one that PYNQ's parts take that are not told which.
+    """Make `device` PYNQ's active device, for the parts of PYNQ that take no device argument.
 
-    Of a remote board PYNQ 4 sets the width of the ports on the active device, which may be none,
-    or another, and its clocks on the first device that a process ever used.
+    For a remote board, PYNQ 4 sets the width of the ports on the active device, which may be
+    another one or none, and the clocks on the first device that the process ever used.
     """
     if not device.has_capability("REMOTE"):
         yield

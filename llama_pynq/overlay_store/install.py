@@ -1,6 +1,6 @@
-"""Fetching, adding and removing overlays in the user's folder.
+"""Fetch, add and remove overlays in the user's folder.
 
-One process at a time works on a board's overlays. Others see a folder complete or not at all.
+Only one process at a time changes a board's overlays. Readers see a complete folder or none.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _UNKNOWN = "unknown"
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 FileProgress = Callable[[str], Progress]
-"""Called with a file's name; what it returns is told of that file's progress."""
+"""Called with a file's name; returns the progress callback for that file."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of an overlay.
+    """Outcome of `install` and `add`.
 
     Attributes
     ----------
     overlay : FoundOverlay
     changed : bool
-        False: the same was there already, and is undamaged.
+        False if the same overlay was there already, undamaged.
     backup : Path or None
-        Where what was replaced is kept.
+        Folder that keeps the replaced overlay.
     """
 
     overlay: FoundOverlay
@@ -73,12 +73,12 @@ class _BoardLock(FileLock):
 
 @contextlib.contextmanager
 def _at_work_on(board: str) -> Iterator[None]:
-    """Hold the board's lock, and say what to do where the folder cannot be written."""
+    """Hold the board's lock; raise InstallError if the folder cannot be written."""
     try:
         with _BoardLock(board):
             for origin in (ADDED, INSTALLED):
                 for left in user_folder(origin, board).parent.glob(f".{board}.*"):
-                    shutil.rmtree(left)  # of a process that was killed
+                    shutil.rmtree(left)  # left by a process that was killed
             yield
     except OSError as error:
         raise InstallError(
@@ -89,10 +89,10 @@ def _at_work_on(board: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing_folder(target: Path, backup: Path | None = None) -> Iterator[Path]:
-    """A new folder that takes the place of `target` when the block ends without an error.
+    """Yield a new folder that replaces `target` when the block ends without an error.
 
-    Two renamings: between them nothing is there, and a reader would say so. Whatever was there
-    goes to `backup`, or away.
+    Replacing takes two renames; a reader between them finds no overlay. The old folder moves to
+    `backup`, or is deleted.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -147,8 +147,8 @@ def install(board: str, source: str | None, progress: FileProgress) -> Done:
     ----------
     board : str
     source : str, optional
-        An ``overlay.json``, or the folder that has it, or its URL; default: the link that comes
-        with llama_pynq. Files without a URL of their own are looked for beside it.
+        An ``overlay.json``, or its folder, or its URL; default: the link that comes with
+        llama_pynq. Files without a URL of their own must lie beside it.
     progress : callable
 
     Raises
@@ -156,7 +156,7 @@ def install(board: str, source: str | None, progress: FileProgress) -> Done:
     InstallError
         If there is nothing to fetch, or it cannot be fetched.
     OverlayMismatch
-        If what is fetched is no overlay of this version for this board.
+        If the fetched overlay is not for this board, or not of this version.
     """
     _check_board(board)
     record, where = _packaged(board) if source is None else _record_from(source)
@@ -178,7 +178,7 @@ def install(board: str, source: str | None, progress: FileProgress) -> Done:
             read_metadata(staging / record.main.name)
             record.write(staging)
         for left in folder.glob(f"{board}-*"):
-            left.unlink()  # of a file that another link named
+            left.unlink()  # left from a file of another link
         return Done(_of(board, INSTALLED), True)
 
 
@@ -197,7 +197,7 @@ def _packaged(board: str) -> tuple[OverlayRecord, Path]:
 
 
 def _record_from(source: str) -> tuple[OverlayRecord, str]:
-    """A record that the user names; every file of it has a URL."""
+    """Read the record that the user names; every file in the result has a URL."""
     if "://" in source:
         if not is_fetchable(source):
             raise InstallError(f"{source} is not https: it is not trusted")
@@ -240,25 +240,26 @@ def _record_from(source: str) -> tuple[OverlayRecord, str]:
 
 
 def add(path: Path, board: str | None, force: bool, board_found: Callable[[], str | None]) -> Done:
-    """Register a build of one's own: copy it to where it is found.
+    """Register the user's own build: copy it to the folder of added overlays.
 
     Parameters
     ----------
     path : Path
         A .bit with its .hwh beside it, an .xclbin, or the folder of a build, which has a record.
     board : str, optional
-        Default: of the record beside the file, else what the file says, else the device found.
+        Default: the board of the record beside the file, else of the file's metadata, else of the
+        device found.
     force : bool
-        Replace one that was added before; it is kept as a backup.
+        Replace an overlay that was added before; the old one is kept as a backup.
     board_found : callable
-        The board of the device that is there; asked if nothing else tells.
+        Returns the board of the device found; called if nothing else names the board.
 
     Raises
     ------
     InstallError
-        If it is not known for which board it is, or there is one already.
+        If the build's board is unknown, or an overlay was added for it already.
     OverlayMismatch
-        If it is no overlay of this version for this board.
+        If the build is not for this board, or not of this version.
     """
     if board is not None:
         _check_board(board)
@@ -282,7 +283,7 @@ def add(path: Path, board: str | None, force: bool, board_found: Callable[[], st
 
 
 def _build_at(path: Path) -> tuple[Path, OverlayRecord | None]:
-    """The file that is loaded, and the record beside it, checked against the files."""
+    """The file to load, and the record beside it, whose files are checked."""
     if path.is_dir():
         path = path / RECORD_NAME
         if not path.exists():
@@ -297,7 +298,7 @@ def _build_at(path: Path) -> tuple[Path, OverlayRecord | None]:
     record = OverlayRecord.read(beside)
     main = path.parent / record.main.name
     if path not in (beside, main):
-        return path, None  # of another file
+        return path, None  # the record is of another file
     _check_version(record, beside)
     for file in record.files:
         found = path.parent / file.name
@@ -306,7 +307,7 @@ def _build_at(path: Path) -> tuple[Path, OverlayRecord | None]:
         if sha256_of(found) != file.sha256:
             raise OverlayMismatch(
                 f"{found} is not the file that {beside} was written for, by its sha256: build "
-                "again, or take the record away if you know better"
+                "again, or delete the record if you are sure of the file"
             )
     return main, record
 
@@ -315,7 +316,7 @@ def _make_record(
     path: Path, metadata: OverlayMetadata, board: str | None,
     board_found: Callable[[], str | None],
 ) -> OverlayRecord:  # fmt: skip
-    """A record of what the file says of itself; what it does not say stays open."""
+    """Make a record from a file's metadata; what the metadata lacks stays unknown."""
     if board is None:
         board = metadata.boards[0] if len(metadata.boards) == 1 else board_found()
     if board is None:
@@ -356,7 +357,7 @@ def _copy(folder: Path, record: OverlayRecord, force: bool) -> Done:
             shutil.copyfile(folder / file.name, staging / file.name)
             if sha256_of(staging / file.name) != file.sha256:
                 raise InstallError(f"{folder / file.name} changed while it was copied: try again")
-        # It is here now: a URL would say that it may be fetched.
+        # The files are here now; URLs would mark the record as a link to fetch.
         files = tuple(replace(file, url=None) for file in record.files)
         replace(record, files=files).write(staging)
     return Done(_of(board, ADDED), True, backup)
@@ -371,7 +372,7 @@ def _free_name(path: Path) -> Path:
 
 
 def backups_of(board: str) -> list[Path]:
-    """Where `add` kept what it replaced, the newest last."""
+    """Folders in which `add` kept replaced overlays, the newest last."""
     place = user_folder(ADDED, board)
     return sorted(place.parent.glob(f"{place.name}.backup-*"), key=lambda path: path.name)
 
@@ -380,7 +381,7 @@ def backups_of(board: str) -> list[Path]:
 
 
 def remove(board: str) -> FoundOverlay:
-    """Delete the first overlay of a board that is in the user's folder; which it was.
+    """Delete the first overlay of a board that is in the user's folder, and return it.
 
     Raises
     ------

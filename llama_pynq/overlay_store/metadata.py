@@ -1,4 +1,4 @@
-"""What an overlay's file says of itself, read by PYNQ's own parsers."""
+"""Metadata of an overlay's file, read by PYNQ's own parsers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _MAX_PORTS = 64
 
 @dataclass(frozen=True)
 class OverlayMetadata:
-    """What a file says of itself.
+    """Metadata of an overlay's file.
 
     Attributes
     ----------
     clock_mhz : float or None
-        Of the kernel.
+        Clock of the kernel.
     part : str or None
-        Of a .bit: the device that it configures.
+        The device that a .bit configures.
     platform : str or None
-        Of an .xclbin: the shell that it was linked for.
+        The shell that an .xclbin was linked for.
     tools : dict of str to str
         Versions of vendor tools, as far as the file names them.
     built : str or None
-        Of a .bit: its date, ISO 8601.
+        Date of a .bit, ISO 8601.
     """
 
     clock_mhz: float | None
@@ -43,7 +43,7 @@ class OverlayMetadata:
 
     @property
     def boards(self) -> list[str]:
-        """Boards that it can be for: those of its shell's name, or with its part."""
+        """Boards that the file can be for, by its shell's name or its part."""
         if self.platform is not None:
             board = board_named(self.platform)
             return [] if board is None else [board]
@@ -54,7 +54,7 @@ class OverlayMetadata:
 
 
 def board_named(name: str) -> str | None:
-    """The board that PYNQ or XRT means by a name; None if it is none of ours.
+    """The board that PYNQ or XRT calls `name`; None if it is not in `boards.boards`.
 
     PYNQ's images write ``Pynq-Z2``, ``KV260``; a card's shell is called
     ``xilinx_u250_gen3x16_xdma_shell_4_1``, and AWS's ``xilinx_aws-vu9p-f1_shell-v04261818...``.
@@ -98,7 +98,7 @@ def read_metadata(path: Path) -> OverlayMetadata:
             found, ips = (_xclbin if path.suffix == ".xclbin" else _bit)(path, data)
     except OverlayMismatch:
         raise
-    except Exception as error:  # whatever a damaged file makes of the parsers
+    except Exception as error:  # a damaged file may raise anything in the parsers
         raise OverlayMismatch(
             f"PYNQ cannot read {path} ({type(error).__name__}: {error}): it is damaged or no "
             "overlay. Copy or build it again"
@@ -113,7 +113,7 @@ def _xclbin(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
 
     file = xclbin.axlf.from_buffer_copy(data)
     header = file.m_header
-    # The configuration may lie behind all that the parser reads.
+    # The parser may stop before the configuration data, and miss that the file is truncated.
     if file.m_magic == b"xclbin2" and len(data) < header.m_length:
         raise OverlayMismatch(
             f"{path} is incomplete: its header says {header.m_length} bytes, it has {len(data)}. "
@@ -150,7 +150,7 @@ def _bit(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
 
 
 def _clock_mhz(path: Path) -> float | None:
-    """What Vivado writes beside the kernel's clock port; PYNQ's parsers pass over it."""
+    """Frequency that Vivado notes at the kernel's clock port; PYNQ's parsers skip it."""
     for module in ElementTree.parse(path).iterfind(f".//MODULE[@INSTANCE='{IP_NAME}']"):
         for port in module.iterfind("./PORTS/PORT[@NAME='ap_clk']"):
             if hertz := port.get("CLKFREQUENCY"):

@@ -1,8 +1,8 @@
-"""``overlay.json``: what an overlay's files are, who built them with what, and what was seen.
+"""``overlay.json``, the record of an overlay: its files, their origin, reports and measurements.
 
-It lies beside the files. A build writes it; ``llama-pynq overlay`` reads it. In
+The record lies beside the files. A build writes it; ``llama-pynq overlay`` reads it. In
 ``overlay/<board>/`` it may stand alone, as a link: then every file has a URL to fetch it from.
-Standard library only: a machine with Vitis needs no PYNQ.
+This module does without PYNQ, so that a machine with Vitis needs none.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class OverlayFile:
     Attributes
     ----------
     name : str
-        Without a folder: ``llama.bit``, ``llama.hwh`` or ``llama.xclbin``.
+        File name without a folder: ``llama.bit``, ``llama.hwh`` or ``llama.xclbin``.
     sha256 : str
         64 hexadecimal digits, lower case.
     n_bytes : int
     url : str or None
-        Where it can be fetched (`is_fetchable`); None for a file that is there.
+        Where the file can be fetched (`is_fetchable`); None for a file beside the record.
     """
 
     name: str
@@ -46,12 +46,12 @@ class OverlayFile:
 
     @classmethod
     def of(cls, path: Path) -> OverlayFile:
-        """The file at `path`."""
+        """Describe the file at `path`."""
         return cls(path.name, sha256_of(path), path.stat().st_size)
 
 
 def _known(kind: type, values: Any) -> dict[str, Any]:
-    """The fields of a JSON object, if they are those of a dataclass."""
+    """Check the fields of a JSON object against those of a dataclass, and return them."""
     if not isinstance(values, dict):
         raise TypeError(f"{values!r} is not a JSON object")
     known = {field.name: field for field in fields_of(kind)}
@@ -66,31 +66,31 @@ def _known(kind: type, values: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OverlayRecord:
-    """An overlay: its files, its origin, and what is known of it.
+    """The record of an overlay: its files, their origin, and what is known of them.
 
     Attributes
     ----------
     board : str
-        Of `llama_pynq.boards.boards`.
+        A key of `llama_pynq.boards.boards`.
     abi : int or None
-        Version of the kernel's contract, ``kAbiVersion``; None where a file was added without its
+        Version of the kernel's contract, ``kAbiVersion``; None if a file was added without its
         record. The driver asks the kernel in any case.
     clock_mhz : float or None
-        What the kernel was built for; None where nobody recorded it.
+        Clock that the kernel was built for; None if nobody recorded it.
     files : tuple of OverlayFile
         ``.bit`` and ``.hwh``, or ``.xclbin``.
     tools : dict of str to str
         Name and version of each vendor tool: ``{"vivado": "2022.1"}``.
     built : str
-        Date, ISO 8601.
+        Date of the build, ISO 8601.
     built_by, source : str
         A person or project; the commit of hls_src (``git describe --always --dirty``).
     platform : str or None
         The shell that an .xclbin was linked for.
     report : dict of str to float
-        What the tools reported: ``lut``, ``dsp``, ``bram36``, ``uram``, ``wns_ns``. May be empty.
+        Figures from the tools: ``lut``, ``dsp``, ``bram36``, ``uram``, ``wns_ns``. May be empty.
     measured : str or None
-        Which board it was run on and when, with what result; None if it was not.
+        On which board it was run, when and with what result; None if it never was.
     """
 
     board: str
@@ -121,7 +121,7 @@ class OverlayRecord:
         )
 
     def write(self, folder: Path) -> Path:
-        """Write it into `folder`, atomically; its path."""
+        """Write the record into `folder` atomically, and return its path."""
         path = folder / RECORD_NAME
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
         write_atomically(path, text.encode())
@@ -176,9 +176,9 @@ class OverlayRecord:
             cls._check_file(file)
         kinds = sorted(Path(f.name).suffix for f in record.files)
         if kinds not in ([".bit", ".hwh"], [".xclbin"]):
-            raise ValueError(f"its files are {kinds}: a .bit and its .hwh, or an .xclbin, belong")
+            raise ValueError(f"its files are {kinds}, not a .bit and its .hwh, or an .xclbin")
         if len({Path(f.name).stem for f in record.files}) > 1:
-            raise ValueError("its .bit and .hwh have different names: PYNQ takes them by one")
+            raise ValueError("its .bit and .hwh have different names: PYNQ finds one by the other")
         return record
 
     @staticmethod

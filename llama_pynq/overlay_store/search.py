@@ -1,12 +1,12 @@
-"""Which overlay for which board: the board of a device, where overlays lie, and their states.
+"""Search for a board's overlay: the folders, their precedence, and the state of each overlay.
 
-In this order, and the first that is there is taken:
+The first of these that exists is used:
 
-1. ``added``: the user's own builds, in `files.data_folder`;
-2. ``installed``: what ``llama-pynq overlay install`` fetched, beside them;
+1. ``added``: the user's own builds, in `utils.files.data_folder`;
+2. ``installed``: overlays that ``llama-pynq overlay install`` fetched, beside them;
 3. ``package``: ``overlay/<board>/`` of llama_pynq itself, which holds the files or a link.
 
-Each folder has an ``overlay.json`` (`overlay_record`).
+Each folder has an ``overlay.json`` (`record.OverlayRecord`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_BUILD = ("aws-f1",)
 """Boards whose images `make -C hls_src overlay` does not build."""
 
 
-# ---- what is there --------------------------------------------------------------------
+# ---- overlays found -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FoundOverlay:
     record : OverlayRecord or None
         None if it cannot be read.
     damage : str or None
-        What is wrong with it, as far as names and sizes tell; see `check`.
+        What is wrong with the overlay, by names and sizes only; `check` hashes the files.
     """
 
     board: str
@@ -65,17 +65,17 @@ class FoundOverlay:
 
     @property
     def is_link(self) -> bool:
-        """Whether its files are yet to be fetched."""
+        """Whether the files are still to be fetched."""
         return self.record is not None and self.damage is None and not self.path.exists()
 
     @property
     def path(self) -> Path:
-        """The file that is loaded."""
+        """The file that is loaded; the folder if there is no record."""
         return self.folder if self.record is None else self.folder / self.record.main.name
 
     @property
     def other_version(self) -> str | None:
-        """What is wrong with the version of its contract; None if nothing is known to be."""
+        """The mismatch of contract versions, for messages; None if none is known."""
         if self.record is None or self.record.abi in (None, ABI_VERSION):
             return None
         return (
@@ -103,7 +103,7 @@ class FoundOverlay:
         Raises
         ------
         OverlayMismatch
-            If something differs from the record, or is not this version's.
+            If a file differs from the record, or the overlay is damaged or of another version.
         """
         for problem in (self.damage, self.other_version):
             if problem is not None:
@@ -165,12 +165,12 @@ def _damage(board: str, folder: Path, record: OverlayRecord) -> str | None:
 
 
 def user_folder(origin: str, board: str) -> Path:
-    """Where an added or installed overlay of a board lies, or would."""
+    """Folder for an added or installed overlay of a board; it may not exist."""
     return data_folder() / origin / board
 
 
 def overlays_of(board: str) -> list[FoundOverlay]:
-    """Every overlay of a board, in the order of precedence."""
+    """Every overlay of a board, in order of precedence."""
     places = [(origin, user_folder(origin, board)) for origin in (ADDED, INSTALLED)]
     found = [_read(board, *place) for place in places if _may_exist(place[1])]
     for folder in package_folders("overlay"):
@@ -186,7 +186,7 @@ def _may_exist(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        pass  # another user's folder: what it holds is not to be passed over in silence
+        pass  # another user's folder: report it, do not skip it silently
     return True
 
 
@@ -214,7 +214,7 @@ def _build(board: str) -> str:
 
 
 def how_to_get(board: str) -> str:
-    """What to do to get an overlay of a board."""
+    """How to get an overlay of a board, for messages."""
     if any(o.is_link and not o.other_version for o in overlays_of(board)):
         return f"To fetch one: llama-pynq overlay install {board}"
     return f"None comes with this version of llama_pynq. {_build(board)}"
