@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_pynq.device.kernel_driver import KernelDriver
+from llama_pynq.device.model_memory import NO_MODEL
 from llama_pynq.energy import EnergyMeter
 from llama_pynq.engine.llama import Llama
 from llama_pynq.engine.loading import load
@@ -66,7 +67,7 @@ class LlamaDriver(KernelDriver):
         self._check_open()
         llama = self.loaded_model
         if llama is None:
-            raise RequestError("no model is loaded: call load_model() first")
+            raise RequestError(NO_MODEL)
         return llama
 
     def adopt(self, model: Llama, slots: int | None = None) -> None:

@@ -22,7 +22,7 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.device.buffers import Buffers
 from llama_pynq.device.calls import CallBuffers, CallResult, PendingCall, check_status
 from llama_pynq.device.handshake import DeadlinePassed, Handshake
-from llama_pynq.device.model_memory import ModelMemory, check_fits
+from llama_pynq.device.model_memory import NO_MODEL, ModelMemory, check_fits
 from llama_pynq.errors import (
     ConnectionLost,
     KernelTimeout,
@@ -574,7 +574,7 @@ class KernelDriver(DefaultIP):
         """The model's memory; raise RequestError if no model is loaded."""
         if self._model is None or self._model.config is None:
             self._check_open()
-            raise RequestError("no model is loaded: call load_model() first")
+            raise RequestError(NO_MODEL)
         return self._model
 
     @property

@@ -14,7 +14,7 @@ from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.kernel.stages import rope_turns
 from llama_pynq.weights.packed import PackedModel
 
-_NO_MODEL = "no model is loaded: call load_model() first"
+NO_MODEL = "no model is loaded: call load_model() first"
 
 
 def check_fits(packed: PackedModel, limits: KernelLimits) -> None:
@@ -167,7 +167,7 @@ class ModelMemory:
         """
         config = self.config
         if config is None:
-            raise RequestError(_NO_MODEL)
+            raise RequestError(NO_MODEL)
         return config
 
     def read_logits(self, row: int) -> np.ndarray:
