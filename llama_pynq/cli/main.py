@@ -18,7 +18,7 @@ _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llama-pynq",
-        description="Llama 2 on an FPGA, or on the emulated device where there is no board.",
+        description="Llama 2 on an FPGA, or on the emulated device if there is no board.",
     )
     parser.add_argument("--version", action="version", version=f"llama_pynq {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

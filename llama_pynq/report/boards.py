@@ -40,7 +40,7 @@ def compare(
     group_size: int | None = None,
     kv_bits: int = 32,
 ) -> list[BoardRow]:
-    """Predict every board's speed with a model of which `context` positions are in use.
+    """Predict every board's speed with `context` positions of a model in use.
 
     Raises
     ------
