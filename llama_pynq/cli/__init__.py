@@ -1,1 +1,1 @@
-"""The command line, llama-pynq."""
+"""The ``llama-pynq`` command line."""

@@ -1,4 +1,4 @@
-"""``llama-pynq bench`` and ``selftest``: what the device measures, and whether it is right."""
+"""``llama-pynq bench`` and ``selftest``: measure a device, and check its results."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from llama_pynq.utils.files import write_new
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
+    """Add the commands of this module to the parser."""
     bench = commands.add_parser(
         "bench",
         parents=[model_options()],
         help="measure speed and memory",
-        description="Measure tokens/s of decode and prefill, the time to the first token, loading "
-        "and memory on the device found. Figures of the emulated device are this computer's, not "
+        description="Measure decode and prefill tokens/s, time to first token, load time and "
+        "memory on the detected device. Figures of the emulated device are this computer's, not "
         "a board's.",
     )
     bench.add_argument("--tokens", type=int, default=128, metavar="N",
-                       help="length of the text and of the prompt (%(default)s)")  # fmt: skip
+                       help="tokens of the text and of the prompt (%(default)s)")  # fmt: skip
     bench.add_argument("--repeats", type=int, default=5, metavar="N",
-                       help="of each measurement; the median counts (%(default)s)")  # fmt: skip
-    bench.add_argument("--random", metavar="NAME", help="a model with random weights instead: "
+                       help="runs per measurement; the median counts (%(default)s)")  # fmt: skip
+    bench.add_argument("--random", metavar="NAME", help="use random weights in the shape of "
                        "stories15M, stories42M or stories110M")  # fmt: skip
-    bench.add_argument("--power", action="store_true", help="measure power and energy too, from "
-                       "whatever sensor there is; an emulated board's is modelled")  # fmt: skip
-    bench.add_argument("--meter", metavar="FILE", help="with --power: an external meter's CSV "
-                       "file, with a column 'watts', or 'volts' and 'amperes'")  # fmt: skip
+    bench.add_argument("--power", action="store_true", help="also measure power and energy with "
+                       "the sensors found; modelled for an emulated board")  # fmt: skip
+    bench.add_argument("--meter", metavar="FILE", help="with --power: CSV file of an external "
+                       "meter, with a column 'watts', or 'volts' and 'amperes'")  # fmt: skip
     bench.add_argument("--json", action="store_true", help="print JSON, not a table")
 
     selftest = commands.add_parser(
         "selftest",
         parents=[device_options()],
-        help="check that a device computes what it should; a report to paste into an issue",
+        help="check a device against golden answers; print a report to paste into an issue",
     )
-    selftest.add_argument("--shape", default="stories15M", metavar="NAME", help="of the random "
-                          "weights to measure speed with: stories15M, stories42M or stories110M "
-                          "(%(default)s)")  # fmt: skip
+    selftest.add_argument("--shape", default="stories15M", metavar="NAME", help="shape of the "
+                          "random weights to measure speed with: stories15M, stories42M or "
+                          "stories110M (%(default)s)")  # fmt: skip
     selftest.add_argument("--quick", action="store_true", help="measure speed with the bundled "
-                          "model: nothing is made, but it says little of a fast board")  # fmt: skip
-    selftest.add_argument("--output", metavar="FILE", help="write the report to a file, too")
+                          "model: nothing to generate, but too small for a fast board")  # fmt: skip
+    selftest.add_argument("--output", metavar="FILE", help="also write the report to a file")
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def _bench(args: argparse.Namespace) -> int:
     from llama_pynq.measure.bench import measure
     from llama_pynq.measure.power import rails
 
-    # A rate takes two tokens: it leaves out the first, which waits for the prompt.
+    # The decode rate excludes the first token, whose time is prefill: at least two are needed.
     for name, value, least in (("--tokens", args.tokens, 2), ("--repeats", args.repeats, 1)):
         if value < least:
             raise LlamaPynqError(f"{name} is {value}: it must be at least {least}")
@@ -62,7 +62,7 @@ def _bench(args: argparse.Namespace) -> int:
         for name, given in (("--model", args.model), ("--tokenizer", args.tokenizer)):
             if given is not None:
                 raise LlamaPynqError(
-                    f"--random makes a model and a tokenizer of its own: leave out {name}, "
+                    f"--random generates a model and a tokenizer of its own: leave out {name}, "
                     "or --random"
                 )
         args.model, args.tokenizer = random_model(args.random)
@@ -92,7 +92,7 @@ def _selftest(args: argparse.Namespace) -> int:
         found = run(
             overlay, None if args.quick else args.shape, functools.partial(print, flush=True)
         )
-        if args.output is not None:  # before the device is given back: that may fail, too
+        if args.output is not None:  # before the device is released, which may fail
             write_new(Path(args.output), found.text().encode() + b"\n")
             print(f"written to {args.output}", file=sys.stderr)
     if found.interrupted:

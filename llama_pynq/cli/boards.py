@@ -1,4 +1,4 @@
-"""``llama-pynq boards``: which board for a model (modelled)."""
+"""``llama-pynq boards``: compare boards for a model (modelled)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
+    """Add the commands of this module to the parser."""
     compare = commands.add_parser(
-        "boards", help="which board for a model: what fits, and how fast it would be (modelled)"
+        "boards", help="compare boards for a model: whether it fits, and its speed (modelled)"
     )
     which = compare.add_mutually_exclusive_group()
     which.add_argument("--model", metavar="FILE", help="llama2.c checkpoint or packed model; "
                        "default: the bundled one")  # fmt: skip
-    which.add_argument("--shape", metavar="NAME", help="the shape of stories15M, stories42M, "
-                       "stories110M, tinyllama or llama2-7b instead of a file")  # fmt: skip
+    which.add_argument("--shape", metavar="NAME", help="instead of a file, a shape: stories15M, "
+                       "stories42M, stories110M, tinyllama or llama2-7b")  # fmt: skip
     compare.add_argument("--context", type=int, metavar="N", help="positions in use; default: 256, "
-                         "or all that the model has")  # fmt: skip
-    compare.add_argument("--group-size", type=int, choices=(32, 64), help="int8 values that share "
-                         "a scale; default: the model's, or 64")  # fmt: skip
-    compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default 8, or what is "
+                         "or the model's context if that is shorter")  # fmt: skip
+    compare.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
+                         "scale; default: the model's, or 64")  # fmt: skip
+    compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default: 8, or as "
                          "packed")  # fmt: skip
     compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
     compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
@@ -40,7 +40,7 @@ def _boards(args: argparse.Namespace) -> int:
     context = min(256, config.seq_len) if args.context is None else args.context
     if not 1 <= context <= config.seq_len:
         raise LlamaPynqError(
-            f"--context is {context}: the model has positions for 1 to {config.seq_len}"
+            f"--context is {context}: it must be 1 to {config.seq_len}, the model's context"
         )
     if weight_bits == 4 and group_size == 32:
         raise LlamaPynqError("--group-size is 32: int4 weights come in groups of 64 only")
@@ -59,7 +59,7 @@ def _boards(args: argparse.Namespace) -> int:
 
 
 def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
-    """A model's name, its shape, and how it is or would be packed."""
+    """Return a model's name and shape, and the group size and weight bits of its packed form."""
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.checkpoint.shapes import SHAPES
     from llama_pynq.models import BUNDLED

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
+    """Add the commands of this module to the parser."""
     generate = commands.add_parser(
         "generate",
         parents=[model_options()],
         help="continue a text",
-        description="Continue a text on a board, or on the emulated device where there is none. "
+        description="Continue a text on a board, or on the emulated device if there is none. "
         "The text goes to standard output; speed, seed and device go to standard error.",
     )
-    generate.add_argument("prompt", nargs="*", help="(Once upon a time); several are a batch")
+    generate.add_argument("prompt", nargs="*", help="(Once upon a time); several run as a batch")
     add = generate.add_argument
     add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
     add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
@@ -30,8 +30,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
     add("--stop", action="append", default=[], metavar="TEXT",
-        help="end before this text; may be given several times")  # fmt: skip
-    add("--seed", type=int, metavar="N", help="same seed, same text; default: drawn, and printed")
+        help="stop before this text; may be given several times")  # fmt: skip
+    add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
 
 
 def _generate(args: argparse.Namespace) -> int:

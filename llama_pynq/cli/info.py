@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
+    """Add the commands of this module to the parser."""
     commands.add_parser(
         "info",
         parents=[model_options()],
         help="devices, overlay, kernel limits, model",
-        description="Show the devices, and which is used; the overlay and who built it; what its "
-        "kernel can take; and the model as it is loaded.",
+        description="Show the devices and which one is in use, the overlay and who built it, the "
+        "limits of its kernel, and the model as loaded.",
     )
 
 
@@ -40,7 +40,7 @@ def _info(args: argparse.Namespace) -> int:
         print(f"llama_pynq {__version__}")
         try:
             others = dict.fromkeys((device.name for device in Device.devices), "")
-        except RuntimeError as error:  # PYNQ's, of remote boards that do not answer
+        except RuntimeError as error:  # raised by PYNQ if a remote board does not answer
             others = {"others": f"not known: {error}"}
         section("devices", {**others, overlay.device.name: "(in use)"})
         built = _built(overlay.record) if overlay.is_board else {}
@@ -61,11 +61,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _built(record: OverlayRecord | None) -> dict[str, object]:
-    """Who built an overlay, with what, and what was seen of it."""
+    """Who built an overlay, its clock, and whether it was measured."""
     if record is None:
-        return {
-            "record": "none beside the file: not known who built it, or whether it was measured"
-        }
+        return {"record": "none beside the file: builder and measurements unknown"}
     return {
         "built": record.origin,
         "clock": "not recorded" if record.clock_mhz is None else f"{record.clock_mhz:g} MHz",

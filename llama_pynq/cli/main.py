@@ -1,4 +1,4 @@
-"""The command line, ``llama-pynq COMMAND``; a module of this folder for each group of commands."""
+"""Entry point of ``llama-pynq COMMAND``; each group of commands has a module in this folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llama-pynq",
-        description="Llama 2 on an FPGA, or on the emulated device where there is no board.",
+        description="Llama 2 on an FPGA, or on the emulated device if there is no board.",
     )
     parser.add_argument("--version", action="version", version=f"llama_pynq {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -28,10 +28,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run a command and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal may lack the text's characters
+            stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
     given, passed_on = notebooks.split(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(given, argparse.Namespace(passed_on=passed_on))
     commands = {name: run for part in _PARTS for name, run in part.COMMANDS.items()}
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("llama-pynq: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        _drop_output()  # the reader went away (| head): nothing is wrong
+        _drop_output()  # the reader closed the pipe (| head): print no error
         return 1
     except OSError as error:
         _drop_output()
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Forget what cannot be written, or Python tries once more when it exits."""
+    """Redirect unwritable output to the null device; else Python flushes it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line's part for courses: ``llama-pynq notebooks|lab|labs grade``."""
+"""``llama-pynq notebooks``, ``lab`` and ``labs grade``: the commands for courses."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from pathlib import Path
 from llama_pynq.errors import LlamaPynqError
 
 DEFAULT_FOLDER = "llama_pynq_notebooks"
-"""Not ``notebooks``: in a checkout that is where the originals are."""
+"""Not ``notebooks``: a checkout keeps the originals there."""
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
+    """Add the commands of this module to the parser."""
     notebooks = commands.add_parser(
         "notebooks",
         help="copy the notebooks to a folder to work in",
-        description="Copy the package's notebooks to a folder. A file that is there stays as it "
-        "is, unless --reset is given; then it is replaced after a backup of it was made.",
+        description="Copy the package's notebooks to a folder. Existing files are kept, unless "
+        "--reset is given: then changed ones are backed up and replaced.",
     )
     folder = {"nargs": "?", "default": DEFAULT_FOLDER, "metavar": "DIR", "help": "(./%(default)s)"}
     notebooks.add_argument("folder", **folder)
     notebooks.add_argument(
-        "--reset", action="store_true", help="start afresh: replace notebooks that were changed, "
-        "each kept beside it as NAME.backup-YYYYMMDD-HHMMSS.ipynb",
+        "--reset", action="store_true", help="start afresh: replace changed notebooks; each is "
+        "kept beside the new one as NAME.backup-YYYYMMDD-HHMMSS.ipynb",
     )  # fmt: skip
 
     lab = commands.add_parser(
         "lab",
         usage="llama-pynq lab [-h] [DIR] [-- ARGUMENT ...]",
         help="open JupyterLab on the notebooks",
-        description="Copy the notebooks to a folder, those that are not there yet, and open "
-        "JupyterLab on it. What follows -- is JupyterLab's: llama-pynq lab -- --no-browser",
+        description="Copy the notebooks that are missing to a folder, and open JupyterLab on it. "
+        "Arguments after -- go to JupyterLab: llama-pynq lab -- --no-browser",
     )
     lab.add_argument("folder", **folder)
 
@@ -45,26 +45,26 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     tools = labs.add_subparsers(dest="tool", required=True, metavar="COMMAND")
     grade = tools.add_parser(
         "grade",
-        help="re-execute submissions, and write a table of what their checks say",
-        description="Put the answers of every notebook in DIR and in the folders below it into "
-        "the package's own notebooks, run these one after another on the emulated device, even "
-        "if there is a board, and write what the checks say to a CSV file. DIR is only read.",
-        epilog="Submissions are programs of others, and they run with your rights: they can "
+        help="re-run submissions, and write a table of their check results",
+        description="Insert the answers of every notebook in DIR and its subfolders into the "
+        "package's own notebooks, run these one after another on the emulated device, even if "
+        "there is a board, and write the check results to a CSV file. DIR is only read.",
+        epilog="Submissions are other people's programs and run with your permissions: they can "
         "read, change and send whatever you can. Grade in a throw-away account or container "
-        "without network. docs/teaching.md says what a forged result takes.",
+        "without network. docs/teaching.md says what it takes to forge a result.",
     )
-    grade.add_argument("folder", metavar="DIR", help="a folder a student, or a file a student")
+    grade.add_argument("folder", metavar="DIR", help="one folder or one file per student")
     grade.add_argument("--csv", default="grades.csv", metavar="FILE", help="(%(default)s)")
     grade.add_argument("--force", action="store_true", help="replace an existing CSV file")
     grade.add_argument(
-        "--timeout", type=float, default=300.0, metavar="S", help="seconds that a notebook may "
-        "take; it is then interrupted, and run again without the answer that took so long "
-        "(%(default)g)",
+        "--timeout", type=float, default=300.0, metavar="S", help="time limit of a notebook in "
+        "seconds; past it, the notebook is interrupted and run again without the answer that took "
+        "too long (%(default)g)",
     )  # fmt: skip
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part what follows ``--`` after ``lab``: argparse would take it for the folder."""
+    """Split off the arguments after ``--`` of ``lab``: argparse would take them for the folder."""
     given = list(arguments)
     if given[:1] == ["lab"] and "--" in given:
         at = given.index("--")
@@ -83,9 +83,9 @@ def _notebooks(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     for copy in copy_notebooks(folder, reset=args.reset):
         if copy.backup is not None:
-            print(f"{copy.path}: replaced; what was there is now {copy.backup.name}")
+            print(f"{copy.path}: replaced; the previous file is now {copy.backup.name}")
         elif copy.state == "kept" and args.reset:
-            print(f"{copy.path}: kept, since it is no file")
+            print(f"{copy.path}: kept: it is not a regular file")
         else:
             print(f"{copy.path}: {says[copy.state]}")
     return 0
@@ -107,7 +107,7 @@ def _lab(args: argparse.Namespace) -> int:
     os.chdir(folder)
     if os.name == "nt":
         return subprocess.call(command)
-    # JupyterLab takes this process's place: Ctrl-C is its own, and asks before it ends.
+    # Replace this process: Ctrl-C then reaches JupyterLab, which asks before it exits.
     os.execv(command[0], command)
 
 
@@ -141,7 +141,7 @@ def _labs(args: argparse.Namespace) -> int:
             rows += found
             done += 1
     finally:
-        # Also after Ctrl-C: an hour's grades are not to be lost.
+        # Write after Ctrl-C too: the grades so far may be an hour's work.
         if rows:
             write = write_atomically if args.force else write_new
             write(output, table(rows))

@@ -1,4 +1,4 @@
-"""The command line's part for overlays: ``llama-pynq overlay list|install|verify|add|remove``."""
+"""``llama-pynq overlay``: list, install, verify, add and remove overlays."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ _REDRAW_S = 0.1
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
-    overlay = commands.add_parser("overlay", help="overlays of boards: list, fetch, check, add")
+    """Add the commands of this module to the parser."""
+    overlay = commands.add_parser("overlay", help="list, fetch, check and add overlays of boards")
     tools = overlay.add_subparsers(dest="tool", required=True, metavar="COMMAND")
     board: dict[str, Any] = {
         "metavar": "BOARD", "type": _board_name,
-        "help": "such as kv260; llama-pynq overlay list has them all",
+        "help": "such as kv260; llama-pynq overlay list shows all",
     }  # fmt: skip
 
     tools.add_parser(
         "list",
-        help="every board, and which overlay of it is here",
-        description="For every board the overlays that are here or can be fetched; of several "
-        "the first is used: your own before installed ones before the package's.",
+        help="list every board and its overlays",
+        description="List every board and its overlays, present or to be fetched. The first of a "
+        "board is used: your own before installed ones before the package's.",
     )
     install = tools.add_parser(
         "install",
         help="fetch the overlay of a board, and check it",
-        description="Fetch the overlay of a board. What broke off goes on with the same command. "
-        "Nothing is used before its sha256 is what the link says.",
+        description="Fetch the overlay of a board. The same command resumes an interrupted "
+        "download. No file is used before its sha256 matches the link's.",
     )
     install.add_argument("board", **board)
     install.add_argument(
-        "--from", dest="source", metavar="RECORD", help="an overlay.json, the folder that has it, "
-        "or its https URL, instead of the link that comes with llama_pynq; files without a URL of "
-        "their own are taken from beside it",
+        "--from", dest="source", metavar="RECORD", help="an overlay.json, its folder, or its https "
+        "URL, instead of the link that comes with llama_pynq; files without a URL are taken from "
+        "beside it",
     )  # fmt: skip
     verify = tools.add_parser(
         "verify",
-        help="hash the overlays that are here, and read their metadata; status 1 if one differs",
-        description="Compare the overlays that are here with the sha256 of their records, and read "
-        "the kernel's name, type and arguments in their metadata with PYNQ's own parsers. Nothing "
-        "is loaded: llama-pynq selftest asks the board. Status 1 if one differs.",
+        help="check the sha256 and metadata of the overlays present; status 1 if one differs",
+        description="Compare the overlays present with the sha256 of their records, and check the "
+        "kernel's name, type and arguments in their metadata with PYNQ's own parsers. Nothing is "
+        "loaded: llama-pynq selftest tests the board. Status 1 if one differs.",
     )
-    verify.add_argument("board", **{**board, "nargs": "?", "help": "default: all of them"})
+    verify.add_argument("board", **{**board, "nargs": "?", "help": "default: all boards"})
     add = tools.add_parser(
         "add",
-        help="register a build of one's own",
-        description="Copy a build to your own folder, where LlamaOverlay() finds it first.",
+        help="register your own build",
+        description="Copy a build to your overlay folder, where LlamaOverlay() finds it first.",
     )
     add.add_argument("file", metavar="FILE", help=".bit with its .hwh beside it, .xclbin, or the "
                      "folder of a build, hls_src/build/BOARD/overlay")  # fmt: skip
-    add.add_argument("--board", **{**board, "help": "default: what overlay.json beside the file "
-                     "says, or the file itself, or the board that is found"})  # fmt: skip
+    add.add_argument("--board", **{**board, "help": "default: as overlay.json beside the file "
+                     "says, or the file itself, or the detected board"})  # fmt: skip
     add.add_argument("--force", action="store_true",
-                     help="replace the one added before, which is kept as a backup")  # fmt: skip
-    remove = tools.add_parser("remove", help="delete what was added, or else installed")
+                     help="replace the one added before; it is kept as a backup")  # fmt: skip
+    remove = tools.add_parser("remove", help="delete the added overlay, or else the installed one")
     remove.add_argument("board", **board)
 
 
@@ -112,10 +112,10 @@ def _list(args: argparse.Namespace) -> int:
         "llama-pynq overlay add hls_src/build/NAME/overlay"
     )
     try:
-        print(f"The emulated device, for which no board is needed, uses {emulated_overlay()}")
+        print(f"The emulated device, which needs no board, uses {emulated_overlay()}")
     except OverlayMismatch as error:
         print(f"For the emulated device {error}")
-    print(f"Your own and installed overlays lie in {data_folder()}")
+    print(f"Your own and installed overlays are in {data_folder()}")
     return 0
 
 
@@ -142,7 +142,7 @@ def _install(args: argparse.Namespace) -> int:
         done = install(args.board, args.source, _progress)
     except KeyboardInterrupt:
         _end_line()
-        print("what came is kept: the same command goes on from there", file=sys.stderr)
+        print("the partial download is kept: the same command resumes it", file=sys.stderr)
         raise
     except LlamaPynqError:
         _end_line()
@@ -152,14 +152,14 @@ def _install(args: argparse.Namespace) -> int:
     first = overlays_of(args.board)[0]
     if first.folder != done.overlay.folder:
         print(
-            f"{first.where} comes first, and is what LlamaOverlay() uses: llama-pynq overlay "
-            f"remove {args.board} takes it away",
+            f"{first.where} takes precedence, so LlamaOverlay() uses it: llama-pynq overlay "
+            f"remove {args.board} deletes it",
             file=sys.stderr,
         )
     return 0
 
 
-_open_line = False  # whether the terminal's cursor is behind a progress bar
+_open_line = False  # whether the cursor stands after an unfinished progress bar
 
 
 def _end_line() -> None:
@@ -170,7 +170,7 @@ def _end_line() -> None:
 
 
 def _progress(name: str) -> Progress:
-    """A bar on a terminal, else a line at every tenth."""
+    """Return a progress callback: a bar on a terminal, else a line per tenth of the file."""
     terminal = sys.stderr.isatty()
     last_time, last_tenth = 0.0, -1
 
@@ -193,13 +193,13 @@ def _progress(name: str) -> Progress:
         elif (tenth := int(share * 10)) > last_tenth:
             begun = last_tenth < 0 and 0 < done < total
             last_tenth = tenth
-            print(f"{name}: {size}{', going on from there' * begun}", file=sys.stderr, flush=True)
+            print(f"{name}: {size}{', resumed' * begun}", file=sys.stderr, flush=True)
 
     return tell
 
 
 def _known(record: OverlayRecord | None) -> str:
-    """What a user has to know of an overlay: the shell it needs, and whether it was ever run."""
+    """Describe the shell that an overlay needs, and whether it was measured."""
     if record is None:
         return "without a record"
     shell = "" if record.platform is None else f"for the shell {record.platform}; "
@@ -245,7 +245,7 @@ def _add(args: argparse.Namespace) -> int:
     print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
           f"{done.overlay.board}; {_known(done.overlay.record)}")  # fmt: skip
     if done.backup is not None:
-        print(f"what was there is now {done.backup}")
+        print(f"the previous overlay is now {done.backup}")
     return 0
 
 
@@ -261,7 +261,7 @@ def _remove(args: argparse.Namespace) -> int:
 
     removed = remove(args.board)
     left = [o for o in overlays_of(args.board) if not o.is_link]
-    uses = f"now used: {left[0].path}" if left else f"there is no other of {args.board}"
+    uses = f"now used: {left[0].path}" if left else f"there is no other overlay of {args.board}"
     print(f"{removed.folder}: removed; {uses}")
     if backups := backups_of(args.board):
         count = "1 backup" if len(backups) == 1 else f"{len(backups)} backups, the newest"

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
-    """Add this module's commands to the command line's."""
+    """Add the commands of this module to the parser."""
     pack = commands.add_parser(
         "pack",
         parents=[model_options()],
         help="write the packed file that a device loads directly",
-        description="Write a model in the hardware's order, its tokenizer with it, as one file: "
-        "what --model and --tokenizer name, or the bundled model. It is for the device found, or "
-        "with --board for another, which need not be there.",
+        description="Pack a model in the hardware's order, with its tokenizer, into one file: "
+        "those of --model and --tokenizer, or the bundled ones. The file is for the detected "
+        "device, or for the board of --board, which need not be present.",
     )
     pack.add_argument("--board", metavar="NAME", help="pack for this board, such as kv260, not for "
-                      "the device found")  # fmt: skip
+                      "the detected device")  # fmt: skip
     pack.add_argument("output", help="file to write, such as model.safetensors")
     pack.add_argument("--force", action="store_true", help="replace an existing file")
 
@@ -47,7 +47,7 @@ def _pack(args: argparse.Namespace) -> int:
     if tokenizer is None and not args.model:
         tokenizer = BUNDLED / "tokenizer.bin"
     if model.is_file() and is_packed(model):
-        raise LlamaPynqError(f"{model} is packed already: give the checkpoint that it was made of")
+        raise LlamaPynqError(f"{model} is packed already: give the checkpoint it was made from")
     if args.board is not None:
         limits = board_limits(args.board)
         device = args.board.lower().replace("_", "-")
@@ -71,7 +71,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def board_limits(name: str) -> KernelLimits:
-    """Limits of a board by its name or its header's, from the kernel's source."""
+    """Read a board's limits from its config header, by the board's name or the header's."""
     from llama_pynq.boards import boards
     from llama_pynq.kernel.config import board_headers
     from llama_pynq.kernel.limits import KernelLimits

@@ -1,1 +1,1 @@
-"""Modelled figures: speed, capacity, area and power of a board."""
+"""Modelled figures of a board: speed, capacity, resources and power."""

@@ -1,4 +1,4 @@
-"""Which buffers a model takes on a board, and whether they fit."""
+"""Sizes of a model's weight and KV buffers on a board, and whether they fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def buffers(
     kv_bits: int = 32,
     slots: int = 1,
 ) -> tuple[list[int], int]:
-    """Bytes of every weight channel's buffer, and of each KV port's; see `fits`."""
+    """Return the bytes of every weight channel's buffer and of one KV port's; see `fits`."""
     limits = KernelLimits.from_header(board_headers()[board.header])
     group_size = group_size or MAX_GROUP
     sizes = channel_bytes(config, group_size, limits.target, weight_bits)
@@ -45,13 +45,13 @@ def fits(
     weight_bits, group_size, kv_bits : int
         See `predict`.
     slots : int
-        Sequences whose keys and values are kept, each of the model's seq_len.
+        Sequences in the KV cache, each of the model's seq_len.
 
     Returns
     -------
     fits : bool
     reason : str
-        Empty where it fits.
+        Empty if the model fits.
     """
     try:
         check_limits(config, KernelLimits.from_header(board_headers()[board.header]))
@@ -72,7 +72,7 @@ def fits(
             f"weights and KV cache take {total / MIB:.0f} MiB of contiguous memory, "
             f"{board.title} has {memory.pool_bytes / MIB:.0f} MiB"
         )
-    # Buffers are dealt out to the banks in turn, weights first. A master reaches one bank.
+    # Buffers go to the banks round-robin, weights first. A master reaches one bank only.
     banks = [0] * memory.banks
     first = 0 if kernel_of(board).shared_masters else len(sizes)
     for i, size in [*enumerate(sizes), *enumerate([port] * ports, first)]:

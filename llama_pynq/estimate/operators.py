@@ -1,4 +1,4 @@
-"""Latencies of operators, and cycles of the loops that are made of them."""
+"""Operator latencies, and the cycles of loops built from them."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from llama_pynq.kernel.config import KernelConfig
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the model takes for granted, in cycles of the kernel's clock unless named otherwise.
+    """Assumptions of the cycle model, in cycles of the kernel's clock unless the name has a unit.
 
     Attributes
     ----------
     loop : int
-        To enter a loop and to leave it: one each (UG1399, pragma loop_flatten).
+        Entering and leaving a loop: one each (UG1399, pragma loop_flatten).
     call : int
-        Start and end of a function or of a process of a dataflow region. From experience.
+        Start and end of a function or of a dataflow process. From experience.
     fmul : int
-        Multiplier core; 4 beside an adder of 8 (stored HLS projects).
+        Float multiplier: 4 in HLS projects whose adder takes 8 (stored HLS projects).
     fdiv_fast, fdiv_slow, fsqrt_fast, fsqrt_slow : int
-        Divider and root, above `fast_mhz` and below; 28 is the most that PG060 offers, 16
-        what HLS projects at 100 MHz show.
+        Float divider and square root, from `fast_mhz` up and below it; 28 is PG060's maximum,
+        16 what HLS projects at 100 MHz show.
     fcmp_fast, fcmp_slow : int
-        Comparison and selection of floats (stored HLS projects: 1 to 2).
+        Float comparison and selection, likewise (stored HLS projects: 1 to 2).
     convert : int
-        Between integer and float: 4 to 6 (PG060).
+        Conversion between integer and float: 4 to 6 (PG060).
     imul, wide_imul : int
-        Integer products of 8 and of 32 or 64 bit.
+        Integer multipliers: of 8 bits, and of 32 or 64 bits.
     read, store : int
-        Block RAM with its output register; a write.
+        Block RAM: a read with output register, and a write.
     fast_mhz : int
+        Kernel clock from which the ``_fast`` latencies apply.
     wait_for_status_us_server, wait_for_status_us_arm : float
-        What a call of the kernel costs the host: Python, registers, polling. The server's is
-        the project's goal; a shared, slow one took 200 to 430 (docs/peers.md). An ARM core's
-        is taken as ten times the goal: unmeasured.
+        Host overhead of a kernel call: Python, registers, polling. The server's figure is the
+        project's goal; a shared, slow server took 200 to 430 (docs/peers.md). The ARM core's
+        figure is ten times the goal, an assumption: unmeasured.
     call_ms : float
-        The driver chooses the steps of a call so that it lasts about this long at most.
+        Target for the longest call: the driver chooses the number of steps accordingly.
     """
 
     loop: int = 2
@@ -66,16 +67,17 @@ ASSUMPTIONS = Assumptions()
 
 
 def loop(trips: float, interval: float, depth: float, entry: float = ASSUMPTIONS.loop) -> float:
-    """Cycles of a pipelined loop: every trip's start, the last one's depth, in and out."""
+    """Return the cycles of a pipelined loop: trip starts, depth of the last trip, entry, exit."""
     return (trips - 1) * interval + depth + entry if trips > 0 else entry
 
 
 def dataflow(stages: Sequence[Sequence[float]]) -> float:
-    """Cycles of a loop with DATAFLOW: its processes' times, trip by trip.
+    """Return the cycles of a DATAFLOW loop, given the cycles of every process in every trip.
 
-    A process starts a trip when it is done with the last one and the process before it with
-    this one; every start and end of a process costs a call. What one hands to another has room
-    for as many trips as there are processes between them (``attention.h``: ``depth``).
+    A process starts a trip once it has finished the previous trip and its predecessor has
+    finished this one. Each trip of a process adds `Assumptions.call`. Back-pressure is not
+    modelled: a buffer between two processes holds as many trips as there are processes between
+    them (``attention.h``: ``depth``).
     """
     free = [0.0] * len(stages[0])
     for trip in stages:
@@ -86,7 +88,9 @@ def dataflow(stages: Sequence[Sequence[float]]) -> float:
 
 
 def nest(outer: int, inner: float) -> float:
-    """Cycles of a loop around `inner`; HLS joins two loops only if the inner's bound is fixed.
+    """Return the cycles of a loop around `inner`, not flattened.
+
+    HLS flattens two nested loops only if the bound of the inner one is constant.
 
     References
     ----------
@@ -97,7 +101,7 @@ def nest(outer: int, inner: float) -> float:
 
 @dataclass(frozen=True)
 class Operators:
-    """Latencies of operators, and of the chains that the kernel's functions are."""
+    """Latencies of operators, and of the operator chains in the kernel's functions."""
 
     fadd: int
     fmul: int
@@ -127,16 +131,16 @@ class Operators:
         )
 
     def tree(self, leaves: int) -> int:
-        """TreeSum of `leaves` floats."""
+        """TreeSum of `leaves` floats, two inputs per adder."""
         return math.ceil(math.log2(leaves)) * self.fadd
 
     def add_tree(self, leaves: int) -> int:
-        """Integers, three at a time."""
+        """Adder tree of `leaves` integers, three inputs per adder."""
         return math.ceil(math.log(leaves, 3))
 
     @property
     def exp(self) -> int:
-        """``float_math.h``, Exp(): two comparisons, a rounding, nine more links, a comparison."""
+        """``float_math.h``, Exp(): clamp, rounding, range reduction, polynomial."""
         rounding = 2 * self.fadd
         reduction = 2 * self.fmul + rounding + 2 * self.fadd
         polynomial = 4 * (self.fmul + self.fadd)
@@ -150,17 +154,17 @@ class Operators:
 
     @property
     def cos_sin(self) -> int:
-        """``float_math.h``, CosSin(), with the phase's 64-bit product."""
+        """``float_math.h``, CosSin(), and the 64-bit product of the phase."""
         return self.wide_imul + self.convert + 2 * self.fmul + 3 * (self.fmul + self.fadd)
 
     @property
     def gumbel(self) -> int:
-        """``float_math.h``, GumbelNoise(): a hash of three products, two logarithms."""
+        """``float_math.h``, GumbelNoise(): a hash with three products, two logarithms."""
         return 3 * self.wide_imul + self.convert + self.fmul + 2 * self.log
 
     @property
     def quantize(self) -> int:
-        """``quantize.h``, QuantizeInto(): the largest of a group, a division, a rounding."""
+        """``quantize.h``, QuantizeInto(): a group's maximum, division, rounding, sum."""
         largest = self.add_tree(MAX_GROUP)
         rounding = self.fadd + 1
         total = self.add_tree(MAX_GROUP)

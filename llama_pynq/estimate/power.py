@@ -1,9 +1,8 @@
-"""What a board would draw while it generates: a model, and flagged as one all the way up.
+"""Power model of a board that generates text; every figure is marked as modelled.
 
-Watts are a static part, what the fabric's clocks and logic take, what moving bytes out of memory
-takes, and what multiplying takes. The terms are few and round because little is published;
-`PUBLISHED` is what they are held to, and `ERROR` how near they come. How long a token takes is
-`predict.predict`'s.
+Power is the sum of four terms: static, fabric (clocks and logic), memory reads and products. The
+terms are few and rounded because little is published. They are checked against `PUBLISHED`;
+`ERROR` is the largest deviation. Step times come from `predict.predict`.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from llama_pynq.estimate.predict import Prediction, predict
 from llama_pynq.estimate.resources import resources
 
 ERROR = 0.35
-"""Relative error against `PUBLISHED`, at most; a test holds it."""
+"""Largest relative error against `PUBLISHED`; a test checks it."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Constants of the model, by kind of board.
+    """Constants of the power model for one kind of board.
 
     Attributes
     ----------
     static_watts : float
-        With the bitstream loaded and nothing running, at what the board's own sensor sees.
+        Power at the board's own sensor, with the bitstream loaded and nothing running.
     static_source : str
     fabric_watts_per_lut_mhz : float
-        Clock trees, logic and routing of a look-up table in use, with the DSPs and memories that
-        come with it.
+        Clock trees, logic and routing per LUT in use and MHz, with the LUT's share of DSPs and
+        memories.
     joules_per_byte : float
-        From memory, with its controller and interface.
+        Read from memory, controller and interface included.
     joules_per_mac : float
-        An int8 product and its sum.
+        Per int8 multiply-accumulate.
     source : str
-        Of the last three.
+        Source of the fabric, byte and MAC constants.
     """
 
     static_watts: float
@@ -55,10 +54,10 @@ _DDR4, _HBM2 = 112e-12, 31e-12
 _FABRIC = 5e-8
 _MAC = 2.1e-12
 _SOURCE = (
-    "memory: 14 pJ a bit of GDDR5, which DDR4 is taken as, and 3.9 of HBM2 (O'Connor et al., MICRO "
+    "memory: 14 pJ/bit for GDDR5, used for DDR4 too, and 3.9 for HBM2 (O'Connor et al., MICRO "
     "2017); product: 0.3 pJ in 45 nm (Horowitz, ISSCC 2014), times 7 for an FPGA's hard "
-    "multipliers (Kuon and Rose, TCAD 2007); the three papers' figures from memory, not looked up; "
-    "fabric: fitted to PUBLISHED"
+    "multipliers (Kuon and Rose, TCAD 2007); the papers' figures are quoted from memory, not "
+    "looked up; fabric: fitted to PUBLISHED"
 )
 
 
@@ -79,38 +78,38 @@ TERMS: dict[str, Terms] = {
     "kv260": _KV260,
     "zcu104": _terms(
         14.05, "the board's 12 V input in a cell of PYNQ's own notebook (zcu104_pmbus.ipynb), "
-        "which does not tell of any load",
+        "which states no load",
     ),
     "aws-f1": _terms(3.0, "fitted to HLSTransform's 9 W, the chip alone"),
     "u200": _CARD,
     "u250": _CARD,
     "u50": _terms(
         17.4,
-        "a card that was only looked at: 12.213 V at 1.363 A, 3.3 V at 0.223 A (XRT, pull "
+        "a card that was only queried: 12.213 V at 1.363 A, 3.3 V at 0.223 A (XRT, pull "
         "request 5184)",
         _HBM2,
     ),
     "u280": _terms(
         14.5,
-        "as the U55C, which has the same part; its DDR4, which the kernel leaves alone, is "
+        "as the U55C, which has the same part; its DDR4, which the kernel does not use, is "
         "not counted",
         _HBM2,
     ),
     "u55c": _terms(
         14.5,
         "two cards read 14.5 and 15.0 W in the examples of Paderborn's PC2 (Power and Energy "
-        "Measurements of FPGAs), which do not tell of any load",
+        "Measurements of FPGAs), which state no load",
         _HBM2,
     ),
 }  # fmt: skip
-"""By board. One that nobody published a reading of, such as a PYNQ-Z2, is not here: it has no
-modelled watts."""
+"""Terms by board. Boards without a published reading, such as a PYNQ-Z2, are not listed: they
+have no modelled watts."""
 
 
 def watts(
     terms: Terms, luts: float, clock_mhz: float, bytes_per_s: float, macs_per_s: float
 ) -> float:
-    """Power while so much moves and multiplies."""
+    """Return the power in watts at the given rates of bytes read and multiply-accumulates."""
     return (
         terms.static_watts
         + terms.fabric_watts_per_lut_mhz * luts * clock_mhz
@@ -120,7 +119,7 @@ def watts(
 
 
 def watts_of(prediction: Prediction) -> float | None:
-    """Power of a board during the step that was predicted; None where `TERMS` lacks the board."""
+    """Return a board's power during the predicted step; None if `TERMS` lacks the board."""
     terms = TERMS.get(prediction.board.name)
     return None if terms is None else _step_watts(terms, prediction)
 
@@ -128,7 +127,7 @@ def watts_of(prediction: Prediction) -> float | None:
 def _step_watts(terms: Terms, prediction: Prediction) -> float:
     board, work = prediction.board, prediction.work
     luts = resources(board, prediction.kernel).lut
-    macs = work.rows * work.weight_bytes * 8 / work.weight_bits  # a product a weight
+    macs = work.rows * work.weight_bytes * 8 / work.weight_bits  # one product per weight
     return watts(
         terms,
         luts,
@@ -139,22 +138,22 @@ def _step_watts(terms: Terms, prediction: Prediction) -> float:
 
 
 def joules_per_token(prediction: Prediction) -> float | None:
-    """Energy of a token of the step that was predicted; None where `TERMS` lacks the board."""
+    """Return the energy per token of the predicted step; None if `TERMS` lacks the board."""
     power = watts_of(prediction)
     return None if power is None else power / prediction.tokens_per_second
 
 
 def idle_watts(board: Board) -> float | None:
-    """Power of a board whose kernel waits; None where `TERMS` lacks the board."""
+    """Return a board's power while its kernel waits; None if `TERMS` lacks the board."""
     return TERMS[board.name].static_watts if board.name in TERMS else None
 
 
-# ---- held to what others measured -----------------------------------------------------
+# ---- checked against published measurements -------------------------------------------
 
 
 @dataclass(frozen=True)
 class Published:
-    """Somebody's accelerator: what it drew, and what the model needs to know of it."""
+    """A published accelerator: its measured watts, and the model's inputs for it."""
 
     name: str
     watts: float
@@ -187,19 +186,19 @@ PUBLISHED = (
 
 # ---- energy of texts ------------------------------------------------------------------
 
-_POSITIONS = 5  # of a text where a step is predicted; in between the cost is nearly straight
+_POSITIONS = 5  # predicted per text; the cost of a step is nearly linear in its position
 
 
 @dataclass(frozen=True)
 class EnergyModel:
-    """Energy of texts on a board, from the model that is loaded on an emulated one.
+    """Modelled energy of texts on a board, for the model loaded on the emulated board.
 
     Parameters
     ----------
     driver : LlamaDriver
-        With weights loaded; its shape and formats count.
+        With weights loaded: the model's shape and formats are used.
     board : Board
-        One of `TERMS`.
+        Listed in `TERMS`.
     """
 
     driver: Any
@@ -214,7 +213,7 @@ class EnergyModel:
         return _step_watts(self._terms, prediction)
 
     def idle_watts(self) -> float:
-        """While the kernel waits."""
+        """Power while the kernel waits."""
         return self._terms.static_watts
 
     def _predict(self, position: int, rows: int) -> Prediction:
@@ -230,18 +229,18 @@ class EnergyModel:
         )
 
     def active_watts(self) -> float:
-        """While a token is decoded, halfway through the context."""
+        """Power while a token is decoded, halfway through the context."""
         packed = self.driver.packed
         if packed is None:
             return self.idle_watts()
-        # Kept: a recorder asks many times a second, and predicting takes some 35 ms.
+        # Cached: a recorder calls this many times a second, and a prediction takes about 35 ms.
         key = packed.config, packed.weight_bits, packed.group_size, self.driver.kv_bits
         if key not in self._active:
             self._active[key] = self._watts(self._predict(packed.config.seq_len // 2, 1))
         return self._active[key]
 
     def energy(self, texts: Sequence[tuple[int, int]]) -> Energy:
-        """Of texts side by side.
+        """Return the energy of texts generated side by side.
 
         Parameters
         ----------
@@ -253,10 +252,10 @@ class EnergyModel:
         peak = 0.0
         for first in range(0, len(texts), most):
             part = texts[first : first + most]
-            # A prompt is read as many rows a step as the kernel has; a token is a step.
+            # Prefill takes all of the kernel's rows a step; decode takes one step per token.
             prompt = sum(n for n, _ in part)
             steps = -(-prompt // most) + max(0, *(m - 1 for _, m in part))
-            # The last token of a text is sampled, and never read.
+            # The last token of a text is sampled but never fed back.
             last = max(0, *(n + m - 2 for n, m in part))
             places = np.linspace(0, last, _POSITIONS).astype(int)
             predictions = [self._predict(int(p), len(part)) for p in places]

@@ -1,13 +1,14 @@
-"""How long a step takes on a board: a model of the kernel's cycles, read off its structure.
+"""Cycle model: predicts how long a step takes on a board, from the kernel's structure.
 
-Two processes run side by side: loaders that bring weights and keys and values from memory
-into FIFOs, and compute, stage after stage. A stage of compute is loops: trips times initiation
-interval plus pipeline depth, depths being chains of operators. What it takes from the FIFOs
-it may have to wait for. The constants of a board are read from its header in
-``hls_src/boards/``, so what changes there changes the prediction.
+Two processes run concurrently. Loaders fetch weights, keys and values from memory into FIFOs
+(`streams`). Compute runs stage after stage (`stages`): a stage is a sequence of loops, each trips
+times initiation interval plus pipeline depth, and a depth is a chain of operators (`operators`).
+Compute stalls while a FIFO is empty. A board's constants come from its header in
+``hls_src/boards/``, so a change there changes the prediction.
 
-Nothing here was measured on a board with this kernel: every figure is modelled.
-``tests/estimate/test_predict.py`` holds the same building blocks to what others measured on theirs.
+Every figure is modelled: nothing was measured on a board with this kernel.
+``tests/estimate/test_predict.py`` checks the same building blocks against the published figures
+of other accelerators.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from llama_pynq.weights.tiles import channel_bytes
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one step.
+    """Prediction of one step.
 
     Attributes
     ----------
@@ -37,16 +38,17 @@ class Prediction:
     kernel : KernelConfig
     work : Work
     cycles : dict
-        By (stage, layer), as the kernel's own profile has them.
+        By (stage, layer), like the kernel's own profile.
     parts : dict
         The same cycles by what they are spent on: "weights" and "kv" are the streams from
-        memory; see SMALL for what should be little.
+        memory; `SMALL` lists the parts that should be small.
     free_cycles : float
-        Of the same step if SMALL took no time: what is hidden behind the streams costs nothing.
+        Cycles of the same step if the `SMALL` parts took no time; what the streams hide costs
+        nothing.
     host_seconds : float
-        The host's share of a call, per step.
+        Host overhead of a call, per step.
     read_bytes : int
-        From memory, with the padding of tiles and heads.
+        Read from memory, padding of tiles and heads included.
     modelled : bool
         True: nothing here was measured.
     """
@@ -67,7 +69,7 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Of a step, the host's share included."""
+        """Time of a step, host overhead included."""
         return self.total_cycles / (self.kernel.clock_mhz * 1e6) + self.host_seconds
 
     @property
@@ -76,7 +78,7 @@ class Prediction:
 
     @property
     def bytes(self) -> int:
-        """What a step has to read: every weight once, every row's keys and values."""
+        """Bytes that a step must read: every weight once, every row's keys and values."""
         return self.work.total_bytes
 
     @property
@@ -94,12 +96,12 @@ class Prediction:
 
     @property
     def small_share(self) -> float:
-        """What SMALL costs, as a share of the step's cycles."""
+        """Share of the step's cycles that the `SMALL` parts cost."""
         return max(0.0, 1 - self.free_cycles / self.total_cycles)
 
     @property
     def bound(self) -> str:
-        """What the weight stream meets first: the board's "memory" or the kernel's "channels"."""
+        """Bottleneck of the weight stream: the board's "memory" or the kernel's "channels"."""
         k, memory = self.kernel, self.board.memory
         channels = k.channels * k.beat_bytes * k.clock_mhz * 1e6
         limit = memory.peak_bytes_per_s * memory.efficiency
@@ -118,16 +120,16 @@ def predict(
     sample: bool = True,
     kernel: KernelConfig | None = None,
 ) -> Prediction:
-    """Cycles of one step of decoding, stage by stage.
+    """Predict the cycles of one decode step, stage by stage.
 
     Parameters
     ----------
     config : ModelConfig
     board : Board
     rows : int
-        Sequences that decode side by side.
+        Sequences decoded side by side.
     position : int
-        Of every row.
+        Position of every row.
     weight_bits : {8, 4}
     group_size : {32, 64}, optional
         Default: 64.
@@ -140,7 +142,7 @@ def predict(
     Raises
     ------
     LimitError
-        If `rows` or `position` is more than the kernel or the model has.
+        If `rows` or `position` is outside the range of the kernel or the model.
     """
     kernel = kernel or kernel_of(board)
     for name, value, most in (
@@ -169,7 +171,7 @@ def predict(
 def _simulate(
     compute: Compute, memory: Memory, free: tuple[str, ...] = ()
 ) -> tuple[dict[tuple[Stage, int], float], dict[str, float], int]:
-    """Time by stage and by part, and bytes read; parts in `free` wait for streams only."""
+    """Return cycles by stage and by part, and bytes read; parts in `free` cost streaming only."""
     kernel, work = compute.kernel, compute.work
     stages = [(stage, layer, list(phases)) for stage, layer, phases in compute.stages()]
     every = [phase for _, _, phases in stages for phase in phases]
@@ -185,7 +187,7 @@ def _simulate(
         for phase in phases:
             least = phase.engines if phase.part in free else phase.cycles
             if stage is Stage.EMBED:
-                taken, needed = least, 0.0  # the loaders are at it themselves
+                taken, needed = least, 0.0  # Embed reads memory itself; no prefetch meanwhile
             else:
                 taken, needed = streams.run(least, phase.weights, phase.kv)
             stream = min(taken, max(needed, phase.engines))
@@ -199,7 +201,7 @@ def _simulate(
 
 
 def _stretches(phases: Sequence[Segment]) -> list[tuple[int, float]]:
-    """See `StreamsInTurn`."""
+    """Return the stretches of `StreamsInTurn`: consecutive beats of one stream, merged."""
     found: list[tuple[int, float]] = []
     for phase in phases:
         for stream, beats in enumerate((phase.weights, phase.kv)):

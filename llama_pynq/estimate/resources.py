@@ -1,11 +1,11 @@
-"""What the kernel takes of a device, by arithmetic from a board's config header.
+"""Resource estimate of the kernel on a device, computed from a board's config header.
 
 Operators are counted loop by loop: a loop with initiation interval II needs 1/II of the
-operators that one trip uses, and loops do not share theirs, though no two stages of compute run
-at once: HLS shares between functions only where it is told to. Weight FIFOs and the engines'
-activations are taken to be in UltraRAM where a device has any. Costs of an operator have their
-sources beside them. Nothing was synthesised: the figures are estimates, and routing, control
-and what HLS makes of an array differ. ``docs/boards.md`` holds the table that `table` prints.
+operators that one trip uses. Loops do not share operators: no two compute stages run at once, but
+HLS shares between functions only if told to. Weight FIFOs and the engines' activations are assumed
+to be in UltraRAM if the device has any. Each operator's cost has its source beside it. Nothing was
+synthesised: the figures are estimates; routing, control and HLS's array mapping will differ.
+``docs/boards.md`` holds the table that `table` returns.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _times(n: float, part: Resources) -> Resources:
 
 # ---- operators ------------------------------------------------------------------------
 
-# float32 cores as HLS chooses them by default (PG060 and HLS reports, from memory, except
-# where another source is named).
+# float32 cores in HLS's default implementations (PG060 and HLS reports, recalled and not looked
+# up, unless another source is named).
 _COST = {
     "fadd": Resources(210, 2, 0, 0),  # full DSP usage
     "fmul": Resources(100, 3, 0, 0),  # maximum DSP usage
@@ -48,20 +48,21 @@ _COST = {
     "imul8": Resources(0, 1, 0, 0),  # 8 x 8
     "imul4": Resources(35, 0, 0, 0),  # 4 x 8
     "imul32": Resources(40, 3, 0, 0),
-    "iadd": Resources(18, 0, 0, 0),  # of an adder tree over products
+    "iadd": Resources(18, 0, 0, 0),  # per adder of the tree over products
 }
 
-# m_axi adapter: a narrow one 1,000 LUT, a wide one 2,500, from memory; its read buffer is
-# outstanding x burst x width (llama2.hls, README: 30 BRAM18 for 16 x 256 x 128 bit).
+# An m_axi adapter takes 1,000 LUT if narrow, 2,500 if wide (recalled, not looked up). Its read
+# buffer is outstanding x burst x width (llama2.hls, README: 30 BRAM18 for 16 x 256 x 128 bit).
 _ADAPTER_LUT_NARROW, _ADAPTER_LUT_WIDE, _WIDE_BYTES = 1_000, 2_500, 32
-# Joins the ports of the kernel to those of the memory: 1,000 to 3,000 LUT, from memory.
+# Interconnect between the kernel's ports and the memory's: 1,000 to 3,000 LUT (recalled, not
+# looked up).
 _INTERCONNECT_LUT = 2_000
-# finn, platforms.py: a DDR4 controller, and the HBM subsystem. The processor's is hardened.
+# A DDR4 controller, and the HBM subsystem (finn, platforms.py). A Zynq's controller is hardened.
 _DDR4_CONTROLLER = Resources(33_256, 3, 99.5, 0)
 _HBM = Resources(10_718, 0, 4, 0)
-# State machines, address arithmetic, the control registers: by analogy with llama2.hls.
+# State machines, address arithmetic and control registers, by analogy with llama2.hls.
 _CONTROL_LUT = 8_000
-_LUT_PER_RAM_BIT = 1 / 32  # small dual-ported arrays in look-up tables
+_LUT_PER_RAM_BIT = 1 / 32  # small dual-port arrays in LUT RAM
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Mix:
         return Mix(*(n * getattr(self, f.name) for f in fields(Mix)))
 
     def every(self, interval: float) -> Resources:
-        """Of a loop that starts a trip each `interval` cycles."""
+        """Resources of a loop that starts a trip every `interval` cycles."""
         counts = {f.name: math.ceil(getattr(self, f.name) / interval) for f in fields(Mix)}
         return _add(*(_times(n, _COST[name]) for name, n in counts.items()))
 
@@ -104,15 +105,15 @@ def _tree(leaves: int) -> Mix:
 
 
 def _block_rams(words: float, bits: float, banks: int = 1) -> float:
-    """BRAM36 of an array of `words` dealt out to banks; half of one is the least."""
+    """BRAM36 blocks of an array of `words` split into banks; a bank takes at least half a block."""
     per_bank = math.ceil(words / banks)
     shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
     halves = min(math.ceil(per_bank / deep) * math.ceil(bits / wide) for deep, wide in shapes)
     return banks * halves / 2
 
 
-# A block's keys are used by the process after the one that fetches them: two copies. Its values
-# wait for three processes more: five.
+# DotQueries reads a block's keys one process after FetchBlock writes them: two copies.
+# SumQueries reads the values four processes after: five copies.
 _HEAD_BLOCKS = 2 + 5
 
 
@@ -129,13 +130,13 @@ def _small_ram(bits: float) -> Resources:
 
 
 def _engines(k: KernelConfig) -> Resources:
-    """EngineBeat: a product of 8 bits, and one of 4 bits more, for every byte of a beat and row."""
+    """EngineBeat: an 8-bit and a 4-bit multiplier for every byte of a beat, in every row."""
     lanes = k.channels * k.beat_bytes * k.max_rows
     if k.product_rows == 1:
         product = _add(_COST["imul8"], _COST["iadd"])
-    else:  # four are added in a chain of DSPs, then split for two rows (WP486)
+    else:  # two rows share a DSP (WP486): four products are added in a cascade, then split
         product = _add(_times(0.5, _COST["imul8"]), _times((1 + 2) / 8, _COST["iadd"]))
-    # GroupDots: one group fills while the one before is scaled.
+    # GroupDots is double-buffered: one group fills while the previous one is scaled.
     values = k.channels * k.tile_rows * (k.max_rows + 1)
     return _add(
         _times(lanes, _add(product, _COST["imul4"], _COST["iadd"])), _small_ram(2 * 32 * values)
@@ -144,7 +145,7 @@ def _engines(k: KernelConfig) -> Resources:
 
 def _scaling(k: KernelConfig) -> Resources:
     lane = _add(Mix(fadd=1, fmul=2, convert=1).every(1), _times(2, _COST["iadd"]))
-    # One block's sums are added to while those of the one before are collected.
+    # Sums are double-buffered: one block accumulates while the previous one is collected.
     waves = 2 * k.waves_in_flight
     sums = _small_ram(waves * k.channels * k.max_rows * k.tile_rows * 32)
     return _add(_times(k.channels * k.max_rows * k.scale_lanes, lane), sums)
@@ -161,7 +162,7 @@ def _attention_engine(k: KernelConfig) -> Resources:
             max(k.score_cycles, REDUCE_LANES // lanes)
         ),  # SCORES
         (_EXP + Mix(fadd=1, fmul=1)).every(k.score_cycles),  # WEIGHTS
-        # Largest(scores): a level starts at once, and levels share; SumInPlace; shrink shares.
+        # Largest(scores): one level's comparators, shared by all levels; SumInPlace; shrink shares.
         Mix(fadd=min(4, lanes), fmul=1, fcmp=BLOCK // 2, convert=1).every(1),
         rounds.every(BLOCK),  # VALUES
         Mix(fdiv=1).every(1),  # FINISH_QUERIES
@@ -202,12 +203,12 @@ def _gate(k: KernelConfig) -> Resources:
 
 
 def _sampler(k: KernelConfig) -> Resources:
-    """TakeBlock; and the sorted shift registers, one set of comparisons for all rows."""
+    """TakeBlock, and the sorted shift registers with one set of comparators for all rows."""
     sums = (_EXP * (BLOCK + 1) + _tree(BLOCK) + Mix(fcmp=BLOCK, fmul=1, fadd=1)) * 2
     noise = (_GUMBEL + Mix(fadd=1, fcmp=1, fdiv=1)) * BLOCK
     finish = _LOG + Mix(fadd=1)
     truncate = _EXP + _GUMBEL + Mix(fdiv=1, fadd=3, fcmp=3)
-    # A comparison of integers, and what holds and moves a logit and its id.
+    # An integer comparator, and the logic that holds and moves a logit and its id.
     per_entry = 16 + 64 * (1 + k.max_rows / 4)
     return _add(
         (sums + noise + Mix(fcmp=BLOCK)).every(k.sample_cycles),
@@ -218,7 +219,7 @@ def _sampler(k: KernelConfig) -> Resources:
 
 
 def _ports(k: KernelConfig) -> Resources:
-    """m_axi adapters: a channel's and a KV port's, and two narrow ones for the rest."""
+    """m_axi adapters of the weight channels and KV ports, and two narrow ones for the rest."""
 
     def adapter(width: int) -> Resources:
         words = k.read_outstanding * k.read_burst_beats
@@ -234,7 +235,7 @@ def _ports(k: KernelConfig) -> Resources:
 
 
 def _fifos(k: KernelConfig, uram: bool) -> Resources:
-    """Weights wait in UltraRAM where there is any, and so do keys and values in deep FIFOs."""
+    """Weight FIFOs, and KV FIFOs if deep enough, are in UltraRAM if the device has any."""
     width, kv_width = 8 * k.beat_bytes, 8 * k.kv_beat_bytes
     constants = {"kUltraRam": int(uram), "kKvFifoBeats": k.kv_fifo_beats}
 
@@ -246,12 +247,12 @@ def _fifos(k: KernelConfig, uram: bool) -> Resources:
     return _add(
         _times(k.channels, fifo(k.weight_fifo_beats, width, uram)),
         _times(k.kv_ports, fifo(k.kv_fifo_beats, kv_width, kv_in_uram(constants))),
-        _small_ram(2 * k.kv_ports * k.kv_write_beats * kv_width),  # on their way to memory
+        _small_ram(2 * k.kv_ports * k.kv_write_beats * kv_width),  # write FIFOs
     )
 
 
 def _arrays(k: KernelConfig, uram: bool) -> Resources:
-    """Workspace (``compute.h``); the two QuantizedRows in UltraRAM where there is any."""
+    """Workspace (``compute.h``); the two QuantizedRows are in UltraRAM if the device has any."""
     rows, lanes = k.max_rows, k.vector_lanes
     most = -(-max(k.max_dim, k.max_hidden_dim) // MAX_GROUP) * MAX_GROUP
     groups = most // MIN_GROUP
@@ -285,7 +286,7 @@ _UNITS: dict[str, Callable[[KernelConfig], Resources]] = {
 
 
 def units(board: Board, kernel: KernelConfig | None = None) -> dict[str, Resources]:
-    """Estimate of every unit of the kernel on a board, and of its memory controllers.
+    """Estimate the resources of every unit of the kernel on a board, and of memory controllers.
 
     Parameters
     ----------
@@ -306,12 +307,12 @@ def units(board: Board, kernel: KernelConfig | None = None) -> dict[str, Resourc
 
 
 def resources(board: Board, kernel: KernelConfig | None = None) -> Resources:
-    """Estimate of the whole kernel on a board; see `units`."""
+    """Estimate the resources of the whole kernel on a board; see `units`."""
     return _add(*units(board, kernel).values())
 
 
 def share(used: Resources, has: Resources) -> Resources:
-    """Each of `used` as a share of what there is; 0 where there is none to use."""
+    """Utilisation per resource; 0 if the device has none."""
     return Resources(
         *(
             getattr(used, f.name) / getattr(has, f.name) if getattr(has, f.name) else 0.0
@@ -321,11 +322,11 @@ def share(used: Resources, has: Resources) -> Resources:
 
 
 MODEL = ModelConfig(768, 2048, 12, 12, 12, 32000, 1024, tied=True)
-"""stories110M: whose buffers the table weighs against contiguous memory."""
+"""stories110M: the model whose buffers the table compares with the contiguous memory."""
 
 
 def table() -> str:
-    """Every board's estimate against what it has, in Markdown, as ``docs/boards.md`` holds it."""
+    """Return the Markdown table of ``docs/boards.md``: estimates against the boards' resources."""
     names = [f.name for f in fields(Resources)]
     lines = [
         f"| board | config header | {' | '.join(n.upper() for n in names)} | contiguous, MiB |",
@@ -354,7 +355,7 @@ BEGIN, END = "<!-- resources: begin -->\n", "<!-- resources: end -->\n"
 
 
 def updated(text: str) -> str:
-    """A document with the table between its two markers made anew.
+    """Return a document with the table between its two markers regenerated.
 
     Raises
     ------

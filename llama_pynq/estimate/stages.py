@@ -1,4 +1,4 @@
-"""Cycles of every stage of compute, read off the kernel's structure."""
+"""Cycles of every compute stage, derived from the loops of the kernel's functions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from llama_pynq.kernel.config import KernelConfig
 from llama_pynq.weights.tiles import has_half_group
 
 SMALL = ("norm", "quantise", "rope", "softmax", "swiglu", "residual")
-"""Parts of a step that should cost next to nothing beside the streams from memory."""
+"""Parts of a step whose cost should be small beside the streams from memory."""
 
 ROPE_CYCLES = 8
-"""Of a pair's angle in MakeRopeRow: once a step, so its operators are shared."""
+"""Interval between the angles of two pairs in MakeRopeRow: the operators are shared, since a row
+is made only once a step."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class Segment:
     Attributes
     ----------
     part : str
-        Whose cycles they are; for a matrix or attention, beyond what the stream takes.
+        Key of `Prediction.parts` for the cycles; a matrix or attention counts here only what
+        exceeds its stream.
     cycles : float
-        If memory never made it wait.
+        Cycles without memory stalls.
     weights, kv : float
-        Beats that it takes from each channel, or from the busiest KV port.
+        Beats consumed from each weight channel, and from the busiest KV port.
     engines : float
-        Of `cycles`, what the engines need to take in the stream.
+        The part of `cycles` that the engines need to take in the stream.
     """
 
     part: str
@@ -53,12 +55,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Compute:
-    """The compute process: phases of every stage (``compute.h``, Layer() and Classify())."""
+    """The compute process: segments of every stage (``compute.h``, Layer() and Classify())."""
 
     kernel: KernelConfig
     work: Work
     latency: float
-    """Of a read from memory, in cycles."""
+    """Latency of a memory read, in cycles."""
 
     @property
     def _ops(self) -> Operators:
@@ -67,7 +69,7 @@ class Compute:
     # ---- vectors
 
     def norm(self) -> Iterator[Segment]:
-        """NormalizeRows and QuantizeRows: the weights of a norm, then each row."""
+        """NormalizeRows and QuantizeRows: load the norm's weights, then process each row."""
         k, c, ops = self.kernel, self.work.config, self._ops
         words = self.work.dim_groups * self.work.group_size * 4 // WORD_BYTES
         beats = words * k.word_beats
@@ -108,7 +110,7 @@ class Compute:
     # ---- matrices
 
     def group_beats(self, columns: int) -> list[int]:
-        """Beats of every group of a tile: values, then scales; the last may be stored as half."""
+        """Beats of every group of a tile: values, then scales; the last may be a half group."""
         k, w = self.kernel, self.work
         values = k.tile_rows * w.row_bytes // WORD_BYTES
         beats = [(values + k.scale_words) * k.word_beats] * -(-columns // w.group_size)
@@ -117,10 +119,10 @@ class Compute:
         return beats
 
     def engine(self, columns: int, waves: int) -> float:
-        """RunEngine: a loop over all beats, in which the group before is scaled."""
+        """RunEngine: a loop over all beats, which also scales the previous group."""
         k, ops = self.kernel, self._ops
         slots = k.tile_rows // k.scale_lanes
-        # Two rows in a multiplier: four products are added one after the other, then split.
+        # Two rows share a multiplier: four products are added in a chain, then split.
         packed = k.product_rows > 1
         tree = 3 + 1 + ops.add_tree(k.beat_bytes // 4) if packed else ops.add_tree(k.beat_bytes)
         product = ops.read + 1 + ops.imul + tree + 2 + ops.store
@@ -131,7 +133,7 @@ class Compute:
         return stream + loop(slots, 1, adding) + 2 * ASSUMPTIONS.call
 
     def collect(self, epilogue: str, waves: int) -> float:
-        """Collect: rows and tiles follow one another down one pipeline."""
+        """Collect: rows and tiles run back to back through one pipeline."""
         k, ops = self.kernel, self._ops
         tiles = waves * k.channels * self.work.rows
         take = k.tile_rows // k.vector_lanes
@@ -155,7 +157,7 @@ class Compute:
     def _take_blocks(self, waves: int) -> float:
         k, ops, rows = self.kernel, self._ops, self.work.rows
         blocks = waves * k.channels * k.tile_rows // BLOCK
-        # A row's sum of exponentials meets the next block's: a product and an addition.
+        # A row's sum of exponentials is carried to its next block: a product and an addition.
         interval = max(k.sample_cycles, ops.fmul + ops.fadd)
         largest = int(math.log2(BLOCK)) * ops.fcmp
         total = largest + ops.fadd + ops.exp + ops.tree(BLOCK) + ops.fmul + ops.fadd
@@ -168,15 +170,17 @@ class Compute:
         return take + top + nest(rows, ASSUMPTIONS.loop)
 
     def _candidates(self) -> float:
-        """Mean candidates of a block: of logits in random order, K (1 + ln(n / K)) are ever among
-        the K largest so far. The first blocks bring more, which a wave's slack absorbs.
+        """Mean number of candidates of a block.
+
+        Of n logits in random order, K (1 + ln(n / K)) are at some time among the K largest so
+        far. The first blocks have more candidates, which a wave's slack absorbs.
         """
         vocab_size, most = self.work.config.vocab_size, self.kernel.top_logits
         ever = most * (1 + math.log(vocab_size / most)) if vocab_size > most else vocab_size
         return ever / max(1, vocab_size // BLOCK)
 
     def matrix(self, rows: int, columns: int, epilogue: str) -> Iterator[Segment]:
-        """MatVec: engines fill a block of waves while the last one is collected."""
+        """MatVec: engines fill a block of waves while the previous one is collected."""
         k = self.kernel
         waves = -(-rows // (k.channels * k.tile_rows))
         blocks = [
@@ -217,9 +221,9 @@ class Compute:
         yield Segment("quantise", nest(w.rows * 2 * c.n_kv_heads, head + ASSUMPTIONS.call))
 
     def _team(self, engines: int, heads: int) -> Iterator[Segment]:
-        """TeamTask: queries in, the engines side by side, results out."""
+        """TeamTask: distribute queries, run the engines in parallel, gather results."""
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
-        # Parts of every engine's vector, whether it has a head or not.
+        # Vectors move for every engine, idle ones included.
         lanes = k.vector_lanes if w.head_stride == c.head_size else 1
         vectors = loop(w.head_stride // lanes * k.kv_ports, 1, ops.read + ops.store)
         yield Segment("softmax", nest(heads, vectors) + w.rows + vectors + ASSUMPTIONS.call)
@@ -234,7 +238,7 @@ class Compute:
         yield Segment("softmax", finish + nest(heads, vectors) + ASSUMPTIONS.call)
 
     def _blocks(self, positions: int, heads: int) -> float:
-        """AttendBlocks: the processes of a block, each beside those of the blocks around it."""
+        """AttendBlocks: a DATAFLOW loop over blocks; its processes overlap on different blocks."""
         k, ops, w = self.kernel, self._ops, self.work
         lanes = k.attention_lanes
         parts = w.head_stride // lanes
@@ -251,7 +255,7 @@ class Compute:
         return dataflow(blocks)
 
     def _score(self) -> float:
-        """ScoreQueries, one query: the dot products' last sums, scores, and the largest."""
+        """ScoreQueries, one query: final sums of the dot products, scores, their maximum."""
         k, ops = self.kernel, self._ops
         interval = max(k.score_cycles, REDUCE_LANES // k.attention_lanes)
         dot = ops.read + ops.tree(REDUCE_LANES) + ops.fmul
@@ -259,7 +263,7 @@ class Compute:
         return scores + (int(math.log2(BLOCK)) + 1) * ops.fcmp
 
     def _weigh(self) -> float:
-        """WeighQueries, one query: exponentials, and what has been summed so far."""
+        """WeighQueries, one query: exponentials, and the running sum rescaled."""
         k, ops = self.kernel, self._ops
         depth = ops.read + ops.fadd + ops.exp + ops.fmul + ops.store
         weights = loop(BLOCK, k.score_cycles, depth)
@@ -268,13 +272,13 @@ class Compute:
         return max(weights + total, shrink) + ops.fmul + ops.fadd
 
     def _sum_in_place(self, leaves: int, lanes: int) -> float:
-        """SumInPlace: a loop for each level of the tree."""
+        """SumInPlace: one loop per level of the tree."""
         depth = self._ops.read + self._ops.fadd + self._ops.store
         halves = (leaves >> level + 1 for level in range(int(math.log2(leaves))))
         return sum(loop(-(-half // lanes), 2, depth) for half in halves)
 
     def _fetch_block(self, positions: int, last: bool) -> float:
-        """FetchBlock: pieces of a few values; the last block is cleared behind its positions."""
+        """FetchBlock: pieces of a few values; the last block is zeroed beyond its positions."""
         k, ops, w = self.kernel, self._ops, self.work
         pieces = positions * self._pieces()
         cycles = loop(pieces, 1, 1 + ops.convert + ops.store) + w.rows
@@ -284,13 +288,13 @@ class Compute:
         return cycles
 
     def _pieces(self) -> int:
-        """Of a position: a beat of float32 is one, a beat of int8 four."""
+        """Pieces of a position: one per float32 beat, four per int8 beat."""
         beats = self.work.record_beats(self.kernel)
         return beats if self.work.kv_bits == 32 else 4 * beats
 
     def _write_kv(self) -> Iterator[Segment]:
         ops, w = self._ops, self.work
-        # Of int8, every byte of a beat is read by itself, two a cycle (WriteInt8).
+        # WriteInt8 reads the bytes of a beat one by one, two a cycle.
         interval = 1 if w.kv_bits == 32 else self.kernel.kv_beat_bytes // 2
         beats = w.record_beats(self.kernel) * w.config.n_kv_heads
         records = loop(beats, interval, interval + ops.read + ops.store)
@@ -299,7 +303,7 @@ class Compute:
     # ---- first and last
 
     def embed(self) -> Iterator[Segment]:
-        """Between steps, PrepareRows and Embed, group after group of a row."""
+        """Gap between steps, PrepareRows, and Embed, group by group of a row."""
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
         between = self.latency + 10 * w.rows + 4 * ASSUMPTIONS.call
         pairs = c.head_size // 2
@@ -314,23 +318,23 @@ class Compute:
         yield Segment("sample", loop(self.work.rows, 1, self._ops.store))
 
     def finish(self) -> Iterator[Segment]:
-        """FinishStep; the last write is on its way to memory when the step ends."""
+        """FinishStep, and the latency of its last write to memory."""
         k, ops = self.kernel, self._ops
         write = loop(k.top_logits, 2, 2 + ops.store)
         row = ops.log + ops.fadd + self._choose_from_top() + write + 8
         yield Segment("sample", nest(self.work.rows, row) + self.latency)
 
     def _choose_from_top(self) -> float:
-        """ChooseFromTop, as if it kept every token: what sampling takes at most."""
+        """ChooseFromTop with every top logit kept: the worst case of sampling."""
         k, ops = self.kernel, self._ops
-        # A sum of weights is back before it is added to again.
+        # The sum of weights is loop-carried: each addition waits for the previous one.
         interval = max(k.sample_cycles // 4, ops.fadd + ops.read + ops.store)
         weigh = loop(k.top_logits, interval, ops.read + ops.fdiv + ops.fadd + ops.exp + ops.fadd)
         choose = loop(k.top_logits, interval, ops.read + ops.gumbel + ops.fadd + 2 * ops.fcmp)
         return weigh + ops.fmul + choose + ASSUMPTIONS.call
 
     def stages(self) -> Iterator[tuple[Stage, int, Iterator[Segment]]]:
-        """Every stage of a step, with its layer, in order."""
+        """Yield every stage of a step in order, with its layer and segments."""
         c, w = self.work.config, self.work
         hidden = -(-w.hidden_groups * w.group_size // self.kernel.tile_rows) * self.kernel.tile_rows
         yield Stage.EMBED, 0, self.embed()

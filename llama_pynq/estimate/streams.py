@@ -9,16 +9,16 @@ from llama_pynq.kernel.config import KernelConfig
 
 _NO_BEATS = 1e-6
 Piece = tuple[float, tuple[float, float]]
-"""Cycles, and the beats that the weight channels and the KV ports get in each of them."""
+"""Cycles, and the beats a cycle of a weight channel and of a KV port."""
 
 
 @dataclass
 class Streams:
-    """Loaders and their FIFOs, in beats: what has arrived, and what is left to fetch.
+    """State of the loaders and their FIFOs: beats buffered, and beats left to fetch.
 
-    Each loader asks for a beat a cycle while its FIFO has room. Where they ask for more than
-    memory gives, they share in proportion. Channels run in lockstep: if some share their bank
-    of memory with a port of the KV cache, those are the ones that count.
+    Each loader requests a beat a cycle while its FIFO has room. If the requests exceed the
+    memory's bandwidth, the loaders share it in proportion. Weight channels run in lockstep: if
+    some share their memory bank with a KV port, those set the pace of all.
     """
 
     memory: Memory
@@ -30,19 +30,19 @@ class Streams:
     kv: float = 0.0
 
     def _rates(self, weights: bool, kv: bool) -> tuple[float, float]:
-        """Beats a cycle of a channel and of a KV port, when those that are asked for want all."""
+        """Return the beats a cycle of a weight channel and of a KV port, for the active streams."""
         k, m = self.kernel, self.memory
         beat, bank, limit = self._limits()
         asked_w, asked_kv = (k.beat_bytes * beat if weights else 0), (k.kv_beat_bytes * beat * kv)
         total = asked_w * k.channels + asked_kv * self.kv_active
-        # KV ports take banks of their own while there are any.
+        # KV ports get banks of their own as long as there are any.
         shared = k.channels + k.kv_ports > m.banks and k.kv_ports % m.banks != 0
         busiest = asked_w * max(1.0, k.channels / m.banks) + asked_kv * shared
         scale = min(1.0, limit / total if total else 1.0, bank / busiest if busiest else 1.0)
         return (beat * scale if weights else 0.0), (beat * scale if kv else 0.0)
 
     def _limits(self) -> tuple[float, float, float]:
-        """Beats a cycle that a loader asks for; bytes a cycle of a bank, and of all memory."""
+        """Return a loader's beats a cycle at most, and the bytes a cycle of a bank and of all."""
         k, m = self.kernel, self.memory
         clock = k.clock_mhz * 1e6
         latency = m.latency_ns * 1e-9 * clock
@@ -53,12 +53,12 @@ class Streams:
         return beat, bank, limit
 
     def run(self, cycles: float, weights: float = 0.0, kv: float = 0.0) -> tuple[float, float]:
-        """A stage that takes `cycles` and consumes beats evenly.
+        """Run a stage that takes `cycles` without stalls and consumes its beats evenly.
 
         Returns
         -------
         taken, needed : float
-            Cycles until it is done, and until its last beat had come.
+            Cycles until the stage is done, and until its last beat has arrived.
         """
         k = self.kernel
         missing = weights - self.weights, kv - self.kv
@@ -77,7 +77,7 @@ class Streams:
         return taken, needed
 
     def _fetch(self, wanted: tuple[float, float]) -> list[Piece]:
-        """How the loaders get what they want: together, then the one that wants more."""
+        """Return the pieces in which the wanted beats arrive: both streams, then the longer one."""
         left = [max(0.0, beats) for beats in wanted]
         pieces = []
         while max(left) > _NO_BEATS:
@@ -90,17 +90,17 @@ class Streams:
 
 @dataclass
 class StreamsInTurn(Streams):
-    """Where a KV port goes through a weight channel's master: one loader brings what both need.
+    """Streams of a kernel whose KV ports share weight channels' masters: one loader serves both.
 
-    In the order of use, stretch after stretch: weights that are used after attention come after
-    the keys and values. A stretch's first request is made when the one before it has come. These
-    masters have the most to bring, so they are the ones that count; the card's limit is shared in
-    proportion to what each has to bring.
+    The loader fetches in the order of use, stretch after stretch: weights used after attention
+    come after the keys and values. The first request of a stretch is issued once the previous
+    stretch has arrived. The shared masters fetch the most, so they set the pace; the card's
+    bandwidth is shared in proportion to what each master has to fetch.
 
     Attributes
     ----------
     stretches : list of (int, float)
-        What is to be fetched: 0 for weights or 1 for keys and values, and beats.
+        Stretches to fetch: 0 for weights or 1 for keys and values, and the number of beats.
     """
 
     stretches: list[tuple[int, float]] = field(default_factory=list)
@@ -139,12 +139,12 @@ class StreamsInTurn(Streams):
             if come > _NO_BEATS:
                 pieces.append((come / rate, (0.0, rate) if stream else (rate, 0.0)))
             if beats - come > _NO_BEATS:
-                break  # no room in its FIFO: what follows has to wait, too
+                break  # its FIFO is full: the stretches behind it wait
         return pieces
 
 
 def _time_of(pieces: list[Piece], stream: int, beats: float) -> float:
-    """Cycles until so many beats of a stream have come; its last ones where rounding hides it."""
+    """Return the cycles until `beats` of a stream have arrived, at most those of its last piece."""
     time = passed = 0.0
     for cycles, rates in pieces:
         if beats <= _NO_BEATS:
@@ -158,7 +158,7 @@ def _time_of(pieces: list[Piece], stream: int, beats: float) -> float:
 
 
 def _beats_by(pieces: list[Piece], stream: int, time: float) -> float:
-    """Beats of a stream that have come by then."""
+    """Return the beats of a stream that have arrived after `time` cycles."""
     beats = 0.0
     for cycles, rates in pieces:
         beats += min(cycles, time) * rates[stream]

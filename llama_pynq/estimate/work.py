@@ -1,4 +1,4 @@
-"""One step's work: a model, how it is packed, and the rows of the call."""
+"""Work of one step, and the bytes that each of its stages must read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from llama_pynq.kernel.kv_cache import head_stride, record_beats
 
 @dataclass(frozen=True)
 class Work:
-    """One step's work: a model, how it is packed, and which rows the call has.
+    """Work of one step: the model, its formats, and the rows of the call.
 
     Attributes
     ----------
     config : ModelConfig
     group_size, weight_bits, kv_bits : int
     rows : int
-        Sequences that decode side by side, a row each.
+        Sequences decoded side by side, a row each.
     position : int
-        Of every row: it attends to position + 1 positions.
+        Position of every row, which attends to position + 1 positions.
     sample : bool
         Whether the classifier runs.
     """
@@ -55,10 +55,10 @@ class Work:
         return record_beats(self.config.head_size, self.kv_bits, kernel.kv_beat_bytes)
 
     def stage_bytes(self) -> dict[tuple[Stage, int], int]:
-        """What each stage has to read, with no padding of tiles or heads, by (stage, layer).
+        """Bytes that each stage must read, without padding of tiles or heads, by (stage, layer).
 
         Weights and norms count once, keys and values for every row. Stages that read nothing,
-        or as little as a row of the embedding, are not in it.
+        or only rows of the embedding, are left out.
         """
         c = self.config
 
@@ -85,16 +85,16 @@ class Work:
 
     @property
     def kv_bytes(self) -> int:
-        """Keys and values of every row's positions, with no padding of heads."""
+        """Bytes of keys and values of every row's positions, without padding of heads."""
         stages = self.stage_bytes().items()
         return sum(n for (stage, _), n in stages if stage is Stage.ATTENTION)
 
     @property
     def weight_bytes(self) -> int:
-        """Weights and norms that a step has to read, with no padding of tiles."""
+        """Bytes of weights and norms that a step must read, without padding of tiles."""
         return self.total_bytes - self.kv_bytes
 
     @property
     def total_bytes(self) -> int:
-        """What a step has to read: every weight once, every row's keys and values."""
+        """Bytes that a step must read: every weight once, every row's keys and values."""
         return sum(self.stage_bytes().values())

@@ -1,1 +1,1 @@
-"""Measured figures: speed, stage times, power, and the self-test."""
+"""Measurements on a device: speed, stage times, power, activations, and the self-test."""

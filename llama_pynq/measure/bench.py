@@ -1,4 +1,4 @@
-"""Speed and memory of a device with a model, measured."""
+"""Benchmark: speed, memory and power of a device with a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from llama_pynq.measure.power import PowerRecorder, Rails
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure.
+    """One figure of a report, with its unit, kind and source.
 
     Attributes
     ----------
@@ -27,10 +27,10 @@ class Figure:
     value : float
     unit : str
     kind : {"measured", "counted", "modelled"}
-        "measured": with a clock, a sensor, or by the operating system; "counted": follows from
-        the model; "modelled": what a board would draw.
+        "measured": by a clock, a sensor or the operating system; "counted": follows from the
+        model; "modelled": from the power model of a board.
     source : str
-        Of what, and by what means.
+        What was measured, and how.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """What `measure` found.
+    """Result of `measure`.
 
     Attributes
     ----------
@@ -70,11 +70,11 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def json(self) -> str:
-        """As JSON, for programs."""
+        """Return the report as JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def table(self) -> str:
-        """As text, for people."""
+        """Return the report as a text table."""
         lines = [f"device  {self.device}", f"model   {self.model}", ""]
         width = max(len(f.name) for f in self.figures)
         lines += [
@@ -85,12 +85,12 @@ class Report:
 
 
 def _digits(value: float) -> str:
-    """One decimal place, or as many as a small figure needs."""
+    """Format with one decimal place, or with three digits below 10."""
     return f"{value:.1f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
 
 
 def peak_memory_bytes() -> int | None:
-    """Highest resident memory of this process so far; None where it is not known."""
+    """Return the peak resident memory of this process so far; None if unknown."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -111,12 +111,12 @@ def _median_seconds(call: Callable[[], object], repeats: int) -> float:
 def measure_energy(
     overlay: LlamaOverlay, llama: Llama, tokens: int, found: Rails, idle_s: float = 2.0
 ) -> tuple[list[Figure], list[str]]:
-    """Power and energy of one text, from the rails that were found.
+    """Determine power and energy of one text from the rails found.
 
     Returns
     -------
     list of Figure, list of str
-        Empty, and the reasons, where there is no rail or no reading.
+        Figures and notes. Without a rail or a reading: no figures, and the reasons.
     """
     with PowerRecorder(found, idle_s=idle_s if found else 0) as recorder:
         out = llama.generate(
@@ -147,12 +147,12 @@ def measure(
     ----------
     overlay : LlamaOverlay
     llama : Llama
-        Loaded on it, and idle.
+        Loaded on the overlay, and idle.
     tokens : int
         Tokens to decode, and length of the prompt that prefill reads, at least 2; the context
         may shorten both.
     repeats : int
-        Of each measurement; the median counts.
+        Runs of each measurement; the median counts.
     power : Rails, optional
         From `sensors.rails`: measure power and energy too.
     """
@@ -179,7 +179,7 @@ def measure(
     def first_token() -> None:
         llama.generate("", max_new_tokens=1, temperature=0, seed=0, ignore_eos=True)
 
-    first_token()  # the first call of all also wakes threads and touches memory
+    first_token()  # warm up: the first call also wakes threads and touches memory
     greedy = statistics.median(decode(0.0) for _ in range(repeats))
     sampled = statistics.median(decode(0.8) for _ in range(repeats))
     read = _median_seconds(prefill, repeats)
@@ -196,7 +196,7 @@ def measure(
                f"{length} tokens, {max_rows} a call; {clock}"),
         Figure("time to first token", first * 1e3, "ms", "measured", f"empty prompt; {clock}"),
         Figure("load", llama.load_seconds * 1e3, "ms", "measured",
-               "with packing, if that was not done before; host clock, once"),
+               "including packing, if not done before; host clock, once"),
         Figure("load, weights only", upload * 1e3, "ms", "measured",
                f"packed file to device; {clock}"),
         Figure("packed weights", llama.packed.weight_bytes / 2**20, "MiB", "counted",

@@ -1,8 +1,9 @@
-"""What happens to a text inside the model, layer by layer.
+"""Activations of a text inside the model, layer by layer.
 
-`look` runs the device a layer at a time, through the contract's layer range, and reads back the
-residual stream and the keys that the kernel wrote into its cache. The other functions make of it
-what lessons and views show. What is computed on the host says so.
+`look` runs the device one layer at a time, using the contract's layer range, and reads back the
+residual stream, and the keys and values that the kernel wrote into its cache. `attention`,
+`logit_lens` and `quantization_error` analyse its result for lessons and views. Values computed on
+the host are documented as such.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from llama_pynq.kernel.stages import (
 
 @dataclass(frozen=True)
 class Inside:
-    """A text on its way through the layers, as the device computed it.
+    """Residual stream, keys and values of a text, as the device computed them.
 
     Attributes
     ----------
@@ -52,7 +53,7 @@ class Inside:
 
 
 def look(llama: Llama, text: str) -> Inside:
-    """Run a text through the device layer by layer, and keep what passes.
+    """Run a text through the device layer by layer, and record its activations.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def look(llama: Llama, text: str) -> Inside:
             rows = make_rows(part.stop - first)
             rows["token"], rows["slot"] = tokens[part], session.slot
             rows["position"] = np.arange(first, part.stop)
-            # No layer at all: the embedding.
+            # An empty layer range returns the embedding.
             stream[0, part] = _through(session, rows, (0, 0), None)
             for layer in range(c.n_layers):
                 stream[layer + 1, part] = _through(
@@ -91,7 +92,7 @@ def look(llama: Llama, text: str) -> Inside:
 
 
 def _shown(llama: Llama, tokens: Sequence[int]) -> list[str]:
-    """Texts of tokens, one by one; what is half a character becomes a mark."""
+    """Return the text of each token; an incomplete character becomes a replacement character."""
     t = llama.tokenizer
     names = {t.bos_id: "<s>", t.eos_id: "</s>"}
     return [names.get(i) or t.piece(i).decode("utf-8", "replace") for i in tokens]
@@ -109,10 +110,10 @@ def _through(
 
 
 def attention(inside: Inside, weights: QuantizedWeights) -> np.ndarray:
-    """How much every position looks at every other, by layer and head.
+    """Return the attention weights of every position, by layer and head.
 
-    The keys are the device's own. The kernel does not give out its queries: they are computed here
-    from the device's residual stream, in the kernel's arithmetic.
+    The keys are read from the device. The kernel does not export its queries: they are computed on
+    the host from the device's residual stream, in the kernel's arithmetic.
 
     Parameters
     ----------
@@ -145,12 +146,12 @@ def attention(inside: Inside, weights: QuantizedWeights) -> np.ndarray:
     return found
 
 
-# ---- what the layers would say --------------------------------------------------------
+# ---- logit lens -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Lens:
-    """The classifier's answer to the residual stream of every layer (logit lens).
+    """The classifier's output for the residual stream of every layer (logit lens).
 
     Attributes
     ----------
@@ -168,7 +169,7 @@ class Lens:
 
 
 def logit_lens(llama: Llama, inside: Inside) -> Lens:
-    """Ask the device's classifier after every layer, as if it were the last.
+    """Run the device's classifier after every layer, as if that were the last.
 
     References
     ----------
@@ -197,7 +198,7 @@ def logit_lens(llama: Llama, inside: Inside) -> Lens:
 
 
 def quantization_error(inside: Inside, model: FloatModel) -> np.ndarray:
-    """How far the device's residual stream is from the float32 model's.
+    """Return the relative error of the device's residual stream against the float32 model's.
 
     Parameters
     ----------
@@ -208,7 +209,7 @@ def quantization_error(inside: Inside, model: FloatModel) -> np.ndarray:
     Returns
     -------
     (n_layers + 1, n) float32
-        Length of the difference over the length of the float32 model's, before each layer and
+        Norm of the difference over the norm of the float32 model's stream, before each layer and
         after the last, at each position.
     """
     model.reset()
@@ -222,16 +223,16 @@ def quantization_error(inside: Inside, model: FloatModel) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CacheUse:
-    """The KV cache's memory, and how much of it texts fill.
+    """Size of the KV cache, and how much of it texts fill.
 
     Attributes
     ----------
     slots, seq_len : int
-        Sequences it has room for, and positions of each.
+        Sequences that the cache holds, and positions of each.
     position_bytes : int
-        Keys and values of one position, all layers and heads, as they lie in memory.
+        Keys and values of one position, all layers and heads, as stored in memory.
     used : tuple of int
-        Positions in use, of each text.
+        Positions used by each text.
     kv_format : str
     """
 
@@ -251,7 +252,7 @@ class CacheUse:
 
 
 def cache_use(llama: Llama, lengths: Sequence[int]) -> CacheUse:
-    """The cache with texts of so many tokens in it.
+    """Return the use of the cache by texts of the given lengths in tokens.
 
     Raises
     ------

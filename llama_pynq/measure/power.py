@@ -1,9 +1,9 @@
 """Power as a time series with a source, and energy as its integral.
 
-`rails` finds what can be read of a device; `PowerRecorder` samples it in a thread of its own and
-answers `energy` for any stretch of time. Each figure carries where it comes from and whether it was
-measured or modelled; what has no source is not shown. A rail and its readings are in
-``measure/rails.py``, the sources in ``measure/sensors.py``, the model of emulated boards in
+`rails` finds the readable rails of a device. `PowerRecorder` samples them in its own thread, and
+its `energy` integrates over any interval. Each figure carries its source, and whether it was
+measured or modelled; a figure without a source is not shown. Rails and readings are defined in
+``measure/rails.py``, the sources in ``measure/sensors.py``, and the model of emulated boards in
 ``estimate/power.py``.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["Phase", "PowerRecorder", "Rail", "Rails", "Reading", "SensorLost", "
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a recording with a name; times of `time.perf_counter`."""
+    """A named interval of a recording; times are those of `time.perf_counter`."""
 
     name: str
     begin: float
@@ -38,26 +38,26 @@ class Phase:
 
 
 class PowerRecorder:
-    """Samples rails while the block runs.
+    """Sample rails while a ``with`` block runs.
 
     Parameters
     ----------
     rails : mapping of str to Rail
-        From `rails`. Where it is empty, `energy` says why.
+        From `rails`. If empty, `energy` returns the reason.
     rate_hz : float
         Samples a second; default 10.
     idle_s : float
-        Sample this long on entering, with nothing running, and take the mean as idle power;
-        default 0: no idle power is known.
+        Sample this long on entering, with nothing running; the mean is the idle power. Default 0:
+        the idle power is unknown.
 
     Attributes
     ----------
     phases : list of Phase
-        What `generate` and others marked.
+        Intervals marked by `generate` and others.
     lost : dict of str to str
-        Rails that gave no reading the last time, and why.
+        Rails without a reading in the last sample, and why.
     last : Energy, str or None
-        Of the last texts that were generated with this recorder, or why there is none.
+        Energy of the last texts generated with this recorder, or why there is none.
 
     Examples
     --------
@@ -92,16 +92,16 @@ class PowerRecorder:
 
     @property
     def running(self) -> bool:
-        """Whether it is sampling."""
+        """Whether the recorder is sampling."""
         return self._thread is not None
 
     def start(self) -> None:
-        """Begin to sample; `stop` ends it. A ``with`` block does both.
+        """Start sampling; `stop` ends it. A ``with`` block does both.
 
         Raises
         ------
         RequestError
-            If it is sampling already.
+            If the recorder is sampling already.
         """
         if self._thread is not None:
             raise RequestError("this recorder is already running: make another one")
@@ -112,7 +112,7 @@ class PowerRecorder:
         if self.idle_s:
             try:
                 self._measure_idle()
-            except BaseException:  # Ctrl-C: a with block that was not entered is not left either
+            except BaseException:  # Ctrl-C: __exit__ is not called if __enter__ raises
                 self.stop()
                 raise
 
@@ -125,7 +125,7 @@ class PowerRecorder:
         self.mark("idle", begin, time.perf_counter())
 
     def stop(self) -> None:
-        """End sampling; what was recorded stays. May be called twice."""
+        """Stop sampling, and keep the samples. May be called twice."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._leave.set()
@@ -153,7 +153,7 @@ class PowerRecorder:
             self.sample()
 
     def sample(self) -> None:
-        """Read every rail now, beside the thread's own samples."""
+        """Read every rail now, in addition to the thread's samples."""
         with self._lock:
             now, row = time.perf_counter(), []
             for name, rail in self.rails.items():
@@ -166,16 +166,16 @@ class PowerRecorder:
             self._times.append(now)
             self._watts.append(row)
 
-    # ---- what came of it -------------------------------------------------------------
+    # ---- results ---------------------------------------------------------------------
 
     @property
     def times(self) -> np.ndarray:
-        """(n,) float64: when samples were taken, in `time.perf_counter`'s seconds."""
+        """(n,) float64: times of the samples, in seconds of `time.perf_counter`."""
         with self._lock:
             return np.array(self._times)
 
     def watts(self, name: str | None = None) -> np.ndarray:
-        """(n,) float64 of one rail, or of the device: what counts to its total; NaN is a gap."""
+        """(n,) float64: power of one rail, or of the device (rails that count); NaN is a gap."""
         with self._lock:
             table = np.array(self._watts).reshape(len(self._times), len(self.rails))
         if name is not None:
@@ -184,14 +184,14 @@ class PowerRecorder:
 
     @property
     def why_empty(self) -> str:
-        """What was looked at where no rail was found; empty where there is one."""
+        """Why no rail was found, and the sources tried; empty if there is one."""
         if self.rails:
             return ""
         looked = "".join(f". Looked at {why}" for why in self._why)
         return f"no rail was found; an external meter: rails(device, meter=...){looked}"
 
     def frame(self) -> Any:
-        """The samples as a pandas DataFrame: seconds since the first, a column a rail."""
+        """Return the samples as a pandas DataFrame: a column per rail, seconds since the first."""
         pandas = import_module("pandas")
         times = self.times
         return pandas.DataFrame(
@@ -200,27 +200,28 @@ class PowerRecorder:
         )
 
     def mark(self, name: str, begin: float, end: float) -> None:
-        """Name a stretch of the recording."""
+        """Add a named interval to `phases`."""
         with self._lock:
             self.phases.append(Phase(name, begin, end))
 
     def energy(
         self, begin: float, end: float, texts: Sequence[tuple[int, int]] = ()
     ) -> Energy | str:
-        """What was used between two times of `time.perf_counter`.
+        """Return the energy used between two times of `time.perf_counter`.
 
-        An emulated board's is modelled with the board's own seconds, not with this computer's.
+        An emulated board's energy is modelled with the board's predicted times, not with this
+        computer's.
 
         Parameters
         ----------
         begin, end : float
         texts : sequence of (int, int)
-            Tokens of the prompt and of the answer of each sequence of that time.
+            Tokens of the prompt and of the answer, for each sequence generated in that time.
 
         Returns
         -------
-        Energy, or str
-            The text says why there is none.
+        Energy or str
+            A string says why there is no energy.
         """
         found = self._energy(begin, end, texts)
         if texts:
@@ -232,7 +233,7 @@ class PowerRecorder:
         if not self.rails:
             return self.why_empty
         if not counting:
-            return "none of the rails counts to the device's total"
+            return "none of the rails counts towards the device's total"
         if counting[0].model is not None:
             return counting[0].model.energy(texts) if texts else "no text to model"
         pieces = [
@@ -263,15 +264,15 @@ class PowerRecorder:
 @dataclass(frozen=True)
 class _Piece:
     joules: float
-    seconds: float  # that samples cover
+    seconds: float  # covered by samples
 
 
 def _integral(
     times: np.ndarray, watts: np.ndarray, is_mean: bool, begin: float, end: float
 ) -> _Piece:
-    """Energy between two times: trapezoids between samples, or a mean's rectangles.
+    """Integrate power between two times: trapezoids between samples, rectangles for means.
 
-    An interval with a missing end counts for nothing: a gap is not a zero.
+    An interval with a missing end is left out: a gap is not zero power.
     """
     joules = seconds = 0.0
     for i in range(1, len(times)):

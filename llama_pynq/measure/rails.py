@@ -1,4 +1,4 @@
-"""What a sensor gives: a rail, and readings of it that say where they come from."""
+"""Power rails, and readings that carry their source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class SensorLost(Exception):
-    """A sensor gave no reading this time; the text says why."""
+    """A sensor gave no reading this time; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Reading:
     ----------
     watts : float
     source : str
-        What was read, and by what.
+        The sensor, and what it was read through.
     measured : bool
-        False: a model's figure.
+        False: modelled.
     period_s : float
-        How often the source itself has a new value.
+        Update period of the source.
     resolution_w : float
-        The smallest step of it; NaN where the source does not say.
+        Smallest step of the source; NaN if unknown.
     """
 
     watts: float
@@ -38,22 +38,22 @@ class Reading:
 
 @dataclass(frozen=True)
 class Rail:
-    """Something whose power can be read.
+    """A power rail: something whose power can be read.
 
     Attributes
     ----------
     name, source : str
     watts : callable
-        Gives the power now, or `SensorLost`.
+        Returns the present power, or raises `SensorLost`.
     measured : bool
     period_s, resolution_w : float
         See `Reading`.
     counts : bool
-        Whether it is part of the device's total; rails behind another one are not.
+        Whether the rail counts towards the device's total; rails fed by a counted one do not.
     is_mean : bool
-        The reading is the mean since the one before (an energy counter), not the power now.
+        The reading is the mean since the previous one (an energy counter), not the present power.
     model : object, optional
-        Of an emulated board: gives the `Energy` of texts, for its watts are a model's.
+        Power model of an emulated board: computes the `Energy` of texts.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Rail:
     model: Any = field(default=None, repr=False)
 
     def read(self) -> Reading:
-        """The power now.
+        """Return the present power.
 
         Raises
         ------

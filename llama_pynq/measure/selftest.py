@@ -1,8 +1,8 @@
-"""Does this device compute what it should, and how fast? What the first owner of a board runs.
+"""Self-test: check a device's results stage by stage, and measure its speed.
 
 The kernel's arithmetic is a specification, so each stage of a small model has one right answer,
-kept here as a hash (`GOLDEN`). Where a stage differs, the NumPy reference says at which token,
-and which channel of the memory holds its weights. The report is text to paste into an issue.
+kept here as a hash (`GOLDEN`). If a stage differs, the NumPy reference locates the difference:
+the position, or the weight channel or KV port. The report is text to paste into an issue.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from llama_pynq.weights.packed import open_packed, write_packed
 from llama_pynq.weights.quantize import QuantizedModel
 
 CONFIG = ModelConfig(192, 344, 2, 24, 12, 640, 96, tied=True)
-"""Of the model with golden answers: rows for every weight channel, heads for every KV port."""
+"""Model with golden answers: it has rows for every weight channel, heads for every KV port."""
 
 FORMATS = {
     "int8/32": (32, 8, 32),
@@ -78,16 +78,18 @@ GOLDEN = {
 """First 16 digits of the SHA-256 of each stage's answer, by format and stage."""
 
 STORY = "2601cb3b689ecb0b"
-"""The same of the tokens that the bundled model writes."""
+"""Likewise, of the tokens that the bundled model generates."""
 
 _TOKENS = [(31 * i + 5) % CONFIG.vocab_size for i in range(24)]
 _SLOT, _SLOTS = 1, 2
-_STEPS = 16  # of a call: every board takes as many
+_STEPS = 16  # per call; every board takes as many
 _TOP = 16  # logits that every board returns
 _SEED = 2**40 + 3
 _ROUND_TRIP_BYTES = 4 << 20
 _REPEATS = 5
 _CLOCK_STEPS = 64
+_AGAIN = 20
+_AS_REFERENCE = "but equal to the reference on this host: is NumPy's arithmetic IEEE here?"
 
 Outcome = tuple[bool | None, str]
 
@@ -102,7 +104,7 @@ class Check:
     passed : bool or None
         None: it does not apply to this device.
     detail : str
-        What was found; of a failure, where, and what it points at.
+        The result; of a failure, also its place and likely cause.
     """
 
     name: str
@@ -111,14 +113,14 @@ class Check:
 
     @property
     def line(self) -> str:
-        """As the report has it."""
+        """The check as a line of the report."""
         mark = {True: "ok", False: "FAILED", None: "-"}[self.passed]
         return f"{mark:<6}  {self.name:<36}  {self.detail}"
 
 
 @dataclass
 class SelfTest:
-    """What `run` found.
+    """Result of `run`.
 
     Attributes
     ----------
@@ -141,7 +143,7 @@ class SelfTest:
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """One-line summary."""
         failed = [check.name for check in self.checks if check.passed is False]
         done = sum(check.passed is not None for check in self.checks)
         if self.interrupted:
@@ -151,7 +153,7 @@ class SelfTest:
         return f"all {done} checks passed"
 
     def text(self) -> str:
-        """All of it, to paste."""
+        """Return the whole report as text."""
         checks = [check.line for check in self.checks]
         return "\n".join([*self.about, "", *checks, "", *self.figures, "", self.verdict])
 
@@ -161,16 +163,16 @@ def run(
     shape: str | None = "stories15M",
     show: Callable[[str], None] = lambda line: None,
 ) -> SelfTest:
-    """Test a device. The model that was loaded is replaced.
+    """Test a device. This replaces the model that is loaded.
 
     Parameters
     ----------
     overlay : LlamaOverlay
     shape : str, optional
-        Of the random weights that speed is measured with, of `shapes.STORIES`; None: with
+        Shape of the random weights to measure speed with, a name of `shapes.STORIES`; None: use
         the bundled model.
     show : callable
-        Gets each line as soon as it is known.
+        Called with each line as soon as it is known.
     """
     found = SelfTest(_about(overlay))
     for line in found.about:
@@ -190,15 +192,15 @@ def run(
 
 
 def _made(overlay: LlamaOverlay) -> Iterator[Check]:
-    """Make the checks. Whatever is wrong with a device, a report comes of it."""
+    """Run the checks; an exception is a failed check, so that there is always a report."""
     try:
         for name, check in _checks(overlay):
             try:
                 yield Check(name, *check())
             except KernelTimeout as error:
                 yield Check(name, False, _said(error))
-                overlay.reset()  # a hung kernel would fail all that follows
-            except Exception as error:  # PYNQ's, XRT's and the system's own, too
+                overlay.reset()  # a hung kernel would fail all later checks
+            except Exception as error:  # PYNQ, XRT and the system raise their own
                 yield Check(name, False, _said(error))
     except Exception as error:
         yield Check("the checks that follow", False, f"not made: {_said(error)}")
@@ -253,7 +255,7 @@ def _identity(driver: LlamaDriver) -> Outcome:
 
 
 def _round_trip(overlay: LlamaOverlay) -> Outcome:
-    """Write every bank of the memory from the host, forget, and read it back."""
+    """Write every memory bank from the host, clear the host's copy, and read the bank back."""
     from pynq.pl_server.embedded_device import EmbeddedDevice
 
     if isinstance(overlay.device, EmbeddedDevice):
@@ -313,33 +315,33 @@ class _Small:
         self._stream: np.ndarray | None = None
 
     def close(self) -> None:
-        """Remove its files."""
+        """Remove the model's files."""
         self._files.close()
 
     @property
     def loaded(self) -> bool:
-        """Whether its weights are on the device."""
+        """Whether the model's weights are on the device."""
         return self._driver.packed is self._packed
 
     def _load(self) -> None:
-        """Once; and again after a reset."""
+        """Load the weights if the device does not have them, as after a reset."""
         if not self.loaded:
             self._stream = None
             self._driver.load_weights(self._packed, _SLOTS, self._kv_bits)
 
     def table(self) -> Outcome:
-        """Read the whole embedding through the kernel: every weight channel's memory."""
+        """Read the whole embedding through the kernel, and so from every weight channel."""
         self._load()
         tokens = list(range(CONFIG.vocab_size))
-        positions = [i % CONFIG.seq_len for i in tokens]  # of no account, but no two alike
+        positions = [i % CONFIG.seq_len for i in tokens]  # arbitrary, but distinct in a call
         got = self._through(tokens, positions, (0, 0), None)
         different = (got != self._reference.embed(tokens)).any(axis=1)
         if different.any():
             return False, f"{different.sum()} of {len(tokens)} rows differ: {self._at(different)}"
-        return True, f"{len(tokens)} rows, each read by the kernel from where it lies"
+        return True, f"{len(tokens)} rows, each read by the kernel from its channel"
 
     def _at(self, different: np.ndarray) -> str:
-        """Which channels hold the output rows that differ."""
+        """Name the channels that hold the output rows that differ."""
         limits = self._driver.limits
         channels = np.flatnonzero(different) // limits.tile_rows % limits.channels
         count = np.bincount(channels, minlength=limits.channels)
@@ -356,7 +358,7 @@ class _Small:
         return False, f"{got}, not {golden}: {self._where(stage, arrays)}"
 
     def compute(self, stage: str) -> tuple[np.ndarray, ...]:
-        """What the device says of a stage, as arrays of its bits."""
+        """Return the device's results of a stage."""
         self._load()
         c, driver = CONFIG, self._driver
         stream = self._residual_stream()
@@ -410,7 +412,7 @@ class _Small:
         layers: tuple[int, int],
         x: np.ndarray | None,
     ) -> np.ndarray:
-        """Residual stream after some layers, (n, dim) float32."""
+        """Residual stream after the given layers, (n, dim) float32."""
         driver, n = self._driver, len(tokens)
         most = driver.limits.max_rows
         out = []
@@ -429,7 +431,7 @@ class _Small:
         return np.concatenate(out)
 
     def _where(self, stage: str, arrays: tuple[np.ndarray, ...]) -> str:
-        """Where a stage's answer leaves the reference's, given the device's input to it."""
+        """Say where a stage differs from the reference, given the device's input to the stage."""
         c, n, stream = CONFIG, len(_TOKENS), self._residual_stream()
         positions, slots = list(range(n)), [_SLOT] * n
         self._reference.reset()
@@ -458,9 +460,6 @@ class _Small:
         return "the classifier's check says whether its logits are right"
 
 
-_AS_REFERENCE = "but equal to the reference on this host: is NumPy's arithmetic IEEE here?"
-
-
 def _story(overlay: LlamaOverlay) -> Outcome:
     llama = overlay.load_model()
     out = llama.generate("Once upon a time", max_new_tokens=80, temperature=0.8, top_p=0.9, seed=1)
@@ -470,11 +469,8 @@ def _story(overlay: LlamaOverlay) -> Outcome:
     return got == STORY, f"{got}: {text}" if got == STORY else f"{got}, not {STORY}: {text}"
 
 
-_AGAIN = 20
-
-
 def _again(overlay: LlamaOverlay) -> Outcome:
-    """A design that just misses its timing errs now and then."""
+    """Repeat one text: a design that just misses timing errs only now and then."""
     llama = overlay.llama.model
     texts = set()
     for _ in range(_AGAIN):
@@ -487,7 +483,7 @@ def _again(overlay: LlamaOverlay) -> Outcome:
 
 
 def _clock(overlay: LlamaOverlay) -> Outcome:
-    """Cycles that the kernel counts in the host's time: too few by what starting a call takes."""
+    """Bound the kernel's clock from below: its cycles over the host's time of the call."""
     driver, expected = overlay.llama, overlay.clock_mhz
     steps = min(_CLOCK_STEPS, driver.limits.max_steps)
     best = 0.0
@@ -497,12 +493,12 @@ def _clock(overlay: LlamaOverlay) -> Outcome:
         with driver.exclusive():
             done = driver.run(rows, n_steps=steps, flags=RequestFlag.PROFILE)
         if any(len(step) == 0 for step in done.profile):
-            return False, "the kernel's profile is empty: its process of time stamps is silent"
+            return False, "the kernel's profile is empty: it recorded no time stamps"
         cycles = sum(int(step["end"][-1]) - int(step["begin"][0]) for step in done.profile)
         best = max(best, cycles / done.elapsed_s / 1e6)
-    text = f"{best:.1f} MHz at least, by the host's time; expected are {expected:g}"
+    text = f"{best:.1f} MHz at least, by the host's time; expected: {expected:g}"
     if best > 1.02 * expected:
-        return False, f"{text}: it is faster than what it was built for, or than its record says"
+        return False, f"{text}: it is faster than it was built for, or than its record says"
     return True, text
 
 
@@ -510,7 +506,7 @@ def _clock(overlay: LlamaOverlay) -> Outcome:
 
 
 def _speed(overlay: LlamaOverlay, shape: str | None) -> list[str]:
-    """Measured speed and bandwidth, beside what the cycle model expects of the board."""
+    """Report measured speed and bandwidth, and the cycle model's prediction for the board."""
     llama = overlay.load_model(*(random_model(shape) if shape else ()))
     position = min(255, llama.config.seq_len - 1)
     (step,) = measure_steps(overlay, [position], _REPEATS)
@@ -532,7 +528,7 @@ def _speed(overlay: LlamaOverlay, shape: str | None) -> list[str]:
     if board is None:
         return [*lines, "  no board: nothing to expect of this computer"]
     packed = llama.packed
-    # Halfway, for the text was decoded from its first position to its last.
+    # Predict at the middle position: the rate is a mean over all positions of the text.
     expected = predict(
         packed.config, board, position=position // 2, weight_bits=packed.weight_bits,
         group_size=packed.group_size, kv_bits=overlay.llama.kv_bits,
@@ -555,7 +551,7 @@ def _speed(overlay: LlamaOverlay, shape: str | None) -> list[str]:
 
 
 def _decode(llama: Llama, tokens: int) -> float:
-    """Tokens/s of one sequence; the host's clock, from the first token to the last."""
+    """Median tokens/s of one sequence, by the host's clock, from the first token to the last."""
     rates = []
     for _ in range(_REPEATS):
         out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0)

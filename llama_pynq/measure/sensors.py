@@ -1,9 +1,9 @@
-"""Where a device's power can be read, one source a section, behind `rails`.
+"""Sources of a device's power, one per section; `rails` chooses among them.
 
-A library reads a source wherever a well-kept one does: PYNQ the sensors of boards that it is
-configured for and of Alveo cards, nvidia-ml-py those of NVIDIA's. Linux' hwmon and powercap are a
-few files of text, and are read as such: pyRAPL reads Intel's packages only, and lm-sensors has
-no configuration for a KV260.
+A well-maintained library reads a source if there is one: PYNQ for Alveo cards and for boards that
+it has a configuration of, nvidia-ml-py for NVIDIA cards. Linux's hwmon and powercap are read
+directly, as text files: pyRAPL reads Intel packages only, and lm-sensors has no configuration for
+a KV260.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ POWERCAP = Path("/sys/class/powercap")
 
 Meter = Callable[[], float] | str | Path
 
+_NO_TERMS = "nobody published what the board draws when idle, so it has no modelled watts"
+
 
 class Rails(dict[str, Rail]):
-    """Rails by name; `why` says of every source that was looked at what it gave, or why nothing."""
+    """Rails by name; `why` lists every source tried with its rails, or why it has none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.why: list[str] = []
 
     def take(self, found: Mapping[str, Rail], source: str, nothing: str) -> None:
-        """Add what a source has, or the reason why it has nothing."""
+        """Add the rails of a source, and report them, or why there are none, in `why`."""
         self.update(found)
         self.why.append(f"{source}: {', '.join(found) if found else nothing}")
 
@@ -46,21 +48,21 @@ def rails(
     hwmon: Path = HWMON,
     powercap: Path = POWERCAP,
 ) -> Rails:
-    """What can be read of a device's power.
+    """Find the rails of a device whose power can be read.
 
     Parameters
     ----------
     device : pynq.Device or LlamaOverlay
     meter : callable or path, optional
-        An external meter: a function that gives watts, or the CSV file that it writes
-        (`meter_rail`). It counts instead of all else.
+        An external meter: a function that returns watts, or the CSV file that the meter writes
+        (`meter_rail`). It replaces all other sources.
     hwmon, powercap : Path
-        Where Linux has them.
+        Linux's folders of these sources.
 
     Returns
     -------
     Rails
-        Empty where nothing can be read; its `why` has the reasons.
+        Empty if nothing can be read; `why` has the reasons.
     """
     found = Rails()
     overlay, device = device, getattr(device, "device", device)
@@ -77,7 +79,7 @@ def rails(
         return found
     remote = states.get("REMOTE")
     if remote or states.get("PYXRT"):
-        # Whatever this computer can read is not the board's.
+        # This computer's own sensors do not measure the board.
         what = "PYNQ.remote" if remote else "pyxrt"
         found.take({}, what, "it gives no sensors; an external meter does, rails(..., meter=)")
         return found
@@ -91,9 +93,6 @@ def rails(
     if not found:
         found.take(hwmon_rails(hwmon), "hwmon", _no_hwmon(hwmon))
     return found
-
-
-_NO_TERMS = "nobody published what the board draws when idle, so it has no modelled watts"
 
 
 def _modelled_rail(overlay: Any, device: Any) -> Rail | None:
@@ -116,25 +115,25 @@ def _modelled_rail(overlay: Any, device: Any) -> Rail | None:
 
 # ---- PYNQ: boards and Alveo cards -----------------------------------------------------
 
-_INPUTS = ("12v_pex", "12v_aux", "3v3_pex", "3v3_aux")  # of a card, from the slot and its plug
+_INPUTS = ("12v_pex", "12v_aux", "3v3_pex", "3v3_aux")  # of a card: slot and power plug
 _BOARD_INPUT = "12V"
 
 
 def _sensors_of(device: Any) -> dict[str, Any] | None:
-    """An Alveo card's sensors; None of anything else."""
+    """Return an Alveo card's sensors; None for any other device."""
     from pynq.pl_server.embedded_device import EmbeddedDevice
 
-    # A Zynq's device has such a property too: XRT's, which knows nothing of the board.
+    # A Zynq's device has this property too, but XRT does not know the board's sensors.
     if isinstance(device, EmbeddedDevice) or not hasattr(type(device), "sensors"):
         return None
     try:
         return dict(device.sensors)
-    except Exception as error:  # XRT's own, by version; a card without sensors is not an error
+    except Exception as error:  # the type is XRT's, by version; a card without sensors raises none
         raise RequestError(f"{device.name}: XRT gives no sensors ({error})") from error
 
 
 def _watts_of(rail: Any) -> Callable[[], float] | None:
-    """Of a `pynq.pmbus` rail: its own power, or voltage times current."""
+    """Return the reader of a `pynq.pmbus` rail: its own power, or voltage times current."""
     factors = [rail.power] if rail.power is not None else [rail.voltage, rail.current]
     if None in factors:
         return None
@@ -142,7 +141,7 @@ def _watts_of(rail: Any) -> Callable[[], float] | None:
     def watts() -> float:
         try:
             return _sane(math.prod(float(sensor.value) for sensor in factors), rail.name)
-        except (OSError, ValueError, TypeError) as error:  # its file is gone, or holds no number
+        except (OSError, ValueError, TypeError) as error:  # the file is gone or holds no number
             raise SensorLost(f"{rail.name}: {error}") from error
 
     return watts
@@ -165,7 +164,7 @@ def _alveo_rails(sensors: Mapping[str, Any]) -> dict[str, Rail]:
 
 
 def _board_rails() -> dict[str, Rail]:
-    """Of a Zynq board that PYNQ has a libsensors configuration for: ZCU104, Ultra96."""
+    """Rails of a Zynq board that PYNQ has a libsensors configuration for: ZCU104, Ultra96."""
     import pynq
 
     found = {}
@@ -173,7 +172,7 @@ def _board_rails() -> dict[str, Rail]:
         watts = _watts_of(rail)
         if watts is not None:
             found[name] = Rail(name, f"PMBus through PYNQ's libsensors, rail {name}", watts)
-    if _BOARD_INPUT in found:  # the others hang off it
+    if _BOARD_INPUT in found:  # it feeds the others
         for name in found:
             if name != _BOARD_INPUT:
                 found[name] = Rail(name, found[name].source, found[name].watts, counts=False)
@@ -201,7 +200,7 @@ def _number(path: Path, remedy: str) -> float:
 
 
 def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
-    """Every power that a hwmon chip measures, such as a KV260's INA260.
+    """Rails of every hwmon chip that measures power, such as a KV260's INA260.
 
     Parameters
     ----------
@@ -223,7 +222,7 @@ def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
             name = f"{chip} {_read(label, remedy)}" if label.exists() else chip
             period = _number(interval, remedy) / 1000 if interval.exists() else math.nan
         except SensorLost:
-            continue  # `_no_hwmon` has the reason
+            continue  # `_no_hwmon` reports the reason
         while name in found:
             name += "'"
 
@@ -251,7 +250,7 @@ def _no_hwmon(root: Path) -> str:
 
 
 class _Counter:
-    """Mean power since the last reading, from a counter of microjoules that wraps."""
+    """Mean power since the last reading, from a wrapping microjoule counter."""
 
     def __init__(self, zone: Path) -> None:
         self._file = zone / "energy_uj"
@@ -269,7 +268,7 @@ class _Counter:
 
 
 def cpu_rails(root: Path = POWERCAP) -> dict[str, Rail]:
-    """The zones of RAPL: packages and memory count, what is inside a package does not.
+    """RAPL zones: packages and DRAM count towards the total, zones inside a package do not.
 
     Parameters
     ----------
@@ -315,12 +314,12 @@ def _no_rapl(root: Path) -> str:
 
 
 def gpu_rails(nvml: Any = None) -> dict[str, Rail]:
-    """NVIDIA's cards, through nvidia-ml-py (``pip install 'llama_pynq[power]'``).
+    """Rails of NVIDIA cards, through nvidia-ml-py (``pip install 'llama_pynq[power]'``).
 
     Parameters
     ----------
     nvml : module, optional
-        Default: ``pynvml``, which that package brings; no rail where it or a driver is missing.
+        Default: ``pynvml`` from that package; no rails if it or a driver is missing.
     """
     if nvml is None:
         try:
@@ -354,13 +353,13 @@ _STALE_S = 10.0
 
 
 def meter_rail(meter: Meter) -> Rail:
-    """A meter of one's own, such as one in the USB cable of a PYNQ-Z2.
+    """Rail of an external meter, such as one in the USB cable of a PYNQ-Z2.
 
     Parameters
     ----------
     meter : callable or path
-        A function that gives watts; or a CSV file that grows while the meter runs, with a header
-        line that names a column ``watts``, or ``volts`` and ``amperes``: its last line counts.
+        A function that returns watts, or a CSV file that grows while the meter runs. The file's
+        header line names a column ``watts``, or ``volts`` and ``amperes``; its last line is read.
     """
     if callable(meter):
 
@@ -369,7 +368,7 @@ def meter_rail(meter: Meter) -> Rail:
                 return _sane(float(meter()), "the meter")
             except SensorLost:
                 raise
-            except Exception as error:  # whatever a user's function raises is a missing reading
+            except Exception as error:  # any exception of a user's function is a missing reading
                 raise SensorLost(f"the meter: {error}") from error
 
         return Rail("meter", "external meter", watts)

@@ -1,8 +1,8 @@
-"""Where a token's time goes, stage by stage: measured on the device, or modelled for a board.
+"""Time of a decode step, stage by stage: measured on the device, or modelled for a board.
 
-The kernel stamps its own clock at the beginning of every stage (`RequestFlag.PROFILE`);
-``estimate/predict.py`` predicts the same stages. Both come as a `StepTimes`,
-which says which it is.
+The kernel records a time stamp at the beginning of every stage (`RequestFlag.PROFILE`);
+``estimate/predict.py`` predicts the same stages. Both are returned as `StepTimes`, whose `kind`
+tells them apart.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _WARM_UP = 50  # steps
 
 @dataclass(frozen=True)
 class StepTimes:
-    """One step of decoding, stage by stage.
+    """Times of one decode step, stage by stage.
 
     Attributes
     ----------
     position : int
-        Of the token: it attends to position + 1 positions.
+        Position of the token, which attends to position + 1 positions.
     cycles : dict
-        By (stage, layer), in order; of a clock of `clock_mhz`.
+        Cycles of `clock_mhz` by (stage, layer), in order.
     bytes : dict
-        By (stage, layer): weights, and keys and values, that the stage has to read.
+        Bytes of weights, keys and values that the stage must read, by (stage, layer).
     clock_mhz : float
-        The kernel's; on the emulated device of its time stamps.
+        The kernel's clock; on the emulated device, that of its time stamps.
     source : str
-        Who says so.
+        What the times come from.
     measured : bool
         False: modelled.
     roof_seconds : float or None
-        What reading the bytes would take at the memory's peak times its efficiency; None where
-        the memory is not known.
+        Time to read the bytes at the memory's peak times its efficiency; None if the memory is
+        unknown.
     """
 
     position: int
@@ -65,7 +65,7 @@ class StepTimes:
 
     @property
     def total_us(self) -> float:
-        """Time of the kernel's step; the host's share of a call is not in it."""
+        """Time of the kernel's step, without the host overhead of a call."""
         return sum(self.cycles.values()) / self.clock_mhz
 
     @property
@@ -78,7 +78,7 @@ class StepTimes:
         return self._sum(self.cycles, stage, layer) / self.clock_mhz
 
     def stage_bytes(self, stage: Stage, layer: int | None = None) -> int:
-        """Bytes that a stage has to read, in one layer or in all of them."""
+        """Bytes that a stage must read, in one layer or in all of them."""
         return int(self._sum(self.bytes, stage, layer))
 
     def _sum(self, of: dict[StageKey, float] | dict[StageKey, int], stage: Stage,
@@ -87,8 +87,8 @@ class StepTimes:
 
 
 def board_of(overlay: LlamaOverlay) -> Board | None:
-    """The board that an overlay runs on, or emulates; None for the plain emulated device."""
-    # One config header serves several boards: what the device says comes first.
+    """Return the board that an overlay runs on or emulates; None for the plain emulated device."""
+    # One config header serves several boards, so the board that the device names comes first.
     return boards().get(board_of_device(overlay.device) or overlay.llama.limits.board)
 
 
@@ -106,16 +106,16 @@ def _work(llama: Llama, position: int) -> Work:
 def measure_steps(
     overlay: LlamaOverlay, positions: Iterable[int], repeats: int = 7
 ) -> list[StepTimes]:
-    """Decode a token at some positions, and read the kernel's own time stamps.
+    """Decode a token at the given positions, and read the kernel's own time stamps.
 
     Parameters
     ----------
     overlay : LlamaOverlay
         With a model loaded.
     positions : iterable of int
-        0 to the model's context less one.
+        From 0 to the model's context less one.
     repeats : int
-        Of each; the fastest counts, for the others were disturbed.
+        Runs per position; the fastest counts, since interference only slows a run.
 
     Returns
     -------
@@ -146,7 +146,7 @@ def measure_steps(
         for position in wanted:
             _fill(session, bos, filled, position)
             filled = position
-            if not steps:  # caches, clocks and threads of a host that was idle
+            if not steps:  # warm up caches, clocks and threads of an idle host
                 for _ in range(_WARM_UP):
                     _profile(session, bos, position)
             runs = [_profile(session, bos, position) for _ in range(repeats)]
@@ -167,7 +167,7 @@ def measure_steps(
 
 
 def _fill(session: Session, bos: int, begin: int, end: int) -> None:
-    """Keys and values for positions [begin, end): of which tokens does not matter for time."""
+    """Fill the KV cache for positions [begin, end); the tokens do not affect the time."""
     first = begin
     while first < end:
         with session.device() as driver:
@@ -196,7 +196,9 @@ def _profile(session: Session, bos: int, position: int) -> dict[StageKey, float]
 
 
 def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> list[StepTimes]:
-    """The same for a board, from the cycle model (``estimate/predict.py``); in ascending order.
+    """Predict the same times for a board with the cycle model (``estimate/predict.py``).
+
+    The result is in ascending order of position.
 
     Parameters
     ----------
@@ -208,7 +210,7 @@ def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> l
     Raises
     ------
     LimitError
-        If a position is more than the model has.
+        If a position is outside the model's context.
     RequestError
         If there is no such board, or no model was given.
     """

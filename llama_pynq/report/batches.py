@@ -1,4 +1,4 @@
-"""Tokens/s and the wait for a token, over the number of sequences in a step."""
+"""Plot of tokens/s and of the time per token over the number of sequences in a step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from llama_pynq.report.picture import MARKERS, Picture, new_figure
 
 @dataclass(frozen=True)
 class Curve:
-    """Speed against the rows of a step, for `batch_drawing`.
+    """Speed over the number of sequences in a step: a curve of `batch_drawing`.
 
     Attributes
     ----------
     label : str
-        Whose, and by what it was found.
+        The device, and how the figures were obtained.
     kind : {"measured", "modelled", "roof"}
     tokens_per_second : dict of int to float
-        Of all sequences together, by their number.
+        Of all sequences together, by the number of sequences.
     """
 
     label: str
@@ -32,7 +32,7 @@ _LINES = {"measured": "-", "modelled": "--", "roof": ":"}
 
 
 def batch_drawing(curves: Sequence[Curve], title: str) -> Picture:
-    """Draw rows against the tokens/s of all sequences, and the wait of one for its next token.
+    """Draw the tokens/s of all sequences, and one sequence's time per token, over their number.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The table of boards: whether a model fits, and how fast it would be (modelled)."""
+"""Table of boards: whether a model fits, and its speed (modelled)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_pynq.kernel.config import kernel_of
 
 @dataclass(frozen=True)
 class BoardRow:
-    """A board with a model: how fast at batch 1 and at its largest batch, or why not.
+    """A board with a model: speed at batch 1 and at its largest batch, or why it does not fit.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class BoardRow:
     one, batch : Prediction
         As if the model fitted.
     reason : str
-        Why it does not fit; empty where it does.
+        Why the model does not fit; empty if it does.
     """
 
     board: Board
@@ -40,7 +40,7 @@ def compare(
     group_size: int | None = None,
     kv_bits: int = 32,
 ) -> list[BoardRow]:
-    """Every board with a model whose `context` positions are in use.
+    """Predict every board's speed with `context` positions of a model in use.
 
     Raises
     ------
@@ -71,21 +71,22 @@ def compare(
 
 _NOTES = """\
 Modelled, not measured: nobody has run this kernel on a board yet. No prices: see docs/boards.md.
-Roof: what a token must read (weights once, keys and values of the context, no padding) over the
-memory's peak times the share of it that long reads reach. tok/s: the loops of hls_src/ with the
-constants of the board's header and the assumptions of llama_pynq/estimate/predict.py, the host's
-share included, tokens chosen on the device. Batch: as many sequences as a call takes, a row each.
-J/token: modelled watts (llama_pynq/estimate/power.py) over tok/s at batch 1."""
+Roof: the memory's peak times the share of it that long reads reach, over the bytes that a token
+must read (weights once, keys and values of the context, no padding). tok/s: a model of the loops
+of hls_src/ with the constants of the board's header and the assumptions of
+llama_pynq/estimate/operators.py, host overhead included, sampling on the device. Batch: as many
+sequences as a call takes, a row each. J/token: modelled watts (llama_pynq/estimate/power.py) over
+tok/s at batch 1."""
 
 _POWER_NOTE = (
-    f"The power model is within {ERROR:.0%} of what others published of other accelerators; its\n"
-    "static part is what somebody's sensor read: of a KV260's module, of a ZCU104's or a card's\n"
+    f"The power model is within {ERROR:.0%} of the published power of other accelerators. Its\n"
+    "static part is a published sensor reading: of a KV260's module, of a ZCU104's or a card's\n"
     "input; on AWS F1 it is the chip, fitted to HLSTransform's 9 W."
 )
 
 
 def boards_table(rows: Sequence[BoardRow]) -> str:
-    """A line for each board, and footnotes."""
+    """Return the table as text: a line per board, and footnotes."""
     head = (
         "board",
         "fits",

@@ -1,7 +1,7 @@
-"""FPGA, CPU and GPU with the same model and prompt: what is published, measured here and modelled.
+"""Comparison of FPGA, CPU and GPU with the same model and prompt, as a table.
 
-HLSTransform's readers asked for this table. Its three kinds of figures stand in columns of their
-own, and a cell without a source stays empty.
+Published, measured and modelled figures are in separate columns; a cell without a source stays
+empty. HLSTransform's readers asked for this table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llama_pynq.kernel.config import kernel_of
 
 @dataclass(frozen=True)
 class Cost:
-    """What a device needs for a model's tokens.
+    """Speed and power of a device with a model.
 
     Attributes
     ----------
@@ -56,7 +56,6 @@ class Cost:
 _PAPER = "HLSTransform, arXiv 2405.00738, stories110M, 256 tokens"
 PUBLISHED = (
     Cost("FPGA: VU9P (AWS F1)", 1, "published", 57.11, 9.0, None, _PAPER),
-    # 42.5 W is a constant of the tool that was used, and no reading.
     Cost("CPU: Xeon E5-2686 v4", 1, "published", 23.21, None, None, f"{_PAPER}; its 42.5 W is a "
          "fallback constant of its tool, not a reading, and is left out"),
     Cost("GPU: RTX 3090", 1, "published", 107.00, 126.9, None, _PAPER),
@@ -65,7 +64,7 @@ PUBLISHED = (
 
 
 def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> list[Cost]:
-    """Boards that hold the model, at batch 1 and at the largest batch, decoding at a position."""
+    """Predict the boards that hold the model, at batch 1 and the largest batch, at a position."""
     costs = []
     for board in (boards()[name] for name in names):
         if not fits(config, board)[0]:
@@ -82,7 +81,7 @@ def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> 
 
 
 def measured(device: str, texts: Sequence[Generation]) -> Cost:
-    """A batch that `generate(..., power=recorder)` made here."""
+    """Return the measured cost of a batch that `generate(..., power=recorder)` made here."""
     seconds = max(text.prompt_seconds + text.decode_seconds for text in texts)
     energy = texts[0].energy
     if energy is not None and not energy.measured:
@@ -103,7 +102,7 @@ _HEAD = ("device", "batch", *_KINDS)
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """As Markdown, a line for each device and batch; then the sources."""
+    """Return the table in Markdown, a line per device and batch, then the sources."""
     lines: dict[tuple[str, int], dict[str, Cost]] = {}
     for cost in costs:
         lines.setdefault((cost.device, cost.batch), {})[cost.kind] = cost
@@ -120,7 +119,7 @@ def table(costs: Sequence[Cost]) -> str:
 
 
 def _cell(cost: Cost | None) -> str:
-    """Its figures with their units; those without a source are left out."""
+    """Format the figures of a cost with units; figures without a source are left out."""
     if cost is None:
         return ""
     figures = (

@@ -1,4 +1,4 @@
-"""A drawing that a notebook shows as the value of a cell, and that can be saved."""
+"""Figures that a notebook shows as the value of a cell, and that can be saved."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any
 
 from llama_pynq.errors import LlamaPynqError
 
+MARKERS = "os^Dv<>ph"  # distinguish curves without their colours
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a notebook shows as a cell's value, and that can be written to a file.
+    """A figure that a notebook shows as the value of a cell, and that can be saved.
 
     Attributes
     ----------
     figure : matplotlib.figure.Figure
     text : str
-        What it shows, for those who do not see it.
+        Alternative text: what the figure shows.
     """
 
     figure: Any = field(repr=False)
     text: str
 
     def save(self, path: Path) -> None:
-        """Write it to a file, whose suffix says the format.
+        """Write the figure to a file, whose suffix selects the format.
 
         Raises
         ------
@@ -46,7 +48,7 @@ class Picture:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches, beside pyplot's.
+    """Return an empty figure of `width` by `height` inches, independent of pyplot.
 
     Raises
     ------
@@ -64,6 +66,3 @@ def new_figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-MARKERS = "os^Dv<>ph"  # curves are told apart without their colours

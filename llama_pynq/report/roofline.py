@@ -1,4 +1,4 @@
-"""Roofline: every board's memory roof, and the modelled tokens/s below it."""
+"""Roofline plot: every board's roof, and the modelled tokens/s below it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llama_pynq.report.picture import MARKERS, Picture, new_figure
 
 
 def roofline(rows: Sequence[BoardRow], title: str) -> Picture:
-    """Draw tokens/s over bytes per token's arithmetic: memory's roof, and where each board is.
+    """Draw tokens/s over operations per byte read: each board's roof and predictions.
 
     Parameters
     ----------
     rows : sequence of BoardRow
-        Those whose model fits are drawn.
+        Boards that hold the model are drawn.
     title : str
 
     Raises
@@ -38,12 +38,12 @@ def roofline(rows: Sequence[BoardRow], title: str) -> Picture:
 
 
 def plot_roofline(rows: Sequence[BoardRow], title: str, path: Path) -> None:
-    """Write the `roofline` to a picture's file; its suffix says the format."""
+    """Write the `roofline` to a file, whose suffix selects the format."""
     roofline(rows, title).save(path)
 
 
 def _draw(axes: Any, rows: Sequence[BoardRow], title: str) -> None:
-    """Each group of boards that come out alike: its roof, and its predictions below it."""
+    """Draw the roof and the predictions of each group of boards with equal results."""
     groups: dict[tuple[float, float, float], list[BoardRow]] = {}
     for row in rows:
         key = (*_roof(row), round(row.one.tokens_per_second, 3))
@@ -76,7 +76,7 @@ def _draw(axes: Any, rows: Sequence[BoardRow], title: str) -> None:
 
 
 def _intensity(prediction: Prediction) -> float:
-    """Operations on weights for each byte that a step has to read."""
+    """Operations on weights per byte that a step must read."""
     work = prediction.work
     return work.rows * _operations(work) / prediction.bytes
 
@@ -89,7 +89,7 @@ def _operations(work: Work) -> float:
 
 
 def _roof(row: BoardRow) -> tuple[float, float]:
-    """Tokens/s for each operation per byte, and the engines' tokens/s whatever memory does."""
+    """Return the slope of the memory's roof, and its ceiling: the engines' tokens/s."""
     memory, k = row.board.memory, row.batch.kernel
     operations = _operations(row.one.work)
     engines = 2.0 * k.channels * k.beat_bytes * k.max_rows * k.clock_mhz * 1e6
@@ -97,7 +97,7 @@ def _roof(row: BoardRow) -> tuple[float, float]:
 
 
 def _label(axes: Any, labels: Sequence[tuple[float, str, str]], x: float) -> None:
-    """Names at the right, moved apart where roofs end too close to each other."""
+    """Label the roofs at the right, moved apart where roofs end too close to each other."""
     low, high = (math.log10(y) for y in axes.get_ylim())
     least = (high - low) / 24
     placed: list[float] = []

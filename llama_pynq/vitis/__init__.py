@@ -1,5 +1,5 @@
-"""Builds overlays with AMD's tools: what they are told, run, and what they reported.
+"""Build overlays with AMD's tools: generate input files, run the tools, read their reports.
 
-Nothing here needs NumPy or PYNQ, except the test bench's data (`vectors`): a machine with Vitis
-needs a checkout and Python. ``python -m llama_pynq.vitis --help``, or ``make -C hls_src``.
+Only the test bench's data (`vectors`) needs NumPy or PYNQ: a machine with Vitis needs a checkout
+and Python. See ``python -m llama_pynq.vitis --help``, or ``make -C hls_src``.
 """

@@ -1,4 +1,4 @@
-"""``python -m llama_pynq.vitis``: one board's build, step by step."""
+"""``python -m llama_pynq.vitis``: build one board's overlay, step by step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS = {
     "files": "write the generated files, run nothing",
     "csim": "Vitis HLS: run the kernel's C++ against the reference (needs NumPy)",
     "csynth": "Vitis HLS: synthesise, and report latencies and resources",
-    "overlay": "all the way to an overlay: .bit with .hwh, or .xclbin",
+    "overlay": "build the overlay: .bit with .hwh, or .xclbin",
     "record": "the last part of overlay: read the reports, write overlay.json",
 }
 
@@ -37,36 +37,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("step", choices=_STEPS)
     parser.add_argument("--board", required=True, help=", ".join(PLATFORMS))
-    parser.add_argument("--folder", type=Path, help="where everything goes; default: build/<board>")
+    parser.add_argument("--folder", type=Path, help="output folder; default: build/<board>")
     parser.add_argument("--header", type=Path, help="a config header of your own for the board")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="at once")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="build jobs")
     parser.add_argument("--board-files", default="", help="a folder with Vivado board files")
     parser.add_argument("--platform", default="", help="a card's platform: name, or .xpfm file")
-    parser.add_argument("--built-by", default="", help="for the record; default: the user's name")
+    parser.add_argument("--built-by", default="", help="name for the record; default: the user's")
     parser.add_argument(
-        "--any-version", action="store_true", help="take tool versions that nobody looked at"
+        "--any-version", action="store_true", help="accept tool versions outside the known range"
     )
     parser.add_argument(
         "--accept-negative-slack",
         action="store_true",
-        help="call a design done that misses timing: it may compute nonsense",
+        help="accept a design that misses timing: it may compute nonsense",
     )
     return parser
 
 
 class Builder:
-    """Runs the steps of one project.
+    """Run the build steps of one project.
 
     Parameters
     ----------
     project : Project
     options : argparse.Namespace
-        Of ``_parser``.
+        Parsed by ``_parser``.
     """
 
     def __init__(self, project: Project, options: argparse.Namespace) -> None:
         self.project, self.options = project, options
-        # The tools run in the build's folder, where a relative path would mean another place.
+        # The tools run in the build's folder: resolve a relative path before.
         self.board_files = Path(options.board_files).resolve() if options.board_files else None
         if self.board_files and not self.board_files.is_dir():
             raise BuildError(
@@ -110,7 +110,7 @@ class Builder:
         print(f"reports: {report}")
 
     def overlay(self) -> None:
-        """Everything is asked for before hours are spent."""
+        """Build the overlay; find all tools first, before hours are spent."""
         self._tool(tools.VITIS_HLS)
         platform = self.project.platform
         shell = None
@@ -147,7 +147,7 @@ class Builder:
         tools.run(self._tool(tools.VPP), args, folder, {})
 
     def record(self) -> None:
-        """Read the reports; move what was built to ``overlay/`` if it may be called done."""
+        """Read the reports; if timing is met or accepted, fill ``overlay/`` with its record."""
         project, folder = self.project, self.project.folder
         zynq = isinstance(project.platform, Zynq)
         tool = tools.VIVADO if zynq else tools.VPP
@@ -177,7 +177,7 @@ class Builder:
         print(f"wrote {path}\nfor your board: llama-pynq overlay add {target / record.main.name}")
 
     def _read(self, pattern: str, *folders: str) -> str:
-        """The newest report that fits, of the first folder that has one."""
+        """Return the newest report that matches, from the first folder that has one."""
         for folder in folders:
             if found := list((self.project.folder / folder).glob(pattern)):
                 newest = max(found, key=lambda path: path.stat().st_mtime)
@@ -186,7 +186,7 @@ class Builder:
         raise BuildError(f"there is no report {pattern} in {where}")
 
     def _zynq_report(self) -> tuple[dict[str, float], float]:
-        """At the clock that was timed, which may be less than was asked for."""
+        """Return resources, slack, and the clock timed, which may be lower than requested."""
         clock, asked = float(self._read("clock_mhz", "built")), self.project.clock_mhz
         if round(clock) < asked:
             print(f"the clock is {clock:g} MHz: the processor does not divide its PLL to {asked}")
@@ -196,16 +196,17 @@ class Builder:
             reached = 1000 / (1000 / clock - slack)
             raise BuildError(
                 f"timing is not met: the worst slack is {slack:g} ns at {clock:g} MHz, so the "
-                f"design may compute nonsense, and is not called done. Lower kClockMhz in "
-                f"{self.project.header} (to about {reached:.0f}) and build again; to have it all "
-                f"the same: {self._command('record')} ACCEPT_NEGATIVE_SLACK=1"
+                f"design may compute nonsense, and is rejected. Lower kClockMhz in "
+                f"{self.project.header} (to about {reached:.0f}) and build again; to accept it "
+                f"anyway: {self._command('record')} ACCEPT_NEGATIVE_SLACK=1"
             )
         return report, clock
 
     def _card_report(self) -> tuple[dict[str, float] | None, float | None]:
-        """Its shell is counted too; v++ itself refuses what misses timing at a lowered clock.
+        """Return resources and slack, the card's shell included, and the kernel's clock.
 
-        The .xclbin is worth more than what is told of it: what cannot be read is left out.
+        v++ itself rejects a design that misses timing even at a lowered clock. A report that
+        cannot be read is left out: that does not spoil the .xclbin.
         """
         report: dict[str, float] = {}
         clock = None
@@ -233,7 +234,7 @@ class Builder:
         return clock
 
     def _command(self, step: str) -> str:
-        """What runs another step of this build, from any folder."""
+        """Return the command that runs another step of this build, from any folder."""
         project, source = self.project, self.project.source
         words = ["make", "-C", str(source), step, f"BOARD={project.board.name}"]
         if project.folder != source / "build" / project.board.name:
@@ -265,7 +266,7 @@ def _source_version(source: Path) -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one step; the exit status."""
+    """Run one step and return the exit status."""
     options = _parser().parse_args(args)
     try:
         folder = options.folder or Path("build", options.board)

@@ -1,9 +1,9 @@
-"""What a build must know of each board beyond the kernel's config header, and who said so.
+"""Build facts of each board beyond the kernel's config header, and their sources.
 
-Part and shell names: finn, ``src/finn/util/basic.py``. Board files, and that the masters' data
-address spaces map the low DDR alone: PYNQ, ``boards/*/base/base.tcl``, and Kria-PYNQ,
-``kv260/base/base.tcl`` (its buffers lie in the low 2 GiB). Pins and properties of the processors'
-IP: the same. None of it was tried here: there was no tool.
+Part and shell names: finn, ``src/finn/util/basic.py``. Board files, and the masters' data address
+spaces, which map only the low DDR: PYNQ, ``boards/*/base/base.tcl``, and Kria-PYNQ,
+``kv260/base/base.tcl`` (its buffers are in the low 2 GiB). Pins and properties of the processors'
+IP: the same files. Nothing here was tried: no AMD tool was available.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class ProcessorPort:
     name, clock : str
         Interface pin and its clock pin.
     address_block, segment : str
-        Where the processor's IP lists its address segments, and the one that is DDR memory.
+        Address block of the port in the processor's IP, and its segment that is DDR memory.
     properties : tuple of (str, str)
-        Of the processor's IP, to have the port, as wide as it gets.
+        Properties of the processor's IP that enable the port at its full width.
     """
 
     name: str
@@ -39,21 +39,21 @@ class Processor:
     Attributes
     ----------
     ip : str
-        Of the library ``xilinx.com:ip``.
+        Name in the library ``xilinx.com:ip``.
     preset : tuple of (str, str)
-        How Vivado's automation is to apply the board's preset.
+        Options with which Vivado's automation applies the board's preset.
     properties : tuple of (str, str)
-        Besides the memory ports'.
+        Properties besides those of the memory ports.
     clock_property, actual_clock_property : str
-        The fabric's clock in MHz: what is asked for, and what the PLL's dividers make of it.
+        The fabric's clock in MHz: as requested, and as the PLL's dividers produce it.
     clock, reset : str
         Pins of the fabric's clock and reset.
     control, control_clock : str
-        The port that the registers are reached through, and its clock pin.
+        The port through which the registers are accessed, and its clock pin.
     control_address : int
     ports : tuple of ProcessorPort
-        In the order of use: neighbours of this list do not share a port of the memory controller,
-        as far as there are enough of those.
+        In the order of use: neighbours in this list use different ports of the memory controller,
+        as far as there are enough.
     """
 
     ip: str
@@ -77,9 +77,9 @@ class Zynq:
     ----------
     part : str
     board_part : str
-        Pattern of Vivado's name for the board; the newest file that fits is taken.
+        Pattern of Vivado's name for the board; the newest match is used.
     board_files : str
-        Where to get them.
+        Where to get Vivado's board files.
     processor : Processor
     """
 
@@ -97,11 +97,11 @@ class Card:
     ----------
     part : str
     shell : str
-        Pattern of the platform's name; the newest that is installed is taken.
+        Pattern of the platform's name; the newest installed match is used.
     memory : str
         ``HBM`` or ``DDR``, as the linker names the banks.
     most_masters : int
-        AXI masters of kernels that the shell's memory takes.
+        Number of kernel AXI masters that the shell's memory takes.
     """
 
     part: str
@@ -125,7 +125,8 @@ def _mpsoc_port(n: int) -> ProcessorPort:
     )  # fmt: skip
 
 
-# HP0 with HP1, and HP2 with HP3, share a port of the memory controller (UG585, from memory).
+# HP0 and HP1 share a port of the memory controller, as do HP2 and HP3 (UG585, recalled and not
+# looked up).
 ZYNQ_7000 = Processor(
     "processing_system7",
     (
@@ -146,7 +147,7 @@ ZYNQ_7000 = Processor(
 )
 
 # HP1 and HP2 share a port of the memory controller, HP0 one with the display port, HP3 one with a
-# DMA controller (UG1085, PL-PS Interface Specifics). The HPC ports are left alone: they go through
+# DMA controller (UG1085, PL-PS Interface Specifics). The HPC ports are not used: they go through
 # the CCI, and PYNQ's buffers are not coherent.
 MPSOC = Processor(
     "zynq_ultra_ps_e",
@@ -173,7 +174,7 @@ CONTROL_RANGE = 0x1_0000
 _BOARD_STORE = "AMD's Board Store has it: in Vivado, Tools > XHub Stores, or xhub::install"
 
 # v++ for a U50: 'Resource HBM[0] has 1 interface that can support 30 possible masters'
-# (Vitis_Accel_Examples, issue 75). The other two are taken to be no better: not checked.
+# (Vitis_Accel_Examples, issue 75). The U280 and U55C are assumed to take no more: not checked.
 _HBM_MASTERS = 30
 # 'Up to 15 kernel ports can be connected to a single global memory bank' (UG1393), of 4.
 _DDR_MASTERS = 60
@@ -199,5 +200,5 @@ PLATFORMS: dict[str, Zynq | Card] = {
     "u280": Card("xcu280-fsvh2892-2L-e", "xilinx_u280_gen3x16_xdma_*", "HBM", _HBM_MASTERS),
     "u55c": Card("xcu55c-fsvh2892-2L-e", "xilinx_u55c_gen3x16_xdma_*", "HBM", _HBM_MASTERS),
 }
-"""Boards that a build is known for, by their names in `llama_pynq.boards`. AWS's cards are not
-among them: their shell is linked, and its result registered, in AWS's own way (aws-fpga)."""
+"""Boards with a known build, by their names in `llama_pynq.boards`. AWS's cards are not listed: AWS
+links its shell and registers the result in its own way (aws-fpga)."""

@@ -1,7 +1,7 @@
-"""The files that the tools are given for a board: generated, so that one place knows each fact.
+"""Generate the tools' input files for a board, so that every fact has one source.
 
-``top.cpp`` is the kernel's top function (`kernel/top.py`), ``settings.tcl`` what
-``hls_src/scripts/*.tcl`` need to know, and ``connectivity.cfg`` the cards' memory banks.
+``top.cpp`` holds the kernel's top function (`kernel/top.py`), ``settings.tcl`` the settings of
+``hls_src/scripts/*.tcl``, and ``connectivity.cfg`` a card's memory banks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from llama_pynq.vitis.platforms import CONTROL_RANGE, PLATFORMS, Card, Processor
 from llama_pynq.vitis.tools import seen_from_here
 
 PROCESSOR_CELL = "{}_0"
-_NARROW_BYTES = 4  # of the ports that carry words
+_NARROW_BYTES = 4  # width of the ports that carry 32-bit words
 
 
 def source_folder() -> Path:
-    """``hls_src``: of this checkout, else the one that is installed.
+    """Return ``hls_src`` of this checkout, else the installed one.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def source_folder() -> Path:
     for folder in (package.parent / "hls_src", package / "hls_src"):
         if (folder / "config.h").exists():
             return folder
-    raise BuildError(f"hls_src is missing: it lies neither beside nor in {package}. Use a checkout")
+    raise BuildError(f"hls_src is missing: it is neither beside nor in {package}. Use a checkout")
 
 
 def _header(source: Path, board: Board) -> Path:
@@ -60,13 +60,13 @@ def _header(source: Path, board: Board) -> Path:
 
 
 def _check(header: Path, source: Path) -> None:
-    """Whether a header has the constants that a build's files are made from."""
+    """Raise BuildError if a header lacks a constant that the build's files need."""
     like = f"compare it with those in {source}/boards"
     names = ("kClockMhz", "kChannels", "kKvPorts", "kBeatBytes", "kKvBeatBytes", "kFaddLatency")
     try:
         constants = board_constants(header)
         require_constants(constants, names, header)
-    except ValueError as error:  # it names the header
+    except ValueError as error:  # the error names the header
         raise BuildError(f"{error}: {like}") from error
     for name in names:
         if constants[name] == 0:
@@ -75,7 +75,7 @@ def _check(header: Path, source: Path) -> None:
 
 @dataclass(frozen=True)
 class Project:
-    """One board's build: what it is made of, and where it goes.
+    """One board's build: its inputs, and its output folder.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Project:
     source, header : Path
         ``hls_src``, and the board's config header in it.
     folder : Path
-        Everything generated goes there.
+        Output folder of everything generated.
     """
 
     board: Board
@@ -95,7 +95,7 @@ class Project:
 
     @classmethod
     def of(cls, name: str, folder: Path, header: Path | None = None) -> Project:
-        """The project of a board.
+        """Return the project of a board.
 
         Parameters
         ----------
@@ -103,12 +103,12 @@ class Project:
             One of `PLATFORMS`.
         folder : Path
         header : Path or None
-            A config header of one's own; None: the board's.
+            A custom config header; None: the board's.
 
         Raises
         ------
         BuildError
-            If no build is known for a board of that name, there is no such header, or it lacks a
+            If no build is known for a board of that name, or the header is missing or lacks a
             constant.
         """
         if name not in PLATFORMS:
@@ -136,7 +136,7 @@ class Project:
 
     @property
     def clock_mhz(self) -> int:
-        """What is asked of the tools: the header's clock, or the shell's where that is less."""
+        """Clock requested from the tools: the header's, or the board's maximum if lower."""
         return min(self.constants["kClockMhz"], self.board.max_clock_mhz)
 
     @property
@@ -149,7 +149,7 @@ class Project:
         return read_constants(self.source / "contract.h")["kAbiVersion"]
 
     def bundles(self) -> dict[str, int]:
-        """The kernel's AXI masters and the bytes each moves in a cycle: weights, KV cache, rest."""
+        """Return the bytes a cycle of each of the kernel's AXI masters: weights, KV cache, rest."""
         constants = self.constants
         widths: dict[str, int] = {}
         for kind, width in (
@@ -168,8 +168,8 @@ class Project:
         Raises
         ------
         BuildError
-            If the kernel has more AXI masters than the card's shell takes, or the tools
-            cannot take a folder's name.
+            If the kernel has more AXI masters than the card's shell takes, or a path has a
+            character that the tools do not accept.
         """
         for path in (self.folder, self.source, self.header):
             if re.search(r"[\s{}\\$\[\];\"#]", path.as_posix()):
@@ -184,7 +184,7 @@ class Project:
             write_atomically(self.folder / name, text.encode())
 
     def top(self) -> str:
-        """The top function's source, which names its board itself.
+        """Return the source of the top function, which itself defines the board's header.
 
         A macro with quotes in it does not survive every tool's command line.
         """
@@ -193,7 +193,7 @@ class Project:
         return f'#define LLAMA_BOARD_HEADER "{header.as_posix()}"\n{top_function(self.header)}'
 
     def settings(self) -> str:
-        """What the Tcl scripts need to know."""
+        """Return the settings of the Tcl scripts, as Tcl."""
         card = isinstance(self.platform, Card)
         values: dict[str, object] = {
             "board": self.board.name,
@@ -215,7 +215,7 @@ class Project:
 
 
 def _tcl(value: object) -> str:
-    """A value as a Tcl word; mappings and sequences become lists."""
+    """Format a value as a Tcl word; mappings and sequences become lists."""
     if isinstance(value, Mapping):
         value = [part for item in value.items() for part in item]
     if isinstance(value, (list, tuple)):
@@ -227,11 +227,11 @@ def _tcl(value: object) -> str:
 def share_ports(
     bundles: Mapping[str, int], ports: tuple[ProcessorPort, ...]
 ) -> dict[str, list[str]]:
-    """Which of the kernel's masters share which port of the processor.
+    """Assign the kernel's masters to the processor's ports.
 
-    A master goes to the port with the least to carry so far, bytes a cycle, the widest first. So
-    each weight channel has a port of its own while there are any, the KV cache's are spread over
-    them, and the narrow ones go where there is room. That is what `estimate/predict.py` assumes:
+    Each master goes to the port with the least load so far, in bytes a cycle, the widest first. So
+    each weight channel has its own port as long as there are any, the KV cache's masters are spread
+    over the ports, and the narrow ones go where there is room. `estimate/streams.py` assumes this:
     the ports together are the limit, not one of them.
 
     Parameters
@@ -288,21 +288,21 @@ def _block_design(project: Project, platform: Zynq) -> dict[str, object]:
 
 
 def bank_of(project: Project) -> dict[str, int]:
-    """Memory bank of each AXI master of a card's kernel.
+    """Return the memory bank of each AXI master of a card's kernel.
 
-    Dealt out in turn, weights first, then the KV cache, as `estimate/predict.py` has it: a bank for
-    each weight channel while there are banks, and KV ports on others where any are left, or, with
-    kSharedMasters, on those of their channels.
+    Banks are assigned round-robin, weights first, then the KV cache, as `estimate/streams.py`
+    assumes: each weight channel has its own bank as long as there are any. KV ports get the banks
+    left over, or, with kSharedMasters, the banks of their channels.
     """
     banks = project.board.memory.banks
     return {bundle: i % banks for i, bundle in enumerate(project.bundles())}
 
 
 def connectivity(project: Project) -> str:
-    """The linker's configuration file for a card.
+    """Return the linker's configuration file for a card.
 
-    No super logic region is named: the kernel is larger than one (docs/boards.md), so the placer
-    has to spread it.
+    It names no super logic region: the kernel is larger than one (docs/boards.md), so the placer
+    must spread it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the tools reported of an implemented design, out of their text files."""
+"""Parsers for the tools' text reports of an implemented design."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from llama_pynq.errors import BuildError
 
-# Rows of Vivado's report_utilization: 7 series, UltraScale+; the star is a footnote's.
+# Rows of Vivado's report_utilization: 7 series, UltraScale+; the star marks a footnote.
 _ROWS = {
     "lut": r"(?:Slice|CLB) LUTs\*?",
     "dsp": r"DSPs",
@@ -16,17 +16,17 @@ _ROWS = {
 
 
 def utilization(text: str) -> dict[str, float]:
-    """Look-up tables, DSP slices, block RAMs and UltraRAMs of ``report_utilization``.
+    """Parse LUTs, DSP slices, block RAMs and UltraRAMs from ``report_utilization``.
 
     Parameters
     ----------
     text : str
-        The report; a row that the device does not have is left out.
+        The report; a resource without a row is left out.
 
     Raises
     ------
     BuildError
-        If it has no row of look-up tables.
+        If the report has no row of LUTs.
     """
     used = {}
     for name, row in _ROWS.items():
@@ -38,7 +38,7 @@ def utilization(text: str) -> dict[str, float]:
 
 
 def worst_slack_ns(text: str) -> float:
-    """The worst slack of ``report_timing_summary``: of setup, hold and pulse widths the least.
+    """Parse the worst slack from ``report_timing_summary``, over setup, hold and pulse width.
 
     Raises
     ------
@@ -62,9 +62,9 @@ def worst_slack_ns(text: str) -> float:
 
 
 def kernel_clock_mhz(text: str) -> float:
-    """The kernel's clock of ``llama.xclbin.info``: what was asked for, or what v++ made of it.
+    """Parse the kernel's clock from ``llama.xclbin.info``.
 
-    Where timing is not met at the clock asked for, v++ lowers the clock and carries on.
+    If timing is not met at the requested clock, v++ lowers the clock and carries on.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""AMD's tools: whether they are there and of a version that was looked at, and running them."""
+"""Find AMD's tools, check their versions, and run them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from llama_pynq.errors import BuildError
 from llama_pynq.vitis.platforms import Card
 
 OLDEST, NEWEST = (2022, 1), (2024, 2)
-"""PYNQ 3.0.1 and Kria-PYNQ were made with 2022.1; vitis_hls is to go after 2024.2 (Vitis Libraries
-2024.2). XRT 2.13 to 2.16 came with 2022.1 to 2023.2, from memory. None of them was tried."""
+"""Tool versions that the scripts were written for. PYNQ 3.0.1 and Kria-PYNQ were built with 2022.1;
+vitis_hls is to be removed after 2024.2 (Vitis Libraries 2024.2). XRT 2.13 to 2.16 came with 2022.1
+to 2023.2 (recalled, not looked up). None of the versions was tried."""
 
 _SHELLS = Path("/opt/xilinx/platforms")
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A vendor's tool: how it is called, and how it says its version.
+    """An AMD tool: its command lines, and the option that prints its version.
 
     Attributes
     ----------
     name : str
-        In an overlay's record.
+        Name in an overlay's record.
     commands : tuple of (str, ...)
-        Command lines that a script's name is added to; the first whose program is there is taken.
+        Command lines to which a script's name is appended; the first whose program is on PATH is
+        used.
     version_option : str
     product : str
-        What to install.
+        Product to install.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Tool:
     product: str
 
 
-# vitis-run came with 2023.2, and vitis_hls is to go after 2024.2 (Vitis Libraries 2024.2).
+# vitis-run came with 2023.2, and vitis_hls is to be removed after 2024.2 (Vitis Libraries 2024.2).
 VITIS_HLS = Tool(
     "vitis_hls",
     (("vitis-run", "--mode", "hls", "--tcl"), ("vitis_hls", "-f")),
@@ -60,7 +62,7 @@ VPP = Tool("v++", (("v++",),), "--version", "Vitis (AMD's unified installer)")
 
 @dataclass(frozen=True)
 class FoundTool:
-    """A tool that is there: its command line, and its version as it says it."""
+    """An installed tool: its command line, and the version it reports."""
 
     tool: Tool
     command: tuple[str, ...]
@@ -68,18 +70,18 @@ class FoundTool:
 
 
 def find(tool: Tool, any_version: bool = False) -> FoundTool:
-    """The tool on PATH.
+    """Find a tool on PATH, and check its version.
 
     Parameters
     ----------
     tool : Tool
     any_version : bool
-        Take versions too that nobody looked at.
+        Also accept versions outside `OLDEST` to `NEWEST`.
 
     Raises
     ------
     BuildError
-        If it is not there, does not say its version, or is of another.
+        If the tool is missing, does not report its version, or has another version.
     """
     names = " or ".join(command[0] for command in tool.commands)
     command = next((c for c in tool.commands if shutil.which(c[0])), None)
@@ -92,7 +94,7 @@ def find(tool: Tool, any_version: bool = False) -> FoundTool:
     done = subprocess.run(
         [command[0], option], capture_output=True, text=True, check=False, errors="replace"
     )
-    # Where it does not say, its folder does: .../Vitis/2024.1/bin/vitis-run.
+    # If the output has no version, the path has one: .../Vitis/2024.1/bin/vitis-run.
     places = (done.stdout + done.stderr, str(Path(shutil.which(command[0]) or "").resolve()))
     found = next(filter(None, (re.search(r"(?<!\d)(20\d\d)\.(\d)\b", at) for at in places)), None)
     if found is None:
@@ -112,7 +114,7 @@ def find(tool: Tool, any_version: bool = False) -> FoundTool:
 
 
 def seen_from_here(path: Path) -> str:
-    """For errors: where a relative path was looked for, which make's -C changes."""
+    """Return a hint for errors: the folder that a relative path starts from, which -C changes."""
     if path.is_absolute():
         return ""
     return f" (relative to {Path.cwd()}: make -C goes to hls_src first, so give the whole path)"
@@ -123,13 +125,13 @@ def _text(version: tuple[int, int]) -> str:
 
 
 def find_shell(card: Card, named: str | None = None) -> str:
-    """A card's platform that v++ can link for: the newest that is installed.
+    """Find the platform of a card that v++ links for: the newest one installed.
 
     Parameters
     ----------
     card : Card
     named : str or None
-        A platform's name, which is taken as it is, or the path of its .xpfm.
+        A platform's name, used as it is, or the path of its .xpfm.
 
     Raises
     ------
@@ -169,7 +171,7 @@ def find_shell(card: Card, named: str | None = None) -> str:
 
 
 def run(found: FoundTool, args: list[str], folder: Path, settings: Mapping[str, str]) -> None:
-    """Run a tool in `folder`; what it prints goes where our own output goes.
+    """Run a tool in `folder`; its output goes to the same place as ours.
 
     Raises
     ------
@@ -181,6 +183,6 @@ def run(found: FoundTool, args: list[str], folder: Path, settings: Mapping[str, 
     done = subprocess.run(command, cwd=folder, env={**os.environ, **settings}, check=False)
     if done.returncode:
         raise BuildError(
-            f"{found.tool.name} failed with exit status {done.returncode}; what it says is above, "
-            f"and in its log in {folder}"
+            f"{found.tool.name} failed with exit status {done.returncode}; its output is above, "
+            f"and its log in {folder}"
         )

@@ -1,7 +1,7 @@
-"""Data for ``test_bench.cpp``: a small model, a call, and what the reference makes of it.
+"""Data for ``test_bench.cpp``: a small model, a call, and the reference's results.
 
-The model's weights are random, its shape odd: half groups, padded heads, grouped queries. The call
-is one row of three steps that feeds its own samples back, which every board takes.
+The model has random weights and an odd shape: half groups, padded heads, grouped queries. The call
+has one row, and three steps that feed their own samples back: every board takes it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Vectors:
     Attributes
     ----------
     before, after : dict of str to (n,) uint32
-        What they hold before the call, and, of those that it writes for the host, after it.
+        Contents before the call; and after it, for the buffers that it writes for the host.
     """
 
     before: dict[str, np.ndarray]
@@ -50,7 +50,7 @@ class Vectors:
 
 
 def make_vectors(limits: KernelLimits) -> Vectors:
-    """The call for a kernel of these limits."""
+    """Make the buffers of the call for a kernel with these limits."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.bin"
         with path.open("w+b") as file:
@@ -136,9 +136,9 @@ def _array(name: str, words: np.ndarray) -> str:
 
 
 def write_vectors(project: Project) -> Path:
-    """Write ``test_vectors.h`` into the project's folder; its path.
+    """Write ``test_vectors.h`` into the project's folder, and return its path.
 
-    A buffer that holds one word over and over is told as that word.
+    A buffer of one repeated word is written as that word.
     """
     vectors = make_vectors(KernelLimits.from_header(project.header))
     arrays, rows = [], []

@@ -348,7 +348,7 @@ def test_pack_refuses_what_it_cannot_pack(cli, refused, tmp_path):
     assert message == f"{tmp_path} is a folder: give the name of the file to write"
     assert cli("pack", "model.safetensors")[0] == 0
     assert refused("pack", "again.safetensors", "--model", "model.safetensors") == (
-        "model.safetensors is packed already: give the checkpoint that it was made of"
+        "model.safetensors is packed already: give the checkpoint it was made from"
     )
     deep = replace(SHAPE, dim=8, hidden_dim=8, vocab_size=8, n_layers=257, seq_len=8)
     write_checkpoint(tmp_path / "deep.bin", deep, 0)
@@ -650,7 +650,7 @@ def test_boards_names_what_is_wrong_with_an_option(refused, cli, tmp_path):
         "tinyllama, llama2-7b"
     )
     assert refused("boards", "--shape", "stories15M", "--context", 257) == (
-        "--context is 257: the model has positions for 1 to 256"
+        "--context is 257: it must be 1 to 256, the model's context"
     )
     assert "int4 weights come in groups of 64 only" in refused(
         "boards", "--shape", "stories15M", "--weight-bits", 4, "--group-size", 32
@@ -685,13 +685,13 @@ def test_notebooks_are_copied_kept_and_reset(cli, tiny, tmp_path):
     status, out, _ = cli("notebooks", "--reset")
     assert status == 0
     backup = re.fullmatch(
-        rf"{re.escape(str(copy))}: replaced; what was there is now (99_tiny\.backup-\d{{8}}-\d{{6}}"
-        r"\.ipynb)\n",
+        rf"{re.escape(str(copy))}: replaced; the previous file is now "
+        r"(99_tiny\.backup-\d{8}-\d{6}\.ipynb)\n",
         out,
     )[1]
     assert (tmp_path / copy).with_name(backup).read_text() == "my work"
     (tmp_path / "übung" / "99_tiny.ipynb").mkdir(parents=True)
-    assert cli("notebooks", "übung", "--reset")[1].endswith(": kept, since it is no file\n")
+    assert cli("notebooks", "übung", "--reset")[1].endswith(": kept: it is not a regular file\n")
 
 
 def test_notebooks_in_a_files_place_are_refused(refused, tiny, tmp_path):
@@ -856,7 +856,7 @@ def test_grade_says_that_it_runs_programs_of_others(cli, capsys):
     with pytest.raises(SystemExit):
         cli("labs", "grade", "--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "Submissions are programs of others, and they run with your rights" in text
+    assert "Submissions are other people's programs and run with your permissions" in text
     assert "throw-away account or container" in text
 
 

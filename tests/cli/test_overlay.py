@@ -76,8 +76,8 @@ def test_list_without_any_overlay_says_so_and_what_to_do(cli, tmp_path):
         "No overlay is released with this version of llama_pynq.\n"
         "To build one, with AMD's tools in a checkout: make -C hls_src overlay BOARD=NAME, then\n"
         "llama-pynq overlay add hls_src/build/NAME/overlay\n"
-        f"The emulated device, for which no board is needed, uses {emulated_overlay()}\n"
-        f"Your own and installed overlays lie in {tmp_path / 'user'}\n"
+        f"The emulated device, which needs no board, uses {emulated_overlay()}\n"
+        f"Your own and installed overlays are in {tmp_path / 'user'}\n"
     )
 
 
@@ -131,7 +131,7 @@ def test_install_that_broke_off_goes_on_with_the_same_command(cli, server):
     assert re.search(r"\nllama-pynq: \S+/llama.bit: the .* stopped after 2600000 of \d+ bytes", err)
     status, _, err = cli("install", "kv260")
     assert status == 0
-    assert err.startswith("llama.bit: 2.5 of 4.9 MiB, going on from there\n")
+    assert err.startswith("llama.bit: 2.5 of 4.9 MiB, resumed\n")
 
 
 def test_install_says_when_ones_own_build_comes_first(cli, server, tmp_path):
@@ -139,8 +139,8 @@ def test_install_says_when_ones_own_build_comes_first(cli, server, tmp_path):
     status, _, err = cli("install", "kv260")
     assert status == 0
     assert err.endswith(
-        f"the added overlay of kv260, {tmp_path / 'user' / 'added' / 'kv260'}, comes first, and is "
-        "what LlamaOverlay() uses: llama-pynq overlay remove kv260 takes it away\n"
+        f"the added overlay of kv260, {tmp_path / 'user' / 'added' / 'kv260'}, takes precedence, "
+        "so LlamaOverlay() uses it: llama-pynq overlay remove kv260 deletes it\n"
     )
 
 
@@ -183,12 +183,12 @@ def test_ctrl_c_keeps_what_came_and_says_so(cli, server, tmp_path):
     out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert err.endswith(
-        "what came is kept: the same command goes on from there\nllama-pynq: interrupted\n"
+        "the partial download is kept: the same command resumes it\nllama-pynq: interrupted\n"
     )
     assert not (tmp_path / "user" / "installed").exists()
     server.gate.set()
     status, _, err = cli("install", "kv260")
-    assert status == 0 and "going on from there" in err
+    assert status == 0 and "MiB, resumed" in err
 
 
 def test_install_from_a_record_needs_no_link(cli, server, tmp_path):
@@ -259,7 +259,7 @@ def test_add_says_where_and_keeps_a_backup(cli, tmp_path):
     )
     status, out, _ = cli("add", "build", "--force")
     assert status == 0
-    assert re.search(rf"what was there is now {place.parent}.backup-\d{{8}}-\d{{6}}\n", out)
+    assert re.search(rf"the previous overlay is now {place.parent}.backup-\d{{8}}-\d{{6}}\n", out)
 
 
 def test_add_takes_the_board_that_is_found(cli, tmp_path, monkeypatch):
@@ -279,7 +279,8 @@ def test_remove_says_what_is_used_then(cli, server, tmp_path):
     added, installed = (tmp_path / "user" / o / "kv260" for o in ("added", "installed"))
     out = cli("remove", "kv260")[1]
     assert out == f"{added}: removed; now used: {installed / 'llama.bit'}\n"
-    assert cli("remove", "kv260")[1] == f"{installed}: removed; there is no other of kv260\n"
+    out = cli("remove", "kv260")[1]
+    assert out == f"{installed}: removed; there is no other overlay of kv260\n"
     assert "there is no overlay of kv260 to remove" in cli("remove", "kv260")[2]
 
 
@@ -289,7 +290,7 @@ def test_remove_says_how_to_return_to_a_backup(cli, tmp_path):
         cli("add", "build", "--force")
     out = cli("remove", "kv260")[1]
     backup = re.fullmatch(
-        r"\S+: removed; there is no other of kv260\n"
+        r"\S+: removed; there is no other overlay of kv260\n"
         r"left: 1 backup (\S+); to return to it: llama-pynq overlay add \1\n",
         out,
     ).group(1)
@@ -332,7 +333,8 @@ def test_commands_use_what_was_added(cli, capsys, tmp_path, monkeypatch):
         "  measured         no",
     ]
     assert main(["info", "--overlay", str(emulated_overlay())]) == 0
-    assert "record           none beside the file: not known who built it" in capsys.readouterr()[0]
+    out = capsys.readouterr()[0]
+    assert "record           none beside the file: builder and measurements unknown" in out
     cli("remove", "kv260")
     assert main(["generate"]) == 1
     assert "there is no overlay of kv260 on this computer" in capsys.readouterr()[1]

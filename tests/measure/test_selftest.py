@@ -230,7 +230,7 @@ def test_texts_that_differ_point_at_timing(overlay, monkeypatch):
 
 @pytest.mark.parametrize(
     ("expected", "passed", "words"),
-    [(100, True, "expected are 100"), (50, False, "it is faster than"), (1000, True, "1000")],
+    [(100, True, "expected: 100"), (50, False, "it is faster than"), (1000, True, "1000")],
 )
 def test_clock_is_held_to_what_is_expected(overlay, monkeypatch, expected, passed, words):
     overlay.load_model()
@@ -244,7 +244,7 @@ def test_silent_profile_is_told(overlay, monkeypatch):
     monkeypatch.setattr(CallBuffers, "read_profile", lambda calls, steps: [np.zeros(0)] * steps)
     assert selftest._clock(overlay) == (
         False,
-        "the kernel's profile is empty: its process of time stamps is silent",
+        "the kernel's profile is empty: it recorded no time stamps",
     )
 
 

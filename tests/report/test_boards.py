@@ -31,7 +31,7 @@ def test_the_table_says_that_it_is_modelled_and_names_the_source_of_power(rows):
     text = boards_table(rows)
     assert "Modelled, not measured" in text
     assert "J/token: modelled watts (llama_pynq/estimate/power.py)" in text
-    assert "within 35% of what others published" in text
+    assert "within 35% of the published power" in text
     assert "not yet checked against the data sheet: zcu104" in text
 
 

@@ -135,7 +135,7 @@ def test_command_that_an_error_names_runs_as_it_is(machine, tmp_path, capsys):
     mine.write_text(header.read_text())
     arguments = ["--board", "kv260", "--folder", str(tmp_path / "out"), "--header", str(mine)]
     assert main(["overlay", *arguments]) == 1
-    command = capsys.readouterr().err.strip().rpartition("the same: ")[2]
+    command = capsys.readouterr().err.strip().rpartition("to accept it anyway: ")[2]
     assert command == (
         f"make -C {HLS_SRC} record BOARD=kv260 FOLDER={tmp_path / 'out'} HEADER={mine} "
         "ACCEPT_NEGATIVE_SLACK=1"
