@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from pynq.pl_server.device import Device
 from support.board_overlays import record_of_files, write_files, write_overlay
-from support.fake_board import StandInBoard
+from support.fake_board import FakeBoard
 from support.file_server import serving
 
 from llama_pynq.boards import boards
@@ -269,7 +269,7 @@ def test_add_takes_the_board_that_is_found(cli, tmp_path, monkeypatch):
     status, _, err = cli("add", "plain/llama.bit")
     assert status == 1 and "add --board, one of pynq-z1, pynq-z2" in err
     monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
-    monkeypatch.setattr(Device, "_devices", [StandInBoard("Pynq-Z1")], raising=False)
+    monkeypatch.setattr(Device, "_devices", [FakeBoard("Pynq-Z1")], raising=False)
     assert "added, for pynq-z1; not known" in cli("add", "plain/llama.bit")[1]
 
 
@@ -318,7 +318,7 @@ def test_commands_use_what_was_added(cli, capsys, tmp_path, monkeypatch):
     for suffix in (".bit", ".hwh"):
         shutil.copy(emulated_overlay(".bit").with_suffix(suffix), folder)
     record_of_files(folder, "kv260").write(folder)
-    monkeypatch.setattr(Device, "_devices", [StandInBoard("KV260")], raising=False)
+    monkeypatch.setattr(Device, "_devices", [FakeBoard("KV260")], raising=False)
     assert main(["info"]) == 0
     out, _ = capsys.readouterr()
     overlay = out.split("\n\n")[2]

@@ -11,7 +11,7 @@ import pynq
 import pytest
 from pynq.pl_server.device import Device
 from support import fake_pyxrt
-from support.fake_card import Card, Expected, banked_overlay, self_tested, story
+from support.fake_card import Expected, FakeCard, banked_overlay, self_tested, story
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.device import pyxrt as subject
@@ -34,7 +34,7 @@ BANKS = {
 
 @pytest.fixture(params=[(2, 12), (2, 16), (2, 18), (2, 23)], ids=lambda v: f"xrt-{v[0]}.{v[1]}")
 def pyxrt(request, monkeypatch):
-    card = Card(programmed=False)
+    card = FakeCard(programmed=False)
     module = fake_pyxrt.make(card, request.param)
     module.card = card
     monkeypatch.setitem(sys.modules, "pyxrt", module)
@@ -265,7 +265,7 @@ def test_start_without_buffers_is_refused(pyxrt, hbm):
 
 def test_probe_lists_cards_and_no_npu(monkeypatch):
     for version in ((2, 16), (2, 23)):
-        module = fake_pyxrt.make(Card(), version, names=("RyzenAI-npu1", NAME))
+        module = fake_pyxrt.make(FakeCard(), version, names=("RyzenAI-npu1", NAME))
         monkeypatch.setitem(sys.modules, "pyxrt", module)
         assert [repr(d) for d in PyxrtDevice._probe_()] == [
             f"PyxrtDevice(0, '{NAME}' at 0000:03:00.1)",

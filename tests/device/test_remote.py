@@ -39,7 +39,7 @@ if version("pynq").startswith("3.0."):
 from pynq.pl_server import remote_device
 from pynq.pl_server.device import Device
 from pynq.pl_server.remote_device import RemoteDevice
-from support.fake_remote_board import FIRMWARE, RemoteBoard
+from support.fake_remote_board import FIRMWARE, FakeRemoteBoard
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def bitfile(tmp_path):
 
 @pytest.fixture
 def board(bitfile):
-    board = RemoteBoard(bitfile.with_suffix(".hwh").read_bytes())
+    board = FakeRemoteBoard(bitfile.with_suffix(".hwh").read_bytes())
     yield board
     board.stop()
 
@@ -198,7 +198,7 @@ def test_ports_and_clock_are_set_on_the_board(board, device, bitfile, monkeypatc
 
 
 def test_second_board_has_its_own_clocks(board, device, bitfile):
-    second = RemoteBoard(board.metadata, name="ZCU104")
+    second = FakeRemoteBoard(board.metadata, name="ZCU104")
     try:
         with LlamaOverlay(bitfile, device=device):
             twin = RemoteDevice(ip_addr="127.0.0.1", port=second.port)

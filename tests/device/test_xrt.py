@@ -7,7 +7,15 @@ import asyncio
 from importlib.metadata import version
 
 import pytest
-from support.fake_card import Card, Expected, banked_overlay, self_tested, split_frees, story, walk
+from support.fake_card import (
+    Expected,
+    FakeCard,
+    banked_overlay,
+    self_tested,
+    split_frees,
+    story,
+    walk,
+)
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -19,7 +27,7 @@ if not version("pynq").startswith("3.0."):
 
 from pynq._3rdparty import xrt
 from pynq.pl_server import xrt_device
-from support.fake_xrt import XrtLibrary
+from support.fake_xrt import FakeXrtLibrary
 
 DDR = {
     "request": "DDR[0]", "results": "DDR[0]", "logits": "DDR[0]", "activations": "DDR[0]",
@@ -33,8 +41,8 @@ HBM = {**dict.fromkeys(DDR, "HBM[0]"), "kv_cache_0": "HBM[17]", "kv_cache_1": "H
 
 @pytest.fixture
 def library(monkeypatch):
-    card = Card(programmed=False)  # XRT leaves alone what holds this xclbin already
-    library = XrtLibrary(card)
+    card = FakeCard(programmed=False)  # XRT leaves alone what holds this xclbin already
+    library = FakeXrtLibrary(card)
     monkeypatch.setattr(xrt, "libc", library)
     monkeypatch.setattr(xrt, "XRT_SUPPORTED", True)
     monkeypatch.setattr(xrt_device, "_xrt_version", (2, 13, 0))

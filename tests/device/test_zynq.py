@@ -19,7 +19,7 @@ from support.fake_card import (
     walk,
     zynq_overlay,
 )
-from support.fake_zynq import PYNQ_3_0, ZynqBoard
+from support.fake_zynq import PYNQ_3_0, FakeZynqBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -29,7 +29,7 @@ from llama_pynq.overlay_store.devices import lock_name
 
 @pytest.fixture
 def board(monkeypatch, tmp_path):
-    return ZynqBoard(monkeypatch, tmp_path)
+    return FakeZynqBoard(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_port_widths_are_those_of_the_metadata(board, bitfile):
 def test_clock_is_never_faster_than_the_designs(
     monkeypatch, tmp_path, bitfile, multiplier, divisor, mhz
 ):
-    board = ZynqBoard(monkeypatch, tmp_path, ProcessorRegisters(multiplier))
+    board = FakeZynqBoard(monkeypatch, tmp_path, ProcessorRegisters(multiplier))
     with LlamaOverlay(bitfile, device=board.device) as overlay:
         found = board.processor.pl0_mhz
         assert found == pytest.approx(mhz, rel=1e-3)
@@ -118,7 +118,7 @@ def test_clock_is_never_faster_than_the_designs(
 @pytest.mark.skipif(not PYNQ_3_0, reason="PYNQ 4 has no images for Zynq-7000")
 @pytest.mark.parametrize(("multiplier", "mhz"), [(20, 1000 / 7), (30, 1500 / 11)])
 def test_pynq_z2_is_exact_and_not_overclocked(monkeypatch, tmp_path, multiplier, mhz):
-    board = ZynqBoard(monkeypatch, tmp_path, Zynq7000Registers(multiplier))
+    board = FakeZynqBoard(monkeypatch, tmp_path, Zynq7000Registers(multiplier))
     bitfile = zynq_overlay(tmp_path, ZYNQ_7000_PARAMETERS, zynq_7000=True)
     monkeypatch.setenv("BOARD", "Pynq-Z2")
     with LlamaOverlay(bitfile, device=board.device) as overlay:

@@ -37,13 +37,13 @@ def top_function(header: Path) -> str:
     return f'#include LLAMA_BOARD_HEADER\nstatic_assert(kChannels == {CHANNELS}, "");'
 
 
-def stand_in_top(header: Path) -> str:
+def fake_top(header: Path) -> str:
     return SOURCE.read_text()
 
 
 def test_build_writes_both_flavours(hls_src, tmp_path):
     out = tmp_path / "out" / "emulated"
-    build.build_emulated_overlay(hls_src, out, ("native",), top_function=stand_in_top)
+    build.build_emulated_overlay(hls_src, out, ("native",), top_function=fake_top)
     assert sorted(p.name for p in out.iterdir()) == ["llama.bit", "llama.hwh", "llama.xclbin"]
     alveo = xclbin.read((out / "llama.xclbin").read_bytes(), "xclbin")
     zynq = hwh.read_bit((out / "llama.bit").read_bytes(), "bit")
@@ -55,7 +55,7 @@ def test_build_writes_both_flavours(hls_src, tmp_path):
 
 def test_build_of_the_same_source_gives_the_same_bytes(hls_src, tmp_path):
     for name in ("one", "two"):
-        build.build_emulated_overlay(hls_src, tmp_path / name, top_function=stand_in_top)
+        build.build_emulated_overlay(hls_src, tmp_path / name, top_function=fake_top)
     for file in ("llama.xclbin", "llama.bit", "llama.hwh"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 

@@ -508,9 +508,9 @@ def test_overlay_is_found_by_bare_name(tmp_path):
     package.mkdir(parents=True)
     (tmp_path / "some_package" / "__init__.py").touch()
     (package / "__init__.py").touch()
-    (package / "stand_in").mkdir()
+    (package / "fake_kernel").mkdir()
     for file in overlay_folder().iterdir():
-        shutil.copy(file, package / "stand_in" / f"stand_in{file.suffix}")
+        shutil.copy(file, package / "fake_kernel" / f"fake_kernel{file.suffix}")
     distribution = tmp_path / "some_package-1.0.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: some_package\n")
@@ -522,11 +522,13 @@ import warnings
 warnings.simplefilter("ignore")
 import pynq
 from llama_pynq.emulation.device import EmulatedDevice
-print(pynq.Overlay("stand_in.xclbin").bitfile_name)
-print(pynq.Overlay("stand_in.bit").bitfile_name)
+print(pynq.Overlay("fake_kernel.xclbin").bitfile_name)
+print(pynq.Overlay("fake_kernel.bit").bitfile_name)
 """
     found = run_python(code, tmp_path).splitlines()
-    assert found == [str(package / "stand_in" / f"stand_in.{kind}") for kind in ("xclbin", "bit")]
+    assert found == [
+        str(package / "fake_kernel" / f"fake_kernel.{kind}") for kind in ("xclbin", "bit")
+    ]
 
 
 def test_interpreter_exits_while_a_kernel_hangs(tmp_path):

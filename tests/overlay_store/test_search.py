@@ -7,7 +7,7 @@ import pynq
 import pytest
 from pynq.pl_server.device import Device
 from support.board_overlays import record_of_files, write_overlay
-from support.fake_board import StandInBoard
+from support.fake_board import FakeBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -222,7 +222,7 @@ def board_overlay(folder: Path, **changes) -> Path:
 
 def test_overlay_for_a_board_is_chosen_checked_and_described(places, monkeypatch):
     path = board_overlay(places["added"] / "kv260", measured="KV260, 2026-11-01: 61 tokens/s")
-    monkeypatch.setattr(Device, "_devices", [StandInBoard("KV260")], raising=False)
+    monkeypatch.setattr(Device, "_devices", [FakeBoard("KV260")], raising=False)
     with LlamaOverlay() as overlay:
         overlay.load_model()
         assert overlay.generate("Once", max_new_tokens=3, seed=1).tokens
@@ -243,7 +243,7 @@ def test_overlay_by_path_needs_neither_record_nor_known_board(places, tmp_path):
     path = board_overlay(tmp_path / "mine")
     record = path.parent / "overlay.json"
     for known in (True, False):
-        with LlamaOverlay(path, device=StandInBoard("breadboard")) as overlay:
+        with LlamaOverlay(path, device=FakeBoard("breadboard")) as overlay:
             assert (overlay.record is not None) == known
             assert overlay.describe().endswith("llama.bit (not known to be measured)")
             assert board_of(overlay) is None
@@ -253,7 +253,7 @@ def test_overlay_by_path_needs_neither_record_nor_known_board(places, tmp_path):
 
 def test_board_without_an_overlay_says_what_builds_one_and_what_runs_meanwhile(places):
     with pytest.raises(OverlayMismatch) as error:
-        LlamaOverlay(device=StandInBoard("KV260"))
+        LlamaOverlay(device=FakeBoard("KV260"))
     assert str(error.value) == (
         f"there is no overlay of kv260 on this computer, neither in {places['added'].parent} nor "
         f"in the package. None comes with this version of llama_pynq. {BUILD}. Meanwhile the "
@@ -281,7 +281,7 @@ def test_board_that_no_command_builds_for_is_not_sent_to_one(places):
 
 def test_device_that_is_no_board_of_ours_is_named(places):
     with pytest.raises(OverlayMismatch) as error:
-        LlamaOverlay(device=StandInBoard("edge"))
+        LlamaOverlay(device=FakeBoard("edge"))
     assert str(error.value).startswith(
         "no overlay can be chosen for the device 'edge': by its name it is none of pynq-z1, "
     )
@@ -289,6 +289,6 @@ def test_device_that_is_no_board_of_ours_is_named(places):
 
 
 def test_plain_pynq_overlay_still_takes_a_path(places, tmp_path):
-    overlay = pynq.Overlay(str(board_overlay(tmp_path / "mine")), device=StandInBoard("KV260"))
+    overlay = pynq.Overlay(str(board_overlay(tmp_path / "mine")), device=FakeBoard("KV260"))
     assert overlay.llama.limits.board == "host"
     overlay.llama.close()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.fake_vitis import Machine, needs_tclsh
+from support.fake_vitis import FakeMachine, needs_tclsh
 from support.paths import HLS_SRC
 
 from llama_pynq.boards import boards
@@ -21,7 +21,7 @@ CARD = "u250"
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    machine = Machine(tmp_path, monkeypatch)
+    machine = FakeMachine(tmp_path, monkeypatch)
     shell = tmp_path / "platforms" / "xilinx_u250_gen3x16_xdma_4_1_202210_1"
     shell.mkdir(parents=True)
     (shell / f"{shell.name}.xpfm").touch()
@@ -111,7 +111,7 @@ def test_slack_and_record_are_of_the_clock_that_was_timed(
     machine, build, tmp_path, capsys, monkeypatch
 ):
     machine.install("vitis_hls", "vivado")
-    monkeypatch.setenv("STAND_IN_PLL_MHZ", "1000")
+    monkeypatch.setenv("FAKE_PLL_MHZ", "1000")
     machine.report(wns="-0.333")
     assert build("overlay") == 1
     message = capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_csim_and_csynth_run_their_step_alone(machine, build, tmp_path):
 
 def test_tool_that_fails_ends_the_build(machine, build, monkeypatch, tmp_path, capfd):
     machine.install("vitis_hls", "vivado")
-    monkeypatch.setenv("STAND_IN_PROGRESS", "31%")
+    monkeypatch.setenv("FAKE_PROGRESS", "31%")
     assert build("overlay") == 1
     assert "vivado failed with exit status 1" in capfd.readouterr().err
     assert not (tmp_path / "kv260" / "overlay").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.board_overlays import hwh_text, write_files
-from support.fake_vitis import TCL, Machine, needs_tclsh
+from support.fake_vitis import TCL, FakeMachine, needs_tclsh
 from support.paths import TESTS
 
 from llama_pynq.boards import boards
@@ -24,7 +24,7 @@ CARDS = [name for name, platform in PLATFORMS.items() if isinstance(platform, Ca
 
 
 class Scripts:
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    def __init__(self, machine: FakeMachine, folder: Path) -> None:
         self.machine, self.folder = machine, folder
 
     def project(self, board: str) -> Project:
@@ -42,10 +42,10 @@ class Scripts:
             "LLAMA_BOARD_FILES": "",
             "LLAMA_JOBS": "2",
             **settings,
-            "STAND_IN_LOG": str(log),
+            "FAKE_LOG": str(log),
         }
         done = subprocess.run(
-            ["tclsh", str(TCL / f"{tool}_stand_in.tcl"), str(script)],
+            ["tclsh", str(TCL / f"fake_{tool}.tcl"), str(script)],
             cwd=project.folder, env={**os.environ, **settings}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
@@ -62,7 +62,7 @@ class Scripts:
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch) -> Scripts:
-    return Scripts(Machine(tmp_path, monkeypatch), tmp_path)
+    return Scripts(FakeMachine(tmp_path, monkeypatch), tmp_path)
 
 
 # ---- Vivado ---------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_clock_of_the_fabric_is_the_headers(scripts):
     ],
 )
 def test_clock_is_never_faster_than_the_headers(scripts, monkeypatch, board, pll, clock):
-    monkeypatch.setenv("STAND_IN_PLL_MHZ", str(pll))
+    monkeypatch.setenv("FAKE_PLL_MHZ", str(pll))
     project = scripts.project(board)
     status, errors, _ = scripts.run("vivado", project)
     assert (status, errors) == (0, "")
@@ -132,22 +132,22 @@ def test_clock_is_never_faster_than_the_headers(scripts, monkeypatch, board, pll
 
 
 def test_processor_without_a_slow_clock_is_an_error(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_PLL_MHZ", "100000")
+    monkeypatch.setenv("FAKE_PLL_MHZ", "100000")
     status, errors, _ = scripts.run("vivado", scripts.project("kv260"))
     assert status == 1
     assert "has no clock of 300 MHz or less for the fabric: the least is 1587" in errors
 
 
 def test_board_store_is_looked_through_where_vivado_has_no_files(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_BOARD_PARTS", "xilinx.com:zcu102:part0:3.4")
-    monkeypatch.setenv("STAND_IN_STORE_PARTS", "xilinx.com:kv260_som:part0:1.4")
+    monkeypatch.setenv("FAKE_BOARD_PARTS", "xilinx.com:zcu102:part0:3.4")
+    monkeypatch.setenv("FAKE_STORE_PARTS", "xilinx.com:kv260_som:part0:1.4")
     status, errors, log = scripts.run("vivado", scripts.project("kv260"))
     assert (status, errors) == (0, "")
     assert "set_param board.repoPaths /the/store" in log
     assert "set_property board_part xilinx.com:kv260_som:part0:1.4 project" in log
     _, _, log = scripts.run("vivado", scripts.project("kv260"), LLAMA_BOARD_FILES="/my/boards")
     assert "set_param board.repoPaths {/my/boards /the/store}" in log
-    monkeypatch.setenv("STAND_IN_STORE_PARTS", "")
+    monkeypatch.setenv("FAKE_STORE_PARTS", "")
     status, errors, _ = scripts.run("vivado", scripts.project("kv260"))
     assert status == 1
     assert "(*:kv260_som:part0:*): AMD's Board Store has it: in Vivado, Tools > XHub" in errors
@@ -159,7 +159,7 @@ def test_newest_board_file_is_taken(scripts):
 
 
 def test_missing_board_files_are_named(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_BOARD_PARTS", "xilinx.com:zcu104:part0:1.1")
+    monkeypatch.setenv("FAKE_BOARD_PARTS", "xilinx.com:zcu104:part0:1.1")
     status, errors, _ = scripts.run("vivado", scripts.project("pynq-z2"))
     assert status == 1
     assert "Vivado has no board files for pynq-z2 (*:pynq-z2:part0:*): TUL has it" in errors
@@ -172,7 +172,7 @@ def test_folder_with_board_files_is_handed_on(scripts):
 
 
 def test_implementation_that_stops_is_an_error(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_PROGRESS", "72%")
+    monkeypatch.setenv("FAKE_PROGRESS", "72%")
     project = scripts.project("kv260")
     status, errors, _ = scripts.run("vivado", project)
     assert status == 1
@@ -198,7 +198,7 @@ def test_implementation_that_stops_is_an_error(scripts, monkeypatch):
         ("CONFIG.$actual_clock_property $cell", "CONFIG.CLOCK $cell", "does not say its clock"),
     ],
 )
-def test_stand_ins_find_a_fault_in_the_script(scripts, old, new, message):
+def test_fake_tools_find_a_fault_in_the_script(scripts, old, new, message):
     """They are worth something: each of these would pass under stand-ins that take anything."""
     project = scripts.project("kv260")
     status, errors, _ = scripts.run(
@@ -270,7 +270,7 @@ def test_a_wrong_option_stops_the_script(scripts):
     script = scripts.changed(project, "hls.tcl", "-m_axi_addr64=1", "-m_axi_addr48=1")
     status, errors, _ = scripts.run("vitis_hls", project, script, LLAMA_STEP="ip")
     assert (status, errors) == (
-        1, "ERROR: stand-in: config_interface has no option -m_axi_addr48\n"
+        1, "ERROR: fake tool: config_interface has no option -m_axi_addr48\n"
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from support.fake_vitis import Machine
+from support.fake_vitis import FakeMachine
 
 from llama_pynq.errors import BuildError
 from llama_pynq.vitis import tools
@@ -12,7 +12,7 @@ VERSIONS = [(tools.VITIS_HLS, "vitis_hls"), (tools.VIVADO, "vivado"), (tools.VPP
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    return Machine(tmp_path, monkeypatch)
+    return FakeMachine(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("tool", "program"), VERSIONS)
