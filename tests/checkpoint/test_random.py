@@ -1,4 +1,4 @@
-"""Models with random weights: the right shape, the same bytes, healthy numbers."""
+"""Models with random weights: shape, reproducible bytes, statistics like a trained model's."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ NAME = "stories15M"
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A small shape under a real name, in a cache folder of its own."""
+    """Register a small shape under a real name, with its own cache folder."""
     monkeypatch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path))
     monkeypatch.setitem(STORIES, NAME, TINY)
     return tmp_path

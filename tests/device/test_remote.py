@@ -1,6 +1,6 @@
-"""A board on the desk: PYNQ's own RemoteDevice before a server of its protocol.
+"""A board on the network: PYNQ's own RemoteDevice with a fake PYNQ.remote server.
 
-Not yet seen on a board.
+Not yet run on a board.
 """
 
 import warnings
@@ -34,7 +34,7 @@ from llama_pynq.measure.sensors import rails
 from llama_pynq.overlay_store.devices import find_device, lock_name
 
 if version("pynq").startswith("3.0."):
-    pytest.skip("PYNQ.remote came with PYNQ 3.1", allow_module_level=True)
+    pytest.skip("PYNQ.remote needs PYNQ 3.1 or newer", allow_module_level=True)
 
 from pynq.pl_server import remote_device
 from pynq.pl_server.device import Device
@@ -44,7 +44,7 @@ from support.fake_remote_board import FIRMWARE, FakeRemoteBoard
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-    # PYNQ keeps the metadata of the last overlay in its own package's folder.
+    # PYNQ caches the metadata of the last overlay in its own package folder.
     monkeypatch.setattr(RemoteDevice, "gen_cache", lambda *arguments: None)
     monkeypatch.setattr(remote_device, "clear_global_state", lambda: None)
 
@@ -175,7 +175,7 @@ def test_call_like_the_last_one_is_slept_through_before_the_first_question(
 
 
 def test_begun_call_that_was_slept_for_has_a_time(board, device, bitfile):
-    """The first question is answered with "done", but not because nobody waited."""
+    """The first poll finds "done" because the driver slept for the expected time."""
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         driver = overlay.llama
@@ -188,10 +188,10 @@ def test_ports_and_clock_are_set_on_the_board(board, device, bitfile, monkeypatc
     other = EmulatedDevice()
     monkeypatch.setattr(Device, "_active_device", other, raising=False)
     with LlamaOverlay(bitfile, device=device) as overlay:
-        # PYNQ 4 asks the active device, another one here, to set the ports of this board.
+        # PYNQ 4 sets the ports through the active device, which is a different one here.
         assert {at: board.processor.words.get(at) for at in HP_WIDTHS} == HP_WIDTHS
         assert Device.active_device is other
-        # Of 1000 MHz PYNQ makes 333 for a design of 300.
+        # From a PLL of 1000 MHz, PYNQ itself would make 333 MHz for a 300 MHz design.
         assert board.processor.pl0_mhz == pytest.approx(250, rel=1e-3)
         mhz = round(board.processor.pl0_mhz, 6)
         assert f", kernel host, PL clock 0 {mhz:g} of 300 MHz, " in overlay.describe()
@@ -224,7 +224,7 @@ def test_this_computers_sensors_are_not_the_boards(device):
 
 
 def test_bitstream_of_another_build_is_not_taken_for_this_one(board, device, bitfile):
-    # PYNQ looks for a file of this name on the board, and takes it for the same one.
+    # PYNQ would reuse a file of this name on the board, whatever it holds.
     board.files[f"{FIRMWARE}llama.bin"] = b"an older build"
     with LlamaOverlay(bitfile, device=device) as overlay:
         name = overlay.binfile_name
@@ -232,9 +232,9 @@ def test_bitstream_of_another_build_is_not_taken_for_this_one(board, device, bit
         board.calls.clear()
         overlay.reset()
         assert len(board.files[FIRMWARE + name]) == len(overlay.parser.bin_data)
-        # Once it is there, it is not sent again: the manager's flags, and the bitstream's name.
+        # The bitstream is on the board: only the manager's flags and the firmware name are sent.
         assert board.calls.count("writefile") == 2
-    # One that was cut short, when the network failed, is sent again.
+    # A bitstream without the .whole marker (transfer cut short) is sent again.
     del board.files[f"{FIRMWARE}{name}.whole"]
     board.files[FIRMWARE + name] = board.files[FIRMWARE + name][:1000]
     with LlamaOverlay(bitfile, device=device) as overlay:
@@ -271,7 +271,7 @@ def test_board_that_answers_no_more_is_named_and_the_next_call_works(board, devi
         with pytest.raises(ConnectionLost, match="repeat the call"):
             overlay.generate("Once", max_new_tokens=2)
         board.away = False
-        assert story(overlay) == tokens  # with what the board still holds
+        assert story(overlay) == tokens  # the board still holds the model
         board.away = True
         with pytest.raises(ConnectionLost):
             overlay.load_model()
@@ -281,7 +281,7 @@ def test_board_that_answers_no_more_is_named_and_the_next_call_works(board, devi
 
 
 def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, bitfile):
-    # No lock reaches from computer to computer; that a call of ours was not ours is seen.
+    # Locks do not work across computers, but the results show a call of another computer.
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         card = board.card
@@ -304,10 +304,10 @@ def test_boards_that_do_not_answer_are_named(monkeypatch, capsys):
         raise RuntimeError("Failed to connect to remote device")
 
     monkeypatch.setattr(remote_device.GrpcChannel, "__init__", unreachable)
-    for _ in range(2):  # PYNQ would have remembered that there are none
+    for _ in range(2):  # PYNQ must not cache that it found none
         with pytest.raises(DeviceNotFound, match=r"PYNQ_REMOTE_DEVICES \(192\.0\.2\.1\)"):
             find_device()
-    monkeypatch.setenv("LLAMA_PYNQ_EMULATE", "1")  # whatever PYNQ would see
+    monkeypatch.setenv("LLAMA_PYNQ_EMULATE", "1")  # whatever PYNQ finds
     assert isinstance(find_device(), EmulatedDevice)
     monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
     assert main(["info", "--emulate"]) == 0

@@ -1,6 +1,6 @@
-"""A Zynq board: PYNQ's own EmbeddedDevice before stand-ins for XRT and Linux's files.
+"""A Zynq board: PYNQ's own EmbeddedDevice on fakes of XRT and of Linux's files.
 
-Not yet seen on a board.
+Not yet run on a board.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def bitfile(tmp_path):
 
 
 def expected_of(overlay):
-    # PYNQ 4 syncs a buffer whole, whatever the slice, and makes none smaller than 8 KiB.
+    # PYNQ 4 syncs the whole buffer for any slice, and allocates at least 8 KiB.
     sizes = {} if PYNQ_3_0 else {"least": 8192}
     return Expected(overlay.llama.limits, {}, chained=False, whole=not PYNQ_3_0, **sizes)
 
@@ -65,7 +65,7 @@ def test_story_is_that_of_the_emulated_device(board, bitfile, monkeypatch):
         overlay.load_model()
         assert story(overlay) == tokens
         assert overlay.logits(tokens).shape == (len(tokens), overlay.llama.config.vocab_size)
-        # XRT calls every Zynq "edge"; the image says which board it is.
+        # XRT calls every Zynq "edge"; the image names the board.
         assert overlay.describe().startswith("kv260 (board), kernel host")
         assert lock_name(overlay.device) == "edge-embedded_xrt0"
 
@@ -97,9 +97,9 @@ def test_port_widths_are_those_of_the_metadata(board, bitfile):
 @pytest.mark.parametrize(
     ("multiplier", "divisor", "mhz"),
     [
-        (90, 5, 300),  # as the design was made for: 1500 / 5
-        (60, 5, 250),  # a slower PLL: the next below that it gives
-        (120, 5, 2000 / 7),  # a faster one: never faster than the design
+        (90, 5, 300),  # the design's own PLL: 1500 / 5
+        (60, 5, 250),  # a slower PLL: the next lower frequency
+        (120, 5, 2000 / 7),  # a faster PLL: never above the design's clock
     ],
 )
 def test_clock_is_never_faster_than_the_designs(
@@ -112,7 +112,7 @@ def test_clock_is_never_faster_than_the_designs(
         slow = f", PL clock 0 {round(found, 6):g} of 300 MHz"
         said = "kernel host" + (slow if found < 298 else "")
         assert f"{said}, overlay llama.bit" in overlay.describe()
-        assert board.processor.words[board.processor.PL0_REF_CTRL] >> 24 & 1  # and it runs
+        assert board.processor.words[board.processor.PL0_REF_CTRL] >> 24 & 1  # the clock is enabled
 
 
 @pytest.mark.skipif(not PYNQ_3_0, reason="PYNQ 4 has no images for Zynq-7000")
@@ -148,7 +148,7 @@ def test_full_contiguous_memory_says_which_setting(board, bitfile, monkeypatch):
 
 
 def test_cacheable_buffers_serve_too(board, bitfile, monkeypatch):
-    # Every transfer is synced, so the driver need not know which kind it was given.
+    # Every transfer is synced, so the driver works with either kind of buffer.
     allocate = pynq.allocate
 
     def cacheable(shape, dtype, target=None):

@@ -1,4 +1,4 @@
-"""The compiler's part: flags, errors, overlay files."""
+"""Build of the emulated overlay: flags, errors, overlay files."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_failed_compilation_shows_command_and_message(tmp_path):
 def test_compiled_library_replaces_the_old_one_at_once(tmp_path):
     output = tmp_path / "kernel.so"
     output.write_bytes(b"old")
-    with output.open("rb") as reader:  # a process that has it loaded
+    with output.open("rb") as reader:  # like a process that has the library loaded
         build.compile_kernel([SOURCE], [], output, "native")
         assert reader.read() == b"old"
     assert output.read_bytes().startswith(b"\x7fELF")
@@ -156,7 +156,7 @@ def test_build_needs_the_standard_library_only():
 )
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names an x86 level")
 def test_vectors_are_as_wide_as_is_fastest_on_x86_alone(hls_src, tmp_path, machine, there, level):
-    """Another machine's compiler knows no such option."""
+    """Compilers for other machines do not have the option."""
     log, compiler = tmp_path / "log", tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
     compiler.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The choice of a payload for this CPU."""
+"""Selection of the payload for this CPU."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_unknown_cpu_takes_the_lowest_level_where_there_is_none_to_ask(monkeypat
     "interpreter, machine", [("win-amd64", "AMD64"), ("linux-x86_64", "ARM64")]
 )
 def test_machine_is_the_interpreters(monkeypatch, interpreter, machine):
-    """Windows on arm64 runs Python for x86-64, and names its own processor."""
+    """Windows on arm64 can run an x86-64 Python, but reports its own processor."""
     monkeypatch.setattr(cpu.sysconfig, "get_platform", lambda: interpreter)
     monkeypatch.setattr(cpu.platform, "machine", lambda: "ARM64")
     assert cpu.machine() == machine
@@ -105,7 +105,7 @@ def test_mac_of_apples_own_processor_runs_what_is_compiled_for_the_first(monkeyp
 
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory):
-    """The kernel's own function that asks the CPU, compiled to need nothing of it."""
+    """Library with the kernel's CPU feature query, compiled for the baseline CPU."""
     library = tmp_path_factory.mktemp("cpu") / "cpu.so"
     source = HLS_SRC / "host" / "cpu_features.cpp"
     build.compile_kernel([source], [HLS_SRC], library, "x86-64")
@@ -123,7 +123,7 @@ def test_cpu_asked_says_what_linux_lists(asking):
     known = set(re.findall(r'k[NYZ]\w+, "(\w+)"', source))
     assert {"avx2", "avx_vnni", "avx512_vnni"} <= known
     assert found == listed & known
-    # Whatever a level of the wheels may use can be asked for.
+    # Every feature that a level of the wheels uses can be queried.
     for target in TARGETS.values():
         if target.machine != "AMD64":
             continue

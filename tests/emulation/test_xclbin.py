@@ -1,4 +1,4 @@
-"""The .xclbin file, read by PYNQ's own parser and by ours."""
+"""The .xclbin file, read by PYNQ's parser and by ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cycle model: held to what others measured, to its own arithmetic, and to its goals."""
+"""The cycle model against published measurements, its own arithmetic, and its goals."""
 
 import math
 import shutil
@@ -29,7 +29,7 @@ STORIES15M, STORIES110M = STORIES["stories15M"], STORIES["stories110M"]
 KV260, U50 = BOARDS["kv260"], BOARDS["u50"]
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 
-# ---- against what others measured -----------------------------------------------------
+# ---- published measurements -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(("tokens", "measured"), [(16, 112.859), (64, 109.756)])
@@ -106,7 +106,7 @@ def test_loader_of_both_brings_them_in_the_order_of_use():
     stretches = [(0, 1_000.0), (1, 3_000.0), (0, 2_000.0)]
     streams = StreamsInTurn(memory, kernel, 12, 3_000.0, 3_000.0, stretches=stretches)
     streams.run(1e6)
-    # No weights of after attention while keys and values wait for room.
+    # No weights of stages after attention while keys and values wait for FIFO space.
     assert (streams.weights, streams.kv) == pytest.approx((1_000, kernel.kv_fifo_beats))
     streams.run(1e6, weights=1_000.0)
     assert (streams.weights, streams.kv) == pytest.approx((0, kernel.kv_fifo_beats))
@@ -127,12 +127,12 @@ def test_loader_of_both_brings_them_in_the_order_of_use():
 def test_no_step_is_faster_than_a_master_that_brings_weights_keys_and_values(board, position):
     memory = board.memory
     sizes, _ = buffers(STORIES110M, board)
-    kv = 12 * (position + 1) * 2 * 64 * 4  # layers, positions, a key and a value of float32
+    kv = 12 * (position + 1) * 2 * 64 * 4  # layers x positions x (key, value) x float32
     least = (sizes[0] + kv) / (memory.bank_peak_bytes_per_s * memory.efficiency)
     seconds = predict(STORIES110M, board, position=position).seconds
     assert seconds >= least
     if position == 255:
-        assert seconds <= 1.15 * least  # on the U280 nothing else counts
+        assert seconds <= 1.15 * least  # nothing else matters on the U280
 
 
 @each_board
@@ -163,7 +163,7 @@ def test_beats_of_a_step_are_the_bytes_that_packing_writes(board, bits):
     work = Work(STORIES110M, 64, bits, 32, 1, 0, True)
     stages = Compute(kernel, work, 100.0).stages()
     beats = sum(phase.weights for _, _, phases in stages for phase in phases)
-    # Channel 0 is the one with the norms.
+    # Channel 0 also holds the norms.
     assert beats * kernel.beat_bytes == channel_bytes(STORIES110M, 64, kernel.target, bits)[0]
 
 
@@ -204,7 +204,7 @@ SOME = st.fixed_dictionaries(
 @settings(max_examples=30, deadline=None)
 @given(SOME, st.integers(1, 4))
 def test_a_position_whole_blocks_later_is_never_faster(some, blocks):
-    # Within a block it may be: what is missing of the last one has to be cleared.
+    # Within a block it may be faster: the unused part of the last block has to be cleared.
     now = predict(STORIES15M, **some)
     later = predict(STORIES15M, **{**some, "position": some["position"] + blocks * BLOCK})
     assert later.seconds >= now.seconds * (1 - 1e-9)

@@ -1,4 +1,4 @@
-"""CTRL, read and written as UG1399's register map says."""
+"""The control register (CTRL) behaves as in UG1399's register map."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_continue_does_nothing_in_hs_or_while_running(kernel):
 
 
 def test_writing_back_what_was_read_starts_nothing_new(kernel):
-    """register_map reads CTRL, sets a bit and writes the whole register."""
+    """PYNQ's register_map reads CTRL, sets a bit and writes the whole register."""
     kernel.control.write(kernel.control.read())
     assert kernel.launches == 0
     kernel.control.write(kernel.control.read() | AP_START)

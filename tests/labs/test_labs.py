@@ -1,4 +1,4 @@
-"""The notebooks' checks: how far an answer is right, and what the learner is told."""
+"""The notebooks' checks: stages passed, and hints for the learner."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""What the device gives out between its layers is the reference's, bit for bit."""
+"""Activations and caches read from the device are bit-identical to the reference."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ TEXT = (
 
 @pytest.fixture(scope="module")
 def checkpoint(shared_models):
-    """stories260K: two query heads to a key's, unlike the bundled model."""
+    """stories260K: two query heads per KV head, unlike the bundled model."""
     with load_checkpoint(shared_models / "stories260K.bin") as opened:
         yield opened
 
@@ -42,7 +42,7 @@ def llama(request, overlay, shared_models):
 @pytest.fixture(scope="module")
 def seen(llama):
     found = lens.look(llama, TEXT)
-    assert len(found.tokens) > llama.driver.limits.max_rows  # several calls a layer
+    assert len(found.tokens) > llama.driver.limits.max_rows  # several calls per layer
     return found
 
 
@@ -121,7 +121,7 @@ def test_quantization_error_is_relative_to_the_float_model(seen, checkpoint):
     error = lens.quantization_error(seen, model)
     assert error.shape == seen.stream.shape[:2]
     assert 0 < error.max() < 0.2
-    assert error[0].max() < 0.01  # the embedding's own rounding
+    assert error[0].max() < 0.01  # rounding of the embedding only
     again = lens.quantization_error(seen, model)
     assert np.array_equal(error, again)
 

@@ -1,4 +1,4 @@
-"""The self-test: its golden answers are the reference's, and it finds what is broken and where."""
+"""The self-test: golden results match the reference; it locates faults."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_damaged_weight_channel_is_named(overlay, monkeypatch):
     assert found["int8/64: embedding"].endswith("rows of weights_1")
     assert "layer 0 differs at 24 of 24 positions, first 0" in found["int8/32: layers"]
     assert "a story" in found and "kernel" not in found
-    # After it, the overlay works.
+    # The overlay works after the self-test.
     monkeypatch.undo()
     no_speed(monkeypatch)
     assert selftest.run(overlay).passed
@@ -102,7 +102,7 @@ def test_damaged_logits_name_their_channel(overlay, monkeypatch):
 
     def damaged(row):
         logits = read(row)
-        logits[32] += 1  # of the second tile
+        logits[32] += 1  # in the second tile
         return logits
 
     monkeypatch.setattr(overlay.llama, "read_logits", damaged)
@@ -117,7 +117,7 @@ def test_damaged_cache_port_is_named(overlay, monkeypatch):
 
     def damaged(slot, positions):
         cache = read(slot, positions)
-        cache[:, :, 3] *= 2  # of the second port: heads are dealt out
+        cache[:, :, 3] *= 2  # in the second port: heads are dealt out to the ports in turn
         return cache
 
     monkeypatch.setattr(overlay.llama, "read_cache", damaged)
@@ -183,7 +183,7 @@ def test_device_that_cannot_be_reset_still_gets_a_report(overlay, monkeypatch):
 
 
 def test_device_that_hangs_after_a_reset_still_gets_a_report(overlay, monkeypatch):
-    """The next model then asks a kernel for its limits that answers no more."""
+    """Loading the next model then reads the limits of a kernel that no longer answers."""
 
     def hang(*args, **kwargs):
         raise KernelTimeout("the kernel did not finish")

@@ -1,4 +1,4 @@
-"""Every source of power, on trees and devices made for the test; what is missing says why."""
+"""Every power sensor, on fake sysfs trees and devices; a missing sensor is explained."""
 
 import math
 import time
@@ -94,7 +94,7 @@ def test_hwmon_permission_denied_names_the_file_and_the_remedy(tmp_path, monkeyp
         rail.watts()
     file = folder / "power1_input"
     assert str(error.value) == f"{file}: permission denied. Allow it: sudo chmod a+r {file}"
-    # From the start, too: no rail, and the reason among those that a user is told.
+    # The same at the start: no rail, and the user is told the reason.
     monkeypatch.setattr("pynq.get_rails", dict)
     found = rails(SimpleNamespace(name="board"), hwmon=tmp_path)
     assert not found
@@ -258,7 +258,7 @@ def test_alveo_card_is_what_comes_in_and_not_what_is_behind():
 
 
 def test_zynq_device_is_a_board_and_no_card(tmp_path, monkeypatch):
-    # PYNQ's own class for Zynq has a property `sensors`, which is XRT's.
+    # PYNQ's class for Zynq has a property `sensors` too, which asks XRT.
     from pynq.pl_server.embedded_device import EmbeddedDevice
 
     assert hasattr(EmbeddedDevice, "sensors")
@@ -293,7 +293,7 @@ def test_a_reading_that_is_no_number_is_lost():
 
 
 class FakeNvml:
-    """NVML with two cards."""
+    """Fake NVML with two cards."""
 
     class NVMLError(Exception):
         pass

@@ -1,6 +1,6 @@
-"""Every notebook: its format, and its run on the emulated device, as shipped and solved.
+"""Every notebook: format, and a run on the emulated device, as shipped and solved.
 
-It is nbmake that runs them, with a time limit per cell against hanging only.
+nbmake runs the notebooks; the time limit per cell only guards against hangs.
 """
 
 import re
@@ -73,7 +73,7 @@ def test_notebook_with_solutions_passes_every_check(path, tmp_path):
     }
 
 
-# ---- a stand-in: do these tests see what they are to see? ------------------------------
+# ---- the checks above, on a sample notebook --------------------------------------------
 
 LESSON = """
 import sys, types

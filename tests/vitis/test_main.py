@@ -1,4 +1,4 @@
-"""The builds from end to end, with stand-ins for the tools: up to their door and back."""
+"""The builds from end to end, with fake tools."""
 
 import os
 import subprocess
@@ -100,7 +100,7 @@ def test_design_that_misses_timing_is_not_called_done(machine, build, tmp_path, 
     assert "Lower kClockMhz in" in message
     assert "(to about 273)" in message
     assert not (tmp_path / "kv260" / "overlay").exists()
-    # Asked for, the same build is recorded without another run of the tools.
+    # On request, the same build is recorded without another run of the tools.
     calls = machine.calls
     assert build("record", "kv260", "--accept-negative-slack") == 0
     assert read(tmp_path / "kv260").report["wns_ns"] == -0.333
@@ -242,7 +242,7 @@ def test_record_before_a_build_says_what_is_missing(machine, build, capsys):
     assert "llama.bit is missing: run the step overlay" in capsys.readouterr().err
 
 
-# ---- make, and a machine that has Vitis and Python alone -------------------------------
+# ---- make, and a machine with only Vitis and Python ------------------------------------
 
 
 def _make(*args: str) -> subprocess.CompletedProcess:
@@ -264,7 +264,7 @@ def test_make_builds_into_a_folder_that_git_ignores(machine, tmp_path):
         ["git", "check-ignore", "-q", "hls_src/build/pynq-z2/top.cpp"], cwd=HLS_SRC.parent,
         check=False,
     )  # fmt: skip
-    assert ignored.returncode in (0, 128)  # 128: no checkout
+    assert ignored.returncode in (0, 128)  # 128: not a git checkout
 
 
 def test_make_without_a_board_says_so(machine):

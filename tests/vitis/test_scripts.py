@@ -1,4 +1,4 @@
-"""hls_src/scripts/*.tcl under tclsh, against stand-ins for the tools' commands (tests/tcl)."""
+"""hls_src/scripts/*.tcl under tclsh, with fakes of the tools' commands (tests/support/tcl)."""
 
 import os
 import re
@@ -34,7 +34,7 @@ class Scripts:
         return project
 
     def run(self, tool: str, project: Project, script: Path | None = None, **settings: str):
-        """Run a script; (exit status, standard error, lines that the stand-ins wrote)."""
+        """Run a script; returns (exit status, standard error, log of the fake tool)."""
         name = "vivado" if tool == "vivado" else "hls"
         script = script or project.source / "scripts" / f"{name}.tcl"
         log = project.folder / f"{tool}.log"
@@ -52,7 +52,7 @@ class Scripts:
         return done.returncode, done.stderr, log.read_text().splitlines()
 
     def changed(self, project: Project, name: str, old: str, new: str) -> Path:
-        """A copy of a script with a fault in it."""
+        """Copy a script and put a fault in it."""
         text = (project.source / "scripts" / name).read_text()
         assert text.count(old) >= 1, old
         path = project.folder / name
@@ -78,7 +78,7 @@ def test_block_design_is_whole_and_every_master_reaches_memory(scripts, board):
     reached = dict(re.findall(r"^reaches (\w+) (\w+) HP\d_(?:\w+)$", "\n".join(log), re.MULTILINE))
     assert sorted(reached) == scripts.bundles
     assert all(line.endswith(segment) for line in log if line.startswith("reaches"))
-    # A weight channel has a port of its own where there are as many ports.
+    # Each weight channel has its own port if there are enough ports.
     weights = [reached[bundle] for bundle in scripts.bundles if bundle.startswith("gmem_w")]
     assert len(set(weights)) == len(weights)
     assert len(set(reached.values())) == boards()[board].memory.ports
@@ -118,8 +118,8 @@ def test_clock_of_the_fabric_is_the_headers(scripts):
     ("board", "pll", "clock"),
     [
         ("kv260", 1500, "300.000000"),
-        ("kv260", 1000, "250.000000"),  # asked for 300, it would be 333
-        ("pynq-z2", 1000, "142.857143"),  # 142 in the header: in whole MHz
+        ("kv260", 1000, "250.000000"),  # a request for 300 would give 333
+        ("pynq-z2", 1000, "142.857143"),  # the header has whole MHz: 142
         ("pynq-z2", 300, "100.000000"),
     ],
 )
@@ -199,7 +199,7 @@ def test_implementation_that_stops_is_an_error(scripts, monkeypatch):
     ],
 )
 def test_fake_tools_find_a_fault_in_the_script(scripts, old, new, message):
-    """They are worth something: each of these would pass under stand-ins that take anything."""
+    """Fakes that accept anything would miss each of these faults."""
     project = scripts.project("kv260")
     status, errors, _ = scripts.run(
         "vivado", project, scripts.changed(project, "vivado.tcl", old, new)
@@ -240,7 +240,7 @@ def test_kernel_without_a_name_of_its_own_has_the_tools_and_is_taken(scripts, tm
 
 
 def test_arithmetic_is_held_to_the_specification(scripts):
-    """design.md: no fused operation, no reordering, no signed zero left out."""
+    """design.md: no fused operations, no reordering, signed zeros kept."""
     _, _, log = scripts.run("vitis_hls", scripts.project("kv260"), LLAMA_STEP="csynth")
     assert "config_compile -unsafe_math_optimizations=0 -no_signed_zeros=0" in log
     ops = [line.removeprefix("op ") for line in log if line.startswith("op ")]
@@ -249,7 +249,7 @@ def test_arithmetic_is_held_to_the_specification(scripts):
         **dict.fromkeys(("facc", "fmacc", "fmadd"), "config_op -impl none"),
         **dict.fromkeys(("fadd", "fsub"), "config_op -impl fulldsp -latency 8"),
     }
-    # After the solution, before synthesis: else they would not count.
+    # The options must come after the solution and before synthesis to take effect.
     commands = [line.split()[0] for line in log]
     assert commands.index("open_solution") < commands.index("config_compile")
     assert commands.index("config_interface") < commands.index("csynth_design")
@@ -278,7 +278,7 @@ def test_a_wrong_option_stops_the_script(scripts):
 
 
 def _csim_command(log: list[str], program: Path) -> list[str]:
-    """What the script tells Vitis to compile, as a command of g++."""
+    """The script's C simulation as a g++ command."""
     sources, flags = [], []
     for line in log:
         if line.startswith("add_files"):
@@ -291,7 +291,7 @@ def _csim_command(log: list[str], program: Path) -> list[str]:
 
 
 def test_csim_passes_with_the_files_and_flags_that_vitis_gets(scripts):
-    """g++ instead of Vitis, and tests/hls/hls_stream.h instead of its header: no more differs."""
+    """The only differences: g++ instead of Vitis, tests/hls/hls_stream.h instead of its header."""
     project = scripts.project("pynq-z2")
     write_vectors(project)
     status, errors, log = scripts.run("vitis_hls", project, LLAMA_STEP="csim")

@@ -1,4 +1,4 @@
-"""The views: what they show of the data they are given, and that they never say more."""
+"""The widgets: they show the given data, and claim nothing beyond it."""
 
 import itertools
 import re
@@ -49,7 +49,7 @@ def panel(overlay):
 
 
 def text_of(panel):
-    """What the panel's text box says, tips left out."""
+    """Text of the panel's text box, without tooltips."""
     shown = "".join(child.value for child in panel.text.children)
     shown = re.sub(r"<span class='llama-tip'.*?</span>", "", shown)
     return re.sub(r"<[^>]*>", "", shown).replace("&#x27;", "'").replace("&quot;", '"')
@@ -59,7 +59,7 @@ def text_of(panel):
 
 
 def test_panel_shows_the_text_that_generate_gives(overlay, panel, monkeypatch):
-    now = itertools.count()  # shows what each call brings
+    now = itertools.count()  # a second per look: the panel updates after every call
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
     monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
     panel.seed.value, panel.max_new_tokens.value = 5, 150
@@ -69,7 +69,7 @@ def test_panel_shows_the_text_that_generate_gives(overlay, panel, monkeypatch):
     assert text_of(panel) == "Once upon a time" + out.text
     assert f"</progress>{len(out.tokens)} tokens, " in panel.status.value
     assert "(measured" in panel.status.value
-    assert len(panel.text.children) == 2  # in pieces: the earlier one is not sent again
+    assert len(panel.text.children) == 2  # in pieces: the earlier piece is not sent again
     assert (panel.generate.disabled, panel.stop.disabled) == (False, True)
 
 
@@ -160,9 +160,9 @@ def test_panel_shows_energy_or_why_there_is_none(overlay):
 
 
 def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monkeypatch):
-    now = itertools.count()  # each look at the clock takes 10 ms
+    now = itertools.count()  # each look at the clock advances it by 10 ms
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now) / 100)
-    monkeypatch.setattr(overlay.llama.model, "call_seconds", 0.0)  # a token a call
+    monkeypatch.setattr(overlay.llama.model, "call_seconds", 0.0)  # one token per call
     sent = []
     panel.text.children[0].observe(lambda change: sent.append(change["new"]), names="value")
     panel.max_new_tokens.value = 100
@@ -170,11 +170,11 @@ def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monk
     panel.wait()
     tokens = [text.count("llama-token") for text in sent]
     assert tokens == sorted(tokens) and (tokens[0], tokens[-1]) == (0, 100)
-    assert 6 <= len(tokens) <= 1.2 * 20 + 2  # 1.2 seconds, the beginning and the end
+    assert 6 <= len(tokens) <= 1.2 * 20 + 2  # 20 a second for 1.2 s, plus the first and last update
 
 
 def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
-    """Not the first of them, and the others with the next call. The prompt brings one."""
+    """All tokens of a call appear at once; prefill yields one token."""
     now = itertools.count()
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
     monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
@@ -185,14 +185,14 @@ def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
     panel.wait()
     assert [text.count("llama-token") for text in sent] == [0, 1, 17, 33, 40]
     sent.clear()
-    panel.pace.value, panel.max_new_tokens.value = 20.0, 4  # at a pace of its own, one by one
+    panel.pace.value, panel.max_new_tokens.value = 20.0, 4  # paced by the panel: one by one
     panel.start()
     panel.wait()
     assert [text.count("llama-token") for text in sent] == [0, 1, 2, 3, 4]
 
 
 def test_panel_sends_few_messages_for_a_text(overlay, panel, monkeypatch):
-    """Each costs the emulated device, which keeps every core busy, some of its time."""
+    """Messages take CPU time from the emulated device, which keeps every core busy."""
     sent = []
     for widget in [*panel._chunks, panel.text, panel.status, panel.history, panel.copy, panel.seed,
                    panel.generate, panel.stop, panel.again]:  # fmt: skip
@@ -237,10 +237,10 @@ def test_panel_shows_no_beginning_of_a_text_that_comes_at_once(overlay, panel, m
         return [value if isinstance(value, bool) else "Reading" in value for value in seen]
 
     begin_and_end = [True, True, False, False]  # disabled, reading, the figures, enabled
-    assert run(np.inf, 0.0) == begin_and_end  # nobody knows yet how long a text takes
+    assert run(np.inf, 0.0) == begin_and_end  # a text's duration is not known yet
     assert run(0.0, 0.0) == begin_and_end
-    assert run(np.inf, 0.0) == [False]  # the figures alone
-    assert run(np.inf, 1.0)[:2] == [True, True]  # it took longer than the one before
+    assert run(np.inf, 0.0) == [False]  # only the figures
+    assert run(np.inf, 1.0)[:2] == [True, True]  # it takes longer than the previous text
     assert text_of(panel).startswith("Once upon a time") and not panel.generate.disabled
 
 
@@ -254,7 +254,7 @@ def test_token_shows_its_probability_and_the_others_and_escapes_text():
 
 
 def test_panel_shows_an_end_that_comes_before_its_beginning(overlay, panel, monkeypatch):
-    """The thread that generates waits for the one that empties the panel."""
+    """The generating thread waits for the thread that clears the panel."""
     begin = _Shown.begin
 
     def late(shown):
@@ -436,7 +436,7 @@ def test_wrong_use_is_refused_by_name(overlay, use, message):
     assert overlay.generate("", max_new_tokens=1).tokens
 
 
-# ---- the room's tools -----------------------------------------------------------------
+# ---- helpers --------------------------------------------------------------------------
 
 
 def test_worker_runs_one_job_at_a_time():
@@ -477,5 +477,5 @@ def test_ticks_and_shades():
         paper, ink = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in shade(value))
         light, dark = (((c / 255 + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722]
                        for c in (np.maximum(paper, ink), np.minimum(paper, ink)))  # fmt: skip
-        assert (light + 0.05) / (dark + 0.05) > 3.8  # as legible as these colours get
+        assert (light + 0.05) / (dark + 0.05) > 3.8  # the highest contrast these colours allow
     assert shade(-1) == shade(0) and shade(2) == shade(1) and shade(0)[0] == "#ffffff"
