@@ -126,13 +126,13 @@ def test_call_that_an_exception_left_running_is_told_to_end(board, device, bitfi
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         tokens, driver = story(overlay), overlay.llama
-        board.card.log.clear()
         with monkeypatch.context() as patch:
             patch.setattr(driver.handshake, "runs_on", lambda: True)
-            patch.setattr(driver.handshake, "wait", lambda *arguments: True)
-            driver._settle()
+            call = driver.begin(sampled())
+            board.card.log.clear()
+            driver.abandon(call)
         size = 4 * driver.limits.request_words
-        assert board.card.log == [("to card", "request", 0, size)]
+        assert board.card.log[0] == ("to card", "request", 0, size)
         (request,) = (host for _, host in board.buffers.values() if len(host) == size)
         assert (
             int.from_bytes(request[64:68], "little") == driver.handshake.sequence
@@ -290,7 +290,7 @@ def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, 
         def overwritten(address, value):
             write(address, value + 1 if address == at else value)
 
-        at = card.base + overlay.llama._registers["sequence"]["address_offset"]
+        at = card.base + overlay.ip_dict["llama"]["registers"]["sequence"]["address_offset"]
         card.write = overwritten
         with pytest.raises(KernelError, match="or another computer, uses the device"):
             overlay.llama.run(sampled())

@@ -80,12 +80,12 @@ def test_self_test_passes_and_sets_speed_beside_the_model(board, bitfile, monkey
 
 def test_pointer_registers_are_written_by_halves(board, bitfile):
     with LlamaOverlay(bitfile, device=board.device) as overlay:
-        driver = overlay.llama
+        driver, registers = overlay.llama, overlay.ip_dict["llama"]["registers"]
         for register, buffer in [("weights_1", "weights_1"), ("kv_read_0", "kv_cache_0")]:
             address = driver.buffers[buffer].device_address
             assert address >> 32  # the upper DDR of a Zynq UltraScale+
-            low = driver.read(driver._registers[f"{register}_1"]["address_offset"])
-            high = driver.read(driver._registers[f"{register}_2"]["address_offset"])
+            low = driver.read(registers[f"{register}_1"]["address_offset"])
+            high = driver.read(registers[f"{register}_2"]["address_offset"])
             assert high << 32 | low == address
 
 

@@ -17,7 +17,7 @@ from llama_pynq.errors import LimitError
 from llama_pynq.estimate.capacity import buffers, fits
 from llama_pynq.estimate.operators import dataflow, loop, nest
 from llama_pynq.estimate.predict import predict
-from llama_pynq.estimate.stages import SMALL, Compute
+from llama_pynq.estimate.stages import Compute
 from llama_pynq.estimate.streams import Streams, StreamsInTurn
 from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.abi import BLOCK, Stage
@@ -136,24 +136,22 @@ def test_no_step_is_faster_than_a_master_that_brings_weights_keys_and_values(boa
 
 
 @each_board
-@pytest.mark.parametrize("free", [(), SMALL], ids=["all", "small stages free"])
-def test_every_beat_that_is_consumed_was_fetched(board, free, monkeypatch):
-    from llama_pynq.estimate import predict
-
-    seen, run = [], Streams.run
+def test_every_beat_that_is_consumed_was_fetched(board, monkeypatch):
+    seen, run = {}, Streams.run
 
     def watched(self, *args, **kwargs):
         result = run(self, *args, **kwargs)
         assert self.weights >= -1e-3
         assert self.kv >= -1e-3
-        seen[:] = [self]
+        seen[id(self)] = self
         return result
 
     monkeypatch.setattr(Streams, "run", watched)
-    work = Work(STORIES15M, 32, 8, 32, 1, 100, True)
-    predict._simulate(Compute(kernel_of(board), work, 100.0), board.memory, free)
-    assert seen[0].weights_left + seen[0].weights == pytest.approx(0, abs=1e-2)
-    assert seen[0].kv_left + seen[0].kv == pytest.approx(0, abs=1e-2)
+    predict(STORIES15M, board, position=100, group_size=32)
+    assert len(seen) == 2  # with all stages, and without the small ones
+    for streams in seen.values():
+        assert streams.weights_left + streams.weights == pytest.approx(0, abs=1e-2)
+        assert streams.kv_left + streams.kv == pytest.approx(0, abs=1e-2)
 
 
 @each_board

@@ -19,6 +19,7 @@ class FakeKernel:
         self.launches = 0
         self.idle = True
         self.refuse: BaseException | None = None
+        self.interrupt_poll = False
         self.control = ControlUnit(protocol, self.launch, self.finished)
 
     def launch(self) -> None:
@@ -28,6 +29,8 @@ class FakeKernel:
         self.idle = False
 
     def finished(self) -> bool:
+        if self.interrupt_poll:
+            raise KeyboardInterrupt
         return self.idle
 
 
@@ -132,14 +135,10 @@ def test_refused_launch_leaves_the_kernel_idle(kernel):
 
 def test_interrupted_read_changes_nothing(kernel):
     kernel.control.write(AP_START)
-
-    def interrupted() -> bool:
-        raise KeyboardInterrupt
-
-    kernel.control._finished = interrupted
+    kernel.interrupt_poll = True
     with pytest.raises(KeyboardInterrupt):
         kernel.control.read()
-    kernel.control._finished = kernel.finished
+    kernel.interrupt_poll = False
     assert kernel.control.read() == AP_START
     kernel.idle = True
     assert kernel.control.read() & AP_DONE

@@ -155,7 +155,7 @@ def test_kernel_model_reset_forgets():
     model.forward([9, 9], [0, 1])
     model.reset()
     with pytest.raises(KeyError):
-        model._cache.read(0, 0, 1)
+        model.cached(0, 1)
     assert model.forward([1, 2], [0, 1]).tobytes() == first.tobytes()
 
 

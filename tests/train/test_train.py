@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.tokenizer_files import read_tokenizer_bin
 
 import llama_pynq.models
 from llama_pynq.checkpoint.config import ModelConfig
@@ -180,22 +181,8 @@ def test_bundled_model_reads_as_a_checkpoint():
             assert set(largest[scale.ravel() > 0]) == {127}, key
 
 
-def read_tokenizer_bin(path: Path) -> list[tuple[float, bytes]]:
-    """Read llama2.c's tokenizer.bin as (score, bytes); checks the longest token's length."""
-    data = path.read_bytes()
-    (longest,) = struct.unpack_from("<I", data)
-    tokens, at = [], 4
-    while at < len(data):
-        score, length = struct.unpack_from("<fi", data, at)
-        tokens.append((score, data[at + 8 : at + 8 + length]))
-        at += 8 + length
-    assert at == len(data)
-    assert longest == max(len(piece) for _, piece in tokens)
-    return tokens
-
-
 def test_bundled_tokenizer_has_control_and_byte_tokens():
-    tokens = read_tokenizer_bin(MODELS / "tokenizer.bin")
+    tokens = read_tokenizer_bin((MODELS / "tokenizer.bin").read_bytes())
     with load_checkpoint(MODELS / "stories.bin") as checkpoint:
         assert len(tokens) == checkpoint.config.vocab_size
     assert [piece for _, piece in tokens[:3]] == [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
@@ -224,7 +211,7 @@ def encode_as_llama2c(text: str, tokens: list[tuple[float, bytes]]) -> list[int]
 def test_bundled_tokenizer_bin_agrees_with_the_model():
     sentencepiece = pytest.importorskip("sentencepiece", reason="reads tokenizer.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(MODELS / "tokenizer.model"))
-    tokens = read_tokenizer_bin(MODELS / "tokenizer.bin")
+    tokens = read_tokenizer_bin((MODELS / "tokenizer.bin").read_bytes())
     assert processor.vocab_size() == len(tokens)
     assert (processor.unk_id(), processor.bos_id(), processor.eos_id()) == (0, 1, 2)
     for token in range(259, len(tokens)):
