@@ -134,9 +134,8 @@ def test_call_that_an_exception_left_running_is_told_to_end(board, device, bitfi
         size = 4 * driver.limits.request_words
         assert board.card.log[0] == ("to card", "request", 0, size)
         (request,) = (host for _, host in board.buffers.values() if len(host) == size)
-        assert (
-            int.from_bytes(request[64:68], "little") == driver.handshake.sequence
-        )  # and not at its start
+        # The abort word arrives at its place, not at the start of the buffer.
+        assert int.from_bytes(request[64:68], "little") == driver.handshake.sequence
         assert story(overlay) == tokens
 
 
@@ -298,7 +297,8 @@ def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, 
 
 def test_boards_that_do_not_answer_are_named(monkeypatch, capsys):
     monkeypatch.setenv("PYNQ_REMOTE_DEVICES", "192.0.2.1")
-    monkeypatch.delattr(Device, "_devices", raising=False)
+    monkeypatch.setattr(Device, "_devices", [], raising=False)  # restored after the test
+    monkeypatch.delattr(Device, "_devices")
 
     def unreachable(self, *arguments):
         raise RuntimeError("Failed to connect to remote device")
