@@ -33,7 +33,7 @@ LITTER = (
     "notebooks/solutions/99_tiny.ipynb",
     "tests/notebooks/solutions/99_tiny.py",
 )
-# Files that only serve the git repository; the sdist leaves them out.
+# Files that only serve the git repository: the sdist need not hold them.
 ONLY_IN_GIT = (".gitignore", ".gitattributes", ".ci/", ".github/")
 
 pytest.importorskip("build")

@@ -535,7 +535,7 @@ def test_a_reader_that_goes_away_is_no_error(endless):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
-def test_reader_that_never_was_is_no_error():
+def test_pipe_without_a_reader_prints_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "llama_pynq", "info"]

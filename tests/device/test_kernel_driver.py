@@ -186,7 +186,7 @@ def test_call_left_running_is_ended_before_the_next_one(overlay, monkeypatch):
     assert driver.run(sampled()).rows == expected
 
 
-def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
+def test_begun_call_keeps_its_result_until_it_is_finished(overlay):
     driver = overlay.llama
     first, second = driver.run(sampled(), n_steps=8).rows, driver.run(sampled(2)).rows
     call = driver.begin(sampled(), n_steps=8)
@@ -214,7 +214,7 @@ def test_begun_call_has_a_time_only_if_it_was_waited_for(overlay):
     assert all(np.isnan(unseen()) for _ in range(50))
 
 
-def test_begun_call_that_fails_tells_who_finishes_it(overlay):
+def test_begun_call_that_fails_raises_when_it_is_finished(overlay):
     driver = overlay.llama
     call = driver.begin(sampled(position=100_000))
     good = driver.run(sampled()).rows
@@ -233,7 +233,7 @@ def test_begun_call_that_fails_tells_who_finishes_it(overlay):
         driver.finish(call)
 
 
-def test_running_says_what_the_last_call_lets_expect_of_one_nobody_waits_for(overlay):
+def test_running_of_a_begun_call_is_estimated_from_the_pace(overlay):
     driver = overlay.llama
     driver.run(sampled())
     call = driver.begin(sampled())

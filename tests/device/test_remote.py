@@ -122,7 +122,7 @@ def test_layers_and_profile_are_read_whole(device, bitfile):
         assert len(events) > driver.config.n_layers
 
 
-def test_call_that_an_exception_left_running_is_told_to_end(board, device, bitfile, monkeypatch):
+def test_abandoned_call_gets_the_abort_word(board, device, bitfile, monkeypatch):
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         tokens, driver = story(overlay), overlay.llama
@@ -151,9 +151,7 @@ def test_round_trips_of_a_call_are_eight_however_many_tokens_it_makes(board, dev
             assert board.calls[polls[-1] + 1 :] == ["invalidate", "read"]
 
 
-def test_call_like_the_last_one_is_slept_through_before_the_first_question(
-    board, device, bitfile, monkeypatch
-):
+def test_call_like_the_last_one_sleeps_before_the_first_poll(board, device, bitfile, monkeypatch):
     naps = []
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()

@@ -133,7 +133,7 @@ def test_full_bank_is_named_and_the_next_model_loads(card, library, monkeypatch)
         assert story(overlay)
 
 
-def test_reset_acknowledges_an_end_that_nobody_saw(card, monkeypatch):
+def test_reset_acknowledges_an_end_of_call_that_went_unseen(card, monkeypatch):
     with LlamaOverlay(emulated_overlay(), device=device()) as overlay:
         overlay.load_model()
         tokens, driver = story(overlay), overlay.llama

@@ -567,7 +567,7 @@ def test_stream_closed_with_a_call_under_way_gives_its_slot_back(overlay, expect
     assert tokens_of(overlay, "greedy") == expected["greedy"]
 
 
-def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bundled, ahead):
+def test_stream_rate_excludes_calls_that_end_unobserved(overlay, bundled, ahead):
     real = time.perf_counter
 
     def left_out():
@@ -589,7 +589,7 @@ def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bund
 
 
 @pytest.mark.parametrize("another", [True, False])
-def test_stream_rate_is_of_what_was_timed(overlay, bundled, ahead, another):
+def test_stream_rate_excludes_the_readers_time(overlay, bundled, ahead, another):
     """The rate leaves out the reader's time, also if another call waits or the end goes unseen."""
 
     def right():

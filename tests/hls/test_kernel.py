@@ -346,7 +346,7 @@ def test_threads_change_no_bit():
 
 
 @pytest.mark.parametrize("sanitizer", ["", "-fsanitize=thread"])
-def test_thread_pool_does_every_task_once_whoever_comes_late(tmp_path, sanitizer):
+def test_thread_pool_does_every_task_once_with_late_threads(tmp_path, sanitizer):
     source, program = TESTS / "hls" / "pool.cpp", tmp_path / "pool"
     command = [*shlex.split(default_compiler()), "-std=c++14", "-O2", "-pthread"]
     command += [*sanitizer.split(), f"-I{HLS_SRC}", str(source), "-o", str(program)]
@@ -800,7 +800,7 @@ def test_describe_touches_only_the_results(session):
 
 
 @pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
-def test_call_reads_nothing_it_should_not_write(build):
+def test_call_changes_only_its_outputs(build):
     """Inputs stay unchanged; results and logits are written only as far as the contract says."""
     session = new_session(MODEL, *build)
     constant = [n for n in session.buffers if n.startswith("weights_")] + ["model"]

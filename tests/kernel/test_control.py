@@ -144,7 +144,7 @@ def test_interrupted_read_changes_nothing(kernel):
     assert kernel.control.read() & AP_DONE
 
 
-def test_interrupted_launch_is_still_asked_about(kernel):
+def test_interrupted_launch_is_still_polled(kernel):
     kernel.refuse = KeyboardInterrupt()
     kernel.idle = False
     with pytest.raises(KeyboardInterrupt):

@@ -348,7 +348,7 @@ def test_every_lesson_of_the_package_can_be_graded():
 
 
 @pytest.mark.parametrize("source", notebook_sources(), ids=lambda path: path.stem)
-def test_solutions_have_nothing_to_read_with_ones_own_eyes(source):
+def test_solutions_are_not_suspicious(source):
     answers = sections((SOLUTIONS / f"{source.stem}.py").read_text(encoding="utf-8"))
     assert {name: suspicious(answer) for name, answer in answers.items()} == dict.fromkeys(
         answers, ""

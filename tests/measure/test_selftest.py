@@ -200,7 +200,7 @@ def test_device_that_hangs_after_a_reset_still_gets_a_report(overlay, monkeypatc
     assert not found.passed and "FAILED" in found.verdict
 
 
-def test_errors_of_others_are_a_failed_check(overlay, monkeypatch):
+def test_errors_of_other_libraries_fail_a_check(overlay, monkeypatch):
     def broken(*args):
         raise RuntimeError("XRT says no")
 

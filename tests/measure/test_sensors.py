@@ -258,7 +258,7 @@ def test_alveo_card_is_what_comes_in_and_not_what_is_behind():
 
 
 def test_zynq_device_is_a_board_and_no_card(tmp_path, monkeypatch):
-    # PYNQ's class for Zynq has a property `sensors` too, which asks XRT.
+    # PYNQ's class for Zynq inherits `sensors` from the XRT device.
     from pynq.pl_server.embedded_device import EmbeddedDevice
 
     assert hasattr(EmbeddedDevice, "sensors")

@@ -1,3 +1,5 @@
+"""Overlay records: written, read back, and refused if damaged."""
+
 import json
 from dataclasses import replace
 from pathlib import Path

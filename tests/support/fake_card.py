@@ -77,7 +77,7 @@ def zynq_overlay(folder: Path, parameters: dict[str, str], zynq_7000: bool = Fal
     text = source.with_suffix(".hwh").read_text()
     for pattern, new in _AS_ZYNQ_7000 if zynq_7000 else ():
         text = re.sub(pattern, new, text)
-    for key in parameters:  # PYNQ reads the first parameter of a name only
+    for key in parameters:  # a second one of the same name would be ignored
         text = "".join(
             line for line in text.splitlines(keepends=True) if f'NAME="{key}"' not in line
         )

@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: an own server, and a page that drives a notebook.
+"""JupyterLab in a real browser: a private server, and a page that drives a notebook.
 
 Works with JupyterLab 3.4 and ipywidgets 7, and with JupyterLab 4 and ipywidgets 8.
 """

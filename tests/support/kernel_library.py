@@ -286,7 +286,7 @@ def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=
 
 
 UNTOUCHED = 0xDEADBEEF
-"""Results that the kernel did not write."""
+"""Marks results that the kernel did not write."""
 
 
 class KernelSession:

@@ -141,7 +141,7 @@ _LLAMA2_7B = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 32000 * 4096
 _LLAMA3_8B = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
 # llama-fpga: AWQ, groups of 128 with a float16 scale and a 4-bit zero (model2bin.py).
 _LLAMA_FPGA = _grouped(_LLAMA2_7B, 4, 128, 20)
-# Hummingbird: 4 bit; the format of its scales is not published, groups of 128 are assumed.
+# Hummingbird: 4 bit; the format of its scales is not known: groups of 128 are assumed.
 _HUMMINGBIRD = _grouped(_LLAMA3_8B, 4, 128, 20)
 
 _KV260, _ZCU104, _U250 = (boards()[name].memory for name in ("kv260", "zcu104", "u250"))
@@ -168,4 +168,4 @@ NOT_PREDICTABLE = {
     "TeLLMe v2": "ternary weights, look-up tables: not bound by memory",
     "FlexLLM": "no absolute rate is public",
 }
-"""Rows of the list of peers whose rate does not follow from what is public, and why."""
+"""Listed peers whose rate does not follow from public figures, and why."""

@@ -86,7 +86,7 @@ def test_fetch_cut_anywhere_ends_with_the_file(tmp_path_factory, cuts, data, ran
     assert part.read_bytes() == data
 
 
-def test_fetch_complete_part_asks_nobody(fetch, server, tmp_path):
+def test_fetch_complete_part_makes_no_request(fetch, server, tmp_path):
     (tmp_path / "part").write_bytes(DATA)
     assert fetch() == [(len(DATA), len(DATA))]
     assert server.log == []

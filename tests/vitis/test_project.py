@@ -1,3 +1,5 @@
+"""The build's project: parts, clocks, port sharing, banks and the files for the tools."""
+
 import re
 from dataclasses import replace
 

@@ -1,3 +1,5 @@
+"""Parsers of the reports of Vivado and the linker."""
+
 import pytest
 from support.fake_vitis import INFO, TIMING, UTILIZATION
 

@@ -1,3 +1,5 @@
+"""Search for AMD's tools and platforms, and running a tool."""
+
 import re
 
 import pytest

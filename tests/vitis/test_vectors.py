@@ -1,3 +1,5 @@
+"""Test vectors and test bench of the C simulation."""
+
 import subprocess
 
 import numpy as np

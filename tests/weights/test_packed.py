@@ -1,3 +1,5 @@
+"""Weights: quantisation, channel layout, packed files, and their cache."""
+
 import json
 
 import numpy as np

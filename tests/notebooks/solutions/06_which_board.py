@@ -3,7 +3,7 @@ def token_bytes(config, context, weight_bits=8, kv_bits=32):
     """Bytes from memory for one token."""
     c = config
     layer = 2 * c.dim * c.dim + 2 * c.kv_dim * c.dim + 3 * c.hidden_dim * c.dim
-    weights = c.n_layers * layer + c.vocab_size * c.dim  # of the embedding, a row: nothing
+    weights = c.n_layers * layer + c.vocab_size * c.dim  # one embedding row: negligible
     scales = 4 * weights / 64
     values = 2 * c.n_layers * context * c.kv_dim
     kv_scales = 2 * c.n_layers * context * c.n_kv_heads * 4 if kv_bits == 8 else 0

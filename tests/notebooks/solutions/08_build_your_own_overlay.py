@@ -8,8 +8,8 @@ limit = "memory" if memory_bytes_per_cycle < ports_bytes_per_cycle else "ports"
 
 # %% exercise-08-2
 before = min(ports_bytes_per_cycle, memory_bytes_per_cycle)
-speed_share = min(ports_bytes_per_cycle / 2, memory_bytes_per_cycle) / before  # ports: the limit
-dsp_share = 0.92  # only the engines' multipliers are fewer, and they are a small part
+speed_share = min(ports_bytes_per_cycle / 2, memory_bytes_per_cycle) / before  # the ports limit
+dsp_share = 0.92  # only the engines have fewer multipliers, a small part
 
 
 # %% exercise-08-3
@@ -19,4 +19,4 @@ changes = {"kChannels": 4, "kMaxRows": 8, "kTopLogits": 16}
 # %% exercise-08-4
 same_text = True
 same_logits = True
-same_channel_bytes = False  # the tiles are dealt out to four channels instead of two
+same_channel_bytes = False  # tiles are dealt out to four channels instead of two
