@@ -1,4 +1,4 @@
-"""What several test modules share."""
+"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Neither the user's cache and overlays nor a notebook that holds the device matter."""
+    """Isolate the tests from the user's cache, overlays and device locks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path_factory.mktemp("overlays")))
@@ -27,13 +27,13 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A shell starts what runs in the background deaf to Ctrl-C, and its children too."""
+    """Restore SIGINT: a shell starts background jobs, and their children, with it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared_models() -> Path:
-    """Folder of the real models and tokenizers, which are not part of the project."""
+    """Folder of the real models and tokenizers; they are not part of the repository."""
     if not MODELS.is_dir():
         pytest.skip(f"the real models are not in {MODELS}")
     return MODELS
@@ -41,7 +41,7 @@ def shared_models() -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run Python in a process of its own, in an empty folder; its result, as text."""
+    """Run Python in a subprocess, in an empty folder; returns the CompletedProcess, as text."""
 
     def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: its numbers, its examples, and the files it names."""
+"""The documentation matches the code: numbers, examples, and named files."""
 
 import doctest
 import json
@@ -39,7 +39,7 @@ IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 
 
 def rows_under(first_cell):
-    """Cells of the table whose head begins with a cell, without the head."""
+    """Cells of the table whose header starts with `first_cell`, without the header."""
     lines = KERNEL[KERNEL.index(f"\n| {first_cell} |") + 1 :].splitlines()
     table = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
@@ -188,7 +188,7 @@ def test_kv_record_bytes_as_stated():
 
 
 class OneValue:
-    """A model of zeros but for one value of one tensor: where it lies shows in the bytes."""
+    """A model of zeros except one value of one tensor: the packed bytes show its place."""
 
     config = ModelConfig(64, 96, 1, 4, 2, 80, 16, tied=False)
     group_size, weight_bits = 64, 8
@@ -209,7 +209,7 @@ class OneValue:
         return np.full(64, -1.0 if name == self._name else 1.0, np.float32)
 
     def begins(self, name, row=0):
-        """(channel, byte) where a tensor's value, or its row's first one, lies."""
+        """(channel, byte) of a tensor's value, or of the first value of a row."""
         here, there = (pack_channels(m, TARGET) for m in (OneValue(name, row), OneValue()))
         at = [(c, int(i)) for c in range(2) for i in np.flatnonzero(here[c] != there[c])]
         return at[0]
@@ -224,7 +224,7 @@ def test_blocks_lie_in_the_order_stated():
     assert [int(n) for n in table.pop("end")[:2]] == channel_bytes(model.config, 64, TARGET)
     for names, (first, second, _) in table.items():
         name, *others = names.split(", ")
-        if second == "–":  # a norm; a float's sign is in its last byte
+        if second == "–":  # a norm; the value shows in a float's last byte
             assert model.begins(name) == (0, int(first) + 3)
             continue
         assert model.begins(name) == (0, int(first))
@@ -234,8 +234,8 @@ def test_blocks_lie_in_the_order_stated():
             assert model.begins(name, row=16) == (1, int(second))
         if name == "wq":
             assert others == ["wk", "wv"]
-            assert model.begins("wk") == (0, int(first) + 2 * 1088), "after 4 tiles of wq"
-            assert model.begins("wv") == (0, int(first) + 3 * 1088), "and 2 of wk"
+            assert model.begins("wk") == (0, int(first) + 2 * 1088), "wk must follow 4 tiles of wq"
+            assert model.begins("wv") == (0, int(first) + 3 * 1088), "wv must follow 2 tiles of wk"
 
 
 def test_blocks_take_the_bytes_stated():
@@ -285,7 +285,7 @@ def test_links_lead_to_files_that_exist(page):
 
 
 def in_checkout(path):
-    """setup.py maps three folders of the checkout into the package."""
+    """Path in the checkout: setup.py maps three of its folders into the package."""
     return REPOSITORY / re.sub(r"^llama_pynq/(?=(hls_src|notebooks|overlay)\b)", "", path)
 
 

@@ -1,7 +1,7 @@
-"""Wheel, sdist and editable install, each tried in an environment of its own.
+"""Wheel, sdist and editable install, each in a separate environment.
 
-Nothing is downloaded: the environments borrow the dependencies of the one that runs the
-tests, but neither llama_pynq nor its entry points.
+Nothing is downloaded: the environments borrow the dependencies of the environment that runs the
+tests, except llama_pynq and its entry points.
 """
 
 import functools
@@ -26,7 +26,6 @@ from support.tiny_lesson import notebook, write
 from llama_pynq.overlay_store.record import OverlayRecord
 
 OVERLAY_FILES = {f"llama_pynq/overlay/llama/llama.{kind}" for kind in ("xclbin", "bit", "hwh")}
-# Of the repository's files, those that are of no use without it.
 TINY = "99_tiny.ipynb"
 LITTER = (
     "notebooks/.ipynb_checkpoints/99_tiny-checkpoint.ipynb",
@@ -34,6 +33,7 @@ LITTER = (
     "notebooks/solutions/99_tiny.ipynb",
     "tests/notebooks/solutions/99_tiny.py",
 )
+# Files that only serve the git repository: the sdist need not hold them.
 ONLY_IN_GIT = (".gitignore", ".gitattributes", ".ci/", ".github/")
 
 pytest.importorskip("build")
@@ -74,7 +74,7 @@ print(json.dumps({
 
 
 def attempt(*command, cwd, **environment):
-    """Run a command, away from the sources."""
+    """Run a command outside the source tree."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         list(map(str, command)),
@@ -87,7 +87,7 @@ def attempt(*command, cwd, **environment):
 
 
 def call(*command, cwd, **environment):
-    """As `attempt`, and it must succeed."""
+    """Run a command that must succeed; see `attempt`."""
     done = attempt(*command, cwd=cwd, **environment)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
@@ -95,9 +95,9 @@ def call(*command, cwd, **environment):
 
 @functools.cache
 def project_files():
-    """Files of the project, relative to its root: those git has, or would take."""
+    """Files of the project, relative to its root: tracked by git, or untracked and not ignored."""
     if not (REPOSITORY / ".git").exists():
-        pytest.skip("what belongs to the project is known from its git repository only")
+        pytest.skip("needs a git checkout to list the project's files")
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=REPOSITORY,
@@ -117,7 +117,7 @@ def source(tmp_path_factory):
     for name in project_files():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, folder / name)
-    # What JupyterLab and Python leave in a checkout, and a notebook, even if there were no other.
+    # Add files that JupyterLab and Python leave in a checkout, and a notebook.
     write(folder / "notebooks" / TINY, notebook())
     for name in LITTER:
         write(folder / name, "{}")
@@ -145,7 +145,7 @@ def wheel(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dependencies(tmp_path_factory):
-    """Everything installed here but llama_pynq, its metadata and its editable hooks."""
+    """Everything installed here except llama_pynq, its metadata and its editable hooks."""
     folder = tmp_path_factory.mktemp("dependencies")
     for path in map(Path, sys.path):
         if path.name in ("site-packages", "dist-packages") and path.is_dir():
@@ -158,14 +158,14 @@ def dependencies(tmp_path_factory):
 
 @pytest.fixture
 def install(dependencies, tmp_path):
-    """Make an environment, install something in it with pip, and return its folder."""
+    """Make an environment, install packages in it with pip, and return its folder."""
 
     def into(*what, **environment):
         folder = tmp_path / "env"
         venv.create(folder, symlinks=True)
         python = folder / "bin" / "python"
         (site,) = folder.glob("lib/python3*/site-packages")
-        # addsitedir() heeds the .pth files there, too: setuptools' has one.
+        # addsitedir() also processes .pth files there: setuptools has one.
         (site / "borrowed.pth").write_text(f"import site; site.addsitedir({str(dependencies)!r})\n")
         pip = [sys.executable, "-m", "pip", "--python", python, "--no-input", "install"]
         options = ["--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
@@ -179,20 +179,20 @@ GET_NOTEBOOKS = "import sys; from pynq._cli.get_notebooks import main; sys.exit(
 
 
 def deliver(folder, notebooks):
-    """What PYNQ and our own command deliver: the notebooks, and nothing else."""
+    """Deliver the notebooks with PYNQ and with our command; nothing else may arrive."""
     python = folder / "bin" / "python"
     expected = {path.name: path.read_bytes() for path in notebooks.glob("*.ipynb")}
     assert TINY in expected
     get = [python, "-c", GET_NOTEBOOKS]
     assert "- llama_pynq (source: llama_pynq)" in call(*get, "-l", cwd=folder).stdout
-    # As on an Alveo host, and as where there is no board and the overlays are not looked up.
+    # As on an Alveo host, and as on a computer without a board and without overlay lookup.
     for out, options in (("d", ["-d", "xilinx_u250"]), ("o", ["--ignore-overlays"])):
         call(*get, *options, "-p", out, "llama_pynq", cwd=folder)
     call(folder / "bin" / "llama-pynq", "notebooks", "ours", cwd=folder)
     for out in ("d/llama_pynq", "o/llama_pynq", "ours"):
         found = [path for path in (folder / out).rglob("*") if path.is_file()]
         assert {str(p.relative_to(folder / out)): p.read_bytes() for p in found} == expected
-    # A second delivery, forced, replaces what was changed and keeps a copy of it.
+    # A second, forced delivery replaces a changed notebook and keeps a backup.
     (folder / "o" / "llama_pynq" / TINY).write_text("my work")
     call(*get, "-o", "-f", "-p", "o", "llama_pynq", cwd=folder)
     assert (folder / "o" / "llama_pynq" / TINY).read_bytes() == expected[TINY]
@@ -260,7 +260,7 @@ def test_sdist_holds_the_whole_project(sdist):
     assert wanted - names == set()
     assert f"notebooks/{TINY}" in names
     assert not [name for name in names if name.startswith("notebooks/.")]
-    assert not [name for name in names if name.startswith("overlay/llama")], "built here"
+    assert not [name for name in names if name.startswith("overlay/llama")], "a built file"
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
@@ -283,7 +283,7 @@ def test_editable_install_works_in_an_empty_environment(source, install, tmp_pat
     folder = install("--editable", checkout)
     try_out(folder, checkout / "llama_pynq")
     deliver(folder, checkout / "notebooks")
-    # What is edited is what runs.
+    # An edit of the checkout takes effect.
     text = (checkout / "llama_pynq" / "__init__.py").read_text()
     (checkout / "llama_pynq" / "__init__.py").write_text(text + '__version__ = "9.9"\n')
     printed = call(folder / "bin" / "llama-pynq", "--version", cwd=folder)
@@ -292,13 +292,13 @@ def test_editable_install_works_in_an_empty_environment(source, install, tmp_pat
 
 @pytest.fixture(scope="module")
 def wheel_without(source, tmp_path_factory):
-    """The wheel for boards: no emulator, every platform."""
+    """The wheel for boards: without the emulator, for every platform."""
     out = tmp_path_factory.mktemp("without") / "dist"
     return build("wheel", source, out, LLAMA_PYNQ_EMULATOR="0")[0]
 
 
 def test_wheel_without_the_emulator_is_for_every_platform(source, wheel, wheel_without):
-    assert list((source / "build").rglob("llama.xclbin")), "an earlier build's, not to be taken"
+    assert list((source / "build").rglob("llama.xclbin")), "an earlier build must have left one"
     assert wheel_without.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(wheel_without) as other:
         difference = set(one.namelist()) ^ set(other.namelist())
@@ -327,9 +327,9 @@ def test_package_without_the_emulator_says_so_and_compiles_one_when_asked(
     assert "/nonexistent/g++ could not be run" in done.stderr and "apt install g++" in done.stderr
     call(*compile_it, cwd=folder, **cache)
     (site,) = folder.glob("lib/python3*/site-packages")
-    assert not (site / "llama_pynq" / "overlay" / "llama").exists(), "the user's cache is the place"
+    assert not (site / "llama_pynq" / "overlay" / "llama").exists(), "must use the user's cache"
     assert call(python, *words, "1", cwd=folder, **cache).stdout.startswith("Once upon a time")
-    # Other sources, another kernel: what was compiled of these is not taken for theirs.
+    # Changed sources need a new build: the cached kernel must not be used.
     with open(site / "llama_pynq" / "hls_src" / "config.h", "a") as file:
         file.write("// edited\n")
     assert attempt(python, *words, "1", cwd=folder, **cache).returncode == 1
@@ -337,7 +337,7 @@ def test_package_without_the_emulator_says_so_and_compiles_one_when_asked(
 
 @pytest.fixture
 def on_a_board(source, tmp_path):
-    """A checkout that takes this computer for a board."""
+    """A checkout that treats this computer as a board."""
     checkout = shutil.copytree(source, tmp_path / "checkout")
     shutil.rmtree(checkout / "build", ignore_errors=True)
     with open(checkout / "llama_pynq" / "utils/files.py", "a") as file:
@@ -382,7 +382,7 @@ def test_build_names_a_wrong_setting(source, tmp_path, variable, said):
 
 
 def write_metadata(folder, name, version, requires=()):
-    """As an installed package, or a wheel, describes itself to pip."""
+    """Write the metadata by which pip knows an installed package or a wheel."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
@@ -394,13 +394,13 @@ def write_metadata(folder, name, version, requires=()):
 
 
 def test_install_on_a_pynq_image_changes_none_of_its_packages(wheel_without, tmp_path):
-    """pip's own answer, for an environment that describes itself as the image does."""
+    """pip resolves against an environment with the metadata of the image's packages."""
     image = json.loads((TESTS / "support" / "pynq_3_0_1_image.json").read_text())["packages"]
     venv.create(tmp_path / "env", symlinks=True)
     (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
     for name, package in image.items():
         write_metadata(site, name, package["version"], package["requires"])
-    # What the image lacks: from PyPI there, and with no requirements of its own.
+    # Packages that the image lacks; on the board they come from PyPI and require nothing else.
     for name, version in (("safetensors", "0.4.5"), ("sentencepiece", "0.2.0")):
         write_metadata(tmp_path / name, name, version)
         with zipfile.ZipFile(tmp_path / f"{name}-{version}-py3-none-any.whl", "w") as archive:
@@ -440,7 +440,7 @@ def test_overlays_of_boards_travel_with_their_records(source, install, tmp_path)
     printed = call(command, "overlay", "verify", cwd=folder, **own).stdout
     assert "/overlay/kv260/llama.bit: sha256, kernel and version are right\n" in printed
     assert "/overlay/u50/llama.xclbin: link, not fetched\n" in printed
-    assert not (tmp_path / "user").exists(), "nothing is fetched, and nothing written"
+    assert not (tmp_path / "user").exists(), "nothing may be fetched or written"
 
 
 def test_build_stops_where_the_kernel_does_not_compile(source, tmp_path):

@@ -1,4 +1,4 @@
-"""A browser, a JupyterLab server, and a page of it for each test."""
+"""Fixtures: a browser, a JupyterLab server, and a fresh page for each test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from support.jupyter_lab import Lab, Server
 
-# No GPU, no sandbox (root in a container has none), and no calls to Google's hosts.
+# No GPU, no sandbox (unavailable to root in a container), no connections to Google's hosts.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,7 +27,7 @@ FLAGS = [
 
 
 def _unable(reason: str) -> None:
-    """Skip; in CI, where nobody reads of skipped tests, fail."""
+    """Skip the test; in CI fail, where skipped tests go unnoticed."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -43,11 +43,11 @@ def browser() -> Iterator[Any]:
             _unable(f"no {needed}: pip install 'llama_pynq[browser]'")
     from playwright.sync_api import sync_playwright
 
-    # A screenshot need not wait for the page's fonts: JupyterLab's are the system's, and on a busy
-    # machine the wait was seen not to end.
+    # Take screenshots without waiting for fonts: JupyterLab uses the system's, and on a busy
+    # machine the wait can hang.
     os.environ.setdefault("PW_TEST_SCREENSHOT_NO_FONTS_READY", "1")
     with sync_playwright() as playwright:
-        # Playwright gives it an empty profile and --headless.
+        # Playwright adds an empty profile and --headless.
         started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield started
         started.close()
@@ -63,7 +63,7 @@ def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLAMA_PYNQ_SCREENSHOTS, else a temporary folder."""
+    """Folder LLAMA_PYNQ_SCREENSHOTS, else a temporary one."""
     wanted = os.environ.get("LLAMA_PYNQ_SCREENSHOTS")
     folder = Path(wanted) if wanted else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def lab(browser: Any, server: Server, screenshots: Path) -> Iterator[Lab]:
-    """A page; the test fails, too, if its console had an error. Kernels end with the test."""
+    """A page; an error on its console fails the test. The kernels end with the test."""
     from support.jupyter_lab import Lab
 
     context = browser.new_context(viewport={"width": 1280, "height": 900})

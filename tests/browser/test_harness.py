@@ -1,4 +1,4 @@
-"""The harness itself, on a stand-in notebook: what the other tests here rely on."""
+"""The browser harness itself, on a sample notebook."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from support.lesson_notebooks import make_notebook
 
 CELLS = {
-    "text-title": "# Stand-in",
+    "text-title": "# Sample",
     "widgets": """
 import threading, time
 import ipywidgets
@@ -31,7 +31,7 @@ prompt.observe(lambda c: setattr(echo, "value", f"wrote {c.new}"), "value")
 
 @pytest.fixture
 def widgets(lab):
-    """The stand-in's widgets, on the page and ready."""
+    """Page with the sample notebook's widgets, ready."""
     lab.open(make_notebook(CELLS))
     lab.run_all()
     return lab
@@ -67,7 +67,7 @@ def test_kernel_is_busy_while_a_cell_runs(lab, server):
     lab.wait_until("Busy")
     (server.notebooks / "go").touch()
     lab.wait_until("Idle")
-    expect(lab.output("wait")).to_have_text("went")  # JupyterLab shows it when it gets to it
+    expect(lab.output("wait")).to_have_text("went")  # the output may appear late
 
 
 def test_run_fails_with_the_traceback_of_a_cell_each_time(lab):
@@ -84,7 +84,7 @@ def test_page_errors_are_collected(lab):
     with lab.page.expect_event("pageerror"):
         lab.page.evaluate("console.error('said'); setTimeout(() => { throw new Error('thrown') })")
     assert [error.split(" (")[0] for error in lab.errors] == ["said", "uncaught: thrown"]
-    lab.errors.clear()  # else the fixture fails this test
+    lab.errors.clear()  # otherwise the fixture fails this test
 
 
 @pytest.mark.parametrize("ci, outcome", [("", "1 skipped"), ("true", "1 error")])

@@ -1,4 +1,4 @@
-"""The notebooks with widgets, as a person uses them."""
+"""The notebooks with widgets, used as a person would."""
 
 import re
 
@@ -24,7 +24,7 @@ def test_prompt_panel_streams_stops_and_generates_again(lab):
 
     lab.button("Generate").click()
     tokens.nth(3).wait_for()
-    lab.run("other")  # the kernel is there for others meanwhile
+    lab.run("other")  # the kernel stays free for other cells
     assert lab.output("other").inner_text().strip() == "42"
     tokens.nth(7).wait_for()
     lab.button("Stop").click()
@@ -40,7 +40,7 @@ def test_prompt_panel_streams_stops_and_generates_again(lab):
     expect(lab.control("runs").locator("option")).to_have_count(2)
     expect(text).to_have_text(re.compile("^One day"))
 
-    tokens.nth(6).focus()  # by keyboard: what else it could have been
+    tokens.nth(6).focus()  # keyboard focus shows the token's alternatives
     expect(tokens.nth(6).locator(".llama-tip")).to_be_visible()
     expect(tokens.nth(6).locator(".llama-tip")).to_contain_text("most probable")
     lab.screenshot("01_prompting", lab.output("panel"))
@@ -68,7 +68,7 @@ def test_power_plot_moves_and_marks_the_generation(lab):
     lab.button("Generate").click()
     expect(plot.locator("svg")).to_contain_text("decode")
     rail = re.compile('<polyline points="([^"]*)"[^>]* stroke-width="2"')  # thinner: the grid
-    # A text takes less than the time between two drawings: the plot goes on moving after it.
+    # A text takes less than one update interval: the plot must keep moving after the text.
     seen.until(lambda states: len({tuple(rail.findall(s)) for s in states} - {()}) >= 5)
     lab.screenshot("03_power_and_energy", lab.output("view"))
 

@@ -1,4 +1,4 @@
-"""Tests of llama_pynq.checkpoint.llama2c."""
+"""llama2.c checkpoints: reading, round trips, and refused files."""
 
 import gc
 import gzip
@@ -56,7 +56,7 @@ def every_tensor(checkpoint):
 
 
 def refused(path, *parts, error=CheckpointError, **options):
-    """Loading is refused; the message names the file and holds every part."""
+    """Check that loading is refused with a message that names the file and contains every part."""
     with pytest.raises(error) as caught:
         load_checkpoint(path, **options)
     for part in (str(path), *parts):
@@ -165,8 +165,8 @@ def test_load_checkpoint_stories260k():
         assert checkpoint.config == ModelConfig(64, 172, 5, 8, 4, 512, 512, tied=True)
         assert checkpoint.version == 0
         assert checkpoint.sha256.startswith("b0a507e7")
-        # A trained norm is near 1 and a trained matrix near 0, which a wrong offset
-        # would mix up.
+        # A trained norm is near 1 and a trained matrix near 0: a wrong offset would mix
+        # them up.
         for name, layer, _ in every_tensor(checkpoint):
             mean = checkpoint.tensor(name, layer).mean()
             assert mean > 0.3 if name.startswith("rms") else abs(mean) < 0.05
@@ -389,7 +389,7 @@ def test_load_checkpoint_ambiguous_groups_are_refused(
 
 
 class Bomb:
-    """Creates a file when it is unpickled."""
+    """Pickle payload that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

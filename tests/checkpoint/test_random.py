@@ -1,4 +1,4 @@
-"""Models with random weights: the right shape, the same bytes, healthy numbers."""
+"""Models with random weights: shape, reproducible bytes, statistics like a trained model's."""
 
 import hashlib
 import io
@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.checkpoint_files import write_checkpoint
+from support.tokenizer_files import read_tokenizer_bin
 
 from llama_pynq.checkpoint import random
 from llama_pynq.checkpoint.config import ModelConfig
@@ -30,7 +31,7 @@ NAME = "stories15M"
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A small shape under a real name, in a cache folder of its own."""
+    """Register a small shape under a real name, with its own cache folder."""
     monkeypatch.setenv("LLAMA_PYNQ_CACHE", str(tmp_path))
     monkeypatch.setitem(STORIES, NAME, TINY)
     return tmp_path
@@ -149,9 +150,9 @@ def test_unknown_shape_is_refused():
 
 @pytest.mark.parametrize("vocab_size", [512, 513, 32000])
 def test_tokenizer_has_the_size_and_distinct_pieces(vocab_size):
-    tokenizer = tokenizer_from_bytes(tokenizer_bytes(vocab_size), "made.bin")
-    tokenizer.check_vocab(vocab_size)
-    assert len(set(tokenizer._vocab)) == vocab_size
+    data = tokenizer_bytes(vocab_size)
+    tokenizer_from_bytes(data, "made.bin").check_vocab(vocab_size)
+    assert len({piece for _, piece in read_tokenizer_bin(data)}) == vocab_size
 
 
 def test_tokenizer_keeps_every_text():

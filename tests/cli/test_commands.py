@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: what it prints, and what it says when it cannot."""
+"""The command line: its output and its error messages."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ needs_signals = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGIN
 
 @pytest.fixture
 def cli(capsys, tmp_path, monkeypatch):
-    """Run a command in this process, in an empty folder; its exit status and what it printed."""
+    """Run a command in this process, in an empty folder; returns exit status and output."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -58,7 +58,7 @@ def cli(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(cli):
-    """Run a command that fails; its message."""
+    """Run a command that must fail; returns its message."""
 
     def call(*arguments):
         status, out, err = cli(*arguments)
@@ -71,7 +71,7 @@ def refused(cli):
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    """Arguments for a greedy text of 8000 tokens: neither BOS nor EOS can win."""
+    """Arguments for a greedy text of 8000 tokens that cannot end: BOS and EOS never win."""
     path = tmp_path_factory.mktemp("endless") / "endless.bin"
     weights = random_weights(SHAPE, seed=1)
     weights["wcls"][1:3] = 0
@@ -81,13 +81,13 @@ def endless(tmp_path_factory):
 
 
 def buffered():
-    """The environment, with output buffered as it is for most: what fails may fail at exit."""
+    """Environment with buffered output, the default: a failing write may fail only at exit."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 @contextmanager
 def generating(arguments):
-    """A process in the middle of its text."""
+    """A process that is generating its text."""
     command = [sys.executable, "-m", "llama_pynq", "generate", "Once", *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()
@@ -128,7 +128,7 @@ def test_generate_prints_the_seed_it_drew(cli):
 def test_every_sampling_option_reaches_the_model(cli):
     options = [
         {"temperature": 0.0},
-        # So hot that whatever truncation leaves is about equally likely.
+        # So hot that all tokens left by truncation are about equally likely.
         {"temperature": 10.0, "top_k": 3},
         {"temperature": 10.0, "top_p": 0.3},
         {"temperature": 10.0, "min_p": 0.7},
@@ -365,7 +365,7 @@ def test_pack_into_a_place_that_cannot_be_written(refused, tmp_path):
     assert str(tmp_path / "file") in message
 
 
-# ---- what users get wrong -------------------------------------------------------------
+# ---- wrong input ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_a_folder_is_no_model(refused, tmp_path):
 
 def test_wrong_tokenizer_is_refused(refused, tmp_path):
     (tmp_path / "text.bin").write_text("hello\n")
-    # Of 259 tokens: the bundled tokenizer's control and byte tokens.
+    # 259 tokens: the bundled tokenizer's control and byte tokens.
     head = (BUNDLED / "tokenizer.bin").read_bytes()
     (tmp_path / "short.bin").write_bytes(_first_pieces(head, 259))
     cases = {
@@ -481,7 +481,7 @@ def test_wrong_tokenizer_is_refused(refused, tmp_path):
 
 
 def _first_pieces(tokenizer, n):
-    """The first `n` records of a tokenizer.bin: score, length, bytes."""
+    """First `n` records of a tokenizer.bin: score, length, bytes."""
     end = 4
     for _ in range(n):
         end += 8 + int.from_bytes(tokenizer[end + 4 : end + 8], "little")
@@ -521,7 +521,7 @@ def test_ctrl_c_ends_the_text_and_frees_the_device(cli, endless):
 def test_a_second_process_is_told_who_holds_the_device(refused, cli, endless):
     with generating(endless) as process:
         message = refused("generate", "x")
-        assert process.poll() is None, "the first process ended too early to be in the way"
+        assert process.poll() is None, "the first process ended before the second one started"
         process.kill()
     assert re.match(rf"device emulated-host\S* is in use by process {process.pid}\. ", message)
     assert cli("generate", "--max-new-tokens", 2)[0] == 0, "a killed process leaves no lock"
@@ -535,7 +535,7 @@ def test_a_reader_that_goes_away_is_no_error(endless):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
-def test_reader_that_never_was_is_no_error():
+def test_pipe_without_a_reader_prints_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "llama_pynq", "info"]
@@ -667,7 +667,7 @@ def test_boards_names_what_is_wrong_with_an_option(refused, cli, tmp_path):
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """The package with one notebook, of two exercises."""
+    """Replace the package's notebooks by one of two exercises."""
     source = tiny_lesson.register(tmp_path / "package", monkeypatch)
     monkeypatch.setattr(files, "notebook_sources", lambda: [source])
     monkeypatch.setattr("llama_pynq.labs.grade.notebook_sources", lambda: [source])
@@ -711,7 +711,7 @@ except KeyboardInterrupt:
 
 
 def lab(tmp_path, *arguments):
-    """A process that opens a stand-in for JupyterLab."""
+    """Start a process of `llama-pynq lab` with a fake JupyterLab."""
     (tmp_path / "path" / "jupyterlab").mkdir(parents=True)
     (tmp_path / "path" / "jupyterlab" / "__init__.py").touch()
     (tmp_path / "path" / "jupyterlab" / "__main__.py").write_text(LAB)
@@ -748,7 +748,7 @@ def test_ctrl_c_is_jupyterlabs_own(tmp_path):
 
 
 def contents(url):
-    """Names in the folder that a Jupyter server shows, which says where it is before it listens."""
+    """Names in the folder of a Jupyter server; retries, as it prints its URL before it listens."""
     for _ in range(100):
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
@@ -777,8 +777,8 @@ def test_lab_serves_the_notebooks_in_the_jupyterlab_that_is_here(tmp_path):
                 if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
                     break
             listed = contents(f"{found[0]}api/contents?token=x")
-            process.send_signal(signal.SIGINT)  # it asks
-            with suppress(subprocess.TimeoutExpired):  # two at once would be one
+            process.send_signal(signal.SIGINT)  # the server asks for confirmation
+            with suppress(subprocess.TimeoutExpired):  # two signals at once count as one
                 process.communicate(timeout=1)
             process.send_signal(signal.SIGINT)
             process.communicate()
@@ -885,7 +885,7 @@ sys.exit(main(sys.argv[1:]))
         for line in process.stderr:
             if "bob" in line:
                 break
-        time.sleep(3)  # into the endless loop
+        time.sleep(3)  # until the answer's endless loop runs
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out) == (130, "grades.csv: 1 of 2 submissions\n")

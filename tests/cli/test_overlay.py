@@ -1,4 +1,4 @@
-"""``llama-pynq overlay``, as a user meets it."""
+"""``llama-pynq overlay``: output and error messages."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from pynq.pl_server.device import Device
 from support.board_overlays import record_of_files, write_files, write_overlay
-from support.fake_board import StandInBoard
+from support.fake_board import FakeBoard
 from support.file_server import serving
 
 from llama_pynq.boards import boards
@@ -25,7 +25,7 @@ BITS = bytes(range(256)) * 20_000
 
 @pytest.fixture
 def cli(capsys, tmp_path, monkeypatch):
-    """Run ``llama-pynq overlay`` in a folder of its own; exit status and what it printed."""
+    """Run ``llama-pynq overlay`` in its own folder; returns exit status and output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
     monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
@@ -43,7 +43,7 @@ def cli(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """A server with a build of the KV260's overlay, and the package's link to it."""
+    """A server with a build of the KV260's overlay, which the package links to."""
     write_overlay(tmp_path / "build", "kv260", BITS)
     with serving() as server:
         for path in (tmp_path / "build").iterdir():
@@ -60,7 +60,7 @@ def link(tmp_path, server):
 
 
 def table(out: str) -> dict[str, list[str]]:
-    """The cells of each board's line, one line a board."""
+    """Cells of each board's line, by board."""
     lines = out.split("\n\n")[0].splitlines()
     return {line.split()[0]: re.split(r"  +", line)[1:] for line in lines[1:]}
 
@@ -160,7 +160,7 @@ def test_install_draws_a_bar_on_a_terminal(cli, server, monkeypatch):
     terminal.truncate(0)
     server.cuts = [1000]
     cli("install", "kv260")
-    assert "MiB\nllama-pynq: " in terminal.getvalue(), "the message begins a line"
+    assert "MiB\nllama-pynq: " in terminal.getvalue(), "the message must start on a new line"
 
 
 RUN = """
@@ -177,7 +177,7 @@ def test_ctrl_c_keeps_what_came_and_says_so(cli, server, tmp_path):
     server.gate.clear()
     command = [sys.executable, "-c", RUN, tmp_path / "package", "overlay", "install", "kv260"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for share in ("0.0 of", ""):  # the second line comes with a tenth of the file
+    for share in ("0.0 of", ""):  # the second line follows after a tenth of the file
         assert f"llama.bit: {share}" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
@@ -238,7 +238,7 @@ def test_verify_finds_what_differs_and_says_so_in_its_status(cli, server, tmp_pa
     assert status == 1 and "speaks version 1 of the kernel's contract" in out
 
 
-# ---- add, remove, and what uses them --------------------------------------------------
+# ---- add, remove, and commands that use the overlays ----------------------------------
 
 
 def test_add_says_where_and_keeps_a_backup(cli, tmp_path):
@@ -269,7 +269,7 @@ def test_add_takes_the_board_that_is_found(cli, tmp_path, monkeypatch):
     status, _, err = cli("add", "plain/llama.bit")
     assert status == 1 and "add --board, one of pynq-z1, pynq-z2" in err
     monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
-    monkeypatch.setattr(Device, "_devices", [StandInBoard("Pynq-Z1")], raising=False)
+    monkeypatch.setattr(Device, "_devices", [FakeBoard("Pynq-Z1")], raising=False)
     assert "added, for pynq-z1; not known" in cli("add", "plain/llama.bit")[1]
 
 
@@ -319,7 +319,7 @@ def test_commands_use_what_was_added(cli, capsys, tmp_path, monkeypatch):
     for suffix in (".bit", ".hwh"):
         shutil.copy(emulated_overlay(".bit").with_suffix(suffix), folder)
     record_of_files(folder, "kv260").write(folder)
-    monkeypatch.setattr(Device, "_devices", [StandInBoard("KV260")], raising=False)
+    monkeypatch.setattr(Device, "_devices", [FakeBoard("KV260")], raising=False)
     assert main(["info"]) == 0
     out, _ = capsys.readouterr()
     overlay = out.split("\n\n")[2]

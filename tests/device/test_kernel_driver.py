@@ -1,4 +1,4 @@
-"""The driver: exact transactions, the contract, and calls that do not end well."""
+"""The kernel driver: exact transactions, the contract, interrupted and failing calls."""
 
 import _thread
 import shutil
@@ -75,7 +75,7 @@ def test_load_writes_every_pointer_to_its_own_buffer(overlay):
     with overlay.device.record_registers() as log:
         overlay.load_model()
     names = {access.name for access in log}
-    # Each half of an address is an access of its own.
+    # An address is written in two accesses, one per half.
     names = {name[:-2] for name in names if name[-2:] == "_1" and name[:-2] + "_2" in names}
     assert {"kv_read_0", "kv_write_0", "kv_read_1", "kv_write_1", "logits"} <= names
     addresses = {
@@ -85,7 +85,7 @@ def test_load_writes_every_pointer_to_its_own_buffer(overlay):
 
 
 def test_run_forgotten_sync_would_be_seen(overlay):
-    # Host and device memory are apart: what the kernel reads is what was synced.
+    # Host and device memory are separate: the kernel only sees synced data.
     driver = overlay.llama
     good = driver.run(sampled()).rows
     driver.buffers["model"][:] = 0
@@ -167,7 +167,7 @@ def test_interrupted_call_raises_and_the_next_one_works(overlay):
 
 
 def test_call_left_running_is_ended_before_the_next_one(overlay, monkeypatch):
-    # Ctrl-C twice: the second one comes while the first is being dealt with.
+    # Ctrl-C twice: the second arrives while the driver handles the first.
     driver = overlay.llama
     expected = driver.run(sampled()).rows
 
@@ -179,14 +179,14 @@ def test_call_left_running_is_ended_before_the_next_one(overlay, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             driver.run(sampled(), n_steps=64)
     assert driver.run(sampled()).rows == expected
-    with monkeypatch.context() as patch:  # and before AP_START was written
+    with monkeypatch.context() as patch:  # Ctrl-C before AP_START is written
         patch.setattr(driver, "_launch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             driver.run(sampled(), n_steps=64)
     assert driver.run(sampled()).rows == expected
 
 
-def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
+def test_begun_call_keeps_its_result_until_it_is_finished(overlay):
     driver = overlay.llama
     first, second = driver.run(sampled(), n_steps=8).rows, driver.run(sampled(2)).rows
     call = driver.begin(sampled(), n_steps=8)
@@ -198,7 +198,7 @@ def test_begun_call_keeps_its_result_for_who_finishes_it(overlay):
 
 
 def test_begun_call_has_a_time_only_if_it_was_waited_for(overlay):
-    """Any of many: this thread may be held up for as long as a call takes."""
+    """Tries many calls: the scheduler may suspend this thread for the whole of a call."""
     driver, emulator = overlay.llama, overlay.device.emulator
 
     def waited_for():
@@ -206,7 +206,7 @@ def test_begun_call_has_a_time_only_if_it_was_waited_for(overlay):
 
     def unseen():
         call = driver.begin(sampled())
-        while not emulator.wait(1000):  # to read AP_DONE would clear it
+        while not emulator.wait(1000):  # reading AP_DONE would clear it
             pass
         return driver.finish(call).elapsed_s
 
@@ -214,7 +214,7 @@ def test_begun_call_has_a_time_only_if_it_was_waited_for(overlay):
     assert all(np.isnan(unseen()) for _ in range(50))
 
 
-def test_begun_call_that_fails_tells_who_finishes_it(overlay):
+def test_begun_call_that_fails_raises_when_it_is_finished(overlay):
     driver = overlay.llama
     call = driver.begin(sampled(position=100_000))
     good = driver.run(sampled()).rows
@@ -233,7 +233,7 @@ def test_begun_call_that_fails_tells_who_finishes_it(overlay):
         driver.finish(call)
 
 
-def test_running_says_what_the_last_call_lets_expect_of_one_nobody_waits_for(overlay):
+def test_running_of_a_begun_call_is_estimated_from_the_pace(overlay):
     driver = overlay.llama
     driver.run(sampled())
     call = driver.begin(sampled())
@@ -246,7 +246,7 @@ def test_running_says_what_the_last_call_lets_expect_of_one_nobody_waits_for(ove
 
 
 def test_abandon_from_within_the_wait_for_it_does_nothing(overlay, monkeypatch):
-    """As when the garbage collector closes a stream while another call waits for the stream's."""
+    """Happens if the garbage collector closes a stream while another call waits for its call."""
     driver = overlay.llama
     expected, wait = driver.run(sampled(), n_steps=8).rows, driver.handshake.wait
     call = driver.begin(sampled(), n_steps=8)
@@ -269,7 +269,7 @@ def test_abandoned_call_ends_after_its_step(overlay, monkeypatch):
     call = driver.begin(sampled(), n_steps=64)
     driver.abandon(call)
     assert not driver.running
-    if sent:  # it was told to end, unless it had ended
+    if sent:  # the abort is only sent if the call has not ended yet
         assert driver.buffers["request"][abi.REQUEST_ABORT] == driver.handshake.sequence
     sequence = driver.handshake.sequence
     driver.abandon(call)
@@ -315,7 +315,7 @@ def test_closed_overlay_says_so():
 
 def test_abort_ends_a_running_call_after_its_step(overlay):
     driver = overlay.llama
-    # A sequence number that the next call will have: aborted before its first step.
+    # The next call's sequence number: the call is aborted before its first step.
     driver.buffers["request"][16] = driver.handshake.sequence + 1
     original = driver.handshake.start
 
@@ -358,7 +358,7 @@ def test_kernel_that_never_finishes_times_out_and_reset_brings_it_back(hanging, 
 
 
 def modified_overlay(tmp_path, name, old, new):
-    """The emulated overlay, built from a source in which one line is another."""
+    """Build the emulated overlay from sources with one string replaced."""
     source = tmp_path / "hls_src"
     shutil.copytree(REPOSITORY / "hls_src", source)
     path = source / name
@@ -378,7 +378,7 @@ def test_overlay_of_another_abi_is_refused(tmp_path):
         OverlayMismatch, match=f"speaks version {ours + 1} .* this driver version {ours}"
     ):
         LlamaOverlay(path, device=EmulatedDevice())
-    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):  # the lock was given back
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):  # the lock was released
         pass
 
 
@@ -432,7 +432,7 @@ def test_reset_while_another_thread_waits_ends_its_call(hanging, monkeypatch):
 
         def slowly():
             programming.append(True)
-            time.sleep(0.05)  # some polls of the thread that waits
+            time.sleep(0.05)  # long enough for the waiting thread to poll several times
             download()
             programming.clear()
 
@@ -449,7 +449,7 @@ def test_reset_while_another_thread_waits_ends_its_call(hanging, monkeypatch):
 
 
 def test_overlay_left_open_is_closed_at_exit():
-    """A kernel that goes on would write memory that the system has given to others."""
+    """Otherwise a running kernel would write to memory that the system has reused."""
     code = """
 import atexit
 atexit.register(lambda: print("closed", overlay.closed))  # runs after what is registered later
@@ -468,7 +468,7 @@ def test_overlay_whose_kernel_does_not_answer_says_where_to_look(monkeypatch):
     with pytest.raises(KernelTimeout, match=r"did not answer its first call.*CTRL reads 0x.*clock"):
         LlamaOverlay(device=device)
     monkeypatch.setattr(Handshake, "finished", finished)
-    with LlamaOverlay(device=device) as overlay:  # and the device is free again
+    with LlamaOverlay(device=device) as overlay:  # the device is free again
         overlay.load_model()
 
 

@@ -1,6 +1,6 @@
-"""Alveo through pyxrt: exact transactions before a stand-in with pyxrt's surface.
+"""Alveo cards through pyxrt: exact transactions on a fake pyxrt.
 
-Not yet seen on a card.
+Not yet run on a card.
 """
 
 import gc
@@ -11,7 +11,7 @@ import pynq
 import pytest
 from pynq.pl_server.device import Device
 from support import fake_pyxrt
-from support.fake_card import Card, Expected, banked_overlay, self_tested, story
+from support.fake_card import Expected, FakeCard, banked_overlay, self_tested, story
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.device import pyxrt as subject
@@ -34,7 +34,7 @@ BANKS = {
 
 @pytest.fixture(params=[(2, 12), (2, 16), (2, 18), (2, 23)], ids=lambda v: f"xrt-{v[0]}.{v[1]}")
 def pyxrt(request, monkeypatch):
-    card = Card(programmed=False)
+    card = FakeCard(programmed=False)
     module = fake_pyxrt.make(card, request.param)
     module.card = card
     monkeypatch.setitem(sys.modules, "pyxrt", module)
@@ -52,7 +52,7 @@ def hbm(tmp_path):
 
 
 def settled(log):
-    """The log without what XRT does at a start, which has a list of its own."""
+    """The log without the register accesses that XRT makes at a start."""
     return [e for e in log if e[0] in ("download", "allocate", "free", "to card", "from card")]
 
 
@@ -71,7 +71,7 @@ def test_open_load_token_reset_close_are_exact(pyxrt, card, hbm):
             *(("set_arg", *argument) for argument in [*names, *described]),
             ("wait",),
         ]
-        # A buffer has no name to the card before the first start: frees and syncs say so.
+        # The card knows no buffer names before the first start: they are logged as "unnamed".
         assert anonymous(settled(card.log)) == [
             ("download",),
             *anonymous(without_registers(expected.open(driver.handshake.sequence))),
@@ -85,7 +85,7 @@ def test_open_load_token_reset_close_are_exact(pyxrt, card, hbm):
         card.log.clear()
         pyxrt.calls.clear()
         overlay.generate("", max_new_tokens=1, temperature=0)
-        # What XRT was told before, it is not told again.
+        # Unchanged arguments are not set again.
         assert pyxrt.calls == [("set_arg", "sequence", driver.handshake.sequence), ("wait",)]
         events = [e for e in card.log if e[0] != "point"]
         assert events[0] == ("to card", "request", 0, 4 * driver.limits.request_words)
@@ -156,7 +156,7 @@ def test_old_model_leaves_the_card_before_a_new_one_comes(pyxrt, card, hbm, monk
     monkeypatch.setattr(card, "free", lambda a: (live.remove(a), free(a)))
     with LlamaOverlay(hbm, device=PyxrtDevice()) as overlay:
         overlay.load_model()
-        story(overlay)  # a run of XRT's refers to every buffer
+        story(overlay)  # now an XRT run refers to every buffer
         total = sum(a.n_bytes for a in live)
         most = 0
 
@@ -205,7 +205,7 @@ def test_hung_kernel_is_left_alone_and_a_reset_says_so(pyxrt, card, hbm, monkeyp
         overlay.close()
         overlay.device.close()
         gc.collect()
-    assert len(kept) == 1  # the run, and its buffers
+    assert len(kept) == 1  # the run, which keeps its buffers alive
     assert card.log == []
 
 
@@ -265,7 +265,7 @@ def test_start_without_buffers_is_refused(pyxrt, hbm):
 
 def test_probe_lists_cards_and_no_npu(monkeypatch):
     for version in ((2, 16), (2, 23)):
-        module = fake_pyxrt.make(Card(), version, names=("RyzenAI-npu1", NAME))
+        module = fake_pyxrt.make(FakeCard(), version, names=("RyzenAI-npu1", NAME))
         monkeypatch.setitem(sys.modules, "pyxrt", module)
         assert [repr(d) for d in PyxrtDevice._probe_()] == [
             f"PyxrtDevice(0, '{NAME}' at 0000:03:00.1)",
@@ -289,5 +289,5 @@ def test_overlays_take_a_card_before_the_emulated_device(pyxrt, monkeypatch):
     found = [*PyxrtDevice._probe_(), EmulatedDevice()]
     monkeypatch.setattr(Device, "_devices", found, raising=False)
     assert isinstance(find_device(), PyxrtDevice)
-    # The same as PYNQ 3.0.1's own name of the card: whoever opens it holds one lock.
+    # The same name as in PYNQ 3.0.1, so that both drivers use one lock.
     assert lock_name(find_device()) == f"{NAME}-xrt0"

@@ -1,6 +1,6 @@
-"""A board on the desk: PYNQ's own RemoteDevice before a server of its protocol.
+"""A board on the network: PYNQ's own RemoteDevice with a fake PYNQ.remote server.
 
-Not yet seen on a board.
+Not yet run on a board.
 """
 
 import warnings
@@ -34,17 +34,17 @@ from llama_pynq.measure.sensors import rails
 from llama_pynq.overlay_store.devices import find_device, lock_name
 
 if version("pynq").startswith("3.0."):
-    pytest.skip("PYNQ.remote came with PYNQ 3.1", allow_module_level=True)
+    pytest.skip("PYNQ.remote needs PYNQ 3.1 or newer", allow_module_level=True)
 
 from pynq.pl_server import remote_device
 from pynq.pl_server.device import Device
 from pynq.pl_server.remote_device import RemoteDevice
-from support.fake_remote_board import FIRMWARE, RemoteBoard
+from support.fake_remote_board import FIRMWARE, FakeRemoteBoard
 
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-    # PYNQ keeps the metadata of the last overlay in its own package's folder.
+    # PYNQ caches the metadata of the last overlay in its own package folder.
     monkeypatch.setattr(RemoteDevice, "gen_cache", lambda *arguments: None)
     monkeypatch.setattr(remote_device, "clear_global_state", lambda: None)
 
@@ -56,7 +56,7 @@ def bitfile(tmp_path):
 
 @pytest.fixture
 def board(bitfile):
-    board = RemoteBoard(bitfile.with_suffix(".hwh").read_bytes())
+    board = FakeRemoteBoard(bitfile.with_suffix(".hwh").read_bytes())
     yield board
     board.stop()
 
@@ -122,21 +122,20 @@ def test_layers_and_profile_are_read_whole(device, bitfile):
         assert len(events) > driver.config.n_layers
 
 
-def test_call_that_an_exception_left_running_is_told_to_end(board, device, bitfile, monkeypatch):
+def test_abandoned_call_gets_the_abort_word(board, device, bitfile, monkeypatch):
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         tokens, driver = story(overlay), overlay.llama
-        board.card.log.clear()
         with monkeypatch.context() as patch:
             patch.setattr(driver.handshake, "runs_on", lambda: True)
-            patch.setattr(driver.handshake, "wait", lambda *arguments: True)
-            driver._settle()
+            call = driver.begin(sampled())
+            board.card.log.clear()
+            driver.abandon(call)
         size = 4 * driver.limits.request_words
-        assert board.card.log == [("to card", "request", 0, size)]
+        assert board.card.log[0] == ("to card", "request", 0, size)
         (request,) = (host for _, host in board.buffers.values() if len(host) == size)
-        assert (
-            int.from_bytes(request[64:68], "little") == driver.handshake.sequence
-        )  # and not at its start
+        # The abort word arrives at its place, not at the start of the buffer.
+        assert int.from_bytes(request[64:68], "little") == driver.handshake.sequence
         assert story(overlay) == tokens
 
 
@@ -152,9 +151,7 @@ def test_round_trips_of_a_call_are_eight_however_many_tokens_it_makes(board, dev
             assert board.calls[polls[-1] + 1 :] == ["invalidate", "read"]
 
 
-def test_call_like_the_last_one_is_slept_through_before_the_first_question(
-    board, device, bitfile, monkeypatch
-):
+def test_call_like_the_last_one_sleeps_before_the_first_poll(board, device, bitfile, monkeypatch):
     naps = []
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
@@ -175,7 +172,7 @@ def test_call_like_the_last_one_is_slept_through_before_the_first_question(
 
 
 def test_begun_call_that_was_slept_for_has_a_time(board, device, bitfile):
-    """The first question is answered with "done", but not because nobody waited."""
+    """The first poll finds "done" because the driver slept for the expected time."""
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         driver = overlay.llama
@@ -188,17 +185,17 @@ def test_ports_and_clock_are_set_on_the_board(board, device, bitfile, monkeypatc
     other = EmulatedDevice()
     monkeypatch.setattr(Device, "_active_device", other, raising=False)
     with LlamaOverlay(bitfile, device=device) as overlay:
-        # PYNQ 4 asks the active device, another one here, to set the ports of this board.
+        # PYNQ 4 sets the ports through the active device, which is a different one here.
         assert {at: board.processor.words.get(at) for at in HP_WIDTHS} == HP_WIDTHS
         assert Device.active_device is other
-        # Of 1000 MHz PYNQ makes 333 for a design of 300.
+        # From a PLL of 1000 MHz, PYNQ itself would make 333 MHz for a 300 MHz design.
         assert board.processor.pl0_mhz == pytest.approx(250, rel=1e-3)
         mhz = round(board.processor.pl0_mhz, 6)
         assert f", kernel host, PL clock 0 {mhz:g} of 300 MHz, " in overlay.describe()
 
 
 def test_second_board_has_its_own_clocks(board, device, bitfile):
-    second = RemoteBoard(board.metadata, name="ZCU104")
+    second = FakeRemoteBoard(board.metadata, name="ZCU104")
     try:
         with LlamaOverlay(bitfile, device=device):
             twin = RemoteDevice(ip_addr="127.0.0.1", port=second.port)
@@ -224,7 +221,7 @@ def test_this_computers_sensors_are_not_the_boards(device):
 
 
 def test_bitstream_of_another_build_is_not_taken_for_this_one(board, device, bitfile):
-    # PYNQ looks for a file of this name on the board, and takes it for the same one.
+    # PYNQ would reuse a file of this name on the board, whatever it holds.
     board.files[f"{FIRMWARE}llama.bin"] = b"an older build"
     with LlamaOverlay(bitfile, device=device) as overlay:
         name = overlay.binfile_name
@@ -232,9 +229,9 @@ def test_bitstream_of_another_build_is_not_taken_for_this_one(board, device, bit
         board.calls.clear()
         overlay.reset()
         assert len(board.files[FIRMWARE + name]) == len(overlay.parser.bin_data)
-        # Once it is there, it is not sent again: the manager's flags, and the bitstream's name.
+        # The bitstream is on the board: only the manager's flags and the firmware name are sent.
         assert board.calls.count("writefile") == 2
-    # One that was cut short, when the network failed, is sent again.
+    # A bitstream without the .whole marker (transfer cut short) is sent again.
     del board.files[f"{FIRMWARE}{name}.whole"]
     board.files[FIRMWARE + name] = board.files[FIRMWARE + name][:1000]
     with LlamaOverlay(bitfile, device=device) as overlay:
@@ -271,7 +268,7 @@ def test_board_that_answers_no_more_is_named_and_the_next_call_works(board, devi
         with pytest.raises(ConnectionLost, match="repeat the call"):
             overlay.generate("Once", max_new_tokens=2)
         board.away = False
-        assert story(overlay) == tokens  # with what the board still holds
+        assert story(overlay) == tokens  # the board still holds the model
         board.away = True
         with pytest.raises(ConnectionLost):
             overlay.load_model()
@@ -281,7 +278,7 @@ def test_board_that_answers_no_more_is_named_and_the_next_call_works(board, devi
 
 
 def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, bitfile):
-    # No lock reaches from computer to computer; that a call of ours was not ours is seen.
+    # Locks do not work across computers, but the results show a call of another computer.
     with LlamaOverlay(bitfile, device=device) as overlay:
         overlay.load_model()
         card = board.card
@@ -290,7 +287,7 @@ def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, 
         def overwritten(address, value):
             write(address, value + 1 if address == at else value)
 
-        at = card.base + overlay.llama._registers["sequence"]["address_offset"]
+        at = card.base + overlay.ip_dict["llama"]["registers"]["sequence"]["address_offset"]
         card.write = overwritten
         with pytest.raises(KernelError, match="or another computer, uses the device"):
             overlay.llama.run(sampled())
@@ -298,16 +295,17 @@ def test_another_computer_on_the_board_is_noticed_in_the_results(board, device, 
 
 def test_boards_that_do_not_answer_are_named(monkeypatch, capsys):
     monkeypatch.setenv("PYNQ_REMOTE_DEVICES", "192.0.2.1")
-    monkeypatch.delattr(Device, "_devices", raising=False)
+    monkeypatch.setattr(Device, "_devices", [], raising=False)  # restored after the test
+    monkeypatch.delattr(Device, "_devices")
 
     def unreachable(self, *arguments):
         raise RuntimeError("Failed to connect to remote device")
 
     monkeypatch.setattr(remote_device.GrpcChannel, "__init__", unreachable)
-    for _ in range(2):  # PYNQ would have remembered that there are none
+    for _ in range(2):  # PYNQ must not cache that it found none
         with pytest.raises(DeviceNotFound, match=r"PYNQ_REMOTE_DEVICES \(192\.0\.2\.1\)"):
             find_device()
-    monkeypatch.setenv("LLAMA_PYNQ_EMULATE", "1")  # whatever PYNQ would see
+    monkeypatch.setenv("LLAMA_PYNQ_EMULATE", "1")  # whatever PYNQ finds
     assert isinstance(find_device(), EmulatedDevice)
     monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
     assert main(["info", "--emulate"]) == 0

@@ -1,13 +1,21 @@
-"""Alveo through PYNQ 3.0.1: its own XrtDevice, before a stand-in for XRT's C library.
+"""Alveo cards through PYNQ 3.0.1: its own XrtDevice on a fake of XRT's C library.
 
-Not yet seen on a card.
+Not yet run on a card.
 """
 
 import asyncio
 from importlib.metadata import version
 
 import pytest
-from support.fake_card import Card, Expected, banked_overlay, self_tested, split_frees, story, walk
+from support.fake_card import (
+    Expected,
+    FakeCard,
+    banked_overlay,
+    self_tested,
+    split_frees,
+    story,
+    walk,
+)
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -15,11 +23,11 @@ from llama_pynq.errors import DeviceMemoryError, KernelTimeout
 from llama_pynq.overlay_store.devices import lock_name
 
 if not version("pynq").startswith("3.0."):
-    pytest.skip("PYNQ 3.1 and newer drive no Alveo card", allow_module_level=True)
+    pytest.skip("PYNQ 3.1 and newer do not support Alveo cards", allow_module_level=True)
 
 from pynq._3rdparty import xrt
 from pynq.pl_server import xrt_device
-from support.fake_xrt import XrtLibrary
+from support.fake_xrt import FakeXrtLibrary
 
 DDR = {
     "request": "DDR[0]", "results": "DDR[0]", "logits": "DDR[0]", "activations": "DDR[0]",
@@ -33,13 +41,13 @@ HBM = {**dict.fromkeys(DDR, "HBM[0]"), "kv_cache_0": "HBM[17]", "kv_cache_1": "H
 
 @pytest.fixture
 def library(monkeypatch):
-    card = Card(programmed=False)  # XRT leaves alone what holds this xclbin already
-    library = XrtLibrary(card)
+    card = FakeCard(programmed=False)  # XRT does not reload the same xclbin
+    library = FakeXrtLibrary(card)
     monkeypatch.setattr(xrt, "libc", library)
     monkeypatch.setattr(xrt, "XRT_SUPPORTED", True)
     monkeypatch.setattr(xrt_device, "_xrt_version", (2, 13, 0))
     loop = asyncio.new_event_loop()
-    monkeypatch.setattr(asyncio, "get_event_loop", lambda: loop)  # its own call is deprecated
+    monkeypatch.setattr(asyncio, "get_event_loop", lambda: loop)  # PYNQ's call is deprecated
     yield library
     loop.close()
 
@@ -69,12 +77,12 @@ def test_open_load_token_reset_close_are_exact(card, library, tmp_path, banks):
         assert card.log == [*download, *expected.open(overlay.llama.handshake.sequence)]
         card.log.clear()
         walk(overlay, card, expected)
-        # Without a context another process could program the card under us.
+        # Without a context, another process could reprogram the card.
         assert card.log == [("close context", 0), *download, ("read", "CTRL")]
         assert library.contexts == [(0, True)]
         card.log.clear()
     assert split_frees(card.log[:-1]) == list(expected.drop())
-    assert card.log[-1] == ("close context", 0)  # else no other process could load its overlay
+    assert card.log[-1] == ("close context", 0)  # otherwise no other process could load its overlay
     assert library.bos == {} and library.contexts == []
 
 
@@ -99,7 +107,7 @@ def test_self_test_passes_on_every_bank(card):
 
 
 def test_no_call_goes_through_ert(card, monkeypatch):
-    # A card's scheduler may own a compute unit that is started through it: one way, or the other.
+    # ERT may own a compute unit that is started through it: do not mix both ways to start.
     monkeypatch.setattr(xrt_device.XrtDevice, "get_exec_bo", None)
     with LlamaOverlay(emulated_overlay(), device=device()) as overlay:
         overlay.load_model()
@@ -125,7 +133,7 @@ def test_full_bank_is_named_and_the_next_model_loads(card, library, monkeypatch)
         assert story(overlay)
 
 
-def test_reset_acknowledges_an_end_that_nobody_saw(card, monkeypatch):
+def test_reset_acknowledges_an_end_of_call_that_went_unseen(card, monkeypatch):
     with LlamaOverlay(emulated_overlay(), device=device()) as overlay:
         overlay.load_model()
         tokens, driver = story(overlay), overlay.llama
@@ -146,7 +154,7 @@ def test_reset_acknowledges_an_end_that_nobody_saw(card, monkeypatch):
 def test_reset_of_a_card_that_xrt_does_not_program_anew_says_what_to_do(card, monkeypatch):
     overlay = LlamaOverlay(emulated_overlay(), device=device())
     overlay.load_model()
-    monkeypatch.setattr(card, "read", lambda address: 1)  # AP_START: it never ends
+    monkeypatch.setattr(card, "read", lambda address: 1)  # AP_START: the call never ends
     overlay.llama.timeout_s = 0.01
     with pytest.raises(KernelTimeout, match="did not finish"):
         overlay.generate("a", max_new_tokens=1)

@@ -1,6 +1,6 @@
-"""A Zynq board: PYNQ's own EmbeddedDevice before stand-ins for XRT and Linux's files.
+"""A Zynq board: PYNQ's own EmbeddedDevice on fakes of XRT and of Linux's files.
 
-Not yet seen on a board.
+Not yet run on a board.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from support.fake_card import (
     walk,
     zynq_overlay,
 )
-from support.fake_zynq import PYNQ_3_0, ZynqBoard
+from support.fake_zynq import PYNQ_3_0, FakeZynqBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -29,7 +29,7 @@ from llama_pynq.overlay_store.devices import lock_name
 
 @pytest.fixture
 def board(monkeypatch, tmp_path):
-    return ZynqBoard(monkeypatch, tmp_path)
+    return FakeZynqBoard(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def bitfile(tmp_path):
 
 
 def expected_of(overlay):
-    # PYNQ 4 syncs a buffer whole, whatever the slice, and makes none smaller than 8 KiB.
+    # PYNQ 4 syncs the whole buffer for any slice, and allocates at least 8 KiB.
     sizes = {} if PYNQ_3_0 else {"least": 8192}
     return Expected(overlay.llama.limits, {}, chained=False, whole=not PYNQ_3_0, **sizes)
 
@@ -65,7 +65,7 @@ def test_story_is_that_of_the_emulated_device(board, bitfile, monkeypatch):
         overlay.load_model()
         assert story(overlay) == tokens
         assert overlay.logits(tokens).shape == (len(tokens), overlay.llama.config.vocab_size)
-        # XRT calls every Zynq "edge"; the image says which board it is.
+        # XRT calls every Zynq "edge"; the image names the board.
         assert overlay.describe().startswith("kv260 (board), kernel host")
         assert lock_name(overlay.device) == "edge-embedded_xrt0"
 
@@ -80,12 +80,12 @@ def test_self_test_passes_and_sets_speed_beside_the_model(board, bitfile, monkey
 
 def test_pointer_registers_are_written_by_halves(board, bitfile):
     with LlamaOverlay(bitfile, device=board.device) as overlay:
-        driver = overlay.llama
+        driver, registers = overlay.llama, overlay.ip_dict["llama"]["registers"]
         for register, buffer in [("weights_1", "weights_1"), ("kv_read_0", "kv_cache_0")]:
             address = driver.buffers[buffer].device_address
             assert address >> 32  # the upper DDR of a Zynq UltraScale+
-            low = driver.read(driver._registers[f"{register}_1"]["address_offset"])
-            high = driver.read(driver._registers[f"{register}_2"]["address_offset"])
+            low = driver.read(registers[f"{register}_1"]["address_offset"])
+            high = driver.read(registers[f"{register}_2"]["address_offset"])
             assert high << 32 | low == address
 
 
@@ -97,28 +97,28 @@ def test_port_widths_are_those_of_the_metadata(board, bitfile):
 @pytest.mark.parametrize(
     ("multiplier", "divisor", "mhz"),
     [
-        (90, 5, 300),  # as the design was made for: 1500 / 5
-        (60, 5, 250),  # a slower PLL: the next below that it gives
-        (120, 5, 2000 / 7),  # a faster one: never faster than the design
+        (90, 5, 300),  # the design's own PLL: 1500 / 5
+        (60, 5, 250),  # a slower PLL: the next lower frequency
+        (120, 5, 2000 / 7),  # a faster PLL: never above the design's clock
     ],
 )
 def test_clock_is_never_faster_than_the_designs(
     monkeypatch, tmp_path, bitfile, multiplier, divisor, mhz
 ):
-    board = ZynqBoard(monkeypatch, tmp_path, ProcessorRegisters(multiplier))
+    board = FakeZynqBoard(monkeypatch, tmp_path, ProcessorRegisters(multiplier))
     with LlamaOverlay(bitfile, device=board.device) as overlay:
         found = board.processor.pl0_mhz
         assert found == pytest.approx(mhz, rel=1e-3)
         slow = f", PL clock 0 {round(found, 6):g} of 300 MHz"
         said = "kernel host" + (slow if found < 298 else "")
         assert f"{said}, overlay llama.bit" in overlay.describe()
-        assert board.processor.words[board.processor.PL0_REF_CTRL] >> 24 & 1  # and it runs
+        assert board.processor.words[board.processor.PL0_REF_CTRL] >> 24 & 1  # the clock is enabled
 
 
 @pytest.mark.skipif(not PYNQ_3_0, reason="PYNQ 4 has no images for Zynq-7000")
 @pytest.mark.parametrize(("multiplier", "mhz"), [(20, 1000 / 7), (30, 1500 / 11)])
 def test_pynq_z2_is_exact_and_not_overclocked(monkeypatch, tmp_path, multiplier, mhz):
-    board = ZynqBoard(monkeypatch, tmp_path, Zynq7000Registers(multiplier))
+    board = FakeZynqBoard(monkeypatch, tmp_path, Zynq7000Registers(multiplier))
     bitfile = zynq_overlay(tmp_path, ZYNQ_7000_PARAMETERS, zynq_7000=True)
     monkeypatch.setenv("BOARD", "Pynq-Z2")
     with LlamaOverlay(bitfile, device=board.device) as overlay:
@@ -148,7 +148,7 @@ def test_full_contiguous_memory_says_which_setting(board, bitfile, monkeypatch):
 
 
 def test_cacheable_buffers_serve_too(board, bitfile, monkeypatch):
-    # Every transfer is synced, so the driver need not know which kind it was given.
+    # Every transfer is synced, so the driver works with either kind of buffer.
     allocate = pynq.allocate
 
     def cacheable(shape, dtype, target=None):

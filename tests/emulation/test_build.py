@@ -1,4 +1,4 @@
-"""The compiler's part: flags, errors, overlay files."""
+"""Build of the emulated overlay: flags, errors, overlay files."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def top_function(header: Path) -> str:
     return f'#include LLAMA_BOARD_HEADER\nstatic_assert(kChannels == {CHANNELS}, "");'
 
 
-def stand_in_top(header: Path) -> str:
+def fake_top(header: Path) -> str:
     return SOURCE.read_text()
 
 
 def test_build_writes_both_flavours(hls_src, tmp_path):
     out = tmp_path / "out" / "emulated"
-    build.build_emulated_overlay(hls_src, out, ("native",), top_function=stand_in_top)
+    build.build_emulated_overlay(hls_src, out, ("native",), top_function=fake_top)
     assert sorted(p.name for p in out.iterdir()) == ["llama.bit", "llama.hwh", "llama.xclbin"]
     alveo = xclbin.read((out / "llama.xclbin").read_bytes(), "xclbin")
     zynq = hwh.read_bit((out / "llama.bit").read_bytes(), "bit")
@@ -55,7 +55,7 @@ def test_build_writes_both_flavours(hls_src, tmp_path):
 
 def test_build_of_the_same_source_gives_the_same_bytes(hls_src, tmp_path):
     for name in ("one", "two"):
-        build.build_emulated_overlay(hls_src, tmp_path / name, top_function=stand_in_top)
+        build.build_emulated_overlay(hls_src, tmp_path / name, top_function=fake_top)
     for file in ("llama.xclbin", "llama.bit", "llama.hwh"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -108,7 +108,7 @@ def test_failed_compilation_shows_command_and_message(tmp_path):
 def test_compiled_library_replaces_the_old_one_at_once(tmp_path):
     output = tmp_path / "kernel.so"
     output.write_bytes(b"old")
-    with output.open("rb") as reader:  # a process that has it loaded
+    with output.open("rb") as reader:  # like a process that has the library loaded
         build.compile_kernel([SOURCE], [], output, "native")
         assert reader.read() == b"old"
     assert output.read_bytes().startswith(b"\x7fELF")
@@ -156,7 +156,7 @@ def test_build_needs_the_standard_library_only():
 )
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="names an x86 level")
 def test_vectors_are_as_wide_as_is_fastest_on_x86_alone(hls_src, tmp_path, machine, there, level):
-    """Another machine's compiler knows no such option."""
+    """Compilers for other machines do not have the option."""
     log, compiler = tmp_path / "log", tmp_path / "c++"
     compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
     compiler.chmod(0o755)

@@ -55,7 +55,7 @@ def test_container_damage_is_found_wherever_it_is():
 @pytest.mark.parametrize("size", [8, 40, 100, -1, -100])
 def test_container_cut_short_is_refused(size):
     data = container.pack(Container(zynq_design(2, 2, 100), PAYLOADS[1:]))
-    # The last payload is followed by padding; cut into the payload itself.
+    # Padding follows the last payload: cut into the payload itself.
     with pytest.raises(OverlayMismatch, match=r"file\.bit is damaged"):
         container.unpack(data[: size if size > 0 else size - 64], "file.bit")
 

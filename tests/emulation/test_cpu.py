@@ -1,4 +1,4 @@
-"""The choice of a payload for this CPU."""
+"""Selection of the payload for this CPU."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_machines_are_named(has):
         cpu.choose([payload("v3", machine="pdp11")], "llama.xclbin")
 
 
-def test_unknown_cpu_asks_the_payload_that_needs_nothing(monkeypatch):
+def test_unknown_cpu_is_queried_with_the_baseline_payload(monkeypatch):
     monkeypatch.setattr(cpu, "host_features", lambda: None)
     asked = []
 
@@ -73,13 +73,13 @@ def test_unknown_cpu_asks_the_payload_that_needs_nothing(monkeypatch):
     assert asked == [b"v1"]
 
 
-def test_payload_that_cannot_tell_is_the_one_taken(monkeypatch):
+def test_baseline_payload_that_cannot_be_queried_is_chosen(monkeypatch):
     monkeypatch.setattr(cpu, "host_features", lambda: None)
     levels = [payload("v3", "avx2"), payload("v1")]  # neither is a library
     assert cpu.choose(levels, "file").level == "v1"
 
 
-def test_unknown_cpu_takes_the_lowest_level_where_there_is_none_to_ask(monkeypatch):
+def test_unknown_cpu_takes_the_lowest_level_without_a_baseline_payload(monkeypatch):
     monkeypatch.setattr(cpu, "host_features", lambda: None)
     levels = [payload("v4", "avx2", "avx512f"), payload("v3", "avx2")]
     assert cpu.choose(levels, "file").level == "v3"
@@ -89,13 +89,13 @@ def test_unknown_cpu_takes_the_lowest_level_where_there_is_none_to_ask(monkeypat
     "interpreter, machine", [("win-amd64", "AMD64"), ("linux-x86_64", "ARM64")]
 )
 def test_machine_is_the_interpreters(monkeypatch, interpreter, machine):
-    """Windows on arm64 runs Python for x86-64, and names its own processor."""
+    """Windows on arm64 can run an x86-64 Python, but reports its own processor."""
     monkeypatch.setattr(cpu.sysconfig, "get_platform", lambda: interpreter)
     monkeypatch.setattr(cpu.platform, "machine", lambda: "ARM64")
     assert cpu.machine() == machine
 
 
-def test_mac_of_apples_own_processor_runs_what_is_compiled_for_the_first(monkeypatch):
+def test_apple_silicon_takes_the_payload_for_the_m1(monkeypatch):
     monkeypatch.setattr(cpu.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(cpu.platform, "machine", lambda: "arm64")
     first = Payload("apple_m1", "Darwin", "arm64", ("asimddp", "atomics"), b"")
@@ -105,7 +105,7 @@ def test_mac_of_apples_own_processor_runs_what_is_compiled_for_the_first(monkeyp
 
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory):
-    """The kernel's own function that asks the CPU, compiled to need nothing of it."""
+    """Library with the kernel's CPU feature query, compiled for the baseline CPU."""
     library = tmp_path_factory.mktemp("cpu") / "cpu.so"
     source = HLS_SRC / "host" / "cpu_features.cpp"
     build.compile_kernel([source], [HLS_SRC], library, "x86-64")
@@ -116,14 +116,14 @@ def asking(tmp_path_factory):
     (platform.system(), platform.machine()) != ("Linux", "x86_64"),
     reason="compares with what Linux lists on x86-64",
 )
-def test_cpu_asked_says_what_linux_lists(asking):
+def test_cpu_features_are_those_that_linux_lists(asking):
     listed = cpu.host_features()
     found = emulator.cpu_features(asking)
     source = (HLS_SRC / "host" / "cpu_features.cpp").read_text()
     known = set(re.findall(r'k[NYZ]\w+, "(\w+)"', source))
     assert {"avx2", "avx_vnni", "avx512_vnni"} <= known
     assert found == listed & known
-    # Whatever a level of the wheels may use can be asked for.
+    # Every feature that a level of the wheels uses can be queried.
     for target in TARGETS.values():
         if target.machine != "AMD64":
             continue
@@ -134,7 +134,7 @@ def test_cpu_asked_says_what_linux_lists(asking):
             assert needed <= known, level
 
 
-def test_library_without_the_question_has_no_features(tmp_path):
+def test_library_without_the_query_has_no_features(tmp_path):
     other = tmp_path / "other.so"
     other.write_bytes(b"no library")
     assert emulator.cpu_features(other) == frozenset()

@@ -1,4 +1,4 @@
-"""EmulatedDevice under unmodified PYNQ: overlays, registers, calls, and what goes wrong."""
+"""EmulatedDevice under unmodified PYNQ: overlays, registers, calls, and errors."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_protocol_can_be_chosen_for_either_flavour(protocol, file, tmp_path, mon
         pass
     again = llama.read(0)
     assert again == (0x04 if protocol == "hs" else 0x06)
-    setup.start(COPY, 2)  # in chain, waits for AP_CONTINUE
+    setup.start(COPY, 2)  # ap_ctrl_chain waits for AP_CONTINUE
     if protocol == "chain":
         assert llama.read(0) == 0x03
         assert setup.results()[WORDS] == 1
@@ -137,7 +137,7 @@ def test_pynq_3_call_runs_through_registers(device):
     overlay = pynq.Overlay(str(overlay_folder() / "llama.xclbin"), device=device)
     setup = connect(overlay, device)
     if not hasattr(overlay.llama, "call"):
-        pytest.skip("PYNQ has had no call() since 3.1")
+        pytest.skip("PYNQ 3.1 removed call()")
     buffers = [setup.buffers[name] for name in overlay.llama.signature.parameters
                if name in setup.buffers]  # fmt: skip
     overlay.llama.call(*buffers, COPY, 77)
@@ -246,7 +246,7 @@ def test_pointers_are_looked_up_again_after_each_change(setup):
     setup.start(COPY, 2)
     setup.finish()
     assert setup.results()[:WORDS] == list(range(101, 101 + WORDS))
-    other.freebuffer()  # and its register still points there
+    other.freebuffer()  # the register still points to the buffer
     with pytest.raises(RuntimeError, match="argument 'request'"):
         setup.start(COPY, 3)
     setup.point("request", setup.buffers["request"].device_address)
@@ -308,14 +308,14 @@ def test_hung_kernel_is_abandoned_and_cannot_disturb_the_next(setup):
     setup.buffers["request"].sync_to_device()
     while not hung.wait(1000):
         pass
-    assert setup.results()[WORDS] == 222  # not 111: the old kernel wrote elsewhere
+    assert setup.results()[WORDS] == 222  # not 111: the old kernel writes to its own memory
     setup.overlay.download()
-    assert hung not in emulator._abandoned  # finished by now, so deleted
+    assert hung not in emulator._abandoned  # it has finished, so it is deleted
     assert hung._handle is None
 
 
 def test_polling_leaves_other_threads_running(setup):
-    """The wait inside a read of CTRL holds no GIL: another thread can end the call."""
+    """The wait inside a read of CTRL releases the GIL: another thread can end the call."""
     setup.start(HANG, 5)
 
     def abort() -> None:
@@ -341,7 +341,7 @@ def test_buffers_freed_during_a_call_stay_with_the_kernel(setup):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
 def test_forked_child_is_told_to_download_again(setup):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of threads in fork()
+        warnings.simplefilter("ignore")  # Python 3.12 warns about fork() with threads
         child = os.fork()
     if child == 0:
         status = 1
@@ -367,7 +367,7 @@ def test_damaged_cache_is_repaired_at_load(device, tmp_path):
     pynq.Overlay(path, device=device)
     (cached,) = (tmp_path / "cache" / "kernels").iterdir()
     good = cached.read_bytes()
-    cached.unlink()  # not in place: the library is mapped
+    cached.unlink()  # do not write in place: the library is mapped
     cached.write_bytes(good[:100])
     setup = connect(pynq.Overlay(path, device=device), device)
     setup.start(COPY, 4)
@@ -420,7 +420,7 @@ def test_payload_that_is_no_kernel_is_refused(device, tmp_path):
         pynq.Overlay(str(path), device=device)
 
 
-# ---- the device among others -----------------------------------------------------------
+# ---- boards and the choice of the device -----------------------------------------------
 
 
 def test_boards_bound_their_memory():
@@ -503,14 +503,14 @@ def test_device_does_not_offer_itself_on_a_board(monkeypatch, tmp_path):
 
 
 def test_overlay_is_found_by_bare_name(tmp_path):
-    """As setup.py declares it: an entry point in the group pynq.overlays."""
+    """setup.py declares the overlay as an entry point in the group pynq.overlays."""
     package = tmp_path / "some_package" / "overlay"
     package.mkdir(parents=True)
     (tmp_path / "some_package" / "__init__.py").touch()
     (package / "__init__.py").touch()
-    (package / "stand_in").mkdir()
+    (package / "fake_kernel").mkdir()
     for file in overlay_folder().iterdir():
-        shutil.copy(file, package / "stand_in" / f"stand_in{file.suffix}")
+        shutil.copy(file, package / "fake_kernel" / f"fake_kernel{file.suffix}")
     distribution = tmp_path / "some_package-1.0.dist-info"
     distribution.mkdir()
     (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: some_package\n")
@@ -522,11 +522,13 @@ import warnings
 warnings.simplefilter("ignore")
 import pynq
 from llama_pynq.emulation.device import EmulatedDevice
-print(pynq.Overlay("stand_in.xclbin").bitfile_name)
-print(pynq.Overlay("stand_in.bit").bitfile_name)
+print(pynq.Overlay("fake_kernel.xclbin").bitfile_name)
+print(pynq.Overlay("fake_kernel.bit").bitfile_name)
 """
     found = run_python(code, tmp_path).splitlines()
-    assert found == [str(package / "stand_in" / f"stand_in.{kind}") for kind in ("xclbin", "bit")]
+    assert found == [
+        str(package / "fake_kernel" / f"fake_kernel.{kind}") for kind in ("xclbin", "bit")
+    ]
 
 
 def test_interpreter_exits_while_a_kernel_hangs(tmp_path):

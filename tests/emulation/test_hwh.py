@@ -1,4 +1,4 @@
-"""The .bit and .hwh files, read by PYNQ's own parsers and by ours."""
+"""The .bit and .hwh files, read by PYNQ's parsers and by ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device memory: addresses, exhaustion, and buffers that exist twice."""
+"""Device memory: addresses, exhaustion, and buffers with a host and a device copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGES = 16
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5 * ALIGNMENT)), max_size=60))
 def test_first_fit_never_overlaps_and_coalesces(steps):
     space = FirstFit(PAGES * ALIGNMENT)
-    pages: list[int | None] = [None] * PAGES  # a plain model: who owns each page
+    pages: list[int | None] = [None] * PAGES  # reference model: owner of each page
     live = []
     for serial, (allocate, number) in enumerate(steps):
         if allocate:
@@ -106,7 +106,7 @@ def test_free_twice_frees_once(device):
 def test_freed_buffer_cannot_be_synced(device):
     freed = buffer(device, 1)
     freed.freebuffer()
-    freed[:] = 1  # NumPy still holds the host's copy: no crash
+    freed[:] = 1  # NumPy still holds the host copy: no crash
     with pytest.raises(RuntimeError, match="this buffer was freed"):
         freed.sync_to_device()
 
@@ -133,7 +133,7 @@ def test_allocation_returned_twice_is_freed_once():
 
 
 def test_a_buffer_goes_after_the_modules_that_were_imported(device, monkeypatch):
-    """As the interpreter ends: what a destructor raises there is printed at the user."""
+    """At interpreter exit, an exception in a destructor would be printed to the user."""
     allocated = buffer(device, 3)
     for name, value in list(vars(memory_module).items()):
         if inspect.ismodule(value):
@@ -175,7 +175,7 @@ def test_host_and_device_memory_are_apart(device):
     made = pynq.allocate((8,), "u4", target=device)
     made[:] = 1
     made.sync_from_device()
-    assert not made.any()  # never synced to the device
+    assert not made.any()  # the ones were never synced to the device
     made[:] = 2
     made.sync_to_device()
     made[:] = 3
@@ -234,7 +234,7 @@ def test_released_host_pages_come_back_from_the_device():
     made[:] = np.arange(100_000)
     made.sync_to_device()
     assert device.release_host_pages(made) == -(-400_000 // 4096) * 4096
-    assert not made.any()  # Linux gives zeros back
+    assert not made.any()  # Linux returns zeroed pages
     made.sync_from_device()
     assert (made == np.arange(100_000)).all()
 

@@ -1,4 +1,4 @@
-"""The .xclbin file, read by PYNQ's own parser and by ours."""
+"""The .xclbin file, read by PYNQ's parser and by ours."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_file_for_hardware_is_refused():
         xclbin.read(real.read_bytes(), "default.xclbin")
 
 
-def test_stand_in_file_passes_both_readers():
+def test_fake_kernel_file_passes_both_readers():
     data = (overlay_folder() / "llama.xclbin").read_bytes()
     assert xclbin.read(data, "file").payloads[0].level == "native"
     assert list(XclBin(xclbin_data=bytearray(data)).ip_dict) == ["llama"]

@@ -1,4 +1,4 @@
-"""A model on the emulated device: text, tokens, and what may not change them."""
+"""Llama on the emulated device: text and tokens, and invariance to batching, calls, resets."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def overlay(tmp_path_factory):
 
 @pytest.fixture
 def llama(overlay):
-    """stories260K where it is, with the default call length."""
+    """stories260K, if the file is available, with the default call length."""
     if not MODELS.exists():
         pytest.skip(f"the real checkpoint is not here: {MODELS}")
     return overlay.load_model(MODELS / "stories260K.bin", tokenizer=MODELS / "tok512.bin")
@@ -62,7 +62,7 @@ def bundled(overlay):
     return overlay.load_model()
 
 
-# ---- the same text, whatever the way ---------------------------------------------------
+# ---- the same text in every way of generating ------------------------------------------
 
 WAYS = {
     "greedy": dict(temperature=0),
@@ -70,7 +70,7 @@ WAYS = {
     "top_p": dict(temperature=0.8, top_p=0.9),
     "top_k": dict(temperature=1.2, top_p=1.0, top_k=200),
     "min_p": dict(temperature=1.0, top_p=1.0, min_p=0.02),
-    "hot": dict(temperature=2.0, top_p=0.95),  # often more tokens than the device sorts
+    "hot": dict(temperature=2.0, top_p=0.95),  # top-p often keeps more tokens than the device sorts
     "repetition_penalty": dict(temperature=0.8, top_p=1.0, repetition_penalty=1.3),
 }
 LENGTH = 48
@@ -82,7 +82,7 @@ def tokens_of(overlay, way, prompt=PROMPT):
 
 @pytest.fixture(scope="module")
 def expected(overlay):
-    """Token ids per way, from the reference arithmetic and from one-step calls."""
+    """Expected token ids per way, from the reference arithmetic and from one-step calls."""
     model = overlay.load_model()
     model.call_seconds = 0.0
     return {way: tokens_of(overlay, way) for way in WAYS}
@@ -100,7 +100,7 @@ def test_generate_greedy_is_the_reference_arithmetic(overlay, expected, bundled)
 
 @pytest.mark.parametrize(("weight_bits", "kv_bits"), [(8, 8), (4, 32), (4, 8)])
 def test_generate_smaller_formats_are_the_reference_arithmetic(overlay, weight_bits, kv_bits):
-    """After a reset, too."""
+    """Also after a reset."""
     model = overlay.load_model(weight_bits=weight_bits, kv_bits=kv_bits)
     assert model.packed.weight_bits == weight_bits and overlay.llama.kv_bits == kv_bits
     tokens = model.tokenizer.encode(PROMPT)
@@ -134,7 +134,7 @@ def test_generate_same_seed_same_tokens_on_every_flavour(
 
 @pytest.fixture(scope="module")
 def second_device(tmp_path_factory):
-    """Overlays on devices of their own, opened once each; their locks lie elsewhere."""
+    """Overlays on separate devices, each opened once, with a separate lock folder."""
     cache, patch = {}, pytest.MonkeyPatch()
 
     def get(flavour, device):
@@ -158,7 +158,7 @@ def second_device(tmp_path_factory):
 def test_generate_many_steps_a_call_gives_the_same_tokens(overlay, expected, bundled, way):
     bundled.call_seconds = 1e9
     assert tokens_of(overlay, way) == expected[way]
-    assert tokens_of(overlay, way) == expected[way]  # now the speed of a step is known
+    assert tokens_of(overlay, way) == expected[way]  # with a measured pace
 
 
 def test_generate_truncated_takes_many_tokens_a_call(overlay, bundled, monkeypatch):
@@ -363,7 +363,7 @@ def test_generate_logprobs_beyond_the_top_logits_come_from_all(overlay, bundled)
 
 
 def test_stream_pieces_never_split_a_character(overlay, bundled):
-    # Bytes of an emoji, forced one by one through the decoder as the model would emit them.
+    # Push the bytes of an emoji through the decoder one by one, as the model would emit them.
     tokens = bundled.tokenizer.encode("a😀é")
     decoder = bundled.tokenizer.stream_decoder([1])
     pieces = [decoder.push(token) for token in tokens[1:]]
@@ -484,8 +484,8 @@ def test_stream_tokens_tells_which_came_in_one_call(overlay, bundled, monkeypatc
         calls.clear()
         tokens = list(overlay.stream_tokens(PROMPT, call_seconds=seconds, **kwargs))
         texts.add("".join(t.text for t in tokens))
-        assert max(calls) == min(most, 59)  # the first comes by itself
-        calls[-1] += len(tokens) - 60  # the end of the text comes with the last ones
+        assert max(calls) == min(most, 59)  # prefill yields the first token alone
+        calls[-1] += len(tokens) - 60  # the end of the text comes with the last call
         assert [t.more for t in tokens] == [i < n - 1 for n in calls for i in range(n)]
     assert len(texts) == 1
 
@@ -509,15 +509,15 @@ def test_stream_closed_early_finishes_with_what_it_gave(overlay, bundled, expect
 def test_stream_does_not_count_its_readers_time(overlay, bundled, monkeypatch):
     finished, asleep, real = [], [0.0], time.perf_counter
     monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
-    overlay.llama.model.call_seconds = 1e-4  # a few tokens a call
+    overlay.llama.model.call_seconds = 1e-4  # a few tokens per call
     for _ in overlay.stream(PROMPT, max_new_tokens=30, temperature=0, on_finish=finished.append):
-        asleep[0] += 1000.0  # the reader's, by the clock
+        asleep[0] += 1000.0  # the fake clock advances while the reader reads
     assert 0 < finished[0].decode_seconds < 1000
 
 
 @pytest.fixture
 def ahead(bundled, monkeypatch):
-    """The streams of the bundled model take calls of 8 tokens, whatever the machine's load."""
+    """Make streams of the bundled model use calls of 8 tokens, whatever the machine's load."""
     monkeypatch.setattr(bundled.scheduler, "steps", lambda ready: 8 if ready[0].tokens else 1)
     monkeypatch.setattr(bundled.scheduler, "ahead_part", np.inf)
 
@@ -530,18 +530,18 @@ def test_stream_device_works_while_the_reader_reads(overlay, bundled, expected, 
         given.append(token.token)
         running.append(driver.pending is not None)
     assert given[:34] == expected["greedy"][:34]
-    # Not with the first token: nobody knows yet how long this reader takes. Nor with the last ones.
+    # Not with the first token, before the reader's time is known, and not with the last ones.
     assert running[:34] == [False] + [True] * 32 + [False]
 
 
 def test_stream_slow_reader_is_waited_for(overlay, bundled, ahead, monkeypatch):
-    """Else nobody could tell how long the device took."""
+    """Otherwise the device's time could not be measured."""
     asleep, real = [0.0], time.perf_counter
     monkeypatch.setattr(bundled.scheduler, "ahead_part", 0.5)
     monkeypatch.setattr("time.perf_counter", lambda: real() + asleep[0])
     for _ in overlay.stream_tokens(PROMPT, max_new_tokens=34, temperature=0):
         assert overlay.llama.pending is None
-        asleep[0] += 1000.0  # by the clock
+        asleep[0] += 1000.0  # on the fake clock
 
 
 def test_stream_with_a_call_under_way_beside_other_calls(overlay, bundled, expected, ahead):
@@ -567,7 +567,7 @@ def test_stream_closed_with_a_call_under_way_gives_its_slot_back(overlay, expect
     assert tokens_of(overlay, "greedy") == expected["greedy"]
 
 
-def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bundled, ahead):
+def test_stream_rate_excludes_calls_that_end_unobserved(overlay, bundled, ahead):
     real = time.perf_counter
 
     def left_out():
@@ -577,7 +577,7 @@ def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bund
                 PROMPT, max_new_tokens=33, temperature=0, on_finish=finished.append
             ):
                 given += 1
-                if given == 12:  # meanwhile a call of eight ends
+                if given == 12:  # let a call of eight tokens end unobserved
                     while not overlay.device.emulator.wait(1000):
                         pass
                     patch.setattr("time.perf_counter", lambda: real() + slept)
@@ -589,8 +589,8 @@ def test_stream_calls_that_nobody_saw_end_are_left_out_of_its_rate(overlay, bund
 
 
 @pytest.mark.parametrize("another", [True, False])
-def test_stream_rate_is_of_what_was_timed(overlay, bundled, ahead, another):
-    """Of a call that another one waited for, or that ended unseen: not while the reader is away."""
+def test_stream_rate_excludes_the_readers_time(overlay, bundled, ahead, another):
+    """The rate leaves out the reader's time, also if another call waits or the end goes unseen."""
 
     def right():
         finished, real, asleep = [], time.perf_counter, [0.0]
@@ -612,7 +612,7 @@ def test_stream_rate_is_of_what_was_timed(overlay, bundled, ahead, another):
             tokens.close()
         (out,) = finished
         assert len(out.tokens) == 18 and 0 < out.decode_seconds < 1000
-        # One is of the call that nobody timed.
+        # One token is of the untimed call.
         return out.tokens_per_second == pytest.approx((18 - 1 - 1) / out.decode_seconds)
 
     assert any(right() for _ in range(20))  # this thread may be held up in any of them
@@ -828,7 +828,7 @@ def test_ignore_eos_goes_on_where_the_text_would_end(overlay, bundled):
 
 
 def test_ignore_eos_of_one_sequence_leaves_another_its_text(overlay, bundled):
-    """Both in one call: no row stops on the device then."""
+    """In a call with such a row, no row stops on the device."""
     ended = overlay.generate(PROMPT, temperature=0)
     texts = [
         bundled.new_sequence(PROMPT, SamplingParams(len(ended.tokens) + 9, 0, ignore_eos=on), 0)

@@ -1,4 +1,4 @@
-"""Memory of a process that loads and runs a model of stories110M's shape."""
+"""Resident memory of a process that loads and runs a model of stories110M's shape."""
 
 import ast
 import json
@@ -52,7 +52,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Random float weights, written a slice at a time: 440 MB."""
+    """Checkpoint of random float weights, written in slices: 440 MB."""
     c = STORIES_110M
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("stories110M") / "model.bin"
@@ -66,14 +66,14 @@ def checkpoint(tmp_path_factory):
             for first in range(0, n, 1 << 20):
                 part = rng.standard_normal(min(1 << 20, n - first), dtype=np.float32)
                 file.write((part * np.float32(0.03)).data)
-        file.write(bytes(4 * c.seq_len * c.head_size))  # RoPE tables, which nobody reads
+        file.write(bytes(4 * c.seq_len * c.head_size))  # RoPE tables, which are never read
     yield path
     path.unlink()
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """The bundled tokenizer, filled up to 32000 tokens."""
+    """The bundled tokenizer, padded to 32000 tokens."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.bin"
     pieces = [b"<%d>" % i for i in range(1024, 32000)]
     records = [struct.pack("<fI", -1e6, len(piece)) + piece for piece in pieces]
@@ -93,13 +93,13 @@ def test_resident_memory_stays_within_the_packed_size(run, checkpoint, tokenizer
         in_mb = {name: round(value / MB) for name, value in found.items()}
         assert found["load_peak"] <= 2 * n + 150 * MB, (state, in_mb)
         assert found["generating"] <= 1.25 * n + 150 * MB, (state, in_mb)
-        # The emulated device's memory is this process's, and the weights are there only once.
+        # The emulated device's memory belongs to this process; it holds the weights only once.
         assert n <= found["generating"] < 2 * n, (state, in_mb)
-    assert len(list((tmp_path / "cache" / "models").iterdir())) == 1, "no temporary file stays"
+    assert len(list((tmp_path / "cache" / "models").iterdir())) == 1, "no temporary file may remain"
 
 
 def test_no_source_reads_a_pickle():
-    """torch.load may, and is asked not to; np.load must not be asked to."""
+    """torch.load must have weights_only=True, np.load no allow_pickle=True."""
     folder = Path(llama_pynq.__file__).parent
     sources = sorted(folder.rglob("*.py"))
     assert len(sources) > 20

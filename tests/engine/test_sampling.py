@@ -1,4 +1,4 @@
-"""Sampling arguments; and choosing a token on the host as the kernel would, from all logits."""
+"""Sampling parameters, and the host's choice of a token from all logits, as in the kernel."""
 
 import math
 from dataclasses import FrozenInstanceError
@@ -26,7 +26,7 @@ def pick(logits: np.ndarray, s: SamplingParams, history=()):
 
 
 def expected(logits: np.ndarray, s: SamplingParams) -> int:
-    """The same choice, spelled out over the whole vocabulary in float64."""
+    """The same choice by definition, over the whole vocabulary in float64."""
     order = np.argsort(-logits, kind="stable")
     scaled = logits[order] / np.float32(s.temperature)
     kept = np.ones(len(order), bool)

@@ -1,4 +1,4 @@
-"""The model of an emulated board's power: held to published figures, and flagged everywhere."""
+"""Power model of emulated boards: compared with published figures; marked as modelled."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_published_power_is_within_the_stated_error(peer):
 
 
 def test_every_board_has_terms_with_their_sources():
-    # Nobody published what a PYNQ-Z1 or Z2 draws when idle: they have no watts, not a guess.
+    # No idle power is published for the PYNQ-Z1 and Z2: they have no figure instead of a guess.
     assert set(BOARDS) - set(TERMS) == {"pynq-z1", "pynq-z2"}
     for terms in TERMS.values():
         assert terms.static_watts > 0 and terms.static_source and terms.source
@@ -81,7 +81,7 @@ def test_energy_of_a_text_is_modelled_with_the_boards_seconds(overlay):
     energy = out.energy
     assert energy.kind == "modelled" and "KV260" in energy.source
     assert energy.tokens == len(out.tokens)
-    # The board's time, and not this computer's.
+    # The board's modelled time, not this computer's.
     step = predict(overlay.llama.config, BOARDS["kv260"], position=len(out.tokens) // 2).seconds
     assert energy.seconds == pytest.approx(step * len(out.tokens), rel=0.25)
     assert energy.joules == pytest.approx(energy.mean_watts * energy.seconds)
@@ -95,7 +95,7 @@ def test_longer_texts_and_more_of_them_take_more(overlay):
     assert model.energy([(5, 100)]).joules > 1.5 * one.joules
     assert model.energy([(100, 50)]).joules > one.joules
     both = model.energy([(5, 50)] * 2)
-    assert one.joules < both.joules < 2 * one.joules  # they share each reading of the weights
+    assert one.joules < both.joules < 2 * one.joules  # both share each pass over the weights
     assert both.joules_per_token < one.joules_per_token
 
 

@@ -1,4 +1,4 @@
-"""Estimates of what the kernel takes of a device, and the table in docs/boards.md."""
+"""Estimates of the kernel's resources, and the table in docs/boards.md."""
 
 from dataclasses import fields, replace
 
@@ -22,7 +22,7 @@ BOARDS = boards()
 DOCUMENT = REPOSITORY / "docs" / "boards.md"
 KV260 = BOARDS["kv260"]
 FITTING = ("zcu104", "aws-f1", "u200", "u250", "u280", "u55c")
-MISSED = pytest.mark.xfail(strict=True, reason="the estimate today: docs/boards.md")
+MISSED = pytest.mark.xfail(strict=True, reason="misses today's estimate: docs/boards.md")
 
 
 def test_the_table_in_the_documentation_is_in_step_with_the_headers():

@@ -1,5 +1,5 @@
-// The emulator's interface over the real kernel, which never finishes a run while the
-// environment variable LLAMA_PYNQ_TEST_HANG is set. Calls run on the caller's thread.
+// Emulator interface over the real kernel. A RUN call that starts while the environment variable
+// LLAMA_PYNQ_TEST_HANG is set never finishes. Calls run on the caller's thread.
 #include <cstdint>
 #include <cstdlib>
 

@@ -1,8 +1,7 @@
-// A stand-in for Vitis's <hls_stream.h>, for g++ builds with -DLLAMA_STREAMS: processes
-// run one after the other, so a stream has no bound here; reading an empty one is an error, as it
-// would hang on fabric. What is checked is the order and the number of words, not the depths; and
-// since processes do not wait for one another here, a log says in which order which streams were
-// written and read.
+// A fake of Vitis's <hls_stream.h> for g++ builds with -DLLAMA_STREAMS. Processes run one after the
+// other, so a stream is unbounded. Reading an empty stream is an error: on fabric it would hang.
+// This checks the order and number of words, not the depths. A log records the order in which
+// streams are written and read, because processes do not wait for each other here.
 #pragma once
 
 #include <array>
@@ -16,7 +15,7 @@ namespace hls {
 
 struct StreamLog {
   bool on = false;
-  int streams = 0;  // made since it is on
+  int streams = 0;  // streams made since the log started
   std::vector<int> writes, reads;
 };
 
@@ -63,7 +62,7 @@ class stream {
   }
 
  private:
-  // Bytes: C++14's allocators do not honour the alignment of a beat.
+  // Stored as bytes: C++14's allocators do not honour the alignment of a beat.
   typedef std::array<unsigned char, sizeof(T)> Bytes;
   std::deque<Bytes> values_;
   const int id_;
@@ -77,7 +76,7 @@ __attribute__((used, visibility("default"))) inline void stream_log_start() {
   hls::TheStreamLog().on = true;
 }
 
-// The log of what was written (0) or read (1), and its length.
+// Returns the length of the log of writes (reads = 0) or reads (1), and stops logging.
 __attribute__((used, visibility("default"))) inline int stream_log(int reads, const int** ids) {
   hls::TheStreamLog().on = false;
   const std::vector<int>& log = reads ? hls::TheStreamLog().reads : hls::TheStreamLog().writes;

@@ -1,5 +1,5 @@
-// Many short runs of more threads than a computer has cores: each task is done once, before Run
-// returns, whichever threads come late.
+// Stress test of ThreadPool: many short runs with more threads than cores. Each task must be done
+// exactly once before Run returns, whichever threads are late.
 #include <atomic>
 #include <cstdio>
 

@@ -1,6 +1,6 @@
-// The kernel's stages behind C functions, for tests/hls/test_stages.py.
+// C functions around the kernel's stages, for tests/hls/test_stages.py.
 //
-// Each sets flush-to-zero as the emulator does. Arrays are row by row without padding.
+// Each sets flush-to-zero as the emulator does. Arrays are row-major without padding.
 
 #include "compute.h"
 
@@ -38,7 +38,7 @@ STAGE stage_limits(int32_t* out) {
   for (int i = 0; i < 8; ++i) out[i] = limits[i];
 }
 
-// Keeps the calling thread's state: x * 1 and x after the guard is gone.
+// x * 1 inside FlushToZero and after it: the guard must restore the caller's mode.
 STAGE stage_flush(const float* x, float* during, float* after) {
   volatile float one = 1.0f;
   {
@@ -101,7 +101,7 @@ STAGE stage_normalize(const float* x, const float* weight, int n, float* y) {
   NormalizeRow(x, weight, n, y);
 }
 
-// Packed weights times quantised rows: stored in `out`, or added to it.
+// Multiplies packed weights by quantised rows; stores the sums in `out`, or adds them to it.
 STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int columns, int group_size,
                     int bits, const int8_t* q, const float* scale, int rows, int add, float* out) {
   const FlushToZero flush;
@@ -143,7 +143,7 @@ STAGE stage_mat_vec(const uint8_t* const* channels, int out_rows, int columns, i
   }
 }
 
-// Sums as W1's and W3's tiles would bring them; units past hidden_dim hold rubbish.
+// Feeds sums as the tiles of W1 and W3 deliver them; units past hidden_dim hold garbage.
 STAGE stage_gate(const float* gate, const float* up, int rows, int hidden_dim, int group_size,
                  int8_t* q, float* scale, int32_t* offset) {
   const FlushToZero flush;
@@ -174,8 +174,8 @@ STAGE stage_rotate(const uint64_t* turns, int position, int heads, int head_size
   RotateHeads(rope, heads, head_size, x);
 }
 
-// `qkv` and `out` are (rows, dim + 2 kv_dim) and (rows, dim); the rows are the request's, and
-// `caches` holds the address of each port's memory. Writes this call's keys and values.
+// `qkv` is (rows, dim + 2 kv_dim), `out` is (rows, dim); rows as in the request. `caches` holds the
+// address of each port's memory. Writes this call's keys and values to the caches.
 STAGE stage_attend(const uint32_t* request, const uint32_t* model, int layer,
                    uint32_t* const* caches, const float* qkv, float* out) {
   const FlushToZero flush;
@@ -228,8 +228,8 @@ STAGE stage_insert_top(const float* logits, int n, int32_t* ids, float* top) {
   delete sampler;
 }
 
-// One step's end: (rows, vocab_size) logits to result words, and the full logits that were
-// asked for. Rows of the classifier past the vocabulary hold rubbish.
+// End of a step: (rows, vocab_size) logits to result words, and the full logits if requested.
+// Classifier rows past the vocabulary hold garbage.
 STAGE stage_sample(const uint32_t* request, const uint32_t* model, const float* logits, float* full,
                    uint32_t* results) {
   const FlushToZero flush;

@@ -1,4 +1,4 @@
-"""The whole kernel, called through its buffers, against `KernelModel` bit for bit."""
+"""The whole kernel, called through its buffers: bit-identical to `KernelModel`."""
 
 import hashlib
 import shlex
@@ -35,7 +35,7 @@ STREAMS = ("kv260", "pynq_z2", "u280")
 BUILDS = [(board, False) for board in BOARDS] + [(board, True) for board in STREAMS]
 ODD = ("odd", True)
 
-# Odd in every way: padded groups, heads and vocabulary, grouped queries, four blocks.
+# Odd sizes: padded groups, heads and vocabulary, grouped queries, four blocks.
 CONFIG = ModelConfig(
     dim=72, hidden_dim=101, n_layers=2, n_heads=6, n_kv_heads=2, vocab_size=203, seq_len=100,
     tied=False,
@@ -75,7 +75,7 @@ def per_row(value, n, default):
 
 
 def assert_result(found, logits, temperature, seed, position):
-    """One row's result words against the reference's sampling of `logits`."""
+    """Compare one row's result words with the reference's sampling of `logits`."""
     expected = sample(logits, temperature, seed, position, len(found["top"]))
     n = len(expected.top_ids)
     assert (found["token"], found["kept"]) == (expected.token, expected.kept)
@@ -89,7 +89,7 @@ def assert_result(found, logits, temperature, seed, position):
 
 def check_call(session, reference, tokens, positions, slots=None, *, sample=None, temperature=0.0,
                seed=0):  # fmt: skip
-    """One call of kernel and reference; everything it returns must be the same."""
+    """Make one call of kernel and reference; all results must be identical."""
     n = len(tokens)
     status, results, logits = session.run(
         tokens, positions, slots, sample=sample, temperature=temperature, seed=seed
@@ -111,7 +111,7 @@ def check_call(session, reference, tokens, positions, slots=None, *, sample=None
 
 
 def prefill(session, tokens, slot=0, at=0):
-    """All of a prompt in calls as large as the board takes; (results, logits) of its last."""
+    """Prefill a prompt in calls of the board's full size; (results, logits) of the last row."""
     step = session.limits.max_rows
     for first in range(0, len(tokens), step):
         part = tokens[first : first + step]
@@ -123,7 +123,7 @@ def prefill(session, tokens, slot=0, at=0):
 
 
 def generate(session, tokens, count, n_steps=1, slot=0, **options):
-    """Token ids after a prompt, `n_steps` a call."""
+    """Token ids after a prompt, `n_steps` per call."""
     if len(tokens) > 1:
         prefill(session, tokens[:-1], slot)
     token, position, out = tokens[-1], len(tokens) - 1, []
@@ -172,7 +172,7 @@ def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
     rows_left = 80
     while rows_left > 0 and min(ends) < config.seq_len:
         rows = []
-        # Slot 0 runs ahead, over several blocks.
+        # Slot 0 gets ahead by several blocks.
         for slot in rng.permutation(slots):
             share = 8 if slot == 0 else 3
             for _ in range(int(rng.integers(0, share + 1))):
@@ -191,7 +191,7 @@ def test_kernel_equals_reference_for_random_shapes(model, build, kv_bits, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_kernel_of_odd_constants_equals_reference(seed):
-    """Gate units of a block that is no whole number of groups, and rows that share nothing."""
+    """Blocks of gate units that are not a multiple of the group, and rows that share nothing."""
     model = RandomModel(ModelConfig(64, 330, 2, 4, 2, 90, 40, True), 64, seed)
     session, reference = new_session(model, *ODD), KernelModel(model)
     for first in range(0, 9, 3):
@@ -220,12 +220,12 @@ def test_kernel_equals_reference_with_subnormal_norm_weights(board):
     check_call(new_session(model, board), KernelModel(model), [5, 6], [0, 1])
 
 
-# ---- the same bits, however it is asked for ---------------------------------------------
+# ---- the same bits for every split into calls -------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def expected_tokens():
-    """24 tokens after PROMPT, by temperature, from the reference alone."""
+    """24 tokens after PROMPT per temperature, from the reference alone."""
 
     @lru_cache
     def tokens(temperature, seed=99, truncation=KEEP_ALL):
@@ -328,7 +328,7 @@ def test_slot_reused_for_a_new_sequence_forgets_the_old(expected_tokens):
 
 
 def test_threads_change_no_bit():
-    """Large enough that the threads do share the work, of every stage that they share."""
+    """A model large enough that the threads share the work of every parallel stage."""
     config = ModelConfig(2048, 700, 1, 32, 2, 2100, 64, True)
     model = RandomModel(config, 64, seed=3)
     tokens = np.random.default_rng(4).integers(0, 2100, 48)
@@ -346,13 +346,13 @@ def test_threads_change_no_bit():
 
 
 @pytest.mark.parametrize("sanitizer", ["", "-fsanitize=thread"])
-def test_thread_pool_does_every_task_once_whoever_comes_late(tmp_path, sanitizer):
+def test_thread_pool_does_every_task_once_with_late_threads(tmp_path, sanitizer):
     source, program = TESTS / "hls" / "pool.cpp", tmp_path / "pool"
     command = [*shlex.split(default_compiler()), "-std=c++14", "-O2", "-pthread"]
     command += [*sanitizer.split(), f"-I{HLS_SRC}", str(source), "-o", str(program)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if sanitizer and "cannot find" in compiled.stderr:
-        pytest.skip("this compiler comes without its thread sanitizer")
+        pytest.skip("this compiler has no thread sanitizer")
     assert compiled.returncode == 0, compiled.stderr
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     if "unexpected memory mapping" in done.stderr:
@@ -361,8 +361,8 @@ def test_thread_pool_does_every_task_once_whoever_comes_late(tmp_path, sanitizer
 
 
 def test_shared_master_brings_everything_in_the_order_of_its_use():
-    """Else it would wait for room that only what it has yet to bring would make."""
-    config = ModelConfig(224, 300, 2, 28, 14, 500, 100, False)  # 2 ports of 12 have two heads
+    """In another order it would deadlock: a full FIFO drains only after data not yet loaded."""
+    config = ModelConfig(224, 300, 2, 28, 14, 500, 100, False)  # 2 of the 12 ports have two heads
     session = new_session(RandomModel(config, 32, seed=5), "u280", streams=True)
     for at in range(0, 40, 2):
         session.run([7 + at, 8 + at], [at, at])
@@ -371,7 +371,7 @@ def test_shared_master_brings_everything_in_the_order_of_its_use():
     written, read = session.library.stream_log()
     channels, kv_ports = session.limits.channels, session.limits.kv_ports
     assert kv_ports == 12 and len(written) == len(read)
-    for port in range(kv_ports):  # streams are made in the order of RunStep
+    for port in range(kv_ports):  # RunStep creates the streams in this order
         both = [port, channels + port]
         order = written[np.isin(written, both)]
         assert set(order) == set(both)
@@ -388,7 +388,7 @@ def test_full_logits_asked_for_or_not_same_result(session, full):
 
 
 def test_host_chooses_returns_the_same_logits_in_any_company():
-    """What top-p works on: top logits and both log-sum-exps, alone and in a batch."""
+    """Inputs of the host's top-p: top logits and both log-sum-exps, alone and in a batch."""
     options = {"host_chooses": True, "temperature": 0.8, "full": False}
     prompts = [PROMPT, [5, 6, 7], [8]]
     session = new_session()
@@ -405,14 +405,14 @@ def test_host_chooses_returns_the_same_logits_in_any_company():
 
 # ---- every board ------------------------------------------------------------------------
 
-# Of every token id, log-sum-exp, top-16 logit and logit of `fixed_calls`. A change of it is
-# a change of the arithmetic: of the specification.
+# Hash of every token id, log-sum-exp, top-16 logit and logit of `fixed_calls`. If it changes, the
+# arithmetic has changed, and with it the specification.
 GOLDEN_TOKENS = "f111429ad7c8a5af38ebcabb02efd8d78399992c421003c1c2fe2a6760a0fd0f"
 GOLDEN_LOGITS = "f8ee222930f0a061da3b00207f2059b7e162fab620b57789f0df6cc914190dff"
 
 
 def run_rows(session, tokens, positions, slots, steps):
-    """Results of (steps, rows) and logits of one call, or of one a row where one is the limit."""
+    """Results (steps, rows) and logits of one call, or of one call per row if max_rows is 1."""
     rows = range(len(tokens))
     slots = [slots] * len(tokens) if np.ndim(slots) == 0 else slots
     parts = []
@@ -430,7 +430,7 @@ def run_rows(session, tokens, positions, slots, steps):
 
 
 def fixed_calls(build):
-    """Two sequences, prefilled and decoded in calls that every board can make."""
+    """Prefill and decode two sequences in calls that every board supports."""
     tokens, digest = [], hashlib.sha256()
     formats = ((32, 8, 32, False), (64, 8, 32, True), (64, 4, 8, True))
     for group_size, weight_bits, kv_bits, tied in formats:
@@ -472,7 +472,7 @@ def test_board_runs_all_rows_and_steps_it_claims(build):
 
 
 def first_seen(tokens, at_least):
-    """Index of a token that did not come before, at `at_least` or later."""
+    """Index, `at_least` or later, of a token that occurs there first."""
     return next(i for i in range(at_least, len(tokens)) if tokens[i] not in tokens[:i])
 
 
@@ -575,7 +575,7 @@ def test_layers_before_the_last_do_not_classify(session):
 
 def test_activations_in_replace_the_embedding(session):
     x = np.random.default_rng(6).normal(0, 1, (2, CONFIG.dim)).astype(f32)
-    x[0, ::5] = 1e-40  # from outside the kernel, subnormals may come
+    x[0, ::5] = 1e-40  # the host may send subnormals
     session.buffers["activations"].reshape(-1)[: x.size] = x.reshape(-1)
     _, _, logits = session.run([1, 2], [0, 1], flags=IN)
     reference = KernelModel(MODEL)
@@ -693,7 +693,7 @@ def assert_refused(session, status, results, error, detail):
 
 @pytest.fixture(scope="module")
 def good_call():
-    """The answer to a call that must still be right after any error."""
+    """Result of a call that must be the same after any error."""
     _, results, logits = new_session().run([1, 2], [0, 1])
     return results.tobytes(), logits.tobytes()
 
@@ -709,7 +709,7 @@ def test_error_in_the_request(session, good_call, case):
     status, results, _ = session.run([1, 2], [0, 1], patch=patch)
     assert_refused(session, status, results, error, detail)
     caches = [b for name, b in session.buffers.items() if name.startswith("kv_cache_")]
-    assert all(np.isnan(cache.view(f32)).all() for cache in caches), "the call did run"
+    assert all(np.isnan(cache.view(f32)).all() for cache in caches), "the call did write"
     assert_still_works(session, good_call)
 
 
@@ -762,7 +762,7 @@ def test_error_in_the_model_descriptor(session, good_call, case):
 
 
 class Overflowing(RandomModel):
-    """One matrix so large that what it makes is not finite."""
+    """A model with one matrix so large that its product is not finite."""
 
     name, size = "wcls", 2.0**115
 
@@ -783,7 +783,7 @@ def test_error_logits_not_finite_wherever_the_overflow_is(build, name):
     status, results, _ = session.run([1, 2], [0, 1], sample=[False, True], steps=3)
     assert status[abi.STATUS_STATE] == State.ERROR
     assert status[abi.STATUS_ERROR] == 13
-    assert status[abi.STATUS_DETAIL] == 1, "the row that sampled"
+    assert status[abi.STATUS_DETAIL] == 1, "must name the row that sampled"
     assert status[abi.STATUS_STEPS] == 1
 
 
@@ -800,8 +800,8 @@ def test_describe_touches_only_the_results(session):
 
 
 @pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
-def test_call_reads_nothing_it_should_not_write(build):
-    """Weights, model, request stay; results and logits end where the contract says."""
+def test_call_changes_only_its_outputs(build):
+    """Inputs stay unchanged; results and logits are written only as far as the contract says."""
     session = new_session(MODEL, *build)
     constant = [n for n in session.buffers if n.startswith("weights_")] + ["model"]
     before = {name: session.buffers[name].copy() for name in constant}

@@ -1,6 +1,6 @@
-"""A lint of what Vitis HLS is told: every loop of the kernel that becomes hardware, every port.
+"""A lint of the pragmas for Vitis HLS: every hardware loop and every port of the kernel.
 
-Only the text is read; it is the stand-in for the messages that synthesis would give.
+Reads the source text only, in place of the messages of a synthesis.
 """
 
 import re
@@ -23,21 +23,21 @@ SOURCES = [
 
 SEQUENTIAL = {
     "ANY_ROW": "a few rows, once a step",
-    "DESCRIBE_BOARD": "four words, when the driver asks who is there",
+    "DESCRIBE_BOARD": "four words, in a DESCRIBE call",
     "EARLIER_ROWS": "a few rows, once a call",
-    "LONGEST": "a few rows, once a layer; only the host looks at what it finds",
+    "LONGEST": "a few rows, once a layer; only the host uses the result",
     "MOVE_ROWS": "a few rows, once a step",
-    "PLAN_ROWS": "a few rows, once a step; each needs what the one before left",
-    "READ_WORD": "inlined: unrolled in pipelines, and elsewhere as fast as beats come",
+    "PLAN_ROWS": "a few rows, once a step; each depends on the previous row",
+    "READ_WORD": "inlined: unrolled inside pipelines; elsewhere as fast as beats arrive",
     "STOP_LIST": "sixteen words, once a call",
-    "TASKS": "runs engines one after the other: their loops are in what `task` is",
+    "TASKS": "runs engines one after the other: the loops are inside `task`",
 }
-"""Loops that hold no other and are not pipelined, and why they need not be."""
+"""Innermost loops that need no pipeline, and why."""
 
 
 @dataclass
 class Loop:
-    """One loop: where, its label, its head between the brackets, its own pragmas, its body."""
+    """One loop: place, label, head in parentheses, its own pragmas, body."""
 
     where: str
     function: str
@@ -58,7 +58,7 @@ class Loop:
 
 
 def _closing(text: str, at: int) -> int:
-    """Index of the bracket that closes the one at `at`."""
+    """Index of the bracket that closes the bracket at `at`."""
     pair = {"(": ")", "{": "}"}[text[at]]
     depth = 0
     for i in range(at, len(text)):
@@ -69,7 +69,7 @@ def _closing(text: str, at: int) -> int:
 
 
 def _own_level(body: str) -> str:
-    """A body without what lies in brackets of its own."""
+    """A body without nested brackets and their contents."""
     depth, out = 0, []
     for c in body:
         depth -= c == "}"
@@ -83,7 +83,7 @@ _KEYWORDS = {"if", "for", "while", "switch", "return", "sizeof", "static_assert"
 
 
 def functions(text: str) -> list[tuple[str, int, int]]:
-    """Names of the functions that are defined, and where their bodies begin and end."""
+    """Name, begin and end of the body of every function definition."""
     found = []
     for match in re.finditer(r"(\w+|operator\(\))\s*\(", text):
         if match.group(1) in _KEYWORDS:
@@ -134,7 +134,7 @@ HARDWARE = [loop for loop in LOOPS if not loop.has("UNROLL")]
 
 
 def _with_loops() -> set[str]:
-    """Functions that run loops, their own or those of what they call."""
+    """Functions that run loops, directly or in functions that they call."""
     names = {loop.function for loop in HARDWARE}
     calls: dict[str, set[str]] = {}
     for text in TEXTS.values():
@@ -186,7 +186,7 @@ def test_every_innermost_loop_is_pipelined_or_says_why_not():
 
 
 def test_loops_inside_a_pipeline_are_unrolled():
-    """Vitis would unroll them anyway, or give up the pipeline: the source says which is meant."""
+    """Vitis would unroll them implicitly, or drop the pipeline: the source must be explicit."""
     assert names([loop for loop in HARDWARE if loop.inside and loop.inside.has("PIPELINE")]) == []
     called = [
         loop.name for loop in HARDWARE if loop.has("PIPELINE") and _calls(loop.body) & WITH_LOOPS
@@ -200,7 +200,7 @@ def test_every_pipeline_names_its_interval():
 
 
 def test_loops_have_one_exit():
-    """design.md: the dialect. A `break` of a switch is no exit."""
+    """design.md: the dialect. A `break` in a switch is not an exit."""
     for loop in HARDWARE:
         body = loop.body
         while found := re.search(r"\bswitch\s*\([^)]*\)\s*\{", body):
@@ -209,7 +209,7 @@ def test_loops_have_one_exit():
 
 
 def test_loops_of_unknown_length_say_how_long_they_may_be():
-    """Without, a report has question marks instead of latencies."""
+    """Otherwise reports show question marks instead of latencies."""
     for loop in HARDWARE:
         condition = loop.head.split(";")[1] if ";" in loop.head else loop.head
         index = re.match(r"(?:int|unsigned) (\w+)", loop.head)
@@ -220,7 +220,7 @@ def test_loops_of_unknown_length_say_how_long_they_may_be():
 
 
 def test_pragmas_are_ones_that_vitis_knows():
-    """UG1399, HLS pragmas; a misspelt one is a warning there, and no more."""
+    """UG1399, HLS pragmas: Vitis only warns of a misspelt one."""
     known = {
         "ALLOCATION", "ARRAY_PARTITION", "ARRAY_RESHAPE", "BIND_STORAGE", "DATAFLOW", "DEPENDENCE",
         "INLINE", "INTERFACE", "LOOP_TRIPCOUNT", "PIPELINE", "STABLE", "STREAM", "UNROLL",
@@ -261,7 +261,7 @@ def test_every_pointer_is_an_axi_master_with_bundle_and_depth(board):
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_arguments_of_a_bundle_have_the_same_options(board):
-    """Else Vitis HLS ignores them, and takes its defaults: UG1448, message 200-466."""
+    """Otherwise Vitis HLS ignores them and uses its defaults: UG1448, message 200-466."""
     of_bundle = {}
     for options in interfaces(TEXTS[f"{board} top"]).values():
         bundle = options.pop("bundle")
@@ -277,7 +277,7 @@ def test_every_argument_and_the_return_are_registers(board):
 
 
 def test_the_lint_finds_what_it_is_for():
-    """Three faults of a made-up function, each found once."""
+    """Three faults in a made-up function; the lint finds each once."""
     text = """
     inline void Bad(int n, float* x) {
       for (int i = 0; i < n; ++i) {

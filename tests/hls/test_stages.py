@@ -1,4 +1,4 @@
-"""Every stage of the kernel against the NumPy reference, bit for bit, and against float64."""
+"""Every stage of the kernel: bit-identical to the NumPy reference, and close to float64."""
 
 import hashlib
 
@@ -23,7 +23,7 @@ seeds = st.integers(0, 2**32 - 1)
 GROUPS = st.sampled_from([32, 64])
 
 
-# Tile rows, channels and row limits differ most between these two.
+# These two boards differ most in tile rows, channels and row limits.
 @pytest.fixture(scope="session", params=["host", "u280"])
 def library(request):
     return kernel_library.stage_library(request.param)
@@ -44,14 +44,14 @@ def both_signs(values):
 
 
 def wide_floats(rng, n, low=-30, high=20):
-    """(n,) float32 of both signs with exponents of 2 from low to high, some zeros."""
+    """(n,) float32 of both signs with binary exponents from low to high, and some zeros."""
     values = rng.uniform(1, 2, n) * 2.0 ** rng.integers(low, high + 1, n)
     values *= rng.choice([-1.0, 1.0], n) * (rng.random(n) > 0.1)
     return values.astype(f32)
 
 
 def every_float(step):
-    """Finite float32 of all exponents and signs, one in `step` of them."""
+    """Every `step`-th finite float32, over all exponents and signs."""
     values = np.arange(0, 2**32, step, dtype=np.uint64).astype(np.uint32).view(f32)
     return values[np.isfinite(values)]
 
@@ -80,7 +80,7 @@ def test_flush_to_zero_only_inside_the_kernel(library):
 def test_exp_over_all_floats(library):
     edges = [0, 1, 86, 88, 89, 1000, 3e38, np.nextafter(f32(86), f32(87)),
              np.nextafter(f32(88), f32(89)), np.nextafter(f32(88), f32(0))]  # fmt: skip
-    # n + 1/2 times ln 2: where the rounding of x / ln 2 turns over.
+    # (n + 1/2) ln 2: the rounding of x / ln 2 changes here.
     ties = (np.arange(-124, 127) + 0.5) * np.log(2)
     ties = np.concatenate([np.nextafter(ties.astype(f32), f32(s)) for s in (-1e9, 1e9)])
     x = np.concatenate([both_signs(edges), both_signs(SUBNORMAL), ties, every_float(10007)])
@@ -199,7 +199,7 @@ def test_quantize_any_width_and_scale(library, seed, n, group_size, high):
     padded = np.zeros(q.shape)
     padded[:, :n] = x
     wide = np.repeat(scale, group_size, axis=1).astype(np.float64)
-    # Half a step, and two roundings of the quotient; tiny groups become zero.
+    # Error bound: half a step and two roundings of the quotient; tiny groups become zero.
     bound = np.where(wide > 0, wide * (0.5 + 127 * 2**-23), 2.0**-100)
     assert (np.abs(padded - q * wide) <= bound).all()
 
@@ -220,7 +220,7 @@ def test_quantize_edge_values(library, group_size):
         np.resize([-1.0, 0.0, 0.25], 70),  # the largest is negative
     ]
     x = np.array(rows, f32)
-    for row in x:  # fewer rows at a time than any board's limit
+    for row in x:  # row by row: below every board's row limit
         assert_quantized(quantized(library, row[None], group_size), row[None], group_size)
     assert (quantized(library, x[3:4], group_size)[0][0, :70] == 127).all()
     assert (quantized(library, x[4:5], group_size)[1] == 0).all()
@@ -279,7 +279,7 @@ def test_rotate_any_position(library, seed, pairs, heads, position, theta):
     angle = position * theta ** (-np.arange(pairs) / pairs)
     z = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)
     exact = np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
-    # float64 loses the angle itself to position * 2^-53, next to nothing here.
+    # The angle's error in float64 is position * 2^-53: negligible here.
     np.testing.assert_allclose(actual, exact, rtol=0, atol=5e-7 * np.abs(x).max())
 
 
@@ -348,7 +348,7 @@ def test_mat_vec_extreme_values(library, group_size, bits):
     q = np.array([[-127] * n, [127] * n], np.int8)
     most = 2 ** (bits - 1)
     weight = np.array([[-most] * n, [most - 1] * n, [0] * n], np.int8)
-    # Products under the smallest normal number; then sums that overflow.
+    # Products below the smallest normal number, up to sums that overflow.
     for size in (2.0**-100, 2.0**-75, 1.0, 2.0**57):
         matrix = QuantizedMatrix(weight, np.full((3, 3), size, f32), bits)
         scale = np.full((2, 3), size, f32)
@@ -358,7 +358,7 @@ def test_mat_vec_extreme_values(library, group_size, bits):
 
 
 def test_mat_vec_adds_groups_in_ascending_order(library):
-    # 1 + 2^-24 + 2^-24 is 1 from the left and more from the right.
+    # 1 + 2^-24 + 2^-24 is 1 if summed from the left, more from the right.
     q = np.zeros((1, 96), np.int8)
     q[0, ::32] = 1
     weight = np.zeros((1, 96), np.int8)
@@ -406,7 +406,7 @@ def attention_shape(heads, kv_heads, head_size, n_layers=2, seq_len=100):
 
 
 class Cache:
-    """Every port's memory, NaN where nothing was put; laid out as hls_src/cache.h says."""
+    """KV memory of every port, laid out as in hls_src/cache.h; NaN where nothing is stored."""
 
     def __init__(self, library, config, slots, kv_bits=32):
         self.config, self.kv_bits = config, kv_bits
@@ -424,7 +424,7 @@ class Cache:
         self.addresses = np.array([p.ctypes.data for p in self.ports], np.uint64)
 
     def put(self, slot, layer, head, position, key_and_value):
-        """(2, head_size) float32 into its record; returns what it holds: values, and scales."""
+        """Store (2, head_size) float32 in its record; returns the stored values and scales."""
         record = self.ports[head % len(self.ports)][slot, layer, head // len(self.ports), position]
         record[:] = 0
         size = self.config.head_size
@@ -456,14 +456,14 @@ def attend(library, config, slots, layer, cache, qkv, positions, row_slots):
        shared=st.integers(1, 4), longest=st.integers(1, 100),
        kv_bits=st.sampled_from(abi.KV_BITS))  # fmt: skip
 def test_attend_rows_of_several_slots(library, seed, pairs, kv_heads, shared, longest, kv_bits):
-    """Some positions in memory, the rest computed in this call; memory past them is NaN."""
+    """Some positions in memory, the others from this call; memory past them is NaN."""
     rng = np.random.default_rng(seed)
     config = attention_shape(kv_heads * shared, kv_heads, 2 * pairs)
     slots, layer = 3, int(rng.integers(2))
     rows = int(rng.integers(1, min(library.max_rows, longest, 9) + 1))
     cache = Cache(library, config, slots, kv_bits)
     qkv = rng.normal(0, 2, (rows, config.dim + 2 * config.kv_dim)).astype(f32)
-    # Slot 1 has one row, slot 2 the last positions of a longer sequence, in any order.
+    # Slot 1 has one row; slot 2 has the last positions of a longer sequence, in random order.
     positions = rng.permutation(np.arange(longest - rows, longest))
     row_slots = np.full(rows, 2)
     if rows > 1:
@@ -490,7 +490,7 @@ def test_attend_rows_of_several_slots(library, seed, pairs, kv_heads, shared, lo
             keys[place], scales[place] = cache.put(
                 row_slots[row], layer, head, positions[row], own[row, :, head]
             )
-    # This call's keys and values are in memory, and nothing else has changed.
+    # This call's keys and values were written to memory; nothing else changed.
     for port, expected in zip(after, cache.ports):
         assert_same_bits(port, expected, "cache")
     for row in range(rows):
@@ -512,7 +512,7 @@ def test_attend_rows_of_several_slots(library, seed, pairs, kv_heads, shared, lo
 
 
 def test_attend_extreme_scores(library):
-    """Scores so far apart that all weights but one are zero, and products that underflow."""
+    """Scores so far apart that all weights but one are zero; products that underflow."""
     config = attention_shape(2, 1, 8)
     cache = Cache(library, config, 1)
     rng = np.random.default_rng(5)
@@ -540,7 +540,7 @@ def test_log_sum_exp_any_length(library, seed, n, high):
     library.call("log_sum_exp", x, n, out)
     assert_same_bits(out[0], stages.log_sum_exp(x))
     exact = np.logaddexp.reduce(x.astype(np.float64))
-    # The total of up to n terms, each rounded; and the maximum's own rounding.
+    # Rounding of a sum of up to n terms, and of the maximum.
     assert abs(out[0] - exact) <= 1e-6 + 2e-7 * abs(exact)
 
 
@@ -554,12 +554,12 @@ def test_insert_top_with_ties_keeps_the_earlier_id_first(library, n):
     library.call("insert_top", logits, n, ids, values)
     order = np.argsort(-logits, kind="stable")[:top]
     np.testing.assert_array_equal(ids[: len(order)], order)
-    assert_same_bits(values[: len(order)], logits[order] + f32(0))  # a zero has no sign there
+    assert_same_bits(values[: len(order)], logits[order] + f32(0))  # -0 becomes 0
     assert (ids[len(order) :] == -1).all() and (values[len(order) :] == f32(-3e38)).all()
 
 
 def sampled(library, logits, **options):
-    """Status, results (rows,), and the full logits of one step."""
+    """Sample one step; returns status, results (rows,) and full logits."""
     rows, vocab = logits.shape
     config = ModelConfig(8, 8, 1, 1, 1, vocab, 64, True)
     request = request_words(

@@ -1,4 +1,4 @@
-"""kernel/abi.py and hls_src/contract.h say the same, and every board's kernel says it too."""
+"""kernel/abi.py, hls_src/contract.h and every board's kernel agree."""
 
 import re
 
@@ -30,7 +30,7 @@ HEADER = header_constants("host")
 
 
 def own(prefix, *but):
-    """The header's constants that begin with `prefix`, without it, in upper case."""
+    """Constants of the header that begin with `prefix`, as upper-case names without the prefix."""
     return {
         snake(name[len(prefix) :]): value
         for name, value in HEADER.items()

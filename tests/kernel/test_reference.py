@@ -1,4 +1,4 @@
-"""The NumPy models against llama2.c's own answers, and against each other."""
+"""The NumPy models against results of llama2.c, and against each other."""
 
 import json
 from decimal import Decimal, localcontext
@@ -30,7 +30,7 @@ def checkpoint(shared_models):
 
 
 def teacher_forced(model, ids):
-    """Logits (len(ids), vocab_size) of every position."""
+    """Teacher-forced logits of every position, (len(ids), vocab_size)."""
     chunk = 16
     return np.concatenate(
         [
@@ -94,7 +94,7 @@ def test_kernel_model_perplexity_within_half_a_percent(float_logits, kernel_logi
 def test_kernel_model_perplexity_of_the_smaller_formats(
     checkpoint, float_logits, oracle, weight_bits, kv_bits, limit
 ):
-    """A model of 260,000 parameters bears int4 badly: larger ones lose less."""
+    """int4 costs a model of 260,000 parameters much accuracy; larger models lose less."""
     model = KernelModel(QuantizedModel(checkpoint, bits=weight_bits), kv_bits)
     targets = oracle["greedy_ids"][1:201]
     logits = teacher_forced(model, oracle["greedy_ids"][:200])
@@ -111,7 +111,7 @@ def test_kernel_model_top_token_nearly_always_the_floats(float_logits, kernel_lo
 
 
 class Dequantized:
-    """A random model's weights as float32, for `FloatModel`."""
+    """A random model's weights dequantised to float32, for `FloatModel`."""
 
     def __init__(self, model):
         self.config, self._model = model.config, model
@@ -124,7 +124,7 @@ class Dequantized:
 
 
 def test_kernel_model_near_the_float_model_of_the_same_weights():
-    """Only the activations are rounded; odd widths, grouped queries, three blocks."""
+    """Only activations are rounded. The model has odd widths, grouped queries, three blocks."""
     model = RandomModel(CONFIG, 32, seed=4)
     tokens = np.random.default_rng(0).integers(0, 90, 70).tolist()
     exact = teacher_forced(FloatModel(Dequantized(model)), tokens)
@@ -155,7 +155,7 @@ def test_kernel_model_reset_forgets():
     model.forward([9, 9], [0, 1])
     model.reset()
     with pytest.raises(KeyError):
-        model._cache.read(0, 0, 1)
+        model.cached(0, 1)
     assert model.forward([1, 2], [0, 1]).tobytes() == first.tobytes()
 
 
@@ -180,7 +180,7 @@ def test_matvec_exact_for_whole_numbers():
 
 def test_lane_sum_order_is_sixteen_lanes_then_a_tree():
     x = np.zeros(48, f32)
-    # In one lane the small ones are lost one after the other; in a lane of their own not.
+    # In one lane the small terms are lost one by one; in separate lanes they are not.
     x[0], x[16], x[32] = 1, 2**-24, 2**-24
     assert float_math.lane_sum(x, 16) == 1
     x[16], x[32], x[1], x[17] = 0, 0, 2**-24, 2**-24
@@ -200,7 +200,7 @@ def test_rope_turns_exact_to_the_last_bit(head_size, theta):
                 power, k = power / (n * n), k + 1
             return total
 
-        pi = 4 * (4 * arctan_inverse(5) - arctan_inverse(239))  # Machin
+        pi = 4 * (4 * arctan_inverse(5) - arctan_inverse(239))  # Machin's formula
         for i, turns in enumerate(rope_turns(head_size, theta)):
             angle = Decimal(theta) ** (Decimal(-2 * i) / head_size)
             exact = angle / (2 * pi) * 2**64
@@ -234,7 +234,7 @@ def test_gumbel_noise_has_its_distribution():
     deviation = np.pi / np.sqrt(6)
     assert abs(noise.mean() - 0.57721566) < 4 * deviation / np.sqrt(noise.size)
     assert noise.std() == pytest.approx(deviation, rel=0.01)
-    # Kolmogorov-Smirnov at 1 in 1000.
+    # Kolmogorov-Smirnov test, significance 1 in 1000.
     order = np.sort(noise)
     distance = np.abs(np.exp(-np.exp(-order)) - (np.arange(noise.size) + 0.5) / noise.size).max()
     assert distance < 1.95 / np.sqrt(noise.size)
@@ -266,7 +266,7 @@ def test_sample_follows_the_softmax():
     p = np.exp(logits.astype(np.float64) / temperature)
     p /= p.sum()
     chi_squared = np.sum((counts - n * p) ** 2 / (n * p))
-    assert chi_squared < 18.5  # 1 in 1000, four degrees of freedom
+    assert chi_squared < 18.5  # significance 1 in 1000, four degrees of freedom
 
 
 def test_sample_log_sum_exps_are_those_of_the_logits():

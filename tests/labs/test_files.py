@@ -1,4 +1,4 @@
-"""The package's notebooks and copies of them: nothing that a learner wrote is ever lost."""
+"""The package's notebooks and their copies: a learner's work is never lost."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ NAMES = ["01_first.ipynb", "99_tiny.ipynb"]
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Two notebooks in place of the package's, beside what does not belong to them."""
+    """Replace the package's notebooks by two, among unrelated files."""
     folder = tmp_path / "package"
     for name in [*NAMES, ".hidden.ipynb", ".ipynb_checkpoints/01_first-checkpoint.ipynb"]:
         write(folder / name, notebook())
@@ -114,13 +114,13 @@ def test_file_in_the_folders_place_is_named(package, tmp_path):
         copy_notebooks(tmp_path / "file" / "inside")
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that not even root writes")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder closed to root")
 def test_read_only_folder_is_named(package):
     with pytest.raises(LlamaPynqError, match="cannot be copied to /proc/self .*may write to"):
         copy_notebooks(Path("/proc/self"))
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write it")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write to it")
 def test_folder_without_permission_is_named(package, tmp_path):
     (tmp_path / "work").mkdir(mode=0o500)
     with pytest.raises(LlamaPynqError, match="Permission denied"):
@@ -130,7 +130,7 @@ def test_folder_without_permission_is_named(package, tmp_path):
 def test_pynq_get_notebooks_forced_keeps_a_backup(package, tmp_path):
     spec = REPOSITORY / "notebooks" / "__init__.py"
     hook = {}
-    exec(spec.read_text(), hook)  # in the package's place there is the test's
+    exec(spec.read_text(), hook)  # with the package replaced by the test's
     for content in (None, "my work"):
         if content is not None:
             write(tmp_path / "out" / "llama_pynq" / NAMES[0], content)

@@ -1,4 +1,4 @@
-"""Grading: what counts of a submission, what is told of one that cannot be graded, and cheats."""
+"""Grading: what counts, reasons for ungraded submissions, and attempts to cheat."""
 
 import csv
 import io
@@ -41,7 +41,7 @@ def known(tmp_path, monkeypatch):
 
 @pytest.fixture
 def graded(tmp_path, known):
-    """Grade one notebook; its rows."""
+    """Grade one notebook; returns its rows."""
 
     def call(content, timeout=60, name="ada/99_tiny.ipynb"):
         path = write(tmp_path / "in" / name, content)
@@ -127,11 +127,11 @@ raise KeyError(sys.executable, os.getcwd(), *folders)
     assert row.error.startswith(f"KeyError: ({sys.executable!r}, ")
     folders = [Path(text.strip(" ')")) for text in row.error.split("; ")[0].split(",")[1:]]
     assert len({folder.parent for folder in folders}) == 1 and len(folders) == 3
-    assert not folders[0].parent.exists(), "it is gone with what was written there"
+    assert not folders[0].parent.exists(), "the folder must be deleted after grading"
     assert [path.name for path in (tmp_path / "in").rglob("*")] == ["ada", "99_tiny.ipynb"]
 
 
-# ---- answers that do not end well -----------------------------------------------------
+# ---- answers that hang, raise or end the kernel ---------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ number = 42
         if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
             return
         time.sleep(0.1)
-    pytest.fail("it still runs")
+    pytest.fail("the process that the answer started still runs")
 
 
 # ---- cheats ---------------------------------------------------------------------------
@@ -194,7 +194,7 @@ number = 42
 @pytest.mark.parametrize(
     "cheat",
     [
-        FORGED,  # a result, printed by the answer
+        FORGED,  # the answer prints a result
         "labs.check = lambda *_: Forged()",
         "labs.exercises('99')[0].__dict__['check'] = lambda *_: iter(['', ''])",
         "labs = __import__('types').SimpleNamespace(check=lambda *_: Forged())",
@@ -207,7 +207,7 @@ def test_forged_results_of_an_answer_do_not_count(graded, cheat):
     first, second = graded(notebook(f"{cheat}\ndef double(x):\n    return 0", RIGHT_2))
     assert (first.state, first.passed) == ("wrong", 0)
     assert second.state == "passed"
-    assert first.note, "and the lecturer is told to look"
+    assert first.note, "the lecturer must be told to look"
 
 
 RECORD = {
@@ -243,7 +243,7 @@ def double(x):
 
 
 def test_forgery_that_cannot_be_prevented_is_noted(graded):
-    """docs/teaching.md says that it exists."""
+    """docs/teaching.md documents this forgery."""
     cheat = f"get_ipython().display_formatter.format = lambda *_, **__: ({RECORD!r}, {{}})"
     row = graded(notebook(f"{cheat}\ndef double(x):\n    return 0", RIGHT_2))[0]
     assert row.state == "passed" and "get_ipython" in row.note
@@ -280,7 +280,7 @@ def test_suspicious_names_what_an_answer_should_not_need(source, note):
     assert suspicious(source) == note
 
 
-# ---- files that are no submissions ----------------------------------------------------
+# ---- files that are not submissions ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_submissions_of_no_folder_or_an_empty_one_are_refused(tmp_path):
         submissions(tmp_path)
 
 
-# ---- the package's own ----------------------------------------------------------------
+# ---- the package's own lessons --------------------------------------------------------
 
 
 def test_every_lesson_of_the_package_can_be_graded():
@@ -348,7 +348,7 @@ def test_every_lesson_of_the_package_can_be_graded():
 
 
 @pytest.mark.parametrize("source", notebook_sources(), ids=lambda path: path.stem)
-def test_solutions_have_nothing_to_read_with_ones_own_eyes(source):
+def test_solutions_are_not_suspicious(source):
     answers = sections((SOLUTIONS / f"{source.stem}.py").read_text(encoding="utf-8"))
     assert {name: suspicious(answer) for name, answer in answers.items()} == dict.fromkeys(
         answers, ""

@@ -1,4 +1,4 @@
-"""Lesson 04: its checks pass the solution, and name each of the usual mistakes."""
+"""Lesson 04: the checks pass the solution and name each typical mistake."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Lesson 06: its solutions pass, and the usual mistakes are told by name."""
+"""Lesson 06: the checks pass the solution and name each typical mistake."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_solutions_pass(solved):
 
 def _counted(weight=1.0, scales=True, kv=1.0, extra_tables=0, layers=None, cache_dim=None,
              kv_dim=None, ffn=3, bits=True, kv_context=None, kv_scales=True):  # fmt: skip
-    """token_bytes, with a mistake."""
+    """Make a token_bytes with a mistake."""
 
     def token_bytes(c, context, weight_bits=8, kv_bits=32):
         n, dim_kv = layers or c.n_layers, kv_dim or (lambda c: c.kv_dim)
@@ -239,12 +239,12 @@ def test_a_wrong_value_is_told_why(wrong, passed, hint):
     assert (found, hint in text) == (passed, True), text
 
 
-# ---- as it comes
+# ---- as shipped
 
 
 def test_nothing_filled_in_is_to_do():
     def empty(*_):
-        """As in the notebook."""
+        """Empty answer, as in the notebook."""
         ...
 
     cases = [

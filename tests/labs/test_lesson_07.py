@@ -1,4 +1,4 @@
-"""Lesson 07: its solutions pass, and the usual mistakes are told by name."""
+"""Lesson 07: the checks pass the solution and name each typical mistake."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_paper_s_rounding_and_whole_sequences_are_accepted(sequences):
 
 def test_nothing_filled_in_is_to_do():
     def empty(*_):
-        """As in the notebook."""
+        """Empty answer, as in the notebook."""
         ...
 
     cases = [

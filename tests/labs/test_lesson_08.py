@@ -1,4 +1,4 @@
-"""Lesson 08: its checks pass the solution on every board, and name each of the usual mistakes."""
+"""Lesson 08: the checks pass the solution on every board and name each typical mistake."""
 
 import pytest
 from support.lesson_notebooks import solution

@@ -1,4 +1,4 @@
-"""Lessons 01, 02, 03 and 05: solutions pass, and each typical mistake is named."""
+"""Lessons 01, 02, 03 and 05: the checks pass the solution and name each typical mistake."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What `llama-pynq bench` measures, with a clock that only the kernel's steps move."""
+"""`llama-pynq bench`, with a fake clock that only kernel steps advance."""
 
 import json
 from types import SimpleNamespace
@@ -76,7 +76,7 @@ def test_measure_does_not_stop_where_a_text_ends(overlay, calls, monkeypatch):
     del calls[:]
     bench.measure(overlay, model, length, 1)
     sampled = [steps for rows, steps, flags in calls if rows == 1 and flags & RowFlag.SAMPLE]
-    # Two calls for a first token, a greedy text and a sampled one.
+    # Two first-token calls (warm-up and timed), then a greedy text and a sampled one.
     assert sum(sampled) == 2 * 1 + 2 * length
 
 

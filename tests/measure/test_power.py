@@ -1,4 +1,4 @@
-"""The recorder: exact energy of known waveforms, gaps that are no zeros, phases, idle power."""
+"""The power recorder: energy of known waveforms, gaps, phases, idle power."""
 
 import math
 import threading
@@ -16,7 +16,7 @@ from llama_pynq.measure.power import PowerRecorder, Rail, SensorLost, rails
 
 
 class Clock:
-    """Time that goes on only when told to."""
+    """Fake clock that advances only on request."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
 
 def recorded(clock, watts, times, **options):
-    """A recorder that sampled one rail at these times."""
+    """Recorder with samples of one rail at these times."""
     rail = Rail("board", "a test", lambda: watts(clock.now), **options)
     recorder = PowerRecorder({"board": rail})
     for clock.now in times:
@@ -90,7 +90,7 @@ def test_a_lost_sensor_leaves_a_gap_and_not_a_zero(clock):
 
     recorder = recorded(clock, watts, [100 + i for i in range(11)])
     energy = recorder.energy(100, 110)
-    # Between 102 and 105 nothing was read.
+    # No samples between 102 and 105.
     assert energy.covered_seconds == 7 and energy.seconds == 10
     assert energy.joules == pytest.approx(70) and energy.mean_watts == pytest.approx(10)
     assert math.isnan(recorder.watts()[3]) and not recorder.lost

@@ -1,4 +1,4 @@
-"""The self-test: its golden answers are the reference's, and it finds what is broken and where."""
+"""The self-test: golden results match the reference; it locates faults."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from llama_pynq.cli.main import main
 from llama_pynq.device.calls import CallBuffers
 from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.emulation.device import EmulatedDevice as Device
+from llama_pynq.engine.llama import Llama
 from llama_pynq.errors import KernelTimeout
 from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.measure import selftest
@@ -28,8 +29,10 @@ def failed(found):
     return {check.name: check.detail for check in found.checks if check.passed is False}
 
 
-def no_speed(monkeypatch):
-    monkeypatch.setattr(selftest, "_speed", lambda overlay, shape: [])
+def outcome(overlay, name):
+    """(passed, detail) of the check of this name."""
+    found = selftest.run(overlay, None)
+    return next((check.passed, check.detail) for check in found.checks if check.name == name)
 
 
 def test_everything_passes_on_the_emulated_device(overlay, capsys):
@@ -75,7 +78,6 @@ def test_model_has_rows_for_every_channel_and_heads_for_every_port():
 
 
 def test_damaged_weight_channel_is_named(overlay, monkeypatch):
-    no_speed(monkeypatch)
     load = overlay.llama.load_weights
 
     def damage(packed, slots, kv_bits=32):
@@ -85,43 +87,40 @@ def test_damaged_weight_channel_is_named(overlay, monkeypatch):
         buffer.sync_to_device()
 
     monkeypatch.setattr(overlay.llama, "load_weights", damage)
-    found = failed(selftest.run(overlay))
+    found = failed(selftest.run(overlay, None))
     assert found["int8/32: weight channels"].startswith("320 of 640 rows differ: of weights_1")
     assert found["int8/64: embedding"].endswith("rows of weights_1")
     assert "layer 0 differs at 24 of 24 positions, first 0" in found["int8/32: layers"]
     assert "a story" in found and "kernel" not in found
-    # After it, the overlay works.
+    # The overlay works after the self-test.
     monkeypatch.undo()
-    no_speed(monkeypatch)
-    assert selftest.run(overlay).passed
+    assert selftest.run(overlay, None).passed
 
 
 def test_damaged_logits_name_their_channel(overlay, monkeypatch):
-    no_speed(monkeypatch)
     read = overlay.llama.read_logits
 
     def damaged(row):
         logits = read(row)
-        logits[32] += 1  # of the second tile
+        logits[32] += 1  # in the second tile
         return logits
 
     monkeypatch.setattr(overlay.llama, "read_logits", damaged)
-    found = failed(selftest.run(overlay))
+    found = failed(selftest.run(overlay, None))
     assert set(found) == {f"{name}: classifier" for name in selftest.FORMATS}
     assert found["int8/32: classifier"].endswith("logits of weights_1")
 
 
 def test_damaged_cache_port_is_named(overlay, monkeypatch):
-    no_speed(monkeypatch)
     read = overlay.llama.read_cache
 
     def damaged(slot, positions):
         cache = read(slot, positions)
-        cache[:, :, 3] *= 2  # of the second port: heads are dealt out
+        cache[:, :, 3] *= 2  # in the second port: heads are dealt out to the ports in turn
         return cache
 
     monkeypatch.setattr(overlay.llama, "read_cache", damaged)
-    found = failed(selftest.run(overlay))
+    found = failed(selftest.run(overlay, None))
     assert set(found) == {f"{name}: keys and values" for name in selftest.FORMATS}
     assert found["int8/32: keys and values"].endswith(": of kv_cache_1")
 
@@ -135,13 +134,12 @@ def test_bank_that_does_not_keep_what_is_written_is_named(monkeypatch):
 
     with LlamaOverlay(emulated_overlay(), EmulatedDevice(threads=2)) as overlay:
         monkeypatch.setattr(Device, "flush", forgetful)
-        passed, detail = selftest._round_trip(overlay)
+        passed, detail = outcome(overlay, "host to memory and back")
     assert passed is False
     assert detail.endswith("wrong: DDR[2] (of kv_cache_1, weights_1)")
 
 
 def test_hung_call_fails_one_check_and_the_rest_goes_on(overlay, monkeypatch):
-    no_speed(monkeypatch)
     run, hung = overlay.llama.run, []
 
     def once(*args, **kwargs):
@@ -151,13 +149,13 @@ def test_hung_call_fails_one_check_and_the_rest_goes_on(overlay, monkeypatch):
         return run(*args, **kwargs)
 
     monkeypatch.setattr(overlay.llama, "run", once)
-    found = failed(selftest.run(overlay))
+    found = failed(selftest.run(overlay, None))
     assert found == {"int8/32: many steps": "KernelTimeout: the kernel did not finish"}
 
 
 def test_emulated_board_is_not_compared_with_the_boards_model():
     with LlamaOverlay(device=EmulatedDevice("kv260", threads=2)) as overlay:
-        lines = selftest._speed(overlay, None)
+        lines = selftest.run(overlay, None).figures
     assert any("a KV260 should decode" in line and "(modelled)" in line for line in lines)
     assert lines[-1].strip() == "the figures above are of this computer's CPU: nothing to compare"
     assert not any("over modelled" in line for line in lines)
@@ -172,7 +170,7 @@ def test_device_that_cannot_be_reset_still_gets_a_report(overlay, monkeypatch):
 
     monkeypatch.setattr(overlay.llama, "run", hang)
     monkeypatch.setattr(overlay, "reset", refuse)
-    found = selftest.run(overlay)
+    found = selftest.run(overlay, None)
     assert [check.detail for check in found.checks[-2:]] == [
         "KernelTimeout: the kernel did not finish",
         "not made: RuntimeError: no",
@@ -183,7 +181,7 @@ def test_device_that_cannot_be_reset_still_gets_a_report(overlay, monkeypatch):
 
 
 def test_device_that_hangs_after_a_reset_still_gets_a_report(overlay, monkeypatch):
-    """The next model then asks a kernel for its limits that answers no more."""
+    """Loading the next model then reads the limits of a kernel that no longer answers."""
 
     def hang(*args, **kwargs):
         raise KernelTimeout("the kernel did not finish")
@@ -197,34 +195,32 @@ def test_device_that_hangs_after_a_reset_still_gets_a_report(overlay, monkeypatc
     def patch_limits():
         monkeypatch.setattr(type(overlay.llama), "limits", property(limits))
 
-    found = selftest.run(overlay)
+    found = selftest.run(overlay, None)
     assert found.checks[-1].detail == "not made: KernelTimeout: the kernel did not answer"
     assert not found.passed and "FAILED" in found.verdict
 
 
-def test_errors_of_others_are_a_failed_check(overlay, monkeypatch):
-    no_speed(monkeypatch)
-
+def test_errors_of_other_libraries_fail_a_check(overlay, monkeypatch):
     def broken(*args):
         raise RuntimeError("XRT says no")
 
     monkeypatch.setattr(overlay.llama, "read_cache", broken)
-    found = failed(selftest.run(overlay))
+    found = failed(selftest.run(overlay, None))
     assert found["int8/32: keys and values"] == "RuntimeError: XRT says no"
     assert "int8/32: layers" not in found
 
 
 def test_texts_that_differ_point_at_timing(overlay, monkeypatch):
-    overlay.load_model()
-    model, calls = overlay.llama.model, []
-    generate = model.generate
+    calls, generate = [], Llama.generate
 
-    def flaky(prompt, **kwargs):
+    def flaky(self, prompt, **kwargs):
         calls.append(prompt)
-        return generate(prompt, **{**kwargs, "seed": 3 if len(calls) == 7 else kwargs["seed"]})
+        if calls.count("The little fox") == 7:
+            kwargs["seed"] = 3
+        return generate(self, prompt, **kwargs)
 
-    monkeypatch.setattr(model, "generate", flaky)
-    passed, detail = selftest._again(overlay)
+    monkeypatch.setattr(Llama, "generate", flaky)
+    passed, detail = outcome(overlay, "the same story, again and again")
     assert passed is False and detail.startswith("2 different texts of one seed in 20: timing")
 
 
@@ -233,16 +229,14 @@ def test_texts_that_differ_point_at_timing(overlay, monkeypatch):
     [(100, True, "expected: 100"), (50, False, "it is faster than"), (1000, True, "1000")],
 )
 def test_clock_is_held_to_what_is_expected(overlay, monkeypatch, expected, passed, words):
-    overlay.load_model()
     monkeypatch.setattr(LlamaOverlay, "clock_mhz", expected)
-    result, detail = selftest._clock(overlay)
+    result, detail = outcome(overlay, "the kernel's clock")
     assert result is passed and words in detail
 
 
 def test_silent_profile_is_told(overlay, monkeypatch):
-    overlay.load_model()
     monkeypatch.setattr(CallBuffers, "read_profile", lambda calls, steps: [np.zeros(0)] * steps)
-    assert selftest._clock(overlay) == (
+    assert outcome(overlay, "the kernel's clock") == (
         False,
         "the kernel's profile is empty: it recorded no time stamps",
     )
@@ -259,7 +253,6 @@ def test_interrupted_report_is_kept(tmp_path, monkeypatch, capsys):
 
 
 def test_command_prints_and_writes_the_report(tmp_path, capsys, monkeypatch):
-    no_speed(monkeypatch)
     file = tmp_path / "report.txt"
     assert main(["selftest", "--emulate", "--quick", "--output", str(file)]) == 0
     out = capsys.readouterr().out
@@ -272,7 +265,6 @@ def test_command_prints_and_writes_the_report(tmp_path, capsys, monkeypatch):
 
 
 def test_command_fails_where_a_check_fails(capsys, monkeypatch):
-    no_speed(monkeypatch)
     monkeypatch.setattr(selftest, "STORY", "0" * 16)
     assert main(["selftest", "--emulate", "--quick"]) == 1
     assert "1 of 26 checks FAILED: a story" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Every source of power, on trees and devices made for the test; what is missing says why."""
+"""Every power sensor, on fake sysfs trees and devices; a missing sensor is explained."""
 
 import math
 import time
@@ -94,7 +94,7 @@ def test_hwmon_permission_denied_names_the_file_and_the_remedy(tmp_path, monkeyp
         rail.watts()
     file = folder / "power1_input"
     assert str(error.value) == f"{file}: permission denied. Allow it: sudo chmod a+r {file}"
-    # From the start, too: no rail, and the reason among those that a user is told.
+    # The same at the start: no rail, and the user is told the reason.
     monkeypatch.setattr("pynq.get_rails", dict)
     found = rails(SimpleNamespace(name="board"), hwmon=tmp_path)
     assert not found
@@ -229,7 +229,7 @@ def test_board_without_a_sensor_says_where_it_looked(tmp_path, monkeypatch):
     assert not found and f"no chip under {tmp_path} measures power" in found.why[1]
 
 
-class Card:
+class FakeCard:
     name = "xilinx_u250"
 
     def __init__(self, sensors):
@@ -244,7 +244,7 @@ class Card:
 
 def test_alveo_card_is_what_comes_in_and_not_what_is_behind():
     found = rails(
-        Card(
+        FakeCard(
             {
                 "12v_pex": pynq_rail("12v_pex", voltage=12.0, current=1.5),
                 "12v_aux": pynq_rail("12v_aux", voltage=12.0, current=0.5),
@@ -258,7 +258,7 @@ def test_alveo_card_is_what_comes_in_and_not_what_is_behind():
 
 
 def test_zynq_device_is_a_board_and_no_card(tmp_path, monkeypatch):
-    # PYNQ's own class for Zynq has a property `sensors`, which is XRT's.
+    # PYNQ's class for Zynq inherits `sensors` from the XRT device.
     from pynq.pl_server.embedded_device import EmbeddedDevice
 
     assert hasattr(EmbeddedDevice, "sensors")
@@ -275,16 +275,16 @@ def test_pynq_sensor_that_disappears_is_lost():
 
     rail = SimpleNamespace(name="12v_pex", power=Gone(), voltage=None, current=None)
     with pytest.raises(SensorLost, match="12v_pex: .*No such device"):
-        rails(Card({"12v_pex": rail}))["12v_pex"].watts()
+        rails(FakeCard({"12v_pex": rail}))["12v_pex"].watts()
 
 
 def test_alveo_card_whose_sensors_fail_is_named():
     with pytest.raises(RequestError, match=r"xilinx_u250: XRT gives no sensors \(no sysfs\)"):
-        rails(Card(None))
+        rails(FakeCard(None))
 
 
 def test_a_reading_that_is_no_number_is_lost():
-    found = rails(Card({"12v_pex": pynq_rail("12v_pex", power=math.nan)}))
+    found = rails(FakeCard({"12v_pex": pynq_rail("12v_pex", power=math.nan)}))
     with pytest.raises(SensorLost, match="12v_pex reads nan"):
         found["12v_pex"].watts()
 
@@ -292,8 +292,8 @@ def test_a_reading_that_is_no_number_is_lost():
 # ---- NVML -------------------------------------------------------------------------------
 
 
-class Nvml:
-    """NVML with two cards."""
+class FakeNvml:
+    """Fake NVML with two cards."""
 
     class NVMLError(Exception):
         pass
@@ -321,17 +321,17 @@ class Nvml:
 
 
 def test_nvml_cards_are_read_in_watts():
-    found = gpu_rails(Nvml())
+    found = gpu_rails(FakeNvml())
     assert {name: rail.watts() for name, rail in found.items()} == {"gpu 0": 31.0, "gpu 1": 126.9}
     assert found["gpu 1"].source == "NVML, RTX 3090"
 
 
 def test_nvml_without_a_driver_has_no_rail():
-    assert gpu_rails(Nvml(working=False)) == {}
+    assert gpu_rails(FakeNvml(working=False)) == {}
 
 
 def test_nvml_card_that_falls_off_the_bus_is_lost():
-    nvml = Nvml()
+    nvml = FakeNvml()
     rail = gpu_rails(nvml)["gpu 0"]
     nvml.working = False
     with pytest.raises(SensorLost, match="RTX 3080: NVML: GPU is lost"):

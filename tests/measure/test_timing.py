@@ -1,4 +1,4 @@
-"""Where a token's time goes: the kernel's stamps and the model's, side by side."""
+"""Time per stage of a token: measured by the kernel's time stamps, and modelled."""
 
 import pytest
 
@@ -29,13 +29,13 @@ def test_measured_and_modelled_steps_have_the_same_stages(overlay):
     assert measured.bytes == modelled.bytes
     assert (measured.kind, modelled.kind) == ("measured", "modelled")
     assert "CPU" in measured.source and "model of a" in modelled.source
-    assert measured.share_of_roof is None  # of this computer's memory nothing is known
+    assert measured.share_of_roof is None  # the bandwidth of this computer's memory is unknown
     assert 0 < modelled.share_of_roof < 1
 
 
 def test_measured_step_is_within_the_calls_own_time(overlay):
     (step,) = measure_steps(overlay, [100], repeats=1)
-    assert 0 < step.total_us < overlay.llama._last_seconds * 1e6
+    assert 0 < step.total_us < overlay.llama.pace[1] * 1e6
     total = sum(step.us(stage) for stage in Stage)
     assert total == pytest.approx(step.total_us)
 
@@ -65,7 +65,7 @@ def test_positions_outside_the_context_are_refused_by_name(overlay):
         measure_steps(overlay, [0], repeats=0)
     with pytest.raises(LimitError, match=f"position {n}"):
         model_steps(overlay.llama.model, boards()["kv260"], [n])
-    assert overlay.generate("", max_new_tokens=1).tokens  # the slot was given back
+    assert overlay.generate("", max_new_tokens=1).tokens  # the slot was released
 
 
 def test_board_of_is_what_is_emulated(overlay):

@@ -1,6 +1,6 @@
-"""Every notebook: its format, and its run on the emulated device, as shipped and solved.
+"""Every notebook: format, and a run on the emulated device, as shipped and solved.
 
-It is nbmake that runs them, with a time limit per cell against hanging only.
+nbmake runs the notebooks; the time limit per cell only guards against hangs.
 """
 
 import re
@@ -73,7 +73,7 @@ def test_notebook_with_solutions_passes_every_check(path, tmp_path):
     }
 
 
-# ---- a stand-in: do these tests see what they are to see? ------------------------------
+# ---- the checks above, on a sample notebook --------------------------------------------
 
 LESSON = """
 import sys, types
@@ -113,15 +113,15 @@ def notebook():
     return make_notebook(CELLS)
 
 
-def test_stand_in_keeps_the_rules(notebook):
+def test_sample_notebook_keeps_the_rules(notebook):
     assert list(complaints(notebook, "99")) == []
 
 
-def test_stand_in_runs_as_shipped(notebook, tmp_path):
+def test_sample_notebook_runs_as_shipped(notebook, tmp_path):
     assert states(execute(notebook, tmp_path)) == {"99.1": "to do", "99.2": "to do"}
 
 
-def test_stand_in_runs_solved(notebook, tmp_path):
+def test_sample_notebook_runs_solved(notebook, tmp_path):
     found = results(execute(fill(notebook, SOLVED.replace("7", "6")), tmp_path))
     assert {name: r["state"] for name, r in found.items()} == {"99.1": "passed", "99.2": "wrong"}
     assert found["99.2"]["hint"] == "more"

@@ -1,4 +1,4 @@
-"""Overlays fetched, added and removed, with everything that comes in between."""
+"""Overlays: install, add and remove, with interruptions, damage and several processes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BITS = bytes(range(256)) * 2000
 
 @pytest.fixture
 def user(tmp_path, monkeypatch):
-    """The user's folder."""
+    """The user's overlay folder."""
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
     monkeypatch.setattr(
         "llama_pynq.overlay_store.search.package_folders", lambda name: [str(tmp_path / "package")]
@@ -48,7 +48,7 @@ def build(tmp_path):
 
 @pytest.fixture
 def link(tmp_path, user, server, build):
-    """The package's link to that build, on the server; its record."""
+    """Put the build on the server and link the package to it; returns its record."""
     for path in build.glob("llama.*"):
         server.files[path.name] = path.read_bytes()
     record = OverlayRecord.read(build / "overlay.json")
@@ -95,7 +95,7 @@ def test_install_fetches_checks_and_places_the_files(user, link, build, server):
         ("llama.bit", "llama.hwh", "overlay.json")),
     }  # fmt: skip
     assert folder.stat().st_mode & 0o777 == 0o777 & ~_umask()
-    # Again, nothing is fetched.
+    # The second time nothing is fetched.
     server.log.clear()
     assert not fetch().changed and server.log == []
 
@@ -126,7 +126,7 @@ def _umask() -> int:
 def test_install_goes_on_after_the_connection_broke(user, link, build, server):
     server.cuts = [100_000]
     refused(fetch, "stopped after 100000 of")
-    assert not (user / "installed").exists(), "nothing is in place before it is whole"
+    assert not (user / "installed").exists(), "an incomplete file must not be installed"
     fetch()
     assert same_files(user / "installed" / "kv260", build)
     assert server.log == [None, "bytes=100000-", None]
@@ -312,7 +312,7 @@ def test_killed_process_leaves_what_the_next_goes_on_from(user, link, build, ser
     first.kill()
     first.communicate()
     (user / "installed").mkdir(exist_ok=True)
-    (user / "installed" / ".kv260.abc").mkdir()  # as a process killed while it places leaves it
+    (user / "installed" / ".kv260.abc").mkdir()  # left by a process killed while it installs
     server.gate.set()
     server.log.clear()
     assert fetch().changed
@@ -328,17 +328,17 @@ def test_folder_that_cannot_be_made_is_named(build, monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes root to be another user"
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as another user"
 )
 def test_folder_of_another_user_is_named(user, build, monkeypatch):
-    added(build)  # what is imported on the way may be root's alone
+    added(build)  # import everything first: some modules may be readable by root only
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         shutil.copytree(build, Path(folder) / "build")
         (Path(folder) / "mine").mkdir(mode=0o755)
         for place in ("mine", "mine/new"):
             monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", f"{folder}/{place}")
-            os.seteuid(65534)  # root may write anywhere
+            os.seteuid(65534)  # no longer root, who may write anywhere
             try:
                 message = refused(lambda: added(f"{folder}/build"), "cannot be written")
             finally:
@@ -347,7 +347,7 @@ def test_folder_of_another_user_is_named(user, build, monkeypatch):
                 f"{folder}/{place} cannot be written (Permission denied): set "
                 "LLAMA_PYNQ_OVERLAYS to a folder that you may write to, or make room there"
             )
-        # What another user's folder holds cannot be read, and is not passed over in silence.
+        # An unreadable folder of another user is reported, not silently skipped.
         (Path(folder) / "mine" / "added" / "kv260").mkdir(parents=True)
         os.chmod(Path(folder) / "mine", 0o700)
         monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", f"{folder}/mine")
@@ -376,7 +376,7 @@ def test_add_copies_a_build_with_its_record(user, build):
         done.overlay.check()
         remove("kv260")
     added(build, "kv260")
-    assert not added(build).changed, "the same is there already"
+    assert not added(build).changed, "an identical overlay must not be replaced"
 
 
 def test_add_forgets_where_a_file_came_from(user, build, link):
@@ -495,7 +495,7 @@ def test_remove_takes_what_cannot_even_be_read(user):
     assert overlays_of("kv260") == []
 
 
-# ---- any history ----------------------------------------------------------------------
+# ---- random histories -----------------------------------------------------------------
 
 STEPS = st.sampled_from(["install", "cut", "wrong", "add", "force", "remove", "damage"])
 

@@ -1,4 +1,4 @@
-"""What PYNQ's parsers find in an overlay's files, and which files are refused."""
+"""Metadata that PYNQ's parsers find in overlay files, and refused files."""
 
 import pytest
 from support.board_overlays import PARTS, PLATFORMS, bit, hwh_text, write_files
@@ -17,7 +17,7 @@ from llama_pynq.overlay_store.metadata import (
 @pytest.mark.parametrize(
     ("name", "board"),
     [
-        # PYNQ's images, /proc/device-tree/chosen/pynq_board, which ends in a zero; and BOARD
+        # PYNQ images: /proc/device-tree/chosen/pynq_board (ends in a NUL), and $BOARD
         ("Pynq-Z1\0", "pynq-z1"),
         ("Pynq-Z2\0", "pynq-z2"),
         ("ZCU104", "zcu104"),
@@ -30,7 +30,7 @@ from llama_pynq.overlay_store.metadata import (
         ("xilinx_u55c_gen3x16_xdma_base_3", "u55c"),
         ("xilinx_aws-vu9p-f1_shell-v04261818_201920_3", "aws-f1"),
         ("xilinx_aws-vu9p-f1-04261818_dynamic_5_0", "aws-f1"),
-        # none of ours
+        # boards that are not ours
         ("xilinx_u280-es1_xdma_201910_1", None),
         ("xilinx_u50lv_gen3x4_xdma_base_2", None),
         ("xilinx_kv260", "kv260"),

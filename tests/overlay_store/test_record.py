@@ -1,3 +1,5 @@
+"""Overlay records: written, read back, and refused if damaged."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +59,7 @@ def fields(tmp_path: Path) -> dict:
 
 def test_record_hashes_its_files(fields):
     assert [f["n_bytes"] for f in fields["files"]] == [4, 0]
-    # sha256 of the empty string, FIPS 180-4's well-known one.
+    # The well-known SHA-256 of the empty string (FIPS 180-4).
     assert fields["files"][1]["sha256"].startswith("e3b0c44298fc1c149afbf4c8996fb924")
 
 

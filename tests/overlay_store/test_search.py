@@ -1,4 +1,4 @@
-"""Which board a device is, which overlay is taken for it, and what is said when there is none."""
+"""Identify a device's board, choose its overlay, and explain a missing overlay."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pynq
 import pytest
 from pynq.pl_server.device import Device
 from support.board_overlays import record_of_files, write_overlay
-from support.fake_board import StandInBoard
+from support.fake_board import FakeBoard
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -34,7 +34,7 @@ LINK = (OverlayFile("llama.bit", "0" * 64, 4, "https://example.org/llama.bit"),
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
-    """Folders of one's own; the package's, with no overlay in it, is the last of them."""
+    """Overlay folders for the test; the last is the package's, without an overlay."""
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
     monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setattr(
@@ -50,7 +50,7 @@ def places(tmp_path, monkeypatch):
 
 
 class Plain(Device):
-    """A device with a name, and what it can do."""
+    """Fake device with a name and capabilities."""
 
     def __init__(self, name, *capabilities):
         super().__init__("plain")
@@ -67,7 +67,7 @@ class Plain(Device):
         ("edge", "Pynq-Z2\0", None, "pynq-z2"),
         ("edge", None, "KV260", "kv260"),
         ("edge", "Unknown\0", "ZCU104", "zcu104"),
-        ("edge", "Pynq-Z1\0", "KV260", "pynq-z1"),  # the tree is the image's, BOARD anybody's
+        ("edge", "Pynq-Z1\0", "KV260", "pynq-z1"),  # anyone may set BOARD
         ("edge", "Ultra96\0", None, None),
         ("edge", None, None, None),
     ],
@@ -108,7 +108,7 @@ def test_emulated_devices_board_is_the_one_it_emulates(monkeypatch):
     assert board_of_device(EmulatedDevice(board="pynq-z2", name="kv260")) == "pynq-z2"
 
 
-# ---- what is there --------------------------------------------------------------------
+# ---- overlays that are found ----------------------------------------------------------
 
 
 def test_overlays_are_found_in_the_order_of_precedence(places):
@@ -188,7 +188,7 @@ def test_damaged_overlay_is_named_and_no_other_taken_instead(places, damage, mes
 def test_changed_byte_is_found_by_the_hash_before_use(places):
     path = write_overlay(places["installed"] / "kv260", "kv260", b"configuration")
     path.write_bytes(path.read_bytes().replace(b"conf", b"fnoc"))
-    assert found(places).state == "ready", "names and sizes do not tell"
+    assert found(places).state == "ready", "names and sizes do not reveal the change"
     with pytest.raises(OverlayMismatch, match="llama.bit is not the file of its record") as error:
         overlay_for(Plain("KV260"))
     assert "llama-pynq overlay remove kv260 takes it away" in str(error.value)
@@ -212,7 +212,7 @@ def test_check_reads_the_kernels_metadata(places):
 
 
 def board_overlay(folder: Path, **changes) -> Path:
-    """An overlay that the stand-in can run, where a board's would be."""
+    """Write an overlay that the fake board can run, where a board's overlay would be."""
     folder.mkdir(parents=True)
     for suffix in (".bit", ".hwh"):
         shutil.copy(emulated_overlay(".bit").with_suffix(suffix), folder)
@@ -222,7 +222,7 @@ def board_overlay(folder: Path, **changes) -> Path:
 
 def test_overlay_for_a_board_is_chosen_checked_and_described(places, monkeypatch):
     path = board_overlay(places["added"] / "kv260", measured="KV260, 2026-11-01: 61 tokens/s")
-    monkeypatch.setattr(Device, "_devices", [StandInBoard("KV260")], raising=False)
+    monkeypatch.setattr(Device, "_devices", [FakeBoard("KV260")], raising=False)
     with LlamaOverlay() as overlay:
         overlay.load_model()
         assert overlay.generate("Once", max_new_tokens=3, seed=1).tokens
@@ -232,9 +232,9 @@ def test_overlay_for_a_board_is_chosen_checked_and_described(places, monkeypatch
             "KV260 (board), kernel host, overlay llama.bit "
             "(measured: KV260, 2026-11-01: 61 tokens/s)"
         )
-        # What the self-test's report says of it.
+        # The overlay in the self-test's report.
         assert "built    2026-10-30 by a student, from v0.1-3-gabcdef, with vivado 2022.1" in (
-            selftest._about(overlay)
+            selftest.run(overlay, None).about
         )
         assert board_of(overlay).name == "kv260"
 
@@ -243,17 +243,17 @@ def test_overlay_by_path_needs_neither_record_nor_known_board(places, tmp_path):
     path = board_overlay(tmp_path / "mine")
     record = path.parent / "overlay.json"
     for known in (True, False):
-        with LlamaOverlay(path, device=StandInBoard("breadboard")) as overlay:
+        with LlamaOverlay(path, device=FakeBoard("breadboard")) as overlay:
             assert (overlay.record is not None) == known
             assert overlay.describe().endswith("llama.bit (not known to be measured)")
             assert board_of(overlay) is None
-        if known:  # a record of another file is not this one's
+        if known:  # then turn it into the record of another file
             record.write_text(record.read_text().replace(overlay.record.main.sha256, "0" * 64))
 
 
 def test_board_without_an_overlay_says_what_builds_one_and_what_runs_meanwhile(places):
     with pytest.raises(OverlayMismatch) as error:
-        LlamaOverlay(device=StandInBoard("KV260"))
+        LlamaOverlay(device=FakeBoard("KV260"))
     assert str(error.value) == (
         f"there is no overlay of kv260 on this computer, neither in {places['added'].parent} nor "
         f"in the package. None comes with this version of llama_pynq. {BUILD}. Meanwhile the "
@@ -281,7 +281,7 @@ def test_board_that_no_command_builds_for_is_not_sent_to_one(places):
 
 def test_device_that_is_no_board_of_ours_is_named(places):
     with pytest.raises(OverlayMismatch) as error:
-        LlamaOverlay(device=StandInBoard("edge"))
+        LlamaOverlay(device=FakeBoard("edge"))
     assert str(error.value).startswith(
         "no overlay can be chosen for the device 'edge': by its name it is none of pynq-z1, "
     )
@@ -289,6 +289,6 @@ def test_device_that_is_no_board_of_ours_is_named(places):
 
 
 def test_plain_pynq_overlay_still_takes_a_path(places, tmp_path):
-    overlay = pynq.Overlay(str(board_overlay(tmp_path / "mine")), device=StandInBoard("KV260"))
+    overlay = pynq.Overlay(str(board_overlay(tmp_path / "mine")), device=FakeBoard("KV260"))
     assert overlay.llama.limits.board == "host"
     overlay.llama.close()

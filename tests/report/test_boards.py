@@ -1,4 +1,4 @@
-"""The table and the drawing of the boards."""
+"""The table and the roofline plot of the boards."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_the_roofline_is_marked_as_modelled_and_names_what_fits(rows, tmp_path):
     path = tmp_path / "roof.svg"
     plot_roofline(rows, "stories110M", path)
     text = path.read_text(encoding="utf-8")
-    assert "<!-- modelled, not measured" in text  # matplotlib keeps a drawn text as a comment
+    assert "<!-- modelled, not measured" in text  # matplotlib keeps drawn text as a comment
     assert "<!-- u200, u250:" in text
     assert "pynq" not in text
 
@@ -90,7 +90,7 @@ def test_labels_of_roofs_that_end_together_do_not_overlap():
     axes.plot([1, 10], [1, 1e4])
     _label(axes, [(1e4, f"board {i}", "C0") for i in range(3)] + [(9e3, "other", "C1")], 10)
     canvas.draw()
-    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line to it
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the leader line
     assert len(boxes) == 4
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
@@ -106,7 +106,7 @@ def test_a_notebook_shows_the_roofline_as_a_picture_and_in_words(rows):
 def test_groups_of_the_roofline_differ_in_their_marks(rows):
     lines = roofline(rows, "stories110M").figure.axes[0].lines
     marks = [line.get_marker() for line in lines if line.get_marker() != "None"]
-    assert len(set(marks)) == len(marks) // 2  # one sequence and largest batch
+    assert len(set(marks)) == len(marks) // 2  # two lines per group: one sequence and largest batch
 
 
 def test_a_batch_drawing_has_throughput_and_the_wait_of_one():
@@ -119,7 +119,7 @@ def test_a_batch_drawing_has_throughput_and_the_wait_of_one():
     legend = [text.get_text() for text in key.get_legend().get_texts()]
     assert legend == ["measured: this computer", "modelled: KV260"]
     looks = {(line.get_marker(), line.get_linestyle()) for line in rates.lines}
-    assert len(looks) == 2  # told apart without their colours
+    assert len(looks) == 2  # distinguishable without colour
     assert (
         "this computer, measured, tokens/s by number of sequences: 1: 100, 4: 200."
         in (drawing._repr_mimebundle_()["text/plain"])

@@ -1,4 +1,4 @@
-"""FPGA, CPU and GPU in one table: three kinds of figures, and no cell without a source."""
+"""FPGA, CPU and GPU in one table: published, measured and modelled figures with sources."""
 
 from dataclasses import replace
 
@@ -62,7 +62,7 @@ def test_modelled_watts_never_stand_among_the_measured(overlay):
 
 
 def test_modelled_boards_have_batch_1_and_their_largest():
-    costs = modelled(STORIES["stories110M"], ["kv260", "u250", "pynq-z2"])  # too large for a Z2
+    costs = modelled(STORIES["stories110M"], ["kv260", "u250", "pynq-z2"])  # does not fit the Z2
     assert [(cost.device, cost.batch) for cost in costs] == [
         ("FPGA: KV260", 1), ("FPGA: KV260", 2), ("FPGA: Alveo U250", 1), ("FPGA: Alveo U250", 4),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Overlay files as a build for hardware leaves them, but for the configuration in them."""
+"""Overlay files as a hardware build writes them, with a dummy configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 
-# As Vivado names them in a .bit; and shells that a platform's .xclbin names.
+# Part names as in the header of Vivado's .bit; shell names as in a platform's .xclbin.
 PARTS = {
     "pynq-z1": "7z020clg400",
     "pynq-z2": "7z020clg400",
@@ -47,7 +47,7 @@ def hwh_text() -> str:
 
 
 def write_files(folder: Path, board: str, configuration: bytes = b"configuration") -> Path:
-    """The overlay's files; the one that is loaded."""
+    """Write the overlay's files; returns the path of the one that is loaded."""
     folder.mkdir(parents=True, exist_ok=True)
     if board in PARTS:
         (folder / "llama.hwh").write_text(hwh_text())
@@ -62,7 +62,7 @@ def write_files(folder: Path, board: str, configuration: bytes = b"configuration
 
 
 def record_of_files(folder: Path, board: str, **changes: Any) -> OverlayRecord:
-    """A build's record of the files in a folder."""
+    """Build record of the files in a folder."""
     fields: dict[str, Any] = {
         "board": board,
         "abi": ABI_VERSION,
@@ -79,7 +79,7 @@ def record_of_files(folder: Path, board: str, **changes: Any) -> OverlayRecord:
 def write_overlay(
     folder: Path, board: str, configuration: bytes = b"configuration", **changes: Any
 ) -> Path:
-    """The overlay's files with their record; the one that is loaded."""
+    """Write the overlay's files and record; returns the path of the file that is loaded."""
     path = write_files(folder, board, configuration)
     record_of_files(folder, board, **changes).write(folder)
     return path

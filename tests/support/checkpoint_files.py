@@ -1,7 +1,7 @@
-"""Random llama2.c checkpoints for tests, of versions 0, 1 and 2.
+"""Random llama2.c checkpoints of versions 0, 1 and 2.
 
-Written from llama2.c's export.py, and independently of llama_pynq.checkpoint.llama2c, so that
-one checks the other.
+Written from llama2.c's export.py, independently of llama_pynq.checkpoint.llama2c, so that one
+checks the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llama_pynq.checkpoint.config import ModelConfig
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
-# The order in export.py: legacy_export(), version1_export(), version2_export().
+# Tensor order of export.py: legacy_export(), version1_export(), version2_export().
 LEGACY_ORDER = (
     "token_embedding_table rms_att_weight wq wk wv wo rms_ffn_weight w1 w2 w3 rms_final_weight"
 ).split()
@@ -25,7 +25,7 @@ MATRICES = "token_embedding_table wq wk wv wo w1 w2 w3".split()
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Weights:
-    """Weights of a healthy scale: norms near 1, matrices near 1 / sqrt(in).
+    """Random weights of a trained model's scale: norms near 1, matrices near 1 / sqrt(in).
 
     Returns
     -------
@@ -87,7 +87,7 @@ def write_checkpoint(
     weights: Weights | None = None,
     seed: int = 0,
 ) -> Weights:
-    """Write a checkpoint, with random weights unless some are given.
+    """Write a checkpoint; the weights are random by default.
 
     Parameters
     ----------
@@ -95,8 +95,7 @@ def write_checkpoint(
     config : ModelConfig
     version : {0, 1, 2}
     group_size : int, optional
-        For version 2, and only for it. Like export.py, this does not mind if it does not
-        divide hidden_dim.
+        Version 2 only. Need not divide hidden_dim: export.py does not check either.
     weights : dict, optional
         As from :func:`random_weights`.
     seed : int

@@ -1,4 +1,4 @@
-"""A device that is no EmulatedDevice, as a board is none, and runs what one runs."""
+"""A fake board: not an EmulatedDevice, but runs emulated overlays."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pynq.pl_server.device import Device
 from llama_pynq import EmulatedDevice
 
 
-class StandInBoard(Device):
-    """A board by its name; the emulated device does what a board's would."""
+class FakeBoard(Device):
+    """Device with a board's name; an inner EmulatedDevice does the work."""
 
     def __init__(self, name: str) -> None:
         inner = EmulatedDevice(threads=1, name=name)

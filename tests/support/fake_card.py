@@ -1,9 +1,9 @@
-"""What is behind the stand-ins for vendors' libraries, and what a driver does to it, told once.
+"""Fake card behind the fake vendor libraries, and the transactions expected of the driver.
 
-A `Card` is an emulated device's memory and kernel, with a list of everything that happened, in the
-order it happened. The stand-ins (`xrt_library`, `pyxrt_module`, `remote_board`, `zynq_board`) have
-the vendors' surface and nothing else, and call a card. The functions below the class say what the
-driver is to do, from the contract and the kernel's arguments alone.
+A `FakeCard` is the memory and kernel of an emulated device with a log of every transaction. The
+fakes (`fake_xrt`, `fake_pyxrt`, `fake_remote_board`, `fake_zynq`) have the vendors' interfaces,
+nothing else, and call a card. `Expected` derives the driver's transactions from the contract and
+the kernel's arguments alone.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from llama_pynq.emulation.hwh import data_registers
 from llama_pynq.kernel import abi, limits, registers
 from llama_pynq.measure import selftest
 
-PLACEHOLDER = 4096  # bytes of a buffer that waits for its size
+PLACEHOLDER = 4096  # bytes of a placeholder buffer, before the size is known
 CTRL, START, CONTINUE = "CTRL", 0x01, 0x10
 IO_BUFFERS = ("request", "results", "logits", "activations", "model", "profile")
 
 
 def banked_overlay(path: Path, tags: tuple[str, ...], bank_of: dict[str, str]) -> Path:
-    """The installed kernel in an .xclbin with other banks.
+    """Write the installed kernel as an .xclbin with other banks.
 
     Parameters
     ----------
     path : Path
-        Of the new file.
+        Path of the new file.
     tags : tuple of str
-        MEM_TOPOLOGY, in order.
+        Tags of MEM_TOPOLOGY, in order.
     bank_of : dict
-        Tag for each of the kernel's pointers, by the name of its buffer.
+        Bank tag per kernel pointer, by buffer name.
     """
     source = emulated_overlay(".xclbin")
     contents = xclbin.read(source.read_bytes(), str(source))
@@ -71,13 +71,13 @@ _AS_ZYNQ_7000 = (
 
 
 def zynq_overlay(folder: Path, parameters: dict[str, str], zynq_7000: bool = False) -> Path:
-    """The installed kernel as llama.bit and llama.hwh, whose processor has more parameters."""
+    """Write the installed kernel as llama.bit and llama.hwh, with more processor parameters."""
     source = emulated_overlay(".bit")
     contents = hwh.read_bit(source.read_bytes(), str(source))
     text = source.with_suffix(".hwh").read_text()
     for pattern, new in _AS_ZYNQ_7000 if zynq_7000 else ():
         text = re.sub(pattern, new, text)
-    for key in parameters:  # a second one of a name would be ignored
+    for key in parameters:  # a second one of the same name would be ignored
         text = "".join(
             line for line in text.splitlines(keepends=True) if f'NAME="{key}"' not in line
         )
@@ -91,17 +91,17 @@ def zynq_overlay(folder: Path, parameters: dict[str, str], zynq_7000: bool = Fal
     return folder / "llama.bit"
 
 
-class Card:
-    """Memory, registers and kernel of an emulated device, and a log of what was done to them.
+class FakeCard:
+    """Memory, registers and kernel of an emulated device, with a log of every transaction.
 
     Attributes
     ----------
     log : list of tuple
-        See the functions below.
+        Transactions in order; `Expected` yields the same tuples.
     ddr : int
-        Where buffers begin on a device without banks.
+        Base address of the buffers on a device without banks.
     programmed : bool
-        Whether a download programs the fabric even with what it holds already; XRT's does not.
+        Whether a download reprograms a fabric that already holds the same file; XRT does not.
     """
 
     ddr = 0x8_0000_0000
@@ -130,14 +130,14 @@ class Card:
         if metadata:
             path.with_suffix(".hwh").write_bytes(metadata)
         self.device.download(SimpleNamespace(bitfile_name=str(path), partial=False))
-        contents = self.device._read_overlay(path)
-        self.base = contents.design.base_address
+        design = self.device.design
+        self.base = design.base_address
         self._held = data
-        self._names = {r.offset: r.name for r in data_registers(contents.design)} | {0: CTRL}
-        self._pointers = {a.offset: a.name for a in contents.design.arguments if a.is_pointer}
+        self._names = {r.offset: r.name for r in data_registers(design)} | {0: CTRL}
+        self._pointers = {a.offset: a.name for a in design.arguments if a.is_pointer}
         self._buffer_of = {a.name: a.buffer for a in registers.arguments(64, 64)}
-        self.banks = [bank.tag for bank in contents.design.banks] or ["PSDDR"]
-        self._bases = [bank.base_address for bank in contents.design.banks] or [self.ddr]
+        self.banks = [bank.tag for bank in design.banks] or ["PSDDR"]
+        self._bases = [bank.base_address for bank in design.banks] or [self.ddr]
 
     # ---- memory ----------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class Card:
     def read(self, address: int) -> int:
         word = int.from_bytes(self.device.read_registers(address, 4), "little")
         event = ("read", self._names.get(address - self.base, hex(address)))
-        if self.log[-1:] != [event]:  # how often a poll asks is a matter of speed
+        if self.log[-1:] != [event]:  # log a poll once: the number of reads depends on speed
             self.log.append(event)
         return word
 
@@ -182,30 +182,30 @@ class Card:
             self.log.append(("write", self._names.get(offset, hex(address)), value))
 
     def point(self, argument: str, address: int) -> None:
-        """A pointer was given to the kernel."""
-        allocation = self._live[address]  # it must be the start of a live buffer
+        """Log a pointer argument of the kernel."""
+        allocation = self._live[address]  # KeyError unless it is the start of a live buffer
         self._called[address] = self._buffer_of[argument]
         self.log.append(("point", argument, allocation.bank, allocation.n_bytes))
 
 
-# ---- what a driver is to do ------------------------------------------------------------------
+# ---- expected transactions -------------------------------------------------------------------
 
 Events = Iterator[tuple[Any, ...]]
 
 
 class Expected:
-    """The driver's transactions on a kernel of `channels` and `kv_ports`.
+    """Transactions expected of the driver.
 
     Parameters
     ----------
     banks : dict
-        Bank of each buffer, by name; one that is missing is in PSDDR.
+        Bank per buffer name; default PSDDR.
     chained : bool
-        ap_ctrl_chain: the end of each call is acknowledged.
+        ap_ctrl_chain: the driver acknowledges the end of each call.
     whole : bool
-        Syncs are of whole buffers.
+        Syncs transfer whole buffers.
     least : int
-        No buffer is smaller.
+        Smallest allocation, bytes.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class Expected:
         return 4 * self.limits.results_words
 
     def open(self, sequence: int) -> Events:
-        """`LlamaOverlay()`, after the download: the kernel is asked what it is."""
+        """`LlamaOverlay()` after the download: a DESCRIBE call, then buffers of the final sizes."""
         limits = self.limits
         for name in self.buffers:
             yield from self.make(name, PLACEHOLDER)
@@ -263,7 +263,7 @@ class Expected:
         yield from self.replace("model", 4 * limits.model_words)
 
     def load(self, model: Any, slots: int) -> Events:
-        """A model's weights, an empty cache for its sequences, and its description."""
+        """`load_model()`: weights, an empty KV cache of `slots` sequences, the model descriptor."""
         limits, packed = self.limits, model.packed
         for name in (*self.caches, "logits", *self.weights):
             yield from self.replace(name, PLACEHOLDER)
@@ -278,38 +278,38 @@ class Expected:
         yield ("to card", "model", 0, self.size(4 * limits.model_words))
 
     def token(self, sequence: int, rows: int = 1) -> Events:
-        """One call of one step."""
+        """One RUN call of one step."""
         yield ("to card", "request", 0, self.size(4 * self.limits.request_words))
         yield from self.call(sequence, abi.COMMAND_RUN)
         size = 4 * abi.STATUS_WORDS + rows * self.limits.result_dtype.itemsize
         yield ("from card", "results", 0, self.results_bytes if self.whole else size)
 
     def drop(self) -> Events:
-        """Every buffer goes, in no order that matters."""
+        """Free every buffer, sorted by name: the order does not matter."""
         for name in sorted(self.buffers):
             yield ("free", name)
 
 
 def split_frees(log: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """A log of frees, sorted."""
+    """Sort a log that must hold frees only."""
     assert {event[0] for event in log} <= {"free"}, log
     return sorted(log)
 
 
 def story(overlay: Any) -> list[int]:
-    """Tokens that need every part of a kernel's work: several calls, of rows and of steps."""
+    """Generate tokens with several calls, of several rows and of several steps."""
     return overlay.generate("The little fox", max_new_tokens=12, temperature=0.8, seed=3).tokens
 
 
 def self_tested(overlay: Any) -> Any:
-    """The self-test's report on a device, all of it passed."""
+    """Run the self-test, which must pass; returns its report."""
     found = selftest.run(overlay, None)
     assert found.passed, found.text()
     return found
 
 
-def walk(overlay: Any, card: Card, expected: Expected) -> None:
-    """Load a model, make a token, reset and close: each is compared with what is to happen."""
+def walk(overlay: Any, card: FakeCard, expected: Expected) -> None:
+    """Load a model, generate a token and reset; compare each with the expected transactions."""
     driver = overlay.llama
     log = card.log
     model = overlay.load_model()
@@ -322,19 +322,19 @@ def walk(overlay: Any, card: Card, expected: Expected) -> None:
     overlay.reset()
     sequence = driver.handshake.sequence
     n = len(expected.buffers)
-    at = log.index(("read", CTRL))  # is the kernel idle after the download?
+    at = log.index(("read", CTRL))  # the idle check after the download
     assert split_frees(log[at + 1 : at + 1 + n]) == list(expected.drop())
     assert log[at + 1 + n :] == [*expected.open(sequence), *expected.load(model, slots)]
     del log[at + 1 :]
 
 
 class ProcessorRegisters:
-    """A Zynq UltraScale+'s clock and port registers, as its boot image left them.
+    """Fake clock and port registers of a Zynq UltraScale+, as the boot image leaves them.
 
     Parameters
     ----------
     pll_multiplier : int
-        IOPLL runs at this times 33.333 MHz, halved.
+        IOPLL frequency = multiplier x 33.333 MHz / 2.
     """
 
     PL0_REF_CTRL, IOPLL_CTRL = 0xFF5E00C0, 0xFF5E0020
@@ -358,7 +358,7 @@ class ProcessorRegisters:
 
 
 class Zynq7000Registers(ProcessorRegisters):
-    """A Zynq-7000's: the IO PLL runs at the multiplier times 50 MHz."""
+    """The same for a Zynq-7000: IO PLL frequency = multiplier x 50 MHz."""
 
     PL0_REF_CTRL, IOPLL_CTRL = 0xF8000170, 0xF8000108
 
@@ -374,7 +374,7 @@ class Zynq7000Registers(ProcessorRegisters):
         return 50 * (pll >> 12 & 127) / ((clock >> 8 & 63) * (clock >> 20 & 63))
 
 
-# A design for an IOPLL of 1500 MHz, and a 128-bit HP0 beside a 32-bit HP1.
+# A design for an IOPLL of 1500 MHz, with a 128-bit HP0 and a 32-bit HP1.
 ZYNQ_PARAMETERS = {
     "PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ": "300.000000",
     "PSU__CRL_APB__PL0_REF_CTRL__DIVISOR0": "5",
@@ -386,4 +386,4 @@ ZYNQ_7000_PARAMETERS = {
     "PCW_FCLK0_PERIPHERAL_DIVISOR0": "7",
 }
 HP_WIDTHS = {0xFD380000: 0, 0xFD380014: 0, 0xFD390000: 2, 0xFD390014: 2}
-"""AFIFM's FABRIC_WIDTH of these: AMD's UG1087."""
+"""FABRIC_WIDTH of the AFIFM registers for these ports (AMD UG1087)."""

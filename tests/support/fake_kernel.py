@@ -1,4 +1,4 @@
-"""A tiny kernel in overlay files, and the fixtures that drive it."""
+"""A tiny fake kernel in overlay files, and the fixtures that drive it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from llama_pynq.emulation import build
 from llama_pynq.emulation.container import Payload
 from llama_pynq.emulation.device import EmulatedDevice
 
-SOURCE = TESTS / "hls" / "stand_in.cpp"
+SOURCE = TESTS / "hls" / "fake_kernel.cpp"
 CHANNELS = 2
-WORDS = 16  # what a call copies; `sequence` follows
+WORDS = 16  # words that a call copies; `sequence` follows
 ABORT_WORD = 63
 
 
@@ -32,7 +32,7 @@ def payloads() -> tuple[Payload, ...]:
 
 @functools.cache
 def overlay_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="stand_in_"))
+    folder = Path(tempfile.mkdtemp(prefix="fake_kernel_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     constants = {"kChannels": CHANNELS, "kKvPorts": 1, "kSharedMasters": 0, "kClockMhz": 250}
     build.write_overlays(folder, payloads(), constants)
@@ -46,7 +46,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedDevice:
 
 
 class Setup(SimpleNamespace):
-    """An overlay with a buffer behind every pointer."""
+    """An open overlay with a buffer for every pointer."""
 
     overlay: Any
     device: EmulatedDevice
@@ -67,7 +67,7 @@ class Setup(SimpleNamespace):
         self.overlay.llama.write(0, 1)
 
     def finish(self) -> int:
-        """Wait for the end of the call; the last value of CTRL."""
+        """Wait for the end of the call; returns the last value of CTRL."""
         while not (control := self.overlay.llama.read(0)) & 2:
             pass
         if self.device.protocol == "ap_ctrl_chain":

@@ -1,8 +1,8 @@
-"""A stand-in for XRT's Python module `pyxrt`, before one `Card`.
+"""A fake of XRT's Python module `pyxrt`, backed by one `FakeCard`.
 
-Its surface is that of XRT's ``src/python/pybind11/src/pyxrt.cpp``: the classes, functions and
-overloads below and no others, and C++'s strictness about their arguments (an int is a C int). Kept
-to what belongs to cards; `make` leaves out what a version does not have.
+Interface as in XRT's ``src/python/pybind11/src/pyxrt.cpp``: the classes, functions and overloads
+below and no others, with C++'s strict arguments (an int is a C int). Limited to the part that
+cards use; `make` leaves out names that a version lacks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from support.fake_card import Card
+from support.fake_card import FakeCard
 from support.fake_xrt import NAME, map_pages
 
 BDF = "0000:03:00.1"
@@ -44,7 +44,7 @@ class ert_cmd_state(enum.Enum):
 
 
 class _Running:
-    """ERT_CMD_STATE_RUNNING, which pyxrt's enumeration lacks and xrt::run.state() returns."""
+    """ERT_CMD_STATE_RUNNING: xrt::run.state() returns it, but pyxrt's enumeration lacks it."""
 
 
 class xrt_info_device(enum.Enum):
@@ -89,19 +89,19 @@ def _unsigned(value: Any) -> int:
 
 
 def make(
-    card: Card,
+    card: FakeCard,
     version: tuple[int, int] = (2, 18),
     names: tuple[str, ...] = (),
     name: str = NAME.decode(),
 ) -> Any:
-    """The module of an XRT `version`, with one card, and devices of other `names` after it.
+    """Make the module of an XRT `version`, with one card followed by devices of other `names`.
 
-    What a program does that XRT sees and the card does not, is in the module's ``calls``.
+    The module's ``calls`` log what XRT sees and the card does not.
     """
     module = ModuleType("pyxrt")
     module.calls = calls = []  # type: ignore[attr-defined]
     all_names = (name, *names)
-    users: list[Any] = []  # of the card's compute unit, exclusively
+    users: list[Any] = []  # the holder of the card's compute unit, exclusive
 
     class uuid:
         def __init__(self, text: str) -> None:
@@ -193,7 +193,7 @@ def make(
             return self._allocation.address
 
     class run:
-        """XRT writes the arguments, starts the kernel, and acknowledges its end."""
+        """A run: XRT writes the arguments, starts the kernel and acknowledges its end."""
 
         def __init__(self, of: kernel) -> None:
             self._kernel, self._state = of, ert_cmd_state.ERT_CMD_STATE_NEW
@@ -249,6 +249,6 @@ def make(
     return module
 
 
-def _free(card: Card, allocation: Any, host: int) -> None:
+def _free(card: FakeCard, allocation: Any, host: int) -> None:
     card.free(allocation)
     _libc.munmap(host, allocation.n_bytes)

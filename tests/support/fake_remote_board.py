@@ -1,9 +1,9 @@
-"""A board that runs PYNQ.remote: a gRPC server before one `Card`, in this process.
+"""A fake board that runs PYNQ.remote: an in-process gRPC server backed by one `FakeCard`.
 
-The services are those of PYNQ's protocol; what they do is what PYNQ's own server does
+The services are those of PYNQ's protocol and behave as PYNQ's own server
 (``sdbuild/boot/meta-pynq/recipes-apps/pynq-cpp/files/cpp/pynq-remote.cc`` of Xilinx/PYNQ): buffers
-are written and read whole, from their start; a register access is of four bytes; an allocation
-that fails answers with no buffer id and no message.
+are written and read whole, from their start; a register access has four bytes; a failed allocation
+returns no buffer id and no message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pynq.remote import (
     remote_device_pb2,
     remote_device_pb2_grpc,
 )
-from support.fake_card import Card, ProcessorRegisters
+from support.fake_card import FakeCard, ProcessorRegisters
 
 from llama_pynq.emulation import hwh
 
@@ -32,25 +32,25 @@ FPGA_MANAGER = "/sys/class/fpga_manager/fpga0/"
 _CHUNK = 1 << 20
 
 
-class RemoteBoard:
-    """The board.
+class FakeRemoteBoard:
+    """The fake board.
 
     Attributes
     ----------
-    card : Card
+    card : FakeCard
     calls : list of str
-        Every call of the protocol, in order.
+        Every protocol call, in order.
     files : dict
-        The board's files.
+        Files of the board, bytes by path.
     full, away : bool
-        No memory is left; nothing is answered.
+        Fail allocations; answer no call.
     processor : ProcessorRegisters
     port : int
     """
 
     def __init__(self, metadata: bytes, name: str = "KV260") -> None:
-        self.card = Card()
-        self.metadata = metadata  # of the only overlay that fits: the emulated fabric wants it
+        self.card = FakeCard()
+        self.metadata = metadata  # .hwh of the only overlay that can be loaded; emulation needs it
         self.calls: list[str] = []
         self.processor = ProcessorRegisters()
         self.files = {
@@ -80,7 +80,7 @@ class RemoteBoard:
 
 
 class _Log(grpc.ServerInterceptor):
-    def __init__(self, board: RemoteBoard) -> None:
+    def __init__(self, board: FakeRemoteBoard) -> None:
         self._board = board
 
     def intercept_service(self, continuation: Any, details: Any) -> Any:
@@ -94,7 +94,7 @@ class _Log(grpc.ServerInterceptor):
 
 
 class _Device(remote_device_pb2_grpc.RemoteDeviceServicer):
-    def __init__(self, board: RemoteBoard) -> None:
+    def __init__(self, board: FakeRemoteBoard) -> None:
         self.board = board
 
     def existsfile(self, request: Any, context: Any) -> Any:
@@ -120,7 +120,7 @@ class _Device(remote_device_pb2_grpc.RemoteDeviceServicer):
 
 
 class _Mmio(mmio_pb2_grpc.MmioServicer):
-    def __init__(self, board: RemoteBoard) -> None:
+    def __init__(self, board: FakeRemoteBoard) -> None:
         self.board = board
 
     def _where(self, request: Any) -> tuple[Any, int]:
@@ -139,12 +139,12 @@ class _Mmio(mmio_pb2_grpc.MmioServicer):
 
     def write(self, request: Any, context: Any) -> Any:
         where, address = self._where(request)
-        where.write(address, int.from_bytes(request.data[:4], "little"))  # and no more than four
+        where.write(address, int.from_bytes(request.data[:4], "little"))  # ignores further bytes
         return mmio_pb2.WriteResponse()
 
 
 class _Buffer(buffer_pb2_grpc.RemoteBufferServicer):
-    def __init__(self, board: RemoteBoard) -> None:
+    def __init__(self, board: FakeRemoteBoard) -> None:
         self.board = board
 
     def allocate(self, request: Any, context: Any) -> Any:

@@ -1,7 +1,7 @@
-"""A machine with AMD's tools, as far as our scripts can tell: programs on PATH that record.
+"""A fake machine with AMD's tools: programs on PATH that record their calls.
 
-``vivado`` and ``vitis_hls`` run the scripts they are given under tclsh, with stand-ins for the
-tool's own commands (``tcl/``); ``v++`` writes the files that a link leaves.
+``vivado`` and ``vitis_hls`` run their script under tclsh with fakes of the tool's commands
+(``tcl/``); ``v++`` writes the output files of a link.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BOARD_PARTS = (
     "xilinx.com:zcu104:part0:1.1 tul.com.tw:pynq-z2:part0:1.0 www.digilentinc.com:pynq-z1:part0:1.0"
 )
 
-# Rows and columns as Vivado 2022.1 writes them; the figures are made up.
+# Rows and columns as in Vivado 2022.1; the figures are made up.
 UTILIZATION = """\
 1. CLB Logic
 ------------
@@ -99,18 +99,18 @@ if args in (["-version"], ["--version"]):
 with open({calls!r}, "a") as file:
     print(name, *args, file=file)
 if name in ("vivado", "vitis_hls", "vitis-run"):
-    stand_in = "vivado" if name == "vivado" else "vitis_hls"
-    os.environ["STAND_IN_LOG"] = str(Path({logs!r}) / f"{{stand_in}}.log")
-    stand_ins = {tcl!r} + f"/{{stand_in}}_stand_in.tcl"
-    sys.exit(subprocess.run(["tclsh", stand_ins, args[-1]]).returncode)
+    fake = "vivado" if name == "vivado" else "vitis_hls"
+    os.environ["FAKE_LOG"] = str(Path({logs!r}) / f"{{fake}}.log")
+    script = {tcl!r} + f"/fake_{{fake}}.tcl"
+    sys.exit(subprocess.run(["tclsh", script, args[-1]]).returncode)
 built = Path(args[args.index("-o") + 1])
 built.write_bytes(b"xclbin")
 Path(f"{{built}}.info").write_text({info!r})
 reports = Path(args[args.index("--report_dir") + 1]) / "link" / "imp"
 reports.mkdir(parents=True, exist_ok=True)
-shutil.copy(Path(os.environ["STAND_IN_REPORTS"]) / "utilization.rpt",
+shutil.copy(Path(os.environ["FAKE_REPORTS"]) / "utilization.rpt",
             reports / "impl_1_full_util_routed.rpt")
-shutil.copy(Path(os.environ["STAND_IN_REPORTS"]) / "timing.rpt",
+shutil.copy(Path(os.environ["FAKE_REPORTS"]) / "timing.rpt",
             reports / "impl_1_hw_bb_locked_timing_summary_routed.rpt")
 assert Path(args[-1]).suffix == ".xo" and Path(args[-1]).exists()
 """
@@ -123,8 +123,8 @@ SAYS = {
 }
 
 
-class Machine:
-    """Stand-ins in a folder, and what they saw.
+class FakeMachine:
+    """Fake tools in a folder, and their logs.
 
     Parameters
     ----------
@@ -142,12 +142,12 @@ class Machine:
         self.report()
         monkeypatch.setenv("PATH", f"{self.programs}{os.pathsep}{_plain_path()}")
         for name, value in (
-            ("STAND_IN_BOARD_PARTS", BOARD_PARTS),
-            ("STAND_IN_REPORTS", str(folder / "reports")),
-            ("STAND_IN_PROGRESS", "100%"),
-            ("STAND_IN_BUNDLES", ""),
-            ("STAND_IN_STORE_PARTS", ""),
-            ("STAND_IN_PLL_MHZ", "1500"),
+            ("FAKE_BOARD_PARTS", BOARD_PARTS),
+            ("FAKE_REPORTS", str(folder / "reports")),
+            ("FAKE_PROGRESS", "100%"),
+            ("FAKE_BUNDLES", ""),
+            ("FAKE_STORE_PARTS", ""),
+            ("FAKE_PLL_MHZ", "1500"),
         ):
             monkeypatch.setenv(name, value)
         for name in ("PLATFORM_REPO_PATHS", "XILINX_PLATFORMS", "XILINX_VITIS"):
@@ -172,28 +172,28 @@ class Machine:
             path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def report(self, wns: str = "0.031", utilization: str = UTILIZATION) -> None:
-        """What the next implementation will report."""
+        """Set the reports of the next implementation."""
         (self.folder / "reports" / "timing.rpt").write_text(TIMING.replace("{wns}", wns))
         (self.folder / "reports" / "utilization.rpt").write_text(utilization)
 
     def masters(self, top: str) -> list[str]:
-        """The kernel's AXI masters are those that the top function's pragmas name."""
+        """Set the kernel's AXI masters to the bundles of the top function's pragmas."""
         bundles = sorted(set(re.findall(r"m_axi port = \w+ offset = slave bundle = (\w+)", top)))
-        self._patch.setenv("STAND_IN_BUNDLES", " ".join(bundles))
+        self._patch.setenv("FAKE_BUNDLES", " ".join(bundles))
         return bundles
 
     @property
     def calls(self) -> list[str]:
-        """Command lines of the programs, without those that ask for a version."""
+        """Command lines of the programs, without version queries."""
         return self.calls_file.read_text().splitlines()
 
     def log(self, tool: str) -> list[str]:
-        """What a tool's commands wrote down."""
+        """Lines that a tool's commands logged."""
         return (self.folder / f"{tool}.log").read_text().splitlines()
 
 
 def _plain_path() -> str:
-    """The machine's own PATH, without tools that happen to be on it."""
+    """This computer's PATH without folders that hold AMD's tools."""
     vendors = ("vivado", "vitis_hls", "vitis-run", "v++")
     return os.pathsep.join(
         folder

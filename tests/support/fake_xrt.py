@@ -1,7 +1,7 @@
-"""A stand-in for libxrt_core.so, as PYNQ 3.0.1's binding calls it, before one `Card`.
+"""A fake of libxrt_core.so for PYNQ 3.0.1's binding, backed by one `FakeCard`.
 
-It knows the functions that PYNQ's XrtDevice and EmbeddedDevice need and no other, checks handles
-and contexts as XRT does, and leaves everything else to the code under test.
+Has only the functions that PYNQ's XrtDevice and EmbeddedDevice call, and checks handles and
+contexts as XRT does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from support.fake_card import Card
+from support.fake_card import FakeCard
 
 NAME = b"xilinx_u50_gen3x16_xdma_base_5"
 HANDLE = 0xCA4D
@@ -21,7 +21,7 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 
 
 def map_pages(n_bytes: int) -> int:
-    """Anonymous memory that whoever uses it unmaps, as XRT's users do."""
+    """Map anonymous memory; the user unmaps it, as with XRT."""
     length = -(-n_bytes // _PAGE) * _PAGE
     address = _libc.mmap(None, length, 3, 0x22, -1, 0)
     assert address not in (None, ctypes.c_void_p(-1).value)
@@ -29,7 +29,7 @@ def map_pages(n_bytes: int) -> int:
 
 
 class _Function:
-    """A C function: ctypes users set its types before they call it."""
+    """A C function whose types ctypes users set before the call."""
 
     restype: Any = None
     argtypes: Any = None
@@ -46,10 +46,10 @@ def _value(argument: Any) -> Any:
     return getattr(argument, "value", argument)
 
 
-class XrtLibrary:
-    """The library before `card`; ``contexts`` are those open on its compute unit."""
+class FakeXrtLibrary:
+    """The library, backed by `card`; ``contexts`` holds the open contexts of its compute unit."""
 
-    def __init__(self, card: Card, name: bytes = NAME) -> None:
+    def __init__(self, card: FakeCard, name: bytes = NAME) -> None:
         self.card = card
         self._device_name = name
         self.contexts: list[tuple[int, bool]] = []
@@ -124,7 +124,7 @@ class XrtLibrary:
         return 0
 
     def _xclFreeBO(self, handle: int, bo: int) -> None:
-        self.card.free(self.bos.pop(bo)[0])  # PYNQ has unmapped its host copy
+        self.card.free(self.bos.pop(bo)[0])  # PYNQ has already unmapped the host copy
 
     def _xclRead(self, handle: int, space: int, offset: int, data: Any, size: int) -> int:
         assert size == 4 and self.contexts, "no context: another process may program the card"

@@ -1,8 +1,8 @@
-"""A Zynq UltraScale+ board: PYNQ's own EmbeddedDevice, before one `Card`.
+"""A fake Zynq board: PYNQ's own EmbeddedDevice, backed by one `FakeCard`.
 
 XRT (its C library for PYNQ 3.0.1, `pyxrt` for PYNQ 4), /dev/mem, the FPGA manager's files and the
-folder of the firmware are stand-ins; all else is PYNQ's. Host and device memory are apart, as they
-seem to be where a cache lies between the two and nobody flushes it.
+firmware folder are fakes; all else is PYNQ's. Host and device memory are separate, so a missing
+sync shows like a missing cache flush on a board.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pynq.pl_server import embedded_device, xrt_device
 from pynq.pl_server.device import Device
 from pynq.pl_server.embedded_device import DEFAULT_XCLBIN, EmbeddedDevice
 from support import fake_pyxrt
-from support.fake_card import Card, ProcessorRegisters, Zynq7000Registers
-from support.fake_xrt import XrtLibrary
+from support.fake_card import FakeCard, ProcessorRegisters, Zynq7000Registers
+from support.fake_xrt import FakeXrtLibrary
 
 from llama_pynq.emulation import hwh
 
 PYNQ_3_0 = version("pynq").startswith("3.0.")
 
 
-class _ZynqCard(Card):
-    """A card whose fabric the FPGA manager programs; XRT learns of its memories only."""
+class _FakeZynqCard(FakeCard):
+    """A card that the FPGA manager programs; XRT only gets its memory topology."""
 
     def load(self, data: bytes, suffix: str, metadata: bytes = b"") -> None:
         if suffix == ".bit":
@@ -42,9 +42,9 @@ class _ZynqCard(Card):
 
 
 class _Words:
-    """Reads and writes of a mapping of /dev/mem, which reach what reacts to them."""
+    """Mapping of /dev/mem; forwards accesses to the card or the processor's registers."""
 
-    def __init__(self, board: ZynqBoard, base: int) -> None:
+    def __init__(self, board: FakeZynqBoard, base: int) -> None:
         self._board, self._base = board, base
 
     def _where(self, offset: int) -> tuple[Any, int]:
@@ -64,31 +64,31 @@ class _Words:
 
 
 class _Device(EmbeddedDevice):
-    """PYNQ's device, but for the files of Linux."""
+    """PYNQ's device without access to Linux's files."""
 
-    behind: ZynqBoard
+    behind: FakeZynqBoard
 
     def mmap(self, base_addr: int, length: int) -> Any:
         hook = _Words(self.behind, base_addr)
         return tinynumpy.ndarray(shape=(length // 4,), dtype="u4", hook=hook)
 
     def shutdown(self) -> None:
-        """Asks shutdown managers that an older overlay may have had."""
+        """Skip: PYNQ's asks the shutdown managers of an earlier overlay."""
 
     def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
-        """Writes into PYNQ's own folder."""
+        """Skip: PYNQ's writes into its own package folder."""
 
     def set_axi_port_width(self, parser: Any) -> None:
         self.behind.program()
         super().set_axi_port_width(parser)
 
 
-class ZynqBoard:
-    """The board, in the place of this computer for the time of a test.
+class FakeZynqBoard:
+    """Fake board that replaces this computer's device during a test.
 
     Attributes
     ----------
-    card : Card
+    card : FakeCard
     processor : ProcessorRegisters
     device : pynq.pl_server.embedded_device.EmbeddedDevice
     """
@@ -96,7 +96,7 @@ class ZynqBoard:
     def __init__(
         self, patch: pytest.MonkeyPatch, folder: Path, processor: ProcessorRegisters | None = None
     ) -> None:
-        self.card = _ZynqCard()
+        self.card = _FakeZynqCard()
         self.processor = processor or ProcessorRegisters()
         arch = "aarch64"
         if isinstance(self.processor, Zynq7000Registers):
@@ -114,14 +114,14 @@ class ZynqBoard:
         if PYNQ_3_0:
             from pynq._3rdparty import xrt
 
-            patch.setattr(xrt, "libc", XrtLibrary(self.card, b"edge"))
+            patch.setattr(xrt, "libc", FakeXrtLibrary(self.card, b"edge"))
             patch.setattr(xrt_device, "_xrt_version", (2, 13, 0))
             patch.setattr(xrt_device.asyncio, "get_event_loop", lambda: None)
             patch.setattr("pynq.ps.CPU_ARCH", arch)
         else:
             module = fake_pyxrt.make(self.card, name="edge")
             patch.setattr(xrt_device, "pyxrt", module, raising=False)
-            # PYNQ unmaps what XRT unmaps, too; here the stand-in does.
+            # PYNQ unmaps a host copy that XRT unmaps as well; here only the fake does.
             unmap = SimpleNamespace(munmap=lambda pointer, length: 0)
             patch.setattr(pynq.buffer, "libc", unmap, raising=False)
             patch.setattr(pynq.buffer, "ctypes", fake_pyxrt.ctypes, raising=False)
@@ -136,8 +136,8 @@ class ZynqBoard:
         self._metadata = Path(bitstream.bitfile_name).with_suffix(".hwh").read_bytes()
 
     def program(self) -> None:
-        """What the FPGA manager does when the firmware's name is written to its file."""
+        """Program the fabric, as the FPGA manager does when its firmware file is written."""
         assert (self._folder / "BS_FPGA_MAN").read_text() == "llama.bin"
-        assert (self._folder / "BS_FPGA_MAN_FLAGS").read_text() == "0"  # all of the fabric
+        assert (self._folder / "BS_FPGA_MAN_FLAGS").read_text() == "0"  # full reconfiguration
         words = np.frombuffer(self._bitstream, "i4").byteswap().tobytes()
         self.card.load(hwh.write_bit(words), ".bit", self._metadata)

@@ -1,4 +1,4 @@
-"""A web server on this computer that can be as bad as those on the network."""
+"""A local web server that can misbehave like servers on the network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`, by path.
+    """Serve `files`, by path.
 
-    `cuts` are lengths after which the next responses break off; `ranges` is whether a request
-    for a part is heeded, `shift` by how much it is misunderstood, `lengths` whether the length is
-    announced. `log` has the Range of every request.
+    `cuts`: lengths after which the next responses break off. `ranges`: whether Range requests
+    are honoured. `shift`: error of the offset in a Range response, bytes. `lengths`: whether
+    Content-Length is sent. `log`: Range header of every request.
     """
 
     daemon_threads = True
@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
         self.log: list[str | None] = []
         self.ranges = self.lengths = True
         self.shift = 0
-        self.gate = threading.Event()  # responses wait in their middle while it is not set
+        self.gate = threading.Event()  # while cleared, responses stop half-way
         self.gate.set()
         self.halfway = threading.Event()
 
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(body[half:])
         except OSError:
-            pass  # who asked went away
+            pass  # the client closed the connection
 
     def log_message(self, *args: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A kernel library in a process of its own, which may be another system's or processor's."""
+"""A kernel library in a subprocess, possibly of another system or processor (Wine, QEMU)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARK = 1 << 63
 
 
 def build_runner(python: Path, target: WheelTarget, out: Path) -> Path:
-    """Compile run_calls.c for `target`, by the zig of an environment's `python`."""
+    """Compile run_calls.c for `target` with the zig package of an environment's `python`."""
     runner = out / ("run_calls.exe" if target.system == "Windows" else "run_calls")
     command = [str(python), "-m", "ziglang", "cc", "-target", target.triple, "-O1", str(SOURCE)]
     command += ["-o", str(runner)]
@@ -29,7 +29,7 @@ def build_runner(python: Path, target: WheelTarget, out: Path) -> Path:
 
 
 class ForeignKernel:
-    """As `kernel_library.KernelLibrary`; `command` runs run_calls and names the library."""
+    """Like `kernel_library.KernelLibrary`; `command` is run_calls with the library's path."""
 
     def __init__(self, command: Sequence[str | Path]) -> None:
         constants = board_constants(board_header("host"))
@@ -51,7 +51,7 @@ class ForeignKernel:
         return data
 
     def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
-        """One call, to its end; arguments that `buffers` lacks are null."""
+        """Run one call to its end; arguments missing from `buffers` are null."""
         self.sequence += 1
         scalars = {"command": command, "sequence": self.sequence}
         names = list(buffers)

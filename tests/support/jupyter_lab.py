@@ -1,6 +1,6 @@
-"""JupyterLab in a real browser: a server of one's own, and a page to drive a notebook with.
+"""JupyterLab in a real browser: a private server, and a page that drives a notebook.
 
-Written for JupyterLab 3.4 with ipywidgets 7 and for JupyterLab 4 with ipywidgets 8 alike.
+Works with JupyterLab 3.4 and ipywidgets 7, and with JupyterLab 4 and ipywidgets 8.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 from playwright.sync_api import Locator, Page, expect
 from support.lesson_notebooks import write
 
-HANGS_AFTER_S = 120  # only against hanging: nothing is judged by it
+HANGS_AFTER_S = 120  # timeout against hangs; no test measures speed with it
 expect.set_options(timeout=HANGS_AFTER_S * 1000)
 
-# What JupyterLab itself puts on the console of a page that works.
+# Console messages of JupyterLab itself on a healthy page.
 NOISE = re.compile("$^")
 
 
@@ -33,7 +33,7 @@ NOISE = re.compile("$^")
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
-    """A JupyterLab on `folder`/notebooks, with settings and locks of its own; ends its kernels."""
+    """Run JupyterLab on `folder`/notebooks with its own settings and locks; ends its kernels."""
     for name in ("notebooks", "runtime", "locks"):
         (folder / name).mkdir(parents=True)
     notification = folder / "settings/@jupyterlab/apputils-extension"
@@ -43,7 +43,7 @@ def serve(folder: Path) -> Iterator[Server]:
     )
     options = {
         "ip": "127.0.0.1",
-        "port": _free_port(),  # should another take it meanwhile, the server takes the next
+        "port": _free_port(),  # if it is taken meanwhile, the server tries the next one
         "open_browser": False,
         "allow_root": True,
         "token": "",
@@ -72,11 +72,11 @@ def serve(folder: Path) -> Iterator[Server]:
     try:
         yield Server(_url(process, folder), folder)
     finally:
-        process.terminate()  # and it ends its kernels
+        process.terminate()  # the server ends its kernels
         try:
             process.wait(20)
-        except subprocess.TimeoutExpired:  # as 3.4 does where a kernel was just starting
-            process.kill()  # kernels see that their parent is gone
+        except subprocess.TimeoutExpired:  # JupyterLab 3.4, if a kernel is just starting
+            process.kill()  # kernels notice that their parent is gone
             process.wait()
 
 
@@ -87,7 +87,7 @@ def _free_port() -> int:
 
 
 def _url(process: subprocess.Popen, folder: Path) -> str:
-    """Where the server listens, by the file that it writes once it does."""
+    """URL of the server, from the file that it writes once it listens."""
     deadline = time.monotonic() + HANGS_AFTER_S
     while process.poll() is None and time.monotonic() < deadline:
         for path in (folder / "runtime").glob(f"jpserver-{process.pid}.json"):
@@ -118,7 +118,7 @@ class Server:
 
 
 class Watch:
-    """Every state that an element went through, seen by the page itself: none is missed."""
+    """Every state of an element, recorded by the page itself so that none is missed."""
 
     def __init__(self, element: Locator, what: str):
         self._states = element.evaluate_handle(
@@ -137,7 +137,7 @@ class Watch:
         self._page = element.page
 
     def until(self, come: Callable[[list[str]], bool]) -> None:
-        """Wait until the states tell that something has come about."""
+        """Wait until `come` accepts the recorded states."""
         last = time.monotonic() + HANGS_AFTER_S
         while not come(self.states):
             assert time.monotonic() < last, f"not within {HANGS_AFTER_S} s: {self.states[-1]}"
@@ -145,7 +145,7 @@ class Watch:
 
     @property
     def timed(self) -> list[tuple[float, str]]:
-        """The page's milliseconds, and the state that began then."""
+        """(time on the page's clock in ms, state that began then) pairs."""
         return [tuple(state) for state in self._states.json_value()]
 
     @property
@@ -174,7 +174,7 @@ class Lab:
     # ---- a notebook ----
 
     def open(self, notebook: dict[str, Any], name: str = "notebook.ipynb") -> None:
-        """Show a copy of a notebook, its kernel started and idle."""
+        """Open a copy of a notebook and wait until its kernel is idle."""
         write(notebook, self._server.notebooks / name)
         self._cells = [cell["id"] for cell in notebook["cells"]]
         self.page.goto(f"{self._server.url}doc/tree/{name}?reset")
@@ -182,16 +182,16 @@ class Lab:
         self.wait_until("Idle")
 
     def cell(self, name: str) -> Locator:
-        """A cell by its id in the file."""
+        """Cell by its id in the file."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(self._cells.index(name))
 
     def start(self, name: str) -> None:
-        """Run a cell, and do not wait for it."""
+        """Run a cell without waiting for it."""
         self.cell(name).locator(".jp-InputPrompt").click()
         self.page.keyboard.press("Control+Enter")
 
     def run(self, name: str) -> None:
-        """Run a code cell to its end; fails with its traceback if it raised."""
+        """Run a code cell to its end; fails with the traceback if the cell raises."""
         prompt = self.cell(name).locator(".jp-InputPrompt")
         before = prompt.inner_text()
         self.start(name)
@@ -201,7 +201,7 @@ class Lab:
         assert not raised.count(), raised.inner_text()
 
     def run_all(self, last: str | None = None) -> None:
-        """Run the code cells in their order: all, or up to `last`, that one included."""
+        """Run the code cells in order: all, or up to and including `last`."""
         for name in self._cells[: self._cells.index(last) + 1 if last else None]:
             if self.cell(name).and_(self.page.locator(".jp-CodeCell")).count():
                 self.run(name)
@@ -210,38 +210,38 @@ class Lab:
         return self.cell(name).locator(".jp-OutputArea")
 
     def wait_until(self, state: str) -> None:
-        """Until the kernel is "Idle" or "Busy".
+        """Wait until the kernel is "Idle" or "Busy".
 
-        By the status bar: the notebook's own indicator says idle before there is a kernel.
+        Reads the status bar: the notebook's indicator says idle before there is a kernel.
         """
         self.page.locator("#jp-main-statusbar").get_by_text(f"| {state}").wait_for()
 
     # ---- widgets ----
 
     def button(self, text: str) -> Locator:
-        """By its text alone: an icon counts in its accessible name, as a private character."""
+        """Find a button by its text: its accessible name includes the icon, a private character."""
         exactly = re.compile(rf"^\s*{re.escape(text)}\s*$")
         return self.page.locator(".jp-Notebook button").filter(has_text=exactly)
 
     def control(self, label: str) -> Locator:
-        """What takes the keyboard in the widget with this description: a field, a slider."""
+        """Keyboard target (field or slider) of the widget with this description."""
         described = self.page.locator(".jp-Notebook .widget-inline-hbox").filter(
             has=self.page.locator(f".widget-label:text-is('{label}')")
         )
         return described.locator("input, textarea, select, [tabindex='0']").first
 
     def html(self, text: str) -> Locator:
-        """The HTML widget that holds this text, whenever it is asked for."""
+        """HTML widget that holds this text; evaluated at each use."""
         return self.page.locator(".jp-Notebook .widget-html-content").filter(has_text=text)
 
     def watch(self, element: Locator, what: str = "textContent") -> Watch:
-        """Note every state of an element from now on: of its text, or of another property."""
+        """Record every state of an element from now on: of its text, or another property."""
         return Watch(element, what)
 
     # ---- evidence ----
 
     def screenshot(self, name: str, of: Locator | None = None) -> Path:
-        """Of the page, or of an element: of all of it, were it higher than the page."""
+        """Take a screenshot of the page, or of a whole element, even if taller than the page."""
         path = self._screenshots / f"{name}.png"
         if of and (box := of.bounding_box()) and (page := self.page.viewport_size):
             height = max(page["height"], int(box["height"]) + 300)

@@ -1,7 +1,7 @@
-"""The kernel as a plain shared library: no PYNQ, no overlay, one call a function call.
+"""The kernel as a plain shared library: no PYNQ, no overlay; a kernel call is a function call.
 
-`KernelSession` is a model in a kernel's memory, `RandomModel` a model of any shape, and
-`stage_library` the stages one by one (``hls/stages.cpp``).
+`KernelSession` holds a model in a kernel's memory, `RandomModel` is a model of any shape, and
+`stage_library` gives the single stages (``hls/stages.cpp``).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ BOARDS = sorted(p.stem for p in (HLS_SRC / "boards").glob("*.h"))
 
 
 def board_header(board: str) -> Path:
-    """A board's config header: one of hls_src/boards, or the tests' own ``odd``."""
+    """Config header of a board: one of hls_src/boards, or the tests' own ``odd``."""
     folder = HLS_SRC if board in BOARDS else TESTS / "hls"
     return folder / "boards" / f"{board}.h"
 
 
 def header_constants(board):
-    """Every integer constant of the board's header, config.h's and contract.h's."""
+    """Every integer constant of the board's header, config.h and contract.h."""
     return read_constants(board_header(board), HLS_SRC / "config.h", HLS_SRC / "contract.h")
 
 
@@ -56,7 +56,7 @@ def _sources_hash(*extra: str) -> str:
 
 
 def compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
-    """Compile once per content; kept in the system's temporary folder."""
+    """Compile once per content; cached in the system's temporary folder."""
     key = _sources_hash(name, *map(str, flags))
     folder = Path(tempfile.gettempdir()) / "llama_pynq_tests"
     folder.mkdir(exist_ok=True)
@@ -68,10 +68,10 @@ def compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
 
 
 def compiled_kernel(board: str, streams: bool = False) -> Path:
-    """A board's whole kernel as a shared library.
+    """Compile a board's whole kernel to a shared library.
 
-    The emulated device's own as it is shipped; the rest barely optimised, which compiles
-    fast, and shows that the bits do not depend on the optimiser.
+    The emulated device's kernel uses the flags it is shipped with; the others are compiled with
+    -O1, which is fast and shows that the results do not depend on the optimiser.
     """
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder) / "top.cpp"
@@ -86,7 +86,7 @@ def compiled_kernel(board: str, streams: bool = False) -> Path:
 
 
 def compiled_stages(board: str = "host") -> Path:
-    """tests/hls/stages.cpp as a shared library."""
+    """Compile tests/hls/stages.cpp to a shared library."""
     source = TESTS / "hls" / "stages.cpp"
     flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"']
     if board != "host":
@@ -95,13 +95,13 @@ def compiled_stages(board: str = "host") -> Path:
 
 
 def compile_kernels(builds: Iterable[tuple[str, bool]]) -> None:
-    """Compile several (board, streams) side by side."""
+    """Compile several (board, streams) builds in parallel."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(lambda build: compiled_kernel(*build), builds))
 
 
 class StageLibrary:
-    """The stages of one board's kernel; arrays go over as pointers, numbers as int32."""
+    """Stages of one board's kernel; arrays are passed as pointers, numbers as int32."""
 
     def __init__(self, board: str) -> None:
         self._library = ctypes.CDLL(str(compiled_stages(board)))
@@ -126,14 +126,14 @@ def stage_library(board: str = "host") -> StageLibrary:
 
 
 class KernelLibrary:
-    """One board's kernel, compiled by g++.
+    """Kernel of one board, compiled by g++.
 
     Parameters
     ----------
     board : str
         See `board_header`.
     streams : bool
-        With the fabric's streams and loaders instead of the host's cursor.
+        Use the fabric's streams and loaders instead of the host's cursor.
     threads : int
         Host threads.
     """
@@ -151,7 +151,7 @@ class KernelLibrary:
         self.limits = limits.KernelLimits.from_words(words)
 
     def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
-        """One call, to its end; arguments that `buffers` lacks are null."""
+        """Run one call to its end; arguments missing from `buffers` are null."""
         self.sequence += 1
         args = (ctypes.c_uint64 * 128)()
         for i, argument in enumerate(self.arguments):
@@ -166,11 +166,11 @@ class KernelLibrary:
             pass
 
     def start_stream_log(self) -> None:
-        """Of a build with streams: see hls/hls_stream.h."""
+        """Start the stream log (build with streams only): see hls/hls_stream.h."""
         self._library.stream_log_start()
 
     def stream_log(self) -> tuple[np.ndarray, np.ndarray]:
-        """The streams that were written, and those that were read since; numbers as made."""
+        """Ids of the streams written and read since the start, numbered in order of creation."""
         logs = []
         for reads in (0, 1):
             ids = ctypes.POINTER(ctypes.c_int)()
@@ -185,17 +185,17 @@ def kernel_library(board: str = "host", streams: bool = False, threads: int = 1)
 
 
 def aligned(n_bytes: int) -> np.ndarray:
-    """Zeroed bytes at a page boundary, as device memory is."""
+    """Zeroed bytes aligned to a page, like device memory."""
     raw = np.zeros(n_bytes + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
     return raw[start : start + n_bytes]
 
 
 class RandomModel:
-    """int8 weights and scales straight from a bit generator: the same on every machine.
+    """Random int8 weights and scales, directly from a bit generator: the same on every machine.
 
-    Has what `KernelModel` and `pack_channels` ask for. The columns that pad a row to whole
-    groups are random too: the kernel must not let them count.
+    Implements what `KernelModel` and `pack_channels` need. Columns that pad a row to whole
+    groups are random too: they must not affect the kernel's result.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class RandomModel:
             q, deviation = (values % np.uint8(16)).astype(np.int16) - 8, 4.6
         else:
             q, deviation = (values % np.uint8(255)).astype(np.int16) - 127, 73
-        # Logits are spread out, so that softmax is not flat.
+        # Spread the logits, so that softmax is not flat.
         size = (4 if c.vocab_size == rows else 1) / (deviation * n**0.5)
         scale = (self._uniform(rows * groups, name, layer, "scale") + np.float32(0.5)) * np.float32(
             size
@@ -246,7 +246,7 @@ class RandomModel:
 
 def model_words(config: ModelConfig, group_size: int, slots: int, words: int,
                 weight_bits: int = 8, kv_bits: int = 32) -> np.ndarray:  # fmt: skip
-    """The model's descriptor, (words,) uint32."""
+    """Model descriptor, (words,) uint32."""
     out = np.zeros(words, np.uint32)
     values = [abi.MAGIC, abi.ABI_VERSION, config.dim, config.hidden_dim,
               config.n_layers, config.n_heads, config.n_kv_heads, config.vocab_size,
@@ -263,7 +263,7 @@ def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=
                   sample=None, full=True, host_chooses=False, temperature=0.0, seed=0, steps=1,
                   top_k=0, top_p=1.0, min_p=0.0, flags=0, stop=(),
                   abort=0) -> np.ndarray:  # fmt: skip
-    """A request, (words,) uint32; what is said of rows is one value or one a row."""
+    """Request, (words,) uint32; row options are one value for all rows or one per row."""
     n = len(tokens)
     rows = np.zeros(n, abi.ROW_DTYPE)
     rows["token"], rows["position"] = tokens, positions
@@ -286,11 +286,11 @@ def request_words(words: int, layers: tuple[int, int], tokens, positions, slots=
 
 
 UNTOUCHED = 0xDEADBEEF
-"""Results that the kernel did not write."""
+"""Marks results that the kernel did not write."""
 
 
 class KernelSession:
-    """A model in a kernel's memory; ``run`` is one call.
+    """A model in a kernel's memory; ``run`` makes one call.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ class KernelSession:
             self.buffers[f"weights_{c}"] = buffer
         for p in range(self.limits.kv_ports):
             cache = aligned(self.limits.kv_port_bytes(config, kv_bits, slots))
-            # Stale memory is not zero: NaN shows any read of it.
+            # Stale memory is not zero: NaN reveals any read of it.
             cache.view(np.float32)[:] = np.nan
             self.buffers[f"kv_cache_{p}"] = cache
         self.buffers |= {
@@ -331,9 +331,9 @@ class KernelSession:
 
     def run(self, tokens, positions, slots=None, *, steps=1, layers=None,
             command=abi.COMMAND_RUN, patch=None, **row_options):  # fmt: skip
-        """One call; returns (status words, results of (steps, rows), logits of (rows, vocab)).
+        """Make one call; returns (status words, results (steps, rows), logits (rows, vocab)).
 
-        ``patch`` gives request words other values, so that wrong requests can be made.
+        ``patch`` overwrites request words, to make invalid requests.
         """
         n = len(tokens)
         request = self.buffers["request"]

@@ -1,7 +1,7 @@
-"""Notebooks as the tests need them: made, judged, filled with solutions, executed.
+"""Make notebooks, check their format, fill in solutions, and execute them.
 
-A solution is a file ``tests/notebooks/solutions/NN_name.py`` with a section ``# %% exercise-NN-k``
-for each exercise: what replaces the source of the cell of that id.
+Solutions are files ``tests/notebooks/solutions/NN_name.py`` with a section ``# %% exercise-NN-k``
+per exercise, which replaces the source of the cell with that id.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REMOTE = re.compile(
 
 
 def make_notebook(cells: dict[str, str]) -> dict[str, Any]:
-    """A notebook of cells by their ids; ids that begin with "text" are Markdown's."""
+    """Make a notebook from cell sources by id; ids that begin with "text" are Markdown cells."""
 
     def cell(name: str, source: str) -> dict[str, Any]:
         common = {"id": name, "metadata": {}, "source": source.strip("\n")}
@@ -64,18 +64,18 @@ def write(notebook: dict[str, Any], path: Path) -> Path:
 
 
 def source(cell: dict[str, Any]) -> str:
-    """A cell's text; the format allows a list of lines as well."""
+    """Text of a cell; the format also allows a list of lines."""
     return "".join(cell["source"])
 
 
 def complaints(notebook: dict[str, Any], lesson: str) -> Iterator[str]:
-    """What is wrong with a notebook that has not been run, cell by cell.
+    """Yield every format fault of a notebook that has not been run, cell by cell.
 
     Parameters
     ----------
     notebook : dict
     lesson : str
-        Its number, such as "04".
+        Lesson number, such as "04".
     """
     if (notebook["nbformat"], notebook["nbformat_minor"]) != (4, 5):
         yield f"format {notebook['nbformat']}.{notebook['nbformat_minor']} instead of 4.5"
@@ -102,7 +102,7 @@ def complaints(notebook: dict[str, Any], lesson: str) -> Iterator[str]:
 
 
 def _unpaired(cells: list[dict[str, Any]], lesson: str) -> Iterator[str]:
-    """Exercises that do not have their check before the next one, and the other way round."""
+    """Yield exercises without a check before the next exercise, and checks without an exercise."""
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     steps = [cell for cell in code if re.match("(exercise|check)-", cell.get("id", ""))]
     nothing: dict[str, Any] = {"id": "", "metadata": {}}
@@ -124,18 +124,18 @@ def _unpaired(cells: list[dict[str, Any]], lesson: str) -> Iterator[str]:
 
 
 def _ends_in(call: str, text: str) -> bool:
-    last = re.split(r"\n(?=\S)", text.strip())[-1]  # lines that are indented belong to it
+    last = re.split(r"\n(?=\S)", text.strip())[-1]  # indented lines belong to it
     return last.startswith(call)
 
 
 def sections(text: str) -> dict[str, str]:
-    """The parts of a file of solutions, by the id of the cell that each replaces."""
+    """Sections of a solutions file, by the id of the cell that each replaces."""
     parts = re.split(r"^# %% (\S+)[ \t]*\n", text, flags=re.MULTILINE)[1:]
     return {name: part.strip("\n") for name, part in zip(parts[::2], parts[1::2])}
 
 
 def solution(notebook: str, **given: Any) -> dict[str, Any]:
-    """What a notebook's solutions define, given the names that it has by then."""
+    """Names that a notebook's solutions define, given the names defined before them."""
     names = dict(given)
     for source in sections((SOLUTIONS / f"{notebook}.py").read_text(encoding="utf-8")).values():
         exec(source, names)
@@ -143,12 +143,12 @@ def solution(notebook: str, **given: Any) -> dict[str, Any]:
 
 
 def fill(notebook: dict[str, Any], solutions: str) -> dict[str, Any]:
-    """A copy of a notebook with every exercise solved.
+    """Copy a notebook and solve every exercise.
 
     Raises
     ------
     ValueError
-        If a solution has no cell, or an exercise no solution; names them.
+        If a solution has no cell or an exercise has no solution; the message names them.
     """
     filled, solved = copy.deepcopy(notebook), sections(solutions)
     cells = {cell["id"]: cell for cell in filled["cells"]}
@@ -162,7 +162,7 @@ def fill(notebook: dict[str, Any], solutions: str) -> dict[str, Any]:
 
 
 def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run a notebook by nbmake, with locks of its own; the notebook with its outputs.
+    """Run a notebook with nbmake and its own locks; returns the notebook with its outputs.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
         With nbmake's report, if a cell raised.
     """
     path = write(notebook, folder / "notebook.ipynb")
-    # nbmake keeps the outputs only by writing over its input.
+    # nbmake keeps the outputs only if it overwrites its input.
     nbmake = ["-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider", path.name]
     (folder / "locks").mkdir()
     ran = subprocess.run(
@@ -179,8 +179,8 @@ def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
         env={
             **os.environ,
             "LLAMA_PYNQ_LOCKS": str(folder / "locks"),
-            "IPYTHONDIR": str(folder / "ipython"),  # neither the user's start-up files
-            "JUPYTER_DATA_DIR": str(folder / "jupyter"),  # nor the user's python3 kernel
+            "IPYTHONDIR": str(folder / "ipython"),  # not the user's start-up files
+            "JUPYTER_DATA_DIR": str(folder / "jupyter"),  # not the user's python3 kernel
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -192,7 +192,7 @@ def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def results(executed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the checks of a notebook that was run have said, by exercise."""
+    """Results of the checks of an executed notebook, by exercise."""
     outputs = [output for cell in executed["cells"] for output in cell.get("outputs", [])]
     found = [o["data"][RESULT_TYPE] for o in outputs if RESULT_TYPE in o.get("data", {})]
     return {record["exercise"]: record for record in found}

@@ -1,4 +1,4 @@
-"""Folders of the checkout, and the real models beside it."""
+"""Folders of the checkout, and of the real models beside it."""
 
 from pathlib import Path
 

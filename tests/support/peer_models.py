@@ -1,8 +1,8 @@
-"""Other people's accelerators, made of the building blocks of `llama_pynq.estimate.predict`.
+"""Published accelerators, modelled with the building blocks of `llama_pynq.estimate.predict`.
 
-They were measured on real boards: where the same blocks, put together in their kernels' order,
-come out near what was measured, our own prediction deserves some trust. Nothing is fitted to
-the rates that are compared; each figure's source is named.
+The peers were measured on real boards. If the same blocks, combined in the order of their
+kernels, come near the measurements, our own prediction deserves some trust. Nothing is fitted to
+the compared rates; every figure names its source.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from llama_pynq.estimate.operators import loop
 CLOCK_HZ = 150e6
 PORT_BYTES = 16  # one 128-bit m_axi bundle for everything
 READ_LATENCY = 64  # Vitis HLS's own assumption; README: a tile's load is 4096 + 75 cycles
-LOAD_DEPTH = 11  # the rest of those 75
-QUANTIZE = {288: 937, 768: 2497}  # README: cycles of its quantize
+LOAD_DEPTH = 11  # the rest of the 75 cycles
+QUANTIZE = {288: 937, 768: 2497}  # README: cycles of quantize, by width
 GROUP, BLOCK_ROWS, TILE_BLOCKS = 32, 16, 4  # a block is 16 rows; a tile, 4 blocks
-GROUP_WORDS = 9  # 64-byte words of a block's group: its scales, then 8 of values
-TILE_OVERHEAD = 4  # a process of the dataflow region starts and ends; as in our model
+GROUP_WORDS = 9  # 64-byte words of a block's group: 1 of scales, 8 of values
+TILE_OVERHEAD = 4  # start and end of a dataflow process, as in our model
 WRITE_LATENCY = 64
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A step of its weight loop: as many blocks of 16 rows as are left, 4 at most."""
+    """One iteration of the weight loop: the remaining blocks of 16 rows, at most 4."""
 
     blocks: int
     groups: int
 
     def load(self) -> float:
-        """Cycles until it is on chip: the burst restarts for each tile."""
+        """Cycles to load the tile: the burst restarts for each tile."""
         beats = self.blocks * self.groups * GROUP_WORDS * 64 // PORT_BYTES
         return loop(beats, 1, READ_LATENCY + LOAD_DEPTH, entry=TILE_OVERHEAD)
 
     def compute(self) -> float:
-        """README: 1,240 at most; ten cycles for a block's group, 60 of depth."""
+        """Cycles to compute the tile: 10 per block's group, depth 60 (README: at most 1,240)."""
         return loop(self.blocks * self.groups, 10, 60, entry=TILE_OVERHEAD)
 
     def copy(self) -> float:
-        """Scores go to their vector one a cycle, by themselves."""
+        """Cycles to copy the sums to their vector: one a cycle, not overlapped."""
         return loop(self.blocks * BLOCK_ROWS, 1, 1, entry=TILE_OVERHEAD)
 
 
@@ -64,7 +64,7 @@ def llama2_hls_weight_bytes() -> int:
 
 
 def _serial_stages() -> float:
-    """Stages that overlap with nothing, one layer."""
+    """Cycles of one layer's stages that do not overlap with anything."""
     c = STORIES["stories15M"]
     vector = c.dim // 4  # beats of a float vector
     norm = loop(c.dim, 1, 8) + loop(c.dim, 1, READ_LATENCY + 24 + 20 + 60 - 2)
@@ -86,7 +86,7 @@ def _serial_stages() -> float:
 
 
 def _attention(position: int) -> float:
-    """A layer's: key, softmax and value of each position in turn, 72 beats a vector."""
+    """Cycles of a layer: key, softmax and value of each position in turn, 72 beats a vector."""
     vector = STORIES["stories15M"].dim // 4
     key = loop(vector, 1, READ_LATENCY + 34, entry=1)
     softmax = loop(STORIES["stories15M"].n_heads, 1, 60, entry=1)
@@ -95,7 +95,7 @@ def _attention(position: int) -> float:
 
 
 def llama2_hls_cycles(position: int) -> float:
-    """One token: a tile is loaded while the last one is computed, and nothing else overlaps."""
+    """Cycles of one token: a tile loads while the previous one computes; nothing else overlaps."""
     c = STORIES["stories15M"]
     tiles = list(_tiles())
     weights = tiles[0].load() + tiles[-1].compute()
@@ -107,24 +107,24 @@ def llama2_hls_cycles(position: int) -> float:
 
 
 def llama2_hls_tokens_per_second(tokens: int) -> float:
-    """Mean over the first `tokens` positions, as its main.cpp measures."""
+    """Mean rate over the first `tokens` positions, as its main.cpp measures."""
     cycles = sum(llama2_hls_cycles(position) for position in range(tokens))
     return tokens * CLOCK_HZ / cycles
 
 
-# ---- accelerators of which bytes, ports and memory are public -----------------------------
+# ---- accelerators with public bytes, ports and memory -------------------------------------
 
 
 @dataclass(frozen=True)
 class ByBytes:
-    """A peer whose rate is what its memory gives: bytes of a token over peak times efficiency."""
+    """A memory-bound peer: rate = peak bandwidth x efficiency / bytes of a token."""
 
     name: str
     memory: Memory
     clock_mhz: float
     token_bytes: float
-    measured: tuple[float, float]  # lowest and highest that the source names
-    calibrates: bool  # our efficiency of this memory comes from this very row
+    measured: tuple[float, float]  # lowest and highest rate in the source
+    calibrates: bool  # our efficiency of this memory is calibrated with this row
 
     def tokens_per_second(self) -> float:
         ports = self.memory.ports * self.memory.port_bytes * self.clock_mhz * 1e6
@@ -136,16 +136,16 @@ def _grouped(weights: float, bits: float, group: int, scale_bits: float) -> floa
     return weights * (bits + scale_bits / group) / 8
 
 
-# Weights of a token: every matrix of the layers, and the classifier.
+# Weights read for a token: every matrix of the layers, and the classifier.
 _LLAMA2_7B = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 32000 * 4096
 _LLAMA3_8B = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
 # llama-fpga: AWQ, groups of 128 with a float16 scale and a 4-bit zero (model2bin.py).
 _LLAMA_FPGA = _grouped(_LLAMA2_7B, 4, 128, 20)
-# Hummingbird: 4 bit; how its scales are kept was not to be seen, so groups of 128 are taken.
+# Hummingbird: 4 bit; the format of its scales is not known: groups of 128 are assumed.
 _HUMMINGBIRD = _grouped(_LLAMA3_8B, 4, 128, 20)
 
 _KV260, _ZCU104, _U250 = (boards()[name].memory for name in ("kv260", "zcu104", "u250"))
-# A second controller, on the fabric's side: a SODIMM at 938 ps (zcu104bd.bd).
+# A second controller, in the fabric: a SODIMM at 938 ps (zcu104bd.bd).
 _ZCU104_PL = replace(_ZCU104, peak_bytes_per_s=8 * 2132e6, ports=1, port_bytes=64)
 _ZCU104_BOTH = replace(
     _ZCU104, peak_bytes_per_s=_ZCU104.peak_bytes_per_s + _ZCU104_PL.peak_bytes_per_s, ports=8
@@ -168,4 +168,4 @@ NOT_PREDICTABLE = {
     "TeLLMe v2": "ternary weights, look-up tables: not bound by memory",
     "FlexLLM": "no absolute rate is public",
 }
-"""Rows of the list of peers whose rate does not follow from what is public, and why."""
+"""Listed peers whose rate does not follow from public figures, and why."""

@@ -1,11 +1,10 @@
-// Runs a kernel library of another system: under Wine or QEMU, fed by foreign_kernel.py.
+// Runs a kernel library of another system under Wine or QEMU; foreign_kernel.py sends the calls.
 //
 //   run_calls LIBRARY
 //
-// writes what emulator_cpu_features() does, its length first. Then for each call it reads the
-// number of buffers; an index and a size for each; the 128 argument words, in which bit 63 marks
-// the index of a buffer; the buffers' contents. It answers with their contents after the call. All
-// integers have 64 bits.
+// writes the length and the text of emulator_cpu_features(). For each call it then reads the number
+// of buffers, the size of each, the 128 argument words (bit 63 marks the index of a buffer), and
+// the buffers' contents. It replies with the contents after the call. All integers have 64 bits.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

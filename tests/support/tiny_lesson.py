@@ -1,7 +1,7 @@
-"""A lesson of two exercises, its notebook, and submissions of it.
+"""A lesson of two exercises, its notebook, and submissions.
 
-The kernel of a graded notebook is another process: it finds the lesson's checks through a
-``sitecustomize.py`` on its path.
+A graded notebook runs in another process; its kernel finds the lesson's checks through a
+``sitecustomize.py`` on the path.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ def notebook(first=TO_DO_1, second=TO_DO_2):
 
 
 def write(path, content):
-    """Write a notebook, a text or bytes; the path."""
+    """Write a notebook, a text or bytes; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, dict):
         content = json.dumps(content, ensure_ascii=False)
@@ -67,7 +67,7 @@ def write(path, content):
 
 
 def register(folder, monkeypatch):
-    """Make the lesson known here and in kernels; the path of its notebook."""
+    """Register the lesson here and in kernels; returns the path of its notebook."""
     checks = write(folder / "lesson_99.py", CHECKS)
     site = write(folder / "site" / "sitecustomize.py", SITE.format(path=str(checks)))
     monkeypatch.setenv("PYTHONPATH", str(site.parent))

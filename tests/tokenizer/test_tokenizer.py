@@ -1,4 +1,4 @@
-"""Tests of llama_pynq.tokenizer."""
+"""Tokenizers: equality with llama2.c and SentencePiece, streaming, and refused files."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def small_bin(path, *extra):
 
 
 def merge_quadratic(tokens, pieces, scores, ids):
-    """Merge as run.c's encode() does, looking at every pair before every merge."""
+    """Merge as run.c's encode() does: examine every pair before every merge."""
     tokens = list(tokens)
     while True:
         best_score, best = -1e10, None
@@ -74,7 +74,7 @@ def merge_quadratic(tokens, pieces, scores, ids):
 
 
 def encode_quadratic(tokenizer, text):
-    """Token ids by the obvious form of llama2.c's algorithm, BOS in front."""
+    """Token ids by the direct form of llama2.c's algorithm, with BOS."""
     ids = tokenizer._ids
     tokens = [1]
     if text:
@@ -86,7 +86,7 @@ def encode_quadratic(tokenizer, text):
 
 
 def refused(path, *parts, error=TokenizerError):
-    """Loading is refused; the message names the file and holds every part."""
+    """Check that loading is refused with a message that names the file and contains every part."""
     with pytest.raises(error) as caught:
         load_tokenizer(path)
     for part in (str(path), *parts):
@@ -139,7 +139,7 @@ def test_encode_sentencepiece_equals_llama2c(oracle, model32k):
 
 @needs_models
 def test_decode_equals_llama2c(oracle, tok512):
-    # BOS and the tokens of 200 steps; the list goes on.
+    # BOS and the tokens of 200 steps; the list is longer.
     assert tok512.decode(oracle["greedy_ids"][:201]) == oracle["greedy_text_200_steps"]
 
 
@@ -218,7 +218,7 @@ def test_encode_equals_quadratic_in_any_vocabulary(tmp_path_factory, pieces, tex
 
 
 def test_encode_of_equal_scores_merges_the_leftmost(small):
-    # " a" and "ab" score the same: the dummy prefix is further left.
+    # " a" and "ab" have equal scores: the pair with the dummy prefix is further left.
     assert small.encode("ab", bos=False) == [262, 261]
     assert small.encode("bab", bos=False) == [259, 261, 263]
 
@@ -232,7 +232,7 @@ def test_encode_score_at_the_limit_never_merges(tmp_path):
 
 @pytest.mark.parametrize(("copies", "found"), [(2, 260), (3, 261), (4, 260), (5, 261)])
 def test_encode_duplicate_pieces_are_found_as_run_c_finds_them(tmp_path, copies, found):
-    # Answers of llama2.c's run.c at 350e04f, compiled with glibc 2.36, for these files.
+    # Results of llama2.c's run.c at 350e04f, compiled with glibc 2.36, for these files.
     extra = [(b" ", 0.0)] + [(b"a", 0.0)] * copies
     tokenizer = load_tokenizer(small_bin(tmp_path / "t.bin", *extra))
     assert tokenizer.encode("a") == [1, 259, found]
@@ -256,7 +256,7 @@ def test_encode_without_byte_tokens_is_refused(tmp_path):
         tokenizer.encode("aé")
     assert "has no token for 'é' (U+00E9), nor the byte tokens" in str(caught.value)
     assert "leave the character out" in str(caught.value)
-    # Token 100 exists here, but is no byte.
+    # Token 100 exists here but is not a byte token.
     pieces += [(b"x%d" % i, 0.0) for i in range(300)]
     tokenizer = load_tokenizer(bin_file(tmp_path / "t.bin", pieces))
     with pytest.raises(TokenizerError, match=r"no token for 'c' \(U\+0063\)"):
@@ -293,7 +293,7 @@ def test_encode_time_grows_with_length_not_its_square(tok32k):
         return time.perf_counter() - start
 
     seconds(1000)
-    # A square would make it 64 times; the slack is for a busy machine.
+    # Quadratic time would take 64 times as long; the slack allows for a busy machine.
     assert seconds(40_000) < 20 * min(seconds(5_000) for _ in range(3)) + 0.5
 
 
@@ -310,28 +310,31 @@ def test_decode_of_encode_is_the_text(tok512, tok32k, model32k, text):
     for tokenizer in (tok512, tok32k):
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert tokenizer.decode(tokenizer.encode(text, bos=False, eos=True)) == text
-    # The one exception, see the module's docstring.
+    # The one exception: see the docstring of llama_pynq.tokenizer.
     assert model32k.decode(model32k.encode(text)) == text.replace("\u2581", " ")
 
 
 @needs_models
 @pytest.mark.parametrize("text", TEXTS)
 def test_decode_equals_sentencepiece(model32k, text):
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_file=str(MODELS / "tokenizer32k.model"))
     tokens = model32k.encode(text)
-    assert model32k.decode(tokens) == model32k._model.decode(tokens)
+    assert model32k.decode(tokens) == processor.decode(tokens)
 
 
 def test_decode_drops_one_space_after_bos_and_at_the_start(small):
     assert small.decode([1, 262, 262]) == "a a"
     assert small.decode([262, 262]) == "a a"
     assert small.decode([1, 259, 262]) == " a"
-    assert small.decode([1, 0x20 + 3, 260]) == " a"  # a byte token is no dummy prefix
+    assert small.decode([1, 0x20 + 3, 260]) == " a"  # a byte token is not the dummy prefix
     assert small.decode([1, 262, 2, 1, 262, 2, 262]) == "aa a"
 
 
 def test_decode_invalid_utf8_is_replaced(small):
     assert small.decode([0xC3 + 3, 260, 0xFF + 3, 0xF0 + 3, 0x9F + 3]) == "\ufffda\ufffd\ufffd"
-    # The end of a sequence ends a character too.
+    # EOS also ends an incomplete character.
     assert small.decode([0xC3 + 3, 2, 0xA9 + 3]) == "\ufffd\ufffd"
 
 
@@ -365,7 +368,7 @@ def test_stream_decoder_equals_decode_and_never_splits(tok512, data):
     text = ""
     for token in tokens:
         part = stream.push(token)
-        part.encode()  # no half of anything
+        part.encode()  # fails on half a surrogate pair
         text += part
     assert text + stream.flush() == tok512.decode(tokens)
     assert stream.flush() == ""

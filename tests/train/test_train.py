@@ -1,4 +1,4 @@
-"""The bundled model: story generator, tokenizer, export, training, and the files as shipped."""
+"""The bundled model: story generator, tokenizer, export, training, and the shipped files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.tokenizer_files import read_tokenizer_bin
 
 import llama_pynq.models
 from llama_pynq.checkpoint.config import ModelConfig
@@ -28,7 +29,7 @@ MODELS = Path(llama_pynq.models.__file__).parent
 
 @pytest.fixture(scope="module")
 def stories() -> list[Story]:
-    """Two thousand stories of one seed."""
+    """Two thousand stories from one seed."""
     rng = random.Random(0)
     return [compose(rng) for _ in range(2000)]
 
@@ -61,7 +62,7 @@ def test_stories_typography(stories):
         assert text == text.strip() and "  " not in text, text
         assert text.isascii() and text.isprintable(), text
         assert not re.search(r" [.,!?]|[.,!?]{2}", text), text
-        # Quotes come in pairs: the odd ones open after a space, the even ones close before one.
+        # Quotes come in pairs: odd ones open after a space, even ones close before one.
         spans = re.split(r'"', text)
         assert len(spans) % 2 == 1, text
         for outside, inside in zip(spans[0:-1:2], spans[1::2], strict=True):
@@ -74,7 +75,7 @@ def test_stories_typography(stories):
 def test_stories_sentences_begin_with_capitals(stories):
     for told in stories:
         assert told.text.lstrip('"')[0].isupper(), told.text
-        # After a quoted question or call, "asked Tom" goes on in small letters.
+        # After a quoted question or exclamation, "asked Tom" continues in lower case.
         assert not re.search(r'[a-z][.] "?[a-z]|[a-z][!?] "?[a-z]', told.text), told.text
 
 
@@ -143,7 +144,7 @@ def test_bundled_model_tells_coherent_stories():
     for prompt, text in zip(PROMPTS, texts, strict=True):
         assert text.startswith(prompt)
     assert sum(accepts(text) is not None for text in texts) >= len(PROMPTS) - 3, texts
-    # Sampling is seeded.
+    # Sampling with a seed is reproducible.
     assert sample(MODELS, PROMPTS[:2], 0.8, 0.9, seed=1) == sample(
         MODELS, PROMPTS[:2], 0.8, 0.9, seed=1
     )
@@ -159,8 +160,8 @@ def test_bundled_model_header_and_size():
     assert dim % group_size == hidden_dim % group_size == 0
     assert dim % n_heads == n_heads % n_kv_heads == 0
     assert max_seq_len == 512
-    # The length, from the layout alone: padded header, norms, then an int8 and 1/64 of a float32
-    # for every weight.
+    # File size from the layout alone: padded header, norms, then an int8 and 1/64 of a float32
+    # per weight.
     kv_dim = dim // n_heads * n_kv_heads
     layer = 2 * dim * dim + 2 * dim * kv_dim + 3 * dim * hidden_dim
     weights = vocab_size * dim + n_layers * layer
@@ -175,27 +176,13 @@ def test_bundled_model_reads_as_a_checkpoint():
             assert checkpoint.tensor(*key).std() > 0, key
         for key in matrix_keys(checkpoint.config.n_layers):
             q, scale = checkpoint.quantized(*key)
-            # Each group's largest weight is 127 steps of its scale.
+            # The largest weight of each group is 127 steps of its scale.
             largest = np.abs(q.reshape(-1, 64).astype(int)).max(axis=1)
             assert set(largest[scale.ravel() > 0]) == {127}, key
 
 
-def read_tokenizer_bin(path: Path) -> list[tuple[float, bytes]]:
-    """Read llama2.c's format; the longest token's length must be true."""
-    data = path.read_bytes()
-    (longest,) = struct.unpack_from("<I", data)
-    tokens, at = [], 4
-    while at < len(data):
-        score, length = struct.unpack_from("<fi", data, at)
-        tokens.append((score, data[at + 8 : at + 8 + length]))
-        at += 8 + length
-    assert at == len(data)
-    assert longest == max(len(piece) for _, piece in tokens)
-    return tokens
-
-
 def test_bundled_tokenizer_has_control_and_byte_tokens():
-    tokens = read_tokenizer_bin(MODELS / "tokenizer.bin")
+    tokens = read_tokenizer_bin((MODELS / "tokenizer.bin").read_bytes())
     with load_checkpoint(MODELS / "stories.bin") as checkpoint:
         assert len(tokens) == checkpoint.config.vocab_size
     assert [piece for _, piece in tokens[:3]] == [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
@@ -203,7 +190,7 @@ def test_bundled_tokenizer_has_control_and_byte_tokens():
 
 
 def encode_as_llama2c(text: str, tokens: list[tuple[float, bytes]]) -> list[int]:
-    """Encode with tokenizer.bin alone: best-scoring neighbours merge first, as run.c does."""
+    """Encode with tokenizer.bin alone; merges the best-scoring neighbours first, like run.c."""
     ids = {piece: token for token, (_, piece) in reversed(list(enumerate(tokens)))}
     out: list[int] = []
     for char in " " + text:
@@ -224,7 +211,7 @@ def encode_as_llama2c(text: str, tokens: list[tuple[float, bytes]]) -> list[int]
 def test_bundled_tokenizer_bin_agrees_with_the_model():
     sentencepiece = pytest.importorskip("sentencepiece", reason="reads tokenizer.model")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(MODELS / "tokenizer.model"))
-    tokens = read_tokenizer_bin(MODELS / "tokenizer.bin")
+    tokens = read_tokenizer_bin((MODELS / "tokenizer.bin").read_bytes())
     assert processor.vocab_size() == len(tokens)
     assert (processor.unk_id(), processor.bos_id(), processor.eos_id()) == (0, 1, 2)
     for token in range(259, len(tokens)):
@@ -251,7 +238,7 @@ TINY = ModelConfig(
 
 
 def random_weights(config: ModelConfig) -> dict:
-    """Return normally distributed weights of a shape."""
+    """Return normally distributed weights of a model's shape."""
     rng = np.random.default_rng(0)
     sizes = {"token_embedding_table": (config.vocab_size, config.dim), "wo": (config.dim,) * 2}
     sizes |= {"wq": sizes["wo"], "wk": (config.kv_dim, config.dim)}
@@ -310,7 +297,7 @@ def test_train_few_steps_loss_falls_and_export_reads_back(tmp_path):
     data = module.Stories(tmp_path / "tokenizer.model", seed=args.seed)
     assert module.validation_loss(model, data) == pytest.approx(report["val_loss_int8"], abs=1e-4)
 
-    # The same command on a finished run trains no further and exports the same file.
+    # Repeating the command on a finished run trains no further and exports the same file.
     before = (tmp_path / "stories.bin").read_bytes()
     again = module.train(tmp_path, TINY, args)
     assert (tmp_path / "stories.bin").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Downloads that are cut, changed, or find no room."""
+"""Downloads: cut connections, wrong files, full disks."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from support.file_server import serving
 from llama_pynq.errors import InstallError
 from llama_pynq.utils import download
 
-DATA = bytes(range(256)) * 4000  # more than one block
+DATA = bytes(range(256)) * 4000  # longer than one block
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def server():
 
 @pytest.fixture
 def fetch(server, tmp_path):
-    """Fetch `DATA`, by its hash and length, from the server; what was said on the way."""
+    """Fetch `DATA` from the server by hash and length; returns the progress messages."""
 
     def call(url=f"{server.url}/f", part=tmp_path / "part"):
         said = []
@@ -86,7 +86,7 @@ def test_fetch_cut_anywhere_ends_with_the_file(tmp_path_factory, cuts, data, ran
     assert part.read_bytes() == data
 
 
-def test_fetch_complete_part_asks_nobody(fetch, server, tmp_path):
+def test_fetch_complete_part_makes_no_request(fetch, server, tmp_path):
     (tmp_path / "part").write_bytes(DATA)
     assert fetch() == [(len(DATA), len(DATA))]
     assert server.log == []
@@ -125,7 +125,7 @@ def test_fetch_file_of_another_length_is_named_before_it_comes(fetch, server, tm
     (tmp_path / "part").write_bytes(DATA[:1000])
     server.files["f"] = bytes(length)
     refused(fetch, f"/f has {length} bytes, not the 1024000 of its record")
-    assert (tmp_path / "part").read_bytes() == DATA[:1000], "of another server it may go on"
+    assert (tmp_path / "part").read_bytes() == DATA[:1000], "another server may complete it"
 
 
 def test_fetch_file_without_a_length_that_is_longer_is_not_kept(fetch, server, tmp_path):
@@ -166,7 +166,7 @@ def test_fetch_without_room_is_refused_before_it_begins(fetch, server, monkeypat
     message = refused(fetch, r"no room left in .* \(1.0 MiB more are needed, 0.5 free\)")
     assert "set LLAMA_PYNQ_OVERLAYS to a folder on another disk" in message
     assert server.log == []
-    (tmp_path / "part").write_bytes(DATA[:600_000])  # what is there needs no room
+    (tmp_path / "part").write_bytes(DATA[:600_000])  # only the rest needs space
     fetch()
 
 

@@ -1,4 +1,4 @@
-"""The cache folder, and writing a file whole or not at all."""
+"""Cache and data folders, and atomic writes."""
 
 from pathlib import Path
 

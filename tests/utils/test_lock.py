@@ -1,4 +1,4 @@
-"""One process at a time on a device."""
+"""The device lock: one process at a time."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def test_forked_child_neither_keeps_nor_drops_the_lock(tmp_path, early):
     held.acquire()
     ready, parent_done = os.pipe(), os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 warns of threads; there are none here
+        warnings.simplefilter("ignore")  # Python 3.12 warns about threads; there are none here
         child = os.fork()
     if child == 0:
         os.close(parent_done[1])
-        held.release()  # not the child's to release
+        held.release()  # has no effect: the parent holds the lock
         os.write(ready[1], b"x")
-        os.read(parent_done[0], 1)  # lives until the parent is done
+        os.read(parent_done[0], 1)  # live until the parent is done
         os._exit(0)
     if not early:
         os.read(ready[0], 1)

@@ -1,4 +1,4 @@
-"""The builds from end to end, with stand-ins for the tools: up to their door and back."""
+"""The builds from end to end, with fake tools."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.fake_vitis import Machine, needs_tclsh
+from support.fake_vitis import FakeMachine, needs_tclsh
 from support.paths import HLS_SRC
 
 from llama_pynq.boards import boards
@@ -21,7 +21,7 @@ CARD = "u250"
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    machine = Machine(tmp_path, monkeypatch)
+    machine = FakeMachine(tmp_path, monkeypatch)
     shell = tmp_path / "platforms" / "xilinx_u250_gen3x16_xdma_4_1_202210_1"
     shell.mkdir(parents=True)
     (shell / f"{shell.name}.xpfm").touch()
@@ -100,7 +100,7 @@ def test_design_that_misses_timing_is_not_called_done(machine, build, tmp_path, 
     assert "Lower kClockMhz in" in message
     assert "(to about 273)" in message
     assert not (tmp_path / "kv260" / "overlay").exists()
-    # Asked for, the same build is recorded without another run of the tools.
+    # On request, the same build is recorded without another run of the tools.
     calls = machine.calls
     assert build("record", "kv260", "--accept-negative-slack") == 0
     assert read(tmp_path / "kv260").report["wns_ns"] == -0.333
@@ -111,7 +111,7 @@ def test_slack_and_record_are_of_the_clock_that_was_timed(
     machine, build, tmp_path, capsys, monkeypatch
 ):
     machine.install("vitis_hls", "vivado")
-    monkeypatch.setenv("STAND_IN_PLL_MHZ", "1000")
+    monkeypatch.setenv("FAKE_PLL_MHZ", "1000")
     machine.report(wns="-0.333")
     assert build("overlay") == 1
     message = capsys.readouterr().err
@@ -231,7 +231,7 @@ def test_csim_and_csynth_run_their_step_alone(machine, build, tmp_path):
 
 def test_tool_that_fails_ends_the_build(machine, build, monkeypatch, tmp_path, capfd):
     machine.install("vitis_hls", "vivado")
-    monkeypatch.setenv("STAND_IN_PROGRESS", "31%")
+    monkeypatch.setenv("FAKE_PROGRESS", "31%")
     assert build("overlay") == 1
     assert "vivado failed with exit status 1" in capfd.readouterr().err
     assert not (tmp_path / "kv260" / "overlay").exists()
@@ -242,7 +242,7 @@ def test_record_before_a_build_says_what_is_missing(machine, build, capsys):
     assert "llama.bit is missing: run the step overlay" in capsys.readouterr().err
 
 
-# ---- make, and a machine that has Vitis and Python alone -------------------------------
+# ---- make, and a machine with only Vitis and Python ------------------------------------
 
 
 def _make(*args: str) -> subprocess.CompletedProcess:
@@ -264,7 +264,7 @@ def test_make_builds_into_a_folder_that_git_ignores(machine, tmp_path):
         ["git", "check-ignore", "-q", "hls_src/build/pynq-z2/top.cpp"], cwd=HLS_SRC.parent,
         check=False,
     )  # fmt: skip
-    assert ignored.returncode in (0, 128)  # 128: no checkout
+    assert ignored.returncode in (0, 128)  # 128: not a git checkout
 
 
 def test_make_without_a_board_says_so(machine):

@@ -1,3 +1,5 @@
+"""The build's project: parts, clocks, port sharing, banks and the files for the tools."""
+
 import re
 from dataclasses import replace
 
@@ -24,7 +26,7 @@ def test_every_platform_is_a_board_of_the_same_part(board):
         return re.sub(r"[^a-z0-9]", "", part.lower()).removeprefix("xc")
 
     known, part = boards()[board].part, plain(PLATFORMS[board].part)
-    # A card's data sheet names the die, the tools name the card.
+    # A card's data sheet names the die; the tools name the card.
     assert part.startswith(board if board in CARDS else plain(known.split("-")[0]))
 
 
@@ -88,7 +90,7 @@ def test_masters_are_shared_so_that_no_port_carries_much_more_than_another():
     assert [m for masters in shared.values() for m in masters if m in ("io", "p")] == ["io", "p"]
     loads = [sum(bundles[m] for m in masters) for masters in shared.values()]
     assert max(loads) - min(loads) <= 16
-    # The narrow ones are where no KV port is.
+    # The narrow masters share a port without a KV port.
     assert next(m for m in shared.values() if "io" in m) == ["w3", "io", "p"]
 
 
@@ -97,13 +99,13 @@ def test_a_port_without_a_master_is_not_used():
 
 
 def test_two_channels_do_not_share_a_port_of_the_memory_controller():
-    """UG585, from memory: HP0 and HP1 go to one of its ports, HP2 and HP3 to another."""
+    """UG585, from memory: HP0 and HP1 share one controller port, HP2 and HP3 another."""
     assert [p.name for p in ZYNQ_7000.ports[:2]] == ["S_AXI_HP0", "S_AXI_HP2"]
 
 
 @pytest.mark.parametrize("board", [b for b in PLATFORMS if b not in CARDS])
 def test_ports_are_those_that_perf_counts_with(board):
-    """boards.py: how many ports the fabric has, and how wide."""
+    """boards.py has the number and width of the fabric's memory ports."""
     memory, ports = boards()[board].memory, PLATFORMS[board].processor.ports
     assert len(ports) == memory.ports
     for port in ports:
@@ -115,7 +117,7 @@ def test_ports_are_those_that_perf_counts_with(board):
 
 
 def spoken(text: str) -> dict[str, str]:
-    """Bank of each argument, as the linker will read it."""
+    """Bank of each argument, as the linker reads it."""
     assert text.count("[connectivity]") == 1
     lines = text.partition("[connectivity]\n")[2].split()
     assert lines[0] == "nk=llama:1:llama"
@@ -158,7 +160,7 @@ def test_weight_channels_have_banks_of_their_own_while_there_are_any(project, bo
 
 @pytest.mark.parametrize("board", CARDS)
 def test_banks_are_dealt_out_as_perf_fits_models_to_them(project, board):
-    """capacity.fits: weights first, then the KV ports that have masters of their own, in turn."""
+    """capacity.fits: weights first, then in turn the KV ports with their own masters."""
     made = project(board)
     bank, memory = bank_of(made), boards()[board].memory
     ports = [f"gmem_w{c}" for c in range(made.constants["kChannels"])]

@@ -1,10 +1,12 @@
+"""Parsers of the reports of Vivado and the linker."""
+
 import pytest
 from support.fake_vitis import INFO, TIMING, UTILIZATION
 
 from llama_pynq.errors import BuildError
 from llama_pynq.vitis.reports import kernel_clock_mhz, utilization, worst_slack_ns
 
-# As Vivado 2017.4 wrote it for a PYNQ-Z1 (BNN-PYNQ's figures).
+# Report of Vivado 2017.4 for a PYNQ-Z1 (BNN-PYNQ's figures).
 SEVEN_SERIES = """\
 | Slice LUTs                 | 25358 |     0 |     53200 | 47.67 |
 |   LUT as Logic             | 22376 |     0 |     53200 | 42.06 |
@@ -36,7 +38,7 @@ def test_worst_slack_is_the_least_of_setup_hold_and_pulse(wns, worst):
 
 
 def test_slack_of_a_hold_violation_counts():
-    # As a Vivado report of an Artix had it: setup met, hold not.
+    # Vivado report of an Artix: setup met, hold violated.
     text = (
         "    WNS(ns)      TNS(ns)  TNS Failing Endpoints  TNS Total Endpoints      WHS(ns)\n"
         "    -------      -------  ---------------------  -------------------      -------\n"

@@ -1,4 +1,4 @@
-"""hls_src/scripts/*.tcl under tclsh, against stand-ins for the tools' commands (tests/tcl)."""
+"""hls_src/scripts/*.tcl under tclsh, with fakes of the tools' commands (tests/support/tcl)."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.board_overlays import hwh_text, write_files
-from support.fake_vitis import TCL, Machine, needs_tclsh
+from support.fake_vitis import TCL, FakeMachine, needs_tclsh
 from support.paths import TESTS
 
 from llama_pynq.boards import boards
@@ -24,7 +24,7 @@ CARDS = [name for name, platform in PLATFORMS.items() if isinstance(platform, Ca
 
 
 class Scripts:
-    def __init__(self, machine: Machine, folder: Path) -> None:
+    def __init__(self, machine: FakeMachine, folder: Path) -> None:
         self.machine, self.folder = machine, folder
 
     def project(self, board: str) -> Project:
@@ -34,7 +34,7 @@ class Scripts:
         return project
 
     def run(self, tool: str, project: Project, script: Path | None = None, **settings: str):
-        """Run a script; (exit status, standard error, lines that the stand-ins wrote)."""
+        """Run a script; returns (exit status, standard error, log of the fake tool)."""
         name = "vivado" if tool == "vivado" else "hls"
         script = script or project.source / "scripts" / f"{name}.tcl"
         log = project.folder / f"{tool}.log"
@@ -42,17 +42,17 @@ class Scripts:
             "LLAMA_BOARD_FILES": "",
             "LLAMA_JOBS": "2",
             **settings,
-            "STAND_IN_LOG": str(log),
+            "FAKE_LOG": str(log),
         }
         done = subprocess.run(
-            ["tclsh", str(TCL / f"{tool}_stand_in.tcl"), str(script)],
+            ["tclsh", str(TCL / f"fake_{tool}.tcl"), str(script)],
             cwd=project.folder, env={**os.environ, **settings}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         return done.returncode, done.stderr, log.read_text().splitlines()
 
     def changed(self, project: Project, name: str, old: str, new: str) -> Path:
-        """A copy of a script with a fault in it."""
+        """Copy a script and put a fault in it."""
         text = (project.source / "scripts" / name).read_text()
         assert text.count(old) >= 1, old
         path = project.folder / name
@@ -62,7 +62,7 @@ class Scripts:
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch) -> Scripts:
-    return Scripts(Machine(tmp_path, monkeypatch), tmp_path)
+    return Scripts(FakeMachine(tmp_path, monkeypatch), tmp_path)
 
 
 # ---- Vivado ---------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_block_design_is_whole_and_every_master_reaches_memory(scripts, board):
     reached = dict(re.findall(r"^reaches (\w+) (\w+) HP\d_(?:\w+)$", "\n".join(log), re.MULTILINE))
     assert sorted(reached) == scripts.bundles
     assert all(line.endswith(segment) for line in log if line.startswith("reaches"))
-    # A weight channel has a port of its own where there are as many ports.
+    # Each weight channel has its own port if there are enough ports.
     weights = [reached[bundle] for bundle in scripts.bundles if bundle.startswith("gmem_w")]
     assert len(set(weights)) == len(weights)
     assert len(set(reached.values())) == boards()[board].memory.ports
@@ -118,13 +118,13 @@ def test_clock_of_the_fabric_is_the_headers(scripts):
     ("board", "pll", "clock"),
     [
         ("kv260", 1500, "300.000000"),
-        ("kv260", 1000, "250.000000"),  # asked for 300, it would be 333
-        ("pynq-z2", 1000, "142.857143"),  # 142 in the header: in whole MHz
+        ("kv260", 1000, "250.000000"),  # a request for 300 would give 333
+        ("pynq-z2", 1000, "142.857143"),  # the header has whole MHz: 142
         ("pynq-z2", 300, "100.000000"),
     ],
 )
 def test_clock_is_never_faster_than_the_headers(scripts, monkeypatch, board, pll, clock):
-    monkeypatch.setenv("STAND_IN_PLL_MHZ", str(pll))
+    monkeypatch.setenv("FAKE_PLL_MHZ", str(pll))
     project = scripts.project(board)
     status, errors, _ = scripts.run("vivado", project)
     assert (status, errors) == (0, "")
@@ -132,22 +132,22 @@ def test_clock_is_never_faster_than_the_headers(scripts, monkeypatch, board, pll
 
 
 def test_processor_without_a_slow_clock_is_an_error(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_PLL_MHZ", "100000")
+    monkeypatch.setenv("FAKE_PLL_MHZ", "100000")
     status, errors, _ = scripts.run("vivado", scripts.project("kv260"))
     assert status == 1
     assert "has no clock of 300 MHz or less for the fabric: the least is 1587" in errors
 
 
 def test_board_store_is_looked_through_where_vivado_has_no_files(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_BOARD_PARTS", "xilinx.com:zcu102:part0:3.4")
-    monkeypatch.setenv("STAND_IN_STORE_PARTS", "xilinx.com:kv260_som:part0:1.4")
+    monkeypatch.setenv("FAKE_BOARD_PARTS", "xilinx.com:zcu102:part0:3.4")
+    monkeypatch.setenv("FAKE_STORE_PARTS", "xilinx.com:kv260_som:part0:1.4")
     status, errors, log = scripts.run("vivado", scripts.project("kv260"))
     assert (status, errors) == (0, "")
     assert "set_param board.repoPaths /the/store" in log
     assert "set_property board_part xilinx.com:kv260_som:part0:1.4 project" in log
     _, _, log = scripts.run("vivado", scripts.project("kv260"), LLAMA_BOARD_FILES="/my/boards")
     assert "set_param board.repoPaths {/my/boards /the/store}" in log
-    monkeypatch.setenv("STAND_IN_STORE_PARTS", "")
+    monkeypatch.setenv("FAKE_STORE_PARTS", "")
     status, errors, _ = scripts.run("vivado", scripts.project("kv260"))
     assert status == 1
     assert "(*:kv260_som:part0:*): AMD's Board Store has it: in Vivado, Tools > XHub" in errors
@@ -159,7 +159,7 @@ def test_newest_board_file_is_taken(scripts):
 
 
 def test_missing_board_files_are_named(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_BOARD_PARTS", "xilinx.com:zcu104:part0:1.1")
+    monkeypatch.setenv("FAKE_BOARD_PARTS", "xilinx.com:zcu104:part0:1.1")
     status, errors, _ = scripts.run("vivado", scripts.project("pynq-z2"))
     assert status == 1
     assert "Vivado has no board files for pynq-z2 (*:pynq-z2:part0:*): TUL has it" in errors
@@ -172,7 +172,7 @@ def test_folder_with_board_files_is_handed_on(scripts):
 
 
 def test_implementation_that_stops_is_an_error(scripts, monkeypatch):
-    monkeypatch.setenv("STAND_IN_PROGRESS", "72%")
+    monkeypatch.setenv("FAKE_PROGRESS", "72%")
     project = scripts.project("kv260")
     status, errors, _ = scripts.run("vivado", project)
     assert status == 1
@@ -198,8 +198,8 @@ def test_implementation_that_stops_is_an_error(scripts, monkeypatch):
         ("CONFIG.$actual_clock_property $cell", "CONFIG.CLOCK $cell", "does not say its clock"),
     ],
 )
-def test_stand_ins_find_a_fault_in_the_script(scripts, old, new, message):
-    """They are worth something: each of these would pass under stand-ins that take anything."""
+def test_fake_tools_find_a_fault_in_the_script(scripts, old, new, message):
+    """Fakes that accept anything would miss each of these faults."""
     project = scripts.project("kv260")
     status, errors, _ = scripts.run(
         "vivado", project, scripts.changed(project, "vivado.tcl", old, new)
@@ -240,7 +240,7 @@ def test_kernel_without_a_name_of_its_own_has_the_tools_and_is_taken(scripts, tm
 
 
 def test_arithmetic_is_held_to_the_specification(scripts):
-    """design.md: no fused operation, no reordering, no signed zero left out."""
+    """design.md: no fused operations, no reordering, signed zeros kept."""
     _, _, log = scripts.run("vitis_hls", scripts.project("kv260"), LLAMA_STEP="csynth")
     assert "config_compile -unsafe_math_optimizations=0 -no_signed_zeros=0" in log
     ops = [line.removeprefix("op ") for line in log if line.startswith("op ")]
@@ -249,7 +249,7 @@ def test_arithmetic_is_held_to_the_specification(scripts):
         **dict.fromkeys(("facc", "fmacc", "fmadd"), "config_op -impl none"),
         **dict.fromkeys(("fadd", "fsub"), "config_op -impl fulldsp -latency 8"),
     }
-    # After the solution, before synthesis: else they would not count.
+    # The options must come after the solution and before synthesis to take effect.
     commands = [line.split()[0] for line in log]
     assert commands.index("open_solution") < commands.index("config_compile")
     assert commands.index("config_interface") < commands.index("csynth_design")
@@ -270,7 +270,7 @@ def test_a_wrong_option_stops_the_script(scripts):
     script = scripts.changed(project, "hls.tcl", "-m_axi_addr64=1", "-m_axi_addr48=1")
     status, errors, _ = scripts.run("vitis_hls", project, script, LLAMA_STEP="ip")
     assert (status, errors) == (
-        1, "ERROR: stand-in: config_interface has no option -m_axi_addr48\n"
+        1, "ERROR: fake tool: config_interface has no option -m_axi_addr48\n"
     )  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def test_a_wrong_option_stops_the_script(scripts):
 
 
 def _csim_command(log: list[str], program: Path) -> list[str]:
-    """What the script tells Vitis to compile, as a command of g++."""
+    """The script's C simulation as a g++ command."""
     sources, flags = [], []
     for line in log:
         if line.startswith("add_files"):
@@ -291,7 +291,7 @@ def _csim_command(log: list[str], program: Path) -> list[str]:
 
 
 def test_csim_passes_with_the_files_and_flags_that_vitis_gets(scripts):
-    """g++ instead of Vitis, and tests/hls/hls_stream.h instead of its header: no more differs."""
+    """The only differences: g++ instead of Vitis, tests/hls/hls_stream.h instead of its header."""
     project = scripts.project("pynq-z2")
     write_vectors(project)
     status, errors, log = scripts.run("vitis_hls", project, LLAMA_STEP="csim")

@@ -1,7 +1,9 @@
+"""Search for AMD's tools and platforms, and running a tool."""
+
 import re
 
 import pytest
-from support.fake_vitis import Machine
+from support.fake_vitis import FakeMachine
 
 from llama_pynq.errors import BuildError
 from llama_pynq.vitis import tools
@@ -12,7 +14,7 @@ VERSIONS = [(tools.VITIS_HLS, "vitis_hls"), (tools.VIVADO, "vivado"), (tools.VPP
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    return Machine(tmp_path, monkeypatch)
+    return FakeMachine(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("tool", "program"), VERSIONS)
@@ -83,7 +85,7 @@ def test_newest_shell_of_the_card_is_taken(tmp_path, machine, monkeypatch):
     monkeypatch.setenv("PLATFORM_REPO_PATHS", f"/nowhere:{shells}")
     found = tools.find_shell(PLATFORMS["u250"])
     assert found.endswith("xilinx_u250_gen3x16_xdma_4_1_202210_1.xpfm")
-    # The variable may also name the platform's own folder.
+    # The variable may also name the platform's folder itself.
     monkeypatch.setenv("PLATFORM_REPO_PATHS", str(shells / "xilinx_u50_gen3x16_xdma_5_202210_1"))
     assert tools.find_shell(PLATFORMS["u50"]).endswith("xdma_5_202210_1.xpfm")
 

@@ -1,3 +1,5 @@
+"""Test vectors and test bench of the C simulation."""
+
 import subprocess
 
 import numpy as np
@@ -11,7 +13,7 @@ from llama_pynq.vitis.vectors import write_vectors
 
 @pytest.fixture
 def bench(tmp_path):
-    """The test bench of a board, joined to its kernel with the fabric's streams."""
+    """Compile a board's test bench with its kernel and the fabric's streams."""
 
     def build(board, header, damage=lambda text: text):
         project = Project.of(board, tmp_path / board)

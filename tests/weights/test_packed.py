@@ -1,3 +1,5 @@
+"""Weights: quantisation, channel layout, packed files, and their cache."""
+
 import json
 
 import numpy as np
@@ -26,7 +28,7 @@ from llama_pynq.weights.tiles import channel_bytes, pack_channels, row_bytes
 f32 = np.float32
 CONFIG = ModelConfig(64, 128, 2, 4, 2, 100, 32, True)
 UNTIED = ModelConfig(64, 172, 2, 4, 2, 101, 32, False)
-HALF = ModelConfig(96, 160, 2, 4, 2, 70, 16, True)  # whose last groups are stored as half
+HALF = ModelConfig(96, 160, 2, 4, 2, 70, 16, True)  # the last groups are stored as half groups
 TARGETS = [Target(2, 32), Target(4, 32), Target(32, 16)]
 
 
@@ -54,7 +56,7 @@ def new_checkpoint(tmp_path):
 
 
 def uploaded(packed: PackedModel, **options: int) -> list[np.ndarray]:
-    """All channels as ``upload`` hands them over."""
+    """All channels as ``upload`` delivers them."""
     channels = []
     for channel, size in enumerate(packed.sizes):
         memory = np.zeros(size, np.uint8)
@@ -87,7 +89,7 @@ def test_quantize_weights_within_half_a_step(seed, rows, n, group_size, size):
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 5), n=st.integers(1, 200),
        size=st.integers(-90, 120))  # fmt: skip
 def test_quantize_weights_int4_best_of_its_scales(seed, rows, n, size):
-    """Never worse than the largest weight at 7 steps, nor more than a step off anywhere."""
+    """Never worse than the scale max / 7, and no weight is off by more than a step."""
     w = (np.random.default_rng(seed).normal(0, 1, (rows, n)) * 2.0**size).astype(f32)
     matrix = quantize_weights(w, 64, 4)
     assert matrix.bits == 4 and matrix.q.min() >= -8 and matrix.q.max() <= 7
@@ -247,7 +249,7 @@ def test_quantized_model_other_bits_are_refused(new_checkpoint, options, text):
 
 
 class Reader:
-    """Finds rows in packed channels by hls_src/tile.h's words alone, one by one."""
+    """Independent reader of packed channels, from the layout in hls_src/tile.h alone."""
 
     def __init__(self, channels, config, size, target, bits=8):
         self.channels, self.size, self.target, self.bits = channels, size, target, bits
@@ -288,7 +290,7 @@ class Reader:
         self.end = at
 
     def row(self, name, row):
-        """(q, scale) of one output row, (groups * size,) or less and (groups,)."""
+        """(q, scale) of one output row: at most (groups * size,), and (groups,)."""
         bases, groups = self.places[name]
         rows = self.target.tile_rows
         tile, within = divmod(row, rows)
@@ -458,7 +460,7 @@ def test_packed_file_truncated_is_refused(packed_path, keep):
 
 
 def rewrite_header(path, change):
-    """Change the metadata of a packed file, keeping the header's length."""
+    """Change the metadata of a packed file without changing the header's length."""
     data = path.read_bytes()
     n = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + n])
@@ -545,7 +547,7 @@ def test_write_packed_that_fails_keeps_the_old_file(new_checkpoint, packed_path,
 
 @pytest.fixture
 def packs(monkeypatch):
-    """Paths that write_packed wrote."""
+    """List of the paths that write_packed writes."""
     written = []
     whole = packed.write_packed
 
@@ -627,7 +629,7 @@ def test_packed_file_with_a_changed_description_is_refused(packed_path, change):
 def test_packed_file_with_a_changed_tokenizer_is_refused(packed_path):
     data = bytearray(packed_path.read_bytes())
     assert open_packed(packed_path).tokenizer
-    data[-1] ^= 1  # the tokenizer comes last
+    data[-1] ^= 1  # the tokenizer is last in the file
     packed_path.write_bytes(data)
     with pytest.raises(CheckpointError, match="wrong checksum of its metadata and tokenizer"):
         open_packed(packed_path)

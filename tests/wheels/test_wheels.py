@@ -1,8 +1,8 @@
-"""The wheels that ``make wheels`` left in dist/: what is in them, and whether it runs.
+"""The wheels of ``make wheels`` in dist/: their contents, and whether the kernels run.
 
-Foreign ones run where there is Wine (``apt install wine wine64``, then once ``wine wineboot``) or
-QEMU (``qemu-user-static`` and ``libc6-arm64-cross``), their kernel alone: Python and PYNQ there
-are not tried.
+Kernels of other systems run under Wine (``apt install wine wine64``, then once ``wine wineboot``)
+or QEMU (``qemu-user-static`` and ``libc6-arm64-cross``). Only the kernel is tested there, not
+Python and PYNQ.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HERE = next(
     None,
 )
 EXPORTS = {"new", "start", "wait", "delete", "cpu_features"}
-# Part of every system that the tag names: glibc; Windows 10; macOS.
+# Libraries in every system that the tag names: glibc; Windows 10; macOS.
 SYSTEM_LIBRARIES = {
     "Linux": ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-"),
     "Windows": ("KERNEL32.dll", "api-ms-win-crt-"),
@@ -65,10 +65,10 @@ def test_wheel_holds_a_kernel_for_every_level(target):
     payloads = payloads_of(target)
     assert tuple(payload.level for payload in payloads) == target.levels
     assert {(p.system, p.machine) for p in payloads} == {(target.system, target.machine)}
-    # The first runs everywhere: nobody is left without.
+    # The first level runs on every CPU of the target.
     every = cpu._APPLE_M1 if target.name == "macos-arm64" else frozenset()
     assert every.issuperset(payloads[0].features)
-    # No two are equally good.
+    # Every level needs a different number of features, so the best is unique.
     assert len({len(payload.features) for payload in payloads}) == len(payloads)
     tag = f"py3-none-{target.wheel_tag}"
     with zipfile.ZipFile(wheel_of(target.wheel_tag)) as archive:
@@ -91,16 +91,16 @@ def test_libraries_need_nothing_but_the_system(target, tmp_path):
             ]
             assert max(versions) <= (2, 28)
         if target.system == "Darwin":
-            needed = {name for name in needed if "tmp" not in name}  # its own name
+            needed = {name for name in needed if "tmp" not in name}  # the library's own name
             assert library.build_version.minos[:2] == [11, 0]
             if target.machine == "arm64":
-                assert library.has_code_signature, "arm64 macOS loads nothing unsigned"
+                assert library.has_code_signature, "arm64 macOS refuses unsigned libraries"
         assert needed and all(name.startswith(SYSTEM_LIBRARIES[target.system]) for name in needed)
         exports = {getattr(f, "name", f).lstrip("_") for f in library.exported_functions}
         assert {f"emulator_{name}" for name in EXPORTS} <= exports
 
 
-# What runs a library of each target here, before run_calls and its arguments.
+# Command prefix that runs a target's run_calls on this computer.
 RUNNERS = {
     "linux-x86_64": (),
     "linux-aarch64": ("qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"),
@@ -110,7 +110,7 @@ RUNNERS = {
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory):
-    """The command that runs a target's libraries here; skips where there is none."""
+    """Command that runs a target's libraries here; skips if there is none."""
     zig = REPOSITORY / ".venv-wheels" / "bin" / "python"
     if not zig.exists():
         pytest.skip("no zig: make wheels installs it")
@@ -121,9 +121,9 @@ def runner(tmp_path_factory):
         if prefix is None:
             pytest.skip(f"{target.name} does not run here")
         if prefix and shutil.which(prefix[0]) is None:
-            pytest.skip(f"{target.name} runs where there is {prefix[0]}")
+            pytest.skip(f"{target.name} needs {prefix[0]}")
         if not prefix and target is not HERE:
-            pytest.skip(f"{target.name} runs on a computer of its own")
+            pytest.skip(f"{target.name} runs on a native computer only")
         if target.name not in made:
             out = tmp_path_factory.mktemp(target.name)
             made[target.name] = build_runner(zig, target, out)
@@ -159,9 +159,9 @@ def test_every_level_that_runs_here_gives_the_golden_hash(target, runner, tmp_pa
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Runs a program of a clean environment with the wheel, where there is no compiler.
+    """Run a program of a clean environment that has the wheel and no compiler.
 
-    What the package depends on comes from PyPI, or from pip's cache.
+    Dependencies come from PyPI or from pip's cache.
     """
     if HERE is None:
         pytest.skip(f"no wheel is made for {platform.system()} {cpu.machine()}")
@@ -171,7 +171,7 @@ def installed(tmp_path_factory):
     programs = folder / "env" / "bin"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "cache", "dir"]
     cache = subprocess.run(pip, capture_output=True, text=True, check=True)
-    # Nothing else is on the path, and no variable of ours reaches them.
+    # Nothing else is on the path, and the programs inherit none of our variables.
     environment = {
         "PATH": str(programs),
         "HOME": str(folder),
@@ -209,7 +209,7 @@ def test_student_without_a_compiler_generates_the_known_text(installed):
 
 
 def test_students_device_and_driver_pass_their_tests(installed):
-    """Those that compile no kernel of their own; the package is the installed one."""
+    """Run the tests that compile no kernel, against the installed package."""
     names = ("engine/test_llama", "utils/test_lock", "emulation/test_memory")
     tests = [REPOSITORY / "tests" / f"{name}.py" for name in names]
     installed(

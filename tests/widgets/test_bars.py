@@ -1,4 +1,4 @@
-"""Bars: what is drawn, and the text that says the same."""
+"""Bars: the drawing and its text equivalent."""
 
 import pytest
 

@@ -1,9 +1,10 @@
-"""The views: what they show of the data they are given, and that they never say more."""
+"""The widgets: they show the given data, and claim nothing beyond it."""
 
 import itertools
 import re
 import time
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 
@@ -49,17 +50,22 @@ def panel(overlay):
 
 
 def text_of(panel):
-    """What the panel's text box says, tips left out."""
+    """Text of the panel's text box, without tooltips."""
     shown = "".join(child.value for child in panel.text.children)
     shown = re.sub(r"<span class='llama-tip'.*?</span>", "", shown)
     return re.sub(r"<[^>]*>", "", shown).replace("&#x27;", "'").replace("&quot;", '"')
+
+
+def drawn(view):
+    """HTML that a view shows."""
+    return next(child.value for child in view.children if isinstance(child, widgets.HTML))
 
 
 # ---- the prompt panel -----------------------------------------------------------------
 
 
 def test_panel_shows_the_text_that_generate_gives(overlay, panel, monkeypatch):
-    now = itertools.count()  # shows what each call brings
+    now = itertools.count()  # a second per look: the panel updates after every call
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
     monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
     panel.seed.value, panel.max_new_tokens.value = 5, 150
@@ -69,7 +75,7 @@ def test_panel_shows_the_text_that_generate_gives(overlay, panel, monkeypatch):
     assert text_of(panel) == "Once upon a time" + out.text
     assert f"</progress>{len(out.tokens)} tokens, " in panel.status.value
     assert "(measured" in panel.status.value
-    assert len(panel.text.children) == 2  # in pieces: the earlier one is not sent again
+    assert len(panel.text.children) == 2  # in pieces: the earlier piece is not sent again
     assert (panel.generate.disabled, panel.stop.disabled) == (False, True)
 
 
@@ -160,9 +166,9 @@ def test_panel_shows_energy_or_why_there_is_none(overlay):
 
 
 def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monkeypatch):
-    now = itertools.count()  # each look at the clock takes 10 ms
+    now = itertools.count()  # each look at the clock advances it by 10 ms
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now) / 100)
-    monkeypatch.setattr(overlay.llama.model, "call_seconds", 0.0)  # a token a call
+    monkeypatch.setattr(overlay.llama.model, "call_seconds", 0.0)  # one token per call
     sent = []
     panel.text.children[0].observe(lambda change: sent.append(change["new"]), names="value")
     panel.max_new_tokens.value = 100
@@ -170,11 +176,11 @@ def test_panel_sends_its_text_at_most_twenty_times_a_second(overlay, panel, monk
     panel.wait()
     tokens = [text.count("llama-token") for text in sent]
     assert tokens == sorted(tokens) and (tokens[0], tokens[-1]) == (0, 100)
-    assert 6 <= len(tokens) <= 1.2 * 20 + 2  # 1.2 seconds, the beginning and the end
+    assert 6 <= len(tokens) <= 1.2 * 20 + 2  # 20 a second for 1.2 s, plus the first and last update
 
 
 def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
-    """Not the first of them, and the others with the next call. The prompt brings one."""
+    """All tokens of a call appear at once; prefill yields one token."""
     now = itertools.count()
     monkeypatch.setattr("llama_pynq.widgets.worker.time.monotonic", lambda: next(now))
     monkeypatch.setattr(overlay.llama.model.scheduler, "steps", lambda ready: 16)
@@ -185,17 +191,17 @@ def test_panel_shows_all_that_a_call_brought(overlay, panel, monkeypatch):
     panel.wait()
     assert [text.count("llama-token") for text in sent] == [0, 1, 17, 33, 40]
     sent.clear()
-    panel.pace.value, panel.max_new_tokens.value = 20.0, 4  # at a pace of its own, one by one
+    panel.pace.value, panel.max_new_tokens.value = 20.0, 4  # paced by the panel: one by one
     panel.start()
     panel.wait()
     assert [text.count("llama-token") for text in sent] == [0, 1, 2, 3, 4]
 
 
 def test_panel_sends_few_messages_for_a_text(overlay, panel, monkeypatch):
-    """Each costs the emulated device, which keeps every core busy, some of its time."""
+    """Messages take CPU time from the emulated device, which keeps every core busy."""
     sent = []
-    for widget in [*panel._chunks, panel.text, panel.status, panel.history, panel.copy, panel.seed,
-                   panel.generate, panel.stop, panel.again]:  # fmt: skip
+    for widget in [*panel.text.children, panel.text, panel.status, panel.history, panel.copy,
+                   panel.seed, panel.generate, panel.stop, panel.again]:  # fmt: skip
         send = widget.comm.send
         monkeypatch.setattr(
             widget.comm, "send", lambda data, *a, send=send, **k: (sent.append(data), send(data))
@@ -237,10 +243,10 @@ def test_panel_shows_no_beginning_of_a_text_that_comes_at_once(overlay, panel, m
         return [value if isinstance(value, bool) else "Reading" in value for value in seen]
 
     begin_and_end = [True, True, False, False]  # disabled, reading, the figures, enabled
-    assert run(np.inf, 0.0) == begin_and_end  # nobody knows yet how long a text takes
+    assert run(np.inf, 0.0) == begin_and_end  # a text's duration is not known yet
     assert run(0.0, 0.0) == begin_and_end
-    assert run(np.inf, 0.0) == [False]  # the figures alone
-    assert run(np.inf, 1.0)[:2] == [True, True]  # it took longer than the one before
+    assert run(np.inf, 0.0) == [False]  # only the figures
+    assert run(np.inf, 1.0)[:2] == [True, True]  # it takes longer than the previous text
     assert text_of(panel).startswith("Once upon a time") and not panel.generate.disabled
 
 
@@ -254,7 +260,7 @@ def test_token_shows_its_probability_and_the_others_and_escapes_text():
 
 
 def test_panel_shows_an_end_that_comes_before_its_beginning(overlay, panel, monkeypatch):
-    """The thread that generates waits for the one that empties the panel."""
+    """The generating thread waits for the thread that clears the panel."""
     begin = _Shown.begin
 
     def late(shown):
@@ -279,8 +285,8 @@ def test_panel_that_ctrl_c_kept_from_beginning_shows_the_text(overlay, panel, mo
         patch.setattr(_Shown, "begin", interrupt)
         with pytest.raises(KeyboardInterrupt):
             panel.start()
-    panel._worker.wait(60)
-    assert not panel._worker.busy and "tokens/s" in panel.status.value
+    panel.wait()
+    assert not panel.generate.disabled and "tokens/s" in panel.status.value
 
 
 def test_panel_does_not_expect_a_long_text_at_once_after_one_token(panel):
@@ -309,9 +315,9 @@ def test_layer_timing_follows_its_slider():
         [step(0, 1), step(50, 1)], [step(0, 2, False, 1e-6), step(50, 2, False, 1e-6)]
     )
     assert view.position.value == 50
-    late = view._drawn.value
+    late = drawn(view)
     view.position.value = 0
-    early = view._drawn.value
+    early = drawn(view)
     assert "position 50: " in late and "position 0: " in early
     assert "layer 0, attention: 5.10 µs measured, 510 ticks, reads 100 bytes" in late
     assert "layer 0, attention: 10.2 µs modelled" in late
@@ -319,9 +325,9 @@ def test_layer_timing_follows_its_slider():
 
 
 def test_layer_timing_says_measured_and_modelled_and_has_a_roof_only_where_known():
-    alone = LayerTiming([step(0, 1)])._drawn.value
+    alone = drawn(LayerTiming([step(0, 1)]))
     assert "modelled" not in alone and "of the memory" not in alone
-    both = LayerTiming([step(0, 1)], [step(0, 1, False, 3.1e-6)])._drawn.value
+    both = drawn(LayerTiming([step(0, 1)], [step(0, 1, False, 3.1e-6)]))
     assert "Modelled: a test" in both and "50% of the memory&#x27;s roof" in both
 
 
@@ -348,27 +354,28 @@ def test_power_view_follows_the_recorder_and_tells_gaps_and_sources():
     view = PowerView(recorder)
     deadline = time.monotonic() + 60
     state["watts"] = 7.5
-    while "7.50 W now" not in view._drawn.value and time.monotonic() < deadline:
+    while "7.50 W now" not in drawn(view) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert "measured: a fake" in view._drawn.value and "modelled" not in view._drawn.value
-    assert "Nothing was generated" in view._drawn.value
+    assert "measured: a fake" in drawn(view) and "modelled" not in drawn(view)
+    assert "Nothing was generated" in drawn(view)
     state["watts"] = None
-    while "unplugged" not in view._drawn.value and time.monotonic() < deadline:
+    while "unplugged" not in drawn(view) and time.monotonic() < deadline:
         time.sleep(0.02)
     begin = recorder.times[0]
     recorder.mark("decode", begin, begin + 0.01)
     recorder.energy(begin, begin + 0.01, [(3, 4)])
     recorder.stop()
-    view._worker.wait()
-    assert "board: unplugged" in view._drawn.value
-    assert ">decode<" in view._drawn.value and "mWh) a token" in view._drawn.value
+    while ">decode<" not in drawn(view) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "board: unplugged" in drawn(view)
+    assert ">decode<" in drawn(view) and "mWh) a token" in drawn(view)
     view.close()
 
 
 def test_power_view_without_a_rail_says_why_and_shows_no_figure():
     view = PowerView(PowerRecorder({}))
-    assert "No power is shown: no rail was found" in view._drawn.value
-    assert " W " not in view._drawn.value and "<svg" not in view._drawn.value
+    assert "No power is shown: no rail was found" in drawn(view)
+    assert " W " not in drawn(view) and "<svg" not in drawn(view)
 
 
 def test_power_view_says_modelled_on_the_plot():
@@ -376,7 +383,7 @@ def test_power_view_says_modelled_on_the_plot():
     recorder.last = Energy(1.0, 1.0, 1.0, 1.0, 1.0, 4, "a model of X", measured=False)
     with recorder:
         pass
-    shown = PowerView(recorder)._drawn.value
+    shown = drawn(PowerView(recorder))
     assert "Power, modelled" in shown and "modelled: a model of X" in shown
     assert "measured" not in shown
     assert "the plot's time is this computer's" in shown
@@ -390,9 +397,9 @@ def test_attention_view_enlarges_the_chosen_head():
     weights[:, :, np.arange(4), np.arange(4)] = 1
     weights[1, 2, 3] = [0.25, 0.75, 0, 0]
     view = AttentionView(weights, ["<s>", " a", " b", "\n"], "the test")
-    assert view._drawn.value.count("<image") == 6
+    assert drawn(view).count("<image") == 6
     view.layer.value, view.head.value = 1, 2
-    assert "⏎ ← ·a: 75.0%" in view._drawn.value and "Layer 1, head 2" in view._drawn.value
+    assert "⏎ ← ·a: 75.0%" in drawn(view) and "Layer 1, head 2" in drawn(view)
 
 
 def test_lens_error_and_cache_views_show_their_figures():
@@ -402,9 +409,9 @@ def test_lens_error_and_cache_views_show_their_figures():
     error = np.array([[0.001, 0.003], [0.01, 0.02]], np.float32)
     assert "mean 1.500%, largest 2.000%" in ErrorView(error, "src").value
     view = CacheView(CacheUse(2, 100, 2**20, (30, 10), "float32"))
-    assert "40.00 of 200.00 MiB" in view._drawn.value
+    assert "40.00 of 200.00 MiB" in drawn(view)
     view.tokens.value = 90
-    assert "100.00 of 200.00 MiB" in view._drawn.value and "90/100" in view._drawn.value
+    assert "100.00 of 200.00 MiB" in drawn(view) and "90/100" in drawn(view)
 
 
 # ---- wrong use -----------------------------------------------------------------------
@@ -436,7 +443,7 @@ def test_wrong_use_is_refused_by_name(overlay, use, message):
     assert overlay.generate("", max_new_tokens=1).tokens
 
 
-# ---- the room's tools -----------------------------------------------------------------
+# ---- helpers --------------------------------------------------------------------------
 
 
 def test_worker_runs_one_job_at_a_time():
@@ -477,5 +484,5 @@ def test_ticks_and_shades():
         paper, ink = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in shade(value))
         light, dark = (((c / 255 + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722]
                        for c in (np.maximum(paper, ink), np.minimum(paper, ink)))  # fmt: skip
-        assert (light + 0.05) / (dark + 0.05) > 3.8  # as legible as these colours get
+        assert (light + 0.05) / (dark + 0.05) > 3.8  # the highest contrast these colours allow
     assert shade(-1) == shade(0) and shade(2) == shade(1) and shade(0)[0] == "#ffffff"

@@ -1,4 +1,4 @@
-// No board: channels, rows, ports and queries that are no powers of two, for the tests.
+// Not a real board: channels, rows, ports and queries that are not powers of two, for the tests.
 #pragma once
 
 namespace kernel {
@@ -10,24 +10,24 @@ constexpr int kClockMhz = 300;
 constexpr int kChannels = 6;
 constexpr int kBeatBytes = 32;
 constexpr int kTileRows = 16;
-constexpr int kScaleLanes = 1;     // sums that an engine scales a cycle, for every row
+constexpr int kScaleLanes = 1;     // sums that an engine scales per cycle, for every row
 constexpr int kProductRows = 1;    // rows whose products share a multiplier
-constexpr int kWavesInFlight = 1;  // that engines go through before they are collected
+constexpr int kWavesInFlight = 1;  // waves that engines compute before the sums are collected
 
 // KV cache.
 constexpr int kKvPorts = 5;
 constexpr int kKvBeatBytes = 16;
 constexpr int kSharedMasters = 0;
-constexpr int kAttentionLanes = 4;  // products a cycle of a port's engine
-constexpr int kScoreCycles = 2;     // of a score, and of its exponential
-constexpr int kQueries = 3;         // that share a block of keys and values
+constexpr int kAttentionLanes = 4;  // products per cycle of a port's engine
+constexpr int kScoreCycles = 2;     // cycles of a score, and of its exponential
+constexpr int kQueries = 3;         // queries that share a block of keys and values
 
-constexpr int kUltraRam = 0;  // 1: the part has it, and large memories go there
+constexpr int kUltraRam = 0;  // 1: the part has UltraRAM, used for large memories
 
 // Small stages.
-constexpr int kVectorLanes = 4;    // values of a vector a cycle
-constexpr int kGateCycles = 4;     // for a tile of hidden units
-constexpr int kSampleCycles = 12;  // for kBlock logits
+constexpr int kVectorLanes = 4;    // vector elements per cycle
+constexpr int kGateCycles = 4;     // cycles per tile of hidden units
+constexpr int kSampleCycles = 12;  // cycles per kBlock logits
 
 // Limits of the model and of one call.
 constexpr int kMaxRows = 3;
@@ -39,11 +39,11 @@ constexpr int kMaxLayers = 128;
 constexpr int kMaxSeqLen = 16384;
 constexpr int kTopLogits = 5;
 
-// Beats on the way from memory: loaders go on while compute is busy with something else.
+// FIFO depths in beats: loaders prefetch while compute is busy with other work.
 constexpr int kWeightFifoBeats = 4096;
 constexpr int kKvFifoBeats = 2048;
 
-// Burst shape of a weight port, and the float adder, in cycles.
+// Bursts of a weight port, and latency of the float adder in cycles.
 constexpr int kReadLatency = 64;
 constexpr int kReadBurstBeats = 64;
 constexpr int kReadOutstanding = 8;

@@ -1,21 +1,21 @@
-# Stand-ins for the commands of Vitis HLS that hls_src/scripts/hls.tcl uses, under tclsh: they refuse
-# options that UG1399 does not have, keep the order, and write down what they saw, a Tcl list a
-# line, to $STAND_IN_LOG. No Vitis was at hand.
+# Fakes of the Vitis HLS commands that hls_src/scripts/hls.tcl uses, for tclsh. They refuse options
+# that UG1399 does not list, check the order of the commands, and log each call to $FAKE_LOG, one
+# Tcl list per line. Not compared with a real Vitis.
 
-set log [open $env(STAND_IN_LOG) w]
+set log [open $env(FAKE_LOG) w]
 set state {}
 proc note {args} {
     puts $::log $args
     flush $::log
 }
 proc refuse {message} {
-    error "stand-in: $message"
+    error "fake tool: $message"
 }
 proc need {what} {
     if {$what ni $::state} { refuse "this needs to come after: $what" }
 }
 
-# option -> 1 where a value follows
+# known: option -> 1 if a value follows
 proc only {command known args} {
     set rest {}
     for {set i 0} {$i < [llength $args]} {incr i} {

@@ -1,10 +1,10 @@
-// A kernel of one loop behind the emulator's four functions, to test the device around it.
+// A fake kernel of one loop behind the emulator's four functions, to test the emulated device.
 //
-// Arguments: registers.arguments(kChannels, 1). `command` says what a call does:
+// Arguments: registers.arguments(kChannels, 1). `command` selects what a call does:
 //   0  copy kWords request words to results, add 1 to each
 //   1  write the first byte of each weight channel to results
-//   2  the same as 0, but only once the abort word (request[63]) is not zero; hangs till then
-//   3  write the number of threads it was given
+//   2  the same as 0, but hang until the abort word (request[63]) is not zero
+//   3  write the number of threads to results
 // A call ends by writing `sequence` to results[kWords].
 
 #include <atomic>

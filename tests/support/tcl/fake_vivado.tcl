@@ -1,22 +1,21 @@
-# Stand-ins for the commands of Vivado that hls_src/scripts/vivado.tcl uses, under tclsh. They keep
-# the block design, refuse what Vivado would refuse as far as that is known (a pin that its cell
-# does not have, a port connected twice, an address out of its window), check the whole when it is
-# validated, and write down what they saw, a Tcl list a line, to $STAND_IN_LOG. Any other command
-# is an error. What they know of the IP is from Vivado's documents and others' scripts: no Vivado
-# was at hand.
+# Fakes of the Vivado commands that hls_src/scripts/vivado.tcl uses, for tclsh. They keep the block
+# design, refuse what Vivado is known to refuse (a pin that the cell lacks, a port connected twice,
+# an address outside its window), check the whole design in validate_bd_design, and log each call to
+# $FAKE_LOG, one Tcl list per line. Any other command is an error. The IP's pins and properties are
+# from Vivado's documents and published scripts; not compared with a real Vivado.
 #
-# Environment: STAND_IN_LOG; STAND_IN_BOARD_PARTS, what Vivado has board files for; STAND_IN_BUNDLES,
-# the kernel's AXI masters; STAND_IN_REPORTS, a folder with utilization.rpt and timing.rpt;
-# STAND_IN_PROGRESS, of the implementation; STAND_IN_PLL_MHZ, that the processor divides to the
-# fabric's clock; STAND_IN_STORE_PARTS, board files of the Board Store, which is missing if empty.
+# Environment: FAKE_LOG; FAKE_BOARD_PARTS, parts with board files; FAKE_BUNDLES, the kernel's AXI
+# masters; FAKE_REPORTS, a folder with utilization.rpt and timing.rpt; FAKE_PROGRESS, progress of
+# the implementation; FAKE_PLL_MHZ, the PLL that the processor divides for the fabric's clock;
+# FAKE_STORE_PARTS, board files of the Board Store; empty: Vivado has no Board Store.
 
-set log [open $env(STAND_IN_LOG) w]
+set log [open $env(FAKE_LOG) w]
 proc note {args} {
     puts $::log $args
     flush $::log
 }
 proc refuse {message} {
-    error "stand-in: $message"
+    error "fake tool: $message"
 }
 
 set cell_ip {}      ;# cell -> IP, without a version
@@ -25,7 +24,7 @@ set links {}        ;# interface pin -> the pin at the other end
 set driver {}       ;# pin -> the pin that drives it
 set assigned {}     ;# address space -> segments
 set excluded {}
-set state {}        ;# what has been done: project, design, validated, saved, wrapper, run, open
+set state {}        ;# completed steps: project, design, validated, saved, wrapper, run, open
 
 proc need {what} {
     if {$what ni $::state} { refuse "this needs to come after: $what" }
@@ -43,7 +42,7 @@ proc config {cell name default} {
     return $default
 }
 
-# Values that a property of an IP takes; none if it has no such property.
+# Valid values of an IP's property; empty if the IP has no such property.
 proc known_values {ip name} {
     if {[regexp {^CONFIG\.(.*)$} $name _ short] == 0} { return {} }
     switch -glob $ip/$short {
@@ -75,7 +74,7 @@ proc interfaces {cell} {
             }
         }
         zynq_ultra_ps_e {
-            # The boards' presets switch the first two on.
+            # The boards' presets enable the first two.
             foreach {n name default} {0 M_AXI_HPM0_FPD 1 1 M_AXI_HPM1_FPD 1 2 M_AXI_HPM0_LPD 0} {
                 if {[config $cell PSU__USE__M_AXI_GP$n $default]} { dict set pins $name master }
             }
@@ -97,13 +96,13 @@ proc interfaces {cell} {
         }
         llama {
             dict set pins s_axi_control slave
-            foreach bundle $::env(STAND_IN_BUNDLES) { dict set pins m_axi_$bundle master }
+            foreach bundle $::env(FAKE_BUNDLES) { dict set pins m_axi_$bundle master }
         }
     }
     return $pins
 }
 
-# Other pins: name -> clock, reset (in), clock_out, reset_out or open (may be left so).
+# Other pins: name -> clock, reset (inputs), clock_out, reset_out or open (may stay open).
 proc pins {cell} {
     set pins {}
     switch [dict get $::cell_ip $cell] {
@@ -149,7 +148,7 @@ proc set_param {name value} {
 }
 namespace eval xhub {
     proc get_xstores {name} {
-        if {$::env(STAND_IN_STORE_PARTS) eq ""} { error "invalid command name \"xhub::get_xstores\"" }
+        if {$::env(FAKE_STORE_PARTS) eq ""} { error "invalid command name \"xhub::get_xstores\"" }
         if {$name ne "xilinx_board_store"} { refuse "there is no store '$name'" }
         return $name
     }
@@ -168,9 +167,9 @@ proc current_fileset {} { need project; return sources_1 }
 proc get_board_parts {quiet pattern} {
     need project
     if {$quiet ne "-quiet"} { refuse "get_board_parts $quiet" }
-    set parts $::env(STAND_IN_BOARD_PARTS)
+    set parts $::env(FAKE_BOARD_PARTS)
     if {[dict exists $::params board.repoPaths] && "/the/store" in [dict get $::params board.repoPaths]} {
-        lappend parts {*}$::env(STAND_IN_STORE_PARTS)
+        lappend parts {*}$::env(FAKE_STORE_PARTS)
     }
     return [lsearch -all -inline $parts $pattern]
 }
@@ -262,7 +261,7 @@ proc connect_bd_net {source sink} {
 
 # ---- addresses ------------------------------------------------------------------------
 
-# The processor's port that an AXI master of the kernel reaches.
+# Processor port that an AXI master of the kernel reaches.
 proc reached {master} {
     lassign [split [string trimleft [dict get $::links $master] /] /] cell
     return [lindex [split [dict get $::links /$cell/M00_AXI] /] end]
@@ -278,7 +277,7 @@ proc segments_of {block} {
 proc get_bd_addr_spaces {path} {
     lassign [split $path /] cell space
     set ip [dict get $::cell_ip $cell]
-    set known [expr {$ip eq "llama" ? [lmap b $::env(STAND_IN_BUNDLES) {set _ Data_m_axi_$b}] : "Data"}]
+    set known [expr {$ip eq "llama" ? [lmap b $::env(FAKE_BUNDLES) {set _ Data_m_axi_$b}] : "Data"}]
     if {$space ni $known} { refuse "the cell $cell has no address space '$space'" }
     return /$path
 }
@@ -332,7 +331,7 @@ proc validate_bd_design {} {
         }
     }
     if {[llength [dict_or_empty $::assigned /$::processor/Data]] != 1} { refuse "no registers" }
-    foreach bundle $::env(STAND_IN_BUNDLES) {
+    foreach bundle $::env(FAKE_BUNDLES) {
         set port [reached /llama/m_axi_$bundle]
         set space /llama/Data_m_axi_$bundle
         set seen [dict_or_empty $::assigned $space]
@@ -386,7 +385,7 @@ proc wait_on_run {run} {
     need launched
     note wait_on_run $run
     done run
-    if {$::env(STAND_IN_PROGRESS) ne "100%"} return
+    if {$::env(FAKE_PROGRESS) ne "100%"} return
     set folder $::project_folder/$::project_name
     put_file $folder.runs/impl_1/${::design_name}_wrapper.bit "bits of $::design_name"
     put_file $folder.gen/sources_1/bd/$::design_name/hw_handoff/$::design_name.hwh "<EDKSYSTEM/>"
@@ -397,10 +396,10 @@ proc put_file {path text} {
     puts -nonewline $file $text
     close $file
 }
-# The fabric's clock: of those that the PLL's is divided to by a whole number, the nearest.
+# Actual fabric clock: the PLL divided by an integer, nearest to the request.
 proc actual_clock {cell name} {
     set asked [dict get $::setting $cell [string map {ACT_ "" PCW_ACT PCW} $name]]
-    set pll $::env(STAND_IN_PLL_MHZ)
+    set pll $::env(FAKE_PLL_MHZ)
     set nearest $pll
     for {set divisor 1} {$divisor < 64} {incr divisor} {
         set clock [expr {double($pll) / $divisor}]
@@ -420,8 +419,8 @@ proc get_property {name object} {
     if {"$object/$name" eq "xilinx_board_store/LOCAL_ROOT_DIR"} { return /the/store }
     need run
     switch $object/$name {
-        impl_1/PROGRESS { return $::env(STAND_IN_PROGRESS) }
-        impl_1/STATUS { return [expr {$::env(STAND_IN_PROGRESS) eq "100%" ? "write_bitstream Complete!" : "route_design ERROR"}] }
+        impl_1/PROGRESS { return $::env(FAKE_PROGRESS) }
+        impl_1/STATUS { return [expr {$::env(FAKE_PROGRESS) eq "100%" ? "write_bitstream Complete!" : "route_design ERROR"}] }
     }
     refuse "'$object' has no property $name"
 }
@@ -432,7 +431,7 @@ proc report {name flag path} {
     need open
     if {$flag ne "-file"} { refuse "a report's option $flag" }
     note report $path
-    file copy -force $::env(STAND_IN_REPORTS)/$name $path
+    file copy -force $::env(FAKE_REPORTS)/$name $path
 }
 
 source [lindex $argv 0]
