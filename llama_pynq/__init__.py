@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llama_pynq.emulation.device import EmulatedDevice
     from llama_pynq.engine.llama import Llama
     from llama_pynq.engine.results import Generation
+    from llama_pynq.engine.sampling import SamplingParams
     from llama_pynq.llama_overlay import LlamaOverlay
     from llama_pynq.tokenizer.base import Tokenizer
     from llama_pynq.tokenizer.load import load_tokenizer
@@ -31,6 +32,7 @@ _HOME = {
     "LlamaDriver": "driver",
     "LlamaOverlay": "llama_overlay",
     "ModelConfig": "checkpoint.config",
+    "SamplingParams": "engine.sampling",
     "Tokenizer": "tokenizer.base",
     "load_checkpoint": "checkpoint.load",
     "load_tokenizer": "tokenizer.load",
@@ -43,6 +45,7 @@ __all__ = [
     "LlamaDriver",
     "LlamaOverlay",
     "ModelConfig",
+    "SamplingParams",
     "Tokenizer",
     "load_checkpoint",
     "load_tokenizer",

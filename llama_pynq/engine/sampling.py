@@ -89,8 +89,10 @@ class SamplingParams:
             if not accepts(value):  # no range accepts NaN
                 raise RequestError(f"{name} is {value}: it must be {text}")
             object.__setattr__(self, name, value)
-        stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-        if not isinstance(stops, Sequence) or not all(isinstance(t, str) and t for t in stops):
+        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
+        stops = () if stops is None else stops
+        several = isinstance(stops, Sequence) and not isinstance(stops, bytes)
+        if not several or not all(isinstance(text, str) and text for text in stops):
             raise RequestError(f"stop is {self.stop!r}: it must be a non-empty string, or several")
         object.__setattr__(self, "stop", tuple(stops))
         if self.logprobs is not None:

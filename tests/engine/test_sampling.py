@@ -150,6 +150,8 @@ def test_sampling_bools_are_no_numbers(name, value):
         ({"stop": ""}, "stop is '': it must be a non-empty string, or several"),
         ({"stop": ["a", 3]}, "it must be a non-empty string, or several"),
         ({"stop": 7}, "stop is 7: it must be"),
+        ({"stop": 0}, "stop is 0: it must be"),
+        ({"stop": b""}, "stop is b'': it must be"),
         ({"logprobs": -1}, "logprobs is -1: it must be None, or 0 or more"),
         ({"logprobs": 1.0}, "logprobs is 1.0: it must be a whole number"),
         ({"ignore_eos": 1}, "ignore_eos is 1: it must be True or False"),
