@@ -96,6 +96,7 @@ class _Hardware:
         self, design: Design, protocol: str, emulator: Emulator, device_memory: DeviceMemory
     ) -> None:
         self.design = design
+        self.base, self.range = design.base_address, design.address_range
         self.emulator = emulator
         self._memory = device_memory
         self._words: dict[int, int] = {}
@@ -522,10 +523,10 @@ class EmulatedDevice(Device):
                 f"{self.name} was opened by process {self._process}, and its kernel did not "
                 f"survive fork(). Download the overlay again in this process."
             )
-        offset = address - hardware.design.base_address
-        if not 0 <= offset <= hardware.design.address_range - length:
+        offset = address - hardware.base
+        if not 0 <= offset <= hardware.range - length:
             raise RuntimeError(f"there is no register at address {address:#x} of {self.name}.")
-        if offset % 4 or length % 4:
+        if (offset | length) & 3:
             raise RuntimeError(
                 f"registers are 32-bit words: cannot access {length} bytes at {address:#x}."
             )
