@@ -16,7 +16,7 @@ import sys
 
 INSIDE = """
 import json, os, statistics, time
-from llama_pynq import EmulatedDevice, LlamaOverlay
+from llama_pynq import EmulatedDevice, LlamaOverlay, SamplingParams
 from llama_pynq.checkpoint.random import random_model
 from llama_pynq.widgets import PromptPanel
 from llama_pynq.widgets.prompt_panel import ALTERNATIVES
@@ -41,9 +41,11 @@ def measure(shape, rounds, tokens, threads):
         while len(alone) < rounds:
             seed += 1
             before = stolen()
-            settings = {"max_new_tokens": tokens, "temperature": 0.8, "top_p": 0.9, "seed": seed}
+            settings = SamplingParams(
+                tokens, temperature=0.8, top_p=0.9, seed=seed, logprobs=ALTERNATIVES
+            )
             begin = time.perf_counter()
-            out = overlay.generate(panel.prompt.value, logprobs=ALTERNATIVES, **settings)
+            out = overlay.generate(panel.prompt.value, params=settings)
             middle = time.perf_counter()
             panel.start(settings)
             panel.wait()
@@ -59,7 +61,7 @@ def measure(shape, rounds, tokens, threads):
             ready.append(end - middle)
         panel.pace.value = 20.0
         for _ in range(rounds):
-            panel.start({"max_new_tokens": tokens, "seed": 1})
+            panel.start(SamplingParams(tokens, seed=1, logprobs=ALTERNATIVES))
             time.sleep(0.3)
             begin = time.perf_counter()
             panel.stop.click()

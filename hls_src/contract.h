@@ -1,6 +1,6 @@
 // What the kernel and its driver agree on: every buffer, word by word.
 //
-// llama_pynq/kernel/abi.py reads the constants of this file; a test keeps the two in step.
+// llama_pynq/kernel/abi.py repeats the constants of this file; a test keeps the two in step.
 // All buffers are arrays of 32-bit little-endian words unless a type says otherwise.
 #pragma once
 

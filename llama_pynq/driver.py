@@ -70,17 +70,14 @@ class LlamaDriver(KernelDriver):
             raise RequestError(NO_MODEL)
         return llama
 
-    def adopt(self, model: Llama, slots: int | None = None) -> None:
-        """Upload again a model that was loaded before the overlay was reset.
-
-        Parameters
-        ----------
-        model : Llama
-        slots : int, optional
-            Sequences to hold; default as many as the KV cache holds.
-        """
-        model.upload(slots or max(self.slots, 1))
+    def adopt(self, model: Llama) -> None:
+        """Upload a model again that was loaded before the overlay was reset."""
+        model.upload(max(self.slots, 1))
         self._llama = model
+
+    def _drop(self) -> None:
+        super()._drop()
+        self._llama = None
 
     def generate(
         self, prompt: str | Sequence[str] = "", **kwargs: Any

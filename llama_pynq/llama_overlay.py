@@ -195,15 +195,16 @@ class LlamaOverlay(pynq.Overlay):
     def reset(self) -> None:
         """Download the overlay again, as after a hung kernel, and reload the model."""
         self._check_open()
-        loaded, slots = self.llama.loaded_model, self.llama.slots
+        loaded = self.llama.loaded_model
         self.llama.forget(self.download)
         self._limits = self.llama.limits
         if loaded is not None:
-            self.llama.adopt(loaded, max(slots, 1))
+            self.llama.adopt(loaded)
 
     def download(self, *args: Any, **kwargs: Any) -> None:
         """As in PYNQ, but only with the device locked. A loaded model is lost: see `reset`."""
         self._check_open()
+        self._clock_mhz, self._clock_note = None, ""
         with active(self.device):
             if self.device.has_capability("REMOTE"):
                 self._send_bitstream()

@@ -29,11 +29,11 @@ proc build {step} {
     foreach op {facc fmacc fmadd} {
         config_op $op -impl none
     }
-    # kFaddLatency, which config.h's rules for II=1 and llama_pynq/estimate/predict.py count with.
+    # kFaddLatency, which config.h's rules for II=1 and llama_pynq/estimate/operators.py count with.
     foreach op {fadd fsub} {
         config_op $op -impl fulldsp -latency $fadd_latency
     }
-    # Ports as wide as their beats: the linker's banks and estimate/predict.py take them for it.
+    # Ports as wide as their beats: the linker's banks and estimate/streams.py rely on it.
     config_interface -m_axi_addr64=1 -m_axi_max_widen_bitwidth 0
 
     if {$step eq "csim"} {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,7 +51,9 @@ class Handshake:
         device = ip.device
         self.sequence = int.from_bytes(os.urandom(3), "little")
         self.blocking_reads = hasattr(device, "read_waited")
-        self._ip, self._device, self._registers = ip, device, registers
+        # Weak: the driver is freed, and its buffers with it, as soon as nobody refers to it.
+        self._ip = weakref.proxy(ip)
+        self._device, self._registers = device, registers
         self._chained = chained
         self._remote = device.has_capability("REMOTE")
         # For registers that are not memory-mapped, PYNQ goes through an array class written in

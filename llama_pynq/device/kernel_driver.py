@@ -99,7 +99,7 @@ class KernelDriver(DefaultIP):
             "hw_control_protocol"
         ) == "ap_ctrl_chain" or "AP_CONTINUE" in self._registers["CTRL"].get("fields", {})
         self.handshake = Handshake(self, self._registers, chained)
-        self.buffers = Buffers(self.device, self._registers, self.write)
+        self.buffers = Buffers(self.device, self._registers, self.handshake.write)
         self._network_errors: tuple[type[Exception], ...] = ()
         if self.device.has_capability("REMOTE"):
             import grpc
@@ -110,6 +110,7 @@ class KernelDriver(DefaultIP):
         self._limits: KernelLimits | None = None
         self._calls: CallBuffers | None = None
         self._model: ModelMemory | None = None
+        self._last_slots, self._last_kv_bits = 0, 32  # of the model before a reset
         self._running = False  # a call was launched and not seen to end
         self.pending: PendingCall | None = None
         self._hung = False
@@ -133,9 +134,9 @@ class KernelDriver(DefaultIP):
             with self._lock:
                 self._check_idle()
                 limits = self._limits or self._describe()
-                self._calls = CallBuffers(self.buffers, limits)
-                self._model = ModelMemory(self.buffers, self.device, limits)
-                self._limits = limits
+                calls = CallBuffers(self.buffers, limits)
+                model = ModelMemory(self.buffers, self.device, limits)
+                self._calls, self._model, self._limits = calls, model, limits
         return self._limits
 
     def _check_open(self) -> None:
@@ -177,9 +178,10 @@ class KernelDriver(DefaultIP):
         results = buffers["results"]
         results[:] = 0
         results.sync_to_device()
+        generation = self._generation
         self.handshake.start(abi.COMMAND_DESCRIBE)
         try:
-            self._wait(min(self.timeout_s, self.describe_timeout_s), self._generation)
+            self._wait(min(self.timeout_s, self.describe_timeout_s), generation)
         except KernelTimeout as error:
             raise KernelTimeout(
                 f"{self.device.name}: the kernel did not answer its first call within "
@@ -238,6 +240,7 @@ class KernelDriver(DefaultIP):
         """Forget the model, and free the buffers unless a hung kernel may write them."""
         self._generation += 1
         self.pending = None
+        self._last_slots, self._last_kv_bits = self.slots, self.kv_bits
         # PYNQ 4 frees a buffer only when nothing refers to it: drop every view.
         self._limits = self._calls = self._model = None
         if self._hung:
@@ -401,9 +404,8 @@ class KernelDriver(DefaultIP):
     ) -> PendingCall:
         # The checks need the lock, too: another thread may load a model or close the overlay.
         self._check_idle()
-        config = (self._model or self._loaded()).loaded()
-        limits, calls, n = self._limits, self._calls, len(rows)
-        assert limits is not None and calls is not None
+        config, limits, calls, n = self._loaded().config, self._limits, self._calls, len(rows)
+        assert config is not None and limits is not None and calls is not None
         if not 1 <= n <= limits.max_rows:
             raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
         if not 1 <= n_steps <= limits.max_steps:
@@ -571,8 +573,14 @@ class KernelDriver(DefaultIP):
     # ---- weights ---------------------------------------------------------------------
 
     def _loaded(self) -> ModelMemory:
-        """The model's memory; raise RequestError if no model is loaded."""
-        if self._model is None or self._model.config is None:
+        """The loaded model's memory.
+
+        Raises
+        ------
+        RequestError
+            If no model is loaded, or the overlay is closed.
+        """
+        if self._closed or self._model is None or self._model.config is None:
             self._check_open()
             raise RequestError(NO_MODEL)
         return self._model
@@ -589,8 +597,11 @@ class KernelDriver(DefaultIP):
 
     @property
     def kv_bits(self) -> int:
-        """Bits of the KV cache's values: 32 for float32, or 8."""
-        return self._model.kv_bits if self._model is not None else 32
+        """Bits of the KV cache's values: 32 for float32, or 8. A reset keeps the number."""
+        model = self._model
+        return (
+            model.kv_bits if model is not None and model.packed is not None else self._last_kv_bits
+        )
 
     @property
     def kv_format(self) -> str:
@@ -599,8 +610,9 @@ class KernelDriver(DefaultIP):
 
     @property
     def slots(self) -> int:
-        """Sequences that the KV cache holds."""
-        return self._model.slots if self._model is not None else 0
+        """Sequences that the KV cache holds; after a reset, that it held before."""
+        model = self._model
+        return model.slots if model is not None and model.packed is not None else self._last_slots
 
     @_over_network
     def load_weights(self, packed: PackedModel, slots: int, kv_bits: int = 32) -> None:

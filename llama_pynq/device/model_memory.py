@@ -157,33 +157,23 @@ class ModelMemory:
 
     # ---- reading back ----------------------------------------------------------------
 
-    def loaded(self) -> ModelConfig:
-        """Shape of the loaded model.
-
-        Raises
-        ------
-        RequestError
-            If there is none.
-        """
-        config = self.config
-        if config is None:
-            raise RequestError(NO_MODEL)
-        return config
-
     def read_logits(self, row: int) -> np.ndarray:
         """Full logits of a row of the last call, (vocab_size,) float32."""
-        size = self.loaded().vocab_size
+        assert self.config is not None
+        size = self.config.vocab_size
         return self._buffers.fetch("logits", slice(row * size, (row + 1) * size)).astype(np.float32)
 
     def read_activations(self, n_rows: int) -> np.ndarray:
         """Residual stream of the last call, (n_rows, dim) float32."""
-        dim = self.loaded().dim
+        assert self.config is not None
+        dim = self.config.dim
         part = self._buffers.fetch("activations", slice(n_rows * dim))
         return part.astype(np.float32).reshape(n_rows, dim)
 
     def read_cache(self, slot: int, positions: int) -> np.ndarray:
         """Keys and values of a slot; see `KernelDriver.read_cache`."""
-        config, limits = self.loaded(), self._limits
+        config, limits = self.config, self._limits
+        assert config is not None
         if not (0 <= slot < self.slots and 0 < positions <= config.seq_len):
             raise RequestError(
                 f"slot {slot}, {positions} positions: the KV cache has {self.slots} slots of "

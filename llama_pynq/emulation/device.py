@@ -27,6 +27,7 @@ from llama_pynq.kernel import config, registers
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
+from llama_pynq.utils.validate import whole_number
 
 POLL_US = 20_000
 """Longest time that a read of CTRL waits for a running kernel, without the GIL; microseconds.
@@ -256,13 +257,15 @@ class EmulatedDevice(Device):
             )
         if protocol is not None and f"ap_ctrl_{protocol}" not in PROTOCOLS:
             raise ValueError(f"protocol is 'hs', 'chain' or None, not {protocol!r}.")
-        if memory_bytes is not None and not (
-            type(memory_bytes) is int and memory_bytes >= memory.ALIGNMENT
-        ):
-            raise ValueError(
-                f"memory_bytes is at least {memory.ALIGNMENT}, one page, not {memory_bytes}."
-            )
-        if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
+        if memory_bytes is not None:
+            memory_bytes = whole_number("memory_bytes", memory_bytes)
+            if memory_bytes < memory.ALIGNMENT:
+                raise ValueError(
+                    f"memory_bytes is at least {memory.ALIGNMENT}, one page, not {memory_bytes}."
+                )
+        if threads is not None:
+            threads = whole_number("threads", threads)
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is 1 to {MAX_THREADS}, not {threads}.")
         super().__init__(f"emulated_{board}")
         self.board = board

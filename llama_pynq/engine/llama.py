@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,9 +94,9 @@ class Llama:
         except CheckpointError:
             if self._repack is None:
                 raise
-            self.packed = self._repack()
+            self.packed = self.slots.packed = self._repack()
             self.driver.load_weights(self.packed, slots, self._kv_bits)
-        self.slots.reset(self.packed)
+        self.slots.reset()
 
     @property
     def _stop_tokens(self) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ class Llama:
             params=params,
             seed=seed,
             decoder=self.tokenizer.stream_decoder(tokens),
-            stop_text=StopText(params.stop_strings),
+            stop_text=StopText(params.stop or ()),
             stop_tokens=() if params.ignore_eos else self._stop_tokens,
             budget=min(params.max_new_tokens, room),
             row_flags=int(row_flags),
@@ -207,10 +207,11 @@ class Llama:
         DeviceBusy
             If unfinished streams hold every sequence slot.
         """
-        params = _one_of(params, SamplingParams(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed,
-            logprobs, ignore_eos,
-        ))  # fmt: skip
+        params = _one_of(
+            params, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
+            seed=seed, logprobs=logprobs, ignore_eos=ignore_eos,
+        )  # fmt: skip
         check_meter(power)
         single = isinstance(prompt, str)
         if not single and (not isinstance(prompt, Sequence) or isinstance(prompt, bytes)):
@@ -261,11 +262,12 @@ class Llama:
         ------
         str
         """
-        params = _one_of(params, SamplingParams(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed,
-            None, ignore_eos,
-        ))  # fmt: skip
-        return _texts(self.stream_tokens(prompt, params=params, power=power, on_finish=on_finish))
+        params = _one_of(
+            params, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
+            seed=seed, ignore_eos=ignore_eos,
+        )  # fmt: skip
+        return _texts(self._stream(prompt, params, power, on_finish, _STREAM_CALL_SECONDS))
 
     def stream_tokens(
         self,
@@ -302,10 +304,22 @@ class Llama:
         ------
         StreamToken
         """
-        params = _one_of(params, SamplingParams(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed,
-            logprobs, ignore_eos,
-        ))  # fmt: skip
+        params = _one_of(
+            params, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+            top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
+            seed=seed, logprobs=logprobs, ignore_eos=ignore_eos,
+        )  # fmt: skip
+        return self._stream(prompt, params, power, on_finish, call_seconds)
+
+    def _stream(
+        self,
+        prompt: str,
+        params: SamplingParams,
+        power: EnergyMeter | None,
+        on_finish: Callable[[Generation], None] | None,
+        call_seconds: float,
+    ) -> Generator[StreamToken, None, None]:
+        """Check the arguments at once; the first call comes when a token is requested."""
         check_meter(power)
         sequence = self.new_sequence(prompt, params, params.draw_seed())
         sequence.call_seconds = positive_number("call_seconds", call_seconds)
@@ -338,7 +352,7 @@ class Llama:
                         yield StreamToken(token, piece, logprob, s.shown < len(s.pieces))
                     if s.tokens:
                         pause = time.perf_counter() - left
-                        s.reader = pause / max(1, s.shown - first)
+                        s.consumer = pause / max(1, s.shown - first)
                         s.away += pause if not under_way else 0.0
         except GeneratorExit:
             s.finish_reason = "closed"
@@ -433,8 +447,8 @@ def check_model(llama: object) -> None:
         )
 
 
-def _one_of(params: SamplingParams | None, keywords: SamplingParams) -> SamplingParams:
-    """The given parameters, or those from keyword arguments.
+def _one_of(params: SamplingParams | None, **keywords: Any) -> SamplingParams:
+    """Return `params`, or the parameters made of keyword arguments.
 
     Raises
     ------
@@ -442,10 +456,10 @@ def _one_of(params: SamplingParams | None, keywords: SamplingParams) -> Sampling
         If both were given, or `params` is something else.
     """
     if params is None:
-        return keywords
+        return SamplingParams(**keywords)
     if not isinstance(params, SamplingParams):
         raise RequestError(f"params is {type(params).__name__}: it must be a SamplingParams")
-    if keywords not in (_DEFAULTS, params):
+    if SamplingParams(**keywords) != _DEFAULTS:
         raise RequestError("params was given, and sampling arguments too: give one or the other")
     return params
 

@@ -79,7 +79,7 @@ def load(
     start = time.perf_counter()
     check_meter(power)
     limits = driver.limits
-    if slots is not None and not 1 <= whole_number("slots", slots) <= _MAX_SLOTS:
+    if slots is not None and not 1 <= (slots := whole_number("slots", slots)) <= _MAX_SLOTS:
         raise RequestError(f"slots is {slots!r}: it must be 1 to {_MAX_SLOTS}")
     if kv_bits not in KV_BITS:
         raise RequestError(f"kv_bits is {kv_bits!r}: it must be 32 (float32) or 8 (int8)")

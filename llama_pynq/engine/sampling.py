@@ -19,7 +19,7 @@ import numpy as np
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.float_math import gumbel_noise
 from llama_pynq.kernel.stages import Truncation, choose_from_top
-from llama_pynq.utils.validate import number, whole_number
+from llama_pynq.utils.validate import flag, number, whole_number
 
 f32 = np.float32
 
@@ -100,18 +100,11 @@ class SamplingParams:
             if logprobs < 0:
                 raise RequestError(f"logprobs is {logprobs}: it must be None, or 0 or more")
             object.__setattr__(self, "logprobs", logprobs)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos is {self.ignore_eos!r}: it must be True or False")
+        object.__setattr__(self, "ignore_eos", flag("ignore_eos", self.ignore_eos))
 
     def draw_seed(self) -> int:
         """The seed; drawn at random if there is none."""
         return int.from_bytes(os.urandom(4), "little") if self.seed is None else self.seed
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as validation stores it: a tuple."""
-        assert isinstance(self.stop, tuple)
-        return self.stop
 
     @property
     def truncation(self) -> Truncation:

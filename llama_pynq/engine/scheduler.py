@@ -91,7 +91,8 @@ class Scheduler:
         # If one sequence ignores EOS, no row stops on the device; the others drop later tokens.
         stop_tokens = plan[0][0].stop_tokens
         if len(sequences) > 1:
-            stop_tokens = min((s.stop_tokens for s in sequences), key=len)
+            common = set.intersection(*(set(s.stop_tokens) for s in sequences))
+            stop_tokens = tuple(token for token in stop_tokens if token in common)
         return plan, {"rows": rows, "n_steps": n_steps, "stop_tokens": stop_tokens}
 
     def _call(self, sequences: Sequence[SequenceState], generation: int) -> None:
@@ -111,8 +112,8 @@ class Scheduler:
         """
         if s.row_flags & _FULL_LOGITS or self._step_seconds is None:
             return False
-        reader = s.reader * (len(s.pieces) - s.shown)
-        return reader < self.ahead_part * self._step_seconds * self.steps([s])
+        consumer = s.consumer * (len(s.pieces) - s.shown)
+        return consumer < self.ahead_part * self._step_seconds * self.steps([s])
 
     def _start(self, s: SequenceState, generation: int) -> tuple[Plan, PendingCall]:
         with self._driver.exclusive():

@@ -75,7 +75,7 @@ class SequenceState:
     first_token: float = 0.0
     last_token: float = 0.0
     away: float = 0.0  # seconds excluded from decode: waits for the consumer, unobserved calls
-    reader: float = math.inf  # seconds per token that the consumer took after the last call
+    consumer: float = math.inf  # seconds per token that the consumer took after the last call
     untimed: int = 0  # tokens of calls that ended unobserved, while the consumer was busy
     untimed_last: int = 0  # of the last call
     shown: int = 0  # pieces that the consumer has received

@@ -27,7 +27,7 @@ class Slots:
 
     def __init__(self, driver: KernelDriver, packed: PackedModel) -> None:
         self._driver = driver
-        self._packed = packed
+        self.packed = packed
         self._lock = threading.Lock()
         self._free = list(range(driver.slots))
 
@@ -37,10 +37,9 @@ class Slots:
         with self._lock:
             return list(self._free)
 
-    def reset(self, packed: PackedModel) -> None:
-        """Free every slot, after `packed` was uploaded."""
+    def reset(self) -> None:
+        """Mark every slot as free, after the weights were uploaded."""
         with self._lock:
-            self._packed = packed
             self._free = list(range(self._driver.slots))
 
     def check_loaded(self, generation: int | None = None) -> None:
@@ -56,7 +55,7 @@ class Slots:
         RequestError
         """
         driver = self._driver
-        if driver.packed is not self._packed or generation not in (None, driver.generation):
+        if driver.packed is not self.packed or generation not in (None, driver.generation):
             raise RequestError(
                 "this model, or this text's place in the KV cache, is no longer on the device: a "
                 "model was loaded, or the overlay was reset or closed. Begin again"

@@ -195,7 +195,7 @@ class EnergyModel:
 
     Parameters
     ----------
-    driver : LlamaDriver
+    driver : KernelDriver
         With weights loaded: the model's shape and formats are used.
     board : Board
         Listed in `TERMS`.

@@ -173,8 +173,8 @@ def _simulate(
 ) -> tuple[dict[tuple[Stage, int], float], dict[str, float], int]:
     """Return cycles by stage and by part, and bytes read; parts in `free` cost streaming only."""
     kernel, work = compute.kernel, compute.work
-    stages = [(stage, layer, list(phases)) for stage, layer, phases in compute.stages()]
-    every = [phase for _, _, phases in stages for phase in phases]
+    stages = [(stage, layer, list(segments)) for stage, layer, segments in compute.stages()]
+    every = [segment for _, _, segments in stages for segment in segments]
     weights, kv = sum(p.weights for p in every), sum(p.kv for p in every)
     rounds = -(-work.config.n_kv_heads // kernel.kv_ports)
     active = work.config.n_kv_heads / rounds
@@ -183,28 +183,28 @@ def _simulate(
         streams = StreamsInTurn(memory, kernel, active, weights, kv, stretches=_stretches(every))
     cycles: dict[tuple[Stage, int], float] = {}
     parts: dict[str, float] = {}
-    for stage, layer, phases in stages:
-        for phase in phases:
-            least = phase.engines if phase.part in free else phase.cycles
+    for stage, layer, segments in stages:
+        for segment in segments:
+            least = segment.engines if segment.part in free else segment.cycles
             if stage is Stage.EMBED:
                 taken, needed = least, 0.0  # Embed reads memory itself; no prefetch meanwhile
             else:
-                taken, needed = streams.run(least, phase.weights, phase.kv)
-            stream = min(taken, max(needed, phase.engines))
-            name = "weights" if phase.weights else "kv"
+                taken, needed = streams.run(least, segment.weights, segment.kv)
+            stream = min(taken, max(needed, segment.engines))
+            name = "weights" if segment.weights else "kv"
             parts[name] = parts.get(name, 0.0) + stream
-            parts[phase.part] = parts.get(phase.part, 0.0) + taken - stream
+            parts[segment.part] = parts.get(segment.part, 0.0) + taken - stream
             cycles[stage, layer] = cycles.get((stage, layer), 0.0) + taken
     sizes = channel_bytes(work.config, work.group_size, kernel.target, work.weight_bits)
     read = sum(sizes) + round(kv * kernel.kv_beat_bytes * active)
     return cycles, parts, read
 
 
-def _stretches(phases: Sequence[Segment]) -> list[tuple[int, float]]:
+def _stretches(segments: Sequence[Segment]) -> list[tuple[int, float]]:
     """Return the stretches of `StreamsInTurn`: consecutive beats of one stream, merged."""
     found: list[tuple[int, float]] = []
-    for phase in phases:
-        for stream, beats in enumerate((phase.weights, phase.kv)):
+    for segment in segments:
+        for stream, beats in enumerate((segment.weights, segment.kv)):
             if beats and found and found[-1][0] == stream:
                 found[-1] = stream, found[-1][1] + beats
             elif beats:

@@ -206,10 +206,9 @@ class Compute:
         per_kv_head = c.n_heads // c.n_kv_heads
         heads = min(per_kv_head, k.queries)
         chunks = -(-per_kv_head // k.queries)
-        for first in range(0, c.n_kv_heads, k.kv_ports):
-            engines = min(k.kv_ports, c.n_kv_heads - first)
-            for _ in range(w.rows * chunks):
-                yield from self._team(engines, heads)
+        rounds = -(-c.n_kv_heads // k.kv_ports)
+        for _ in range(rounds * w.rows * chunks):
+            yield from self._team(heads)
         yield from self._write_kv()
 
     def _round_kv(self) -> Iterator[Segment]:
@@ -220,7 +219,7 @@ class Compute:
         head = largest + ops.fdiv + loop(trips, 1, ops.read + rounding + ops.store)
         yield Segment("quantise", nest(w.rows * 2 * c.n_kv_heads, head + ASSUMPTIONS.call))
 
-    def _team(self, engines: int, heads: int) -> Iterator[Segment]:
+    def _team(self, heads: int) -> Iterator[Segment]:
         """TeamTask: distribute queries, run the engines in parallel, gather results."""
         k, c, ops, w = self.kernel, self.work.config, self._ops, self.work
         # Vectors move for every engine, idle ones included.

@@ -23,7 +23,7 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.floordiv,
+    ast.Div: lambda a, b: abs(a) // abs(b) * (1 if a * b >= 0 else -1),  # as C++: towards 0
     ast.Mod: operator.mod,
     ast.LShift: operator.lshift,
     ast.Gt: operator.gt,
@@ -70,9 +70,10 @@ def read_constants(*headers: Path) -> dict[str, int]:
         for name, text in _CONSTANT.findall(header.read_text(encoding="utf-8")):
             expression = re.sub(r"\b(0x[0-9A-Fa-f]+|\d+)[uU]\b", r"\1", text)
             try:
-                found[name] = _value(ast.parse(expression, mode="eval").body, found)
-            except (KeyError, SyntaxError):
+                value = _value(ast.parse(expression, mode="eval").body, found)
+            except (KeyError, SyntaxError, ArithmeticError, ValueError):
                 continue
+            found.setdefault(name, value)
     return found
 
 
@@ -169,7 +170,6 @@ class KernelConfig:
     max_hidden_dim: int
     max_head_size: int
     top_logits: int
-    read_latency: int
     read_burst_beats: int
     read_outstanding: int
     fadd_latency: int

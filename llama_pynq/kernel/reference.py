@@ -218,7 +218,7 @@ class KernelModel:
     def cached(self, slot: int, positions: int) -> np.ndarray:
         """KV cache of a slot, (2, n_layers, n_kv_heads, positions, head_size) float32.
 
-        Same as `driver.LlamaDriver.read_cache`: int8 values are multiplied by their scale.
+        Same as `KernelDriver.read_cache`: int8 values are multiplied by their scale.
         """
         layers = []
         for index in range(self.config.n_layers):

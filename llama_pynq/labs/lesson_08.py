@@ -15,7 +15,7 @@ from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.predict import predict
 from llama_pynq.estimate.resources import resources
-from llama_pynq.kernel.config import KernelConfig, board_headers, kernel_of
+from llama_pynq.kernel.config import KernelConfig, board_headers, constant_name, kernel_of
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.labs import exercise, expect
 
@@ -226,8 +226,7 @@ def _changes(changes: Mapping[str, int]) -> Iterator[str]:
     for name, wanted in WANTED.items():
         got = getattr(after, name)
         if got != wanted:
-            constant = "k" + "".join(part.capitalize() for part in name.split("_"))
-            yield f"{name} is {got}, not {wanted}: {constant} in the header sets it."
+            yield f"{name} is {got}, not {wanted}: {constant_name(name)} in the header sets it."
             return
     asked = replace(before, board="mine", **WANTED)
     other = [name for name in vars(asked) if getattr(asked, name) != getattr(after, name)]

@@ -16,6 +16,7 @@ import pynq
 from pynq.pl_server.device import Device
 
 from llama_pynq.boards import boards
+from llama_pynq.device.pyxrt import PyxrtDevice  # noqa: F401  (registers the class with PYNQ)
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.errors import DeviceBusy, DeviceNotFound
 from llama_pynq.overlay_store.metadata import board_named
@@ -43,14 +44,14 @@ def find_device() -> Device:
         try:
             devices = Device.devices
         except RuntimeError as error:
-            boards = os.environ.get("PYNQ_REMOTE_DEVICES")
-            if not boards:
+            addresses = os.environ.get("PYNQ_REMOTE_DEVICES")
+            if not addresses:
                 raise
             del Device._devices  # else PYNQ remembers having found none
             raise DeviceNotFound(
-                f"no answer from PYNQ_REMOTE_DEVICES ({boards}); PYNQ needs one from every board: "
-                f"{error}. Are they on, in this network, and do they run PYNQ.remote's image? To "
-                "use none, unset the variable, or set LLAMA_PYNQ_EMULATE=1"
+                f"no answer from PYNQ_REMOTE_DEVICES ({addresses}); PYNQ needs one from every "
+                f"board: {error}. Are they on, in this network, and do they run PYNQ.remote's "
+                "image? To use none, unset the variable, or set LLAMA_PYNQ_EMULATE=1"
             ) from error
     for device in devices:
         if not is_emulated(device):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
-from llama_pynq.overlay_store.devices import board_of_device
 from llama_pynq.overlay_store.metadata import read_metadata
 from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord
 from llama_pynq.utils.files import data_folder, package_folders, sha256_of
@@ -228,6 +227,8 @@ def overlay_for(device: Device) -> Path:
     OverlayMismatch
         If there is none, or the first by precedence is damaged or of another version.
     """
+    from llama_pynq.overlay_store.devices import board_of_device  # loads PYNQ, for seconds
+
     board = board_of_device(device)
     if board is None:
         raise OverlayMismatch(

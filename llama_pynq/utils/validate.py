@@ -1,4 +1,4 @@
-"""Check numbers that a user gives: whole, finite, not bool."""
+"""Arguments that a user gave: whole numbers, numbers and bools, told apart."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import operator
 from llama_pynq.errors import RequestError
 
 
+def _is_bool(value: object) -> bool:
+    """Whether a value is Python's bool or NumPy's."""
+    return type(value).__name__ in ("bool", "bool_")
+
+
 def whole_number(name: str, value: object) -> int:
-    """Convert any integer type to int.
+    """The value as an int, whichever integer type it has.
 
     Raises
     ------
     RequestError
-        If the value is not a whole number. A bool is refused: ``seed=True`` is a mistake.
+        If it is not a whole number. A bool is not: ``seed=True`` is a mistake, not a seed.
     """
     if type(value) is int:
         return value
     try:
-        if type(value).__name__ in ("bool", "bool_"):
+        if _is_bool(value):
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -27,32 +32,48 @@ def whole_number(name: str, value: object) -> int:
 
 
 def number(name: str, value: object) -> float:
-    """Convert any real number type to float.
+    """The value as a float, whichever real type it has; infinity and NaN pass.
 
     Raises
     ------
     RequestError
-        If the value is not a real number, or is a bool.
+        If it is not a number, or beyond float64. A bool is not a number.
     """
     if type(value) is float:
         return value
-    if type(value).__name__ in ("bool", "bool_") or not isinstance(value, numbers.Real):
+    if _is_bool(value) or not isinstance(value, numbers.Real):
         raise RequestError(f"{name} is {value!r}: it must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RequestError(f"{name} is too large: it must be a number that float64 holds") from None
 
 
 def positive_number(name: str, value: object) -> float:
-    """Convert a positive, finite number to float.
+    """The value as a float above 0; infinity passes.
 
     Raises
     ------
     RequestError
-        If the value is not a positive, finite number.
+        If it is not a positive number.
     """
     try:
         found = number(name, value)
     except RequestError:
-        found = float("nan")
-    if not 0 < found < float("inf"):
+        found = 0.0
+    if not found > 0:  # nor is NaN
         raise RequestError(f"{name} is {value!r}: it must be a positive number")
     return found
+
+
+def flag(name: str, value: object) -> bool:
+    """The value as a bool.
+
+    Raises
+    ------
+    RequestError
+        If it is neither True nor False.
+    """
+    if not _is_bool(value):
+        raise RequestError(f"{name} is {value!r}: it must be True or False")
+    return bool(value)

@@ -10,6 +10,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pynq
 import pytest
 from support.fake_kernel import (
@@ -546,3 +547,11 @@ setup.start({HANG}, 1)
 print("leaving")
 """
     assert run_python(code) == "leaving"
+
+
+def test_sizes_may_be_numpy_integers_but_no_bools():
+    device = EmulatedDevice(memory_bytes=np.int64(1 << 20), threads=np.int32(1))
+    assert (device.memory.size_bytes, device.threads) == (1 << 20, 1)
+    for name in ("memory_bytes", "threads"):
+        with pytest.raises(ValueError, match=f"{name} is True: it must be a whole number"):
+            EmulatedDevice(**{name: True})

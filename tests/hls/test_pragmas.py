@@ -200,7 +200,7 @@ def test_every_pipeline_names_its_interval():
 
 
 def test_loops_have_one_exit():
-    """design.md: the dialect. A `break` in a switch is not an exit."""
+    """The dialect that Vitis HLS takes. A `break` in a switch is not an exit."""
     for loop in HARDWARE:
         body = loop.body
         while found := re.search(r"\bswitch\s*\([^)]*\)\s*\{", body):

@@ -240,7 +240,7 @@ def test_kernel_without_a_name_of_its_own_has_the_tools_and_is_taken(scripts, tm
 
 
 def test_arithmetic_is_held_to_the_specification(scripts):
-    """design.md: no fused operations, no reordering, signed zeros kept."""
+    """The arithmetic: no fused operations, no reordering, signed zeros kept."""
     _, _, log = scripts.run("vitis_hls", scripts.project("kv260"), LLAMA_STEP="csynth")
     assert "config_compile -unsafe_math_optimizations=0 -no_signed_zeros=0" in log
     ops = [line.removeprefix("op ") for line in log if line.startswith("op ")]

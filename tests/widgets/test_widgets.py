@@ -293,7 +293,7 @@ def test_panel_does_not_expect_a_long_text_at_once_after_one_token(panel):
     panel.max_new_tokens.value = 1
     panel.start()
     panel.wait()
-    assert panel._expected_seconds("Once", {"max_new_tokens": 256}) == np.inf
+    assert panel._expected_seconds("Once", panel.settings) == np.inf
 
 
 # ---- layer timing ---------------------------------------------------------------------
