@@ -272,29 +272,12 @@ def test_the_prediction_follows_the_header(tmp_path):
     assert fewer.bound == "channels"
 
 
-def test_a_header_without_a_constant_is_refused_by_name(tmp_path):
-    source = board_headers()["kv260"]
-    folder = tmp_path / "boards"
-    folder.mkdir()
-    shutil.copy(source.parents[1] / "config.h", tmp_path)
-    header = folder / "kv260.h"
-    text = source.read_text(encoding="utf-8").replace("kGateCycles", "kOther")
-    header.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"kv260\.h defines no 'constexpr int kGateCycles"):
-        KernelConfig.from_header(header)
-
-
 def test_rows_and_positions_beyond_the_limits_are_refused():
     most = kernel_of(KV260).max_rows
     with pytest.raises(LimitError, match=f"rows {most + 1}: KV260's kernel .* at most {most}"):
         predict(STORIES15M, KV260, rows=most + 1)
     with pytest.raises(LimitError, match="position 256: .* at most 255"):
         predict(STORIES15M, KV260, position=256)
-
-
-def test_a_slower_shell_slows_the_kernel():
-    assert kernel_of(BOARDS["aws-f1"]).clock_mhz == 250
-    assert kernel_of(BOARDS["u200"]).clock_mhz == 300
 
 
 # ---- what fits ------------------------------------------------------------------------

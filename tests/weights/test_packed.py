@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoint_files import quantize_q80, random_weights, write_checkpoint
-from support.kernel_library import RandomModel, kernel_library
+from support.kernel_library import RandomModel
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import CheckpointError, LimitError
 from llama_pynq.kernel.config import Target
-from llama_pynq.kernel.limits import check_limits
 from llama_pynq.weights import packed
 from llama_pynq.weights.packed import (
     PackedModel,
@@ -364,20 +363,6 @@ def test_pack_channels_padding_is_zero():
         q, scale = reader.row(place, row)
         assert not q.any() and not scale.any()
     assert not reader.vector(("rms_final_weight", None), 96)[72:].any()
-
-
-def test_check_limits_names_every_limit_and_the_board():
-    limits = kernel_library("pynq_z2").limits
-    check_limits(CONFIG, limits)
-    too_large = ModelConfig(2048, 5504, 100, 8, 8, 32000, 8192, True)
-    with pytest.raises(LimitError) as caught:
-        check_limits(too_large, limits)
-    message = str(caught.value)
-    assert "does not fit the kernel on pynq-z2" in message
-    for part in ("dim 2048 (at most 1024)", "hidden_dim 5504 (at most 2816)",
-                 "head_size 256 (at most 128)", "n_layers 100 (at most 64)",
-                 "seq_len 8192 (at most 4096)", "hls_src/boards/pynq_z2.h"):  # fmt: skip
-        assert part in message
 
 
 # ---- packed files -----------------------------------------------------------------------
