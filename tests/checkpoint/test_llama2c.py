@@ -1,9 +1,7 @@
-"""llama2.c checkpoints: reading, round trips, and refused files."""
+"""llama2.c checkpoints: reading, round trips, and refused headers, sizes and values."""
 
 import gc
-import gzip
 import hashlib
-import pickle
 import struct
 import threading
 import tracemalloc
@@ -14,18 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.checkpoint_cases import CONFIG, patched, refused
 from support.checkpoint_files import quantize_q80, random_weights, write_checkpoint
 from support.paths import MODELS
 
 from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
-from llama_pynq.errors import CheckpointError, LlamaPynqError
+from llama_pynq.errors import CheckpointError
 
 needs_models = pytest.mark.skipif(
     not MODELS.is_dir(), reason=f"the real models are not in {MODELS}"
-)
-CONFIG = ModelConfig(
-    dim=24, hidden_dim=40, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=50, seq_len=16, tied=True
 )
 
 
@@ -55,21 +51,6 @@ def every_tensor(checkpoint):
             yield name, layer, layer
 
 
-def refused(path, *parts, error=CheckpointError, **options):
-    """Check that loading is refused with a message that names the file and contains every part."""
-    with pytest.raises(error) as caught:
-        load_checkpoint(path, **options)
-    for part in (str(path), *parts):
-        assert part in str(caught.value)
-
-
-def patched(path, offset, fmt, *values):
-    """Overwrite part of a file."""
-    data = bytearray(path.read_bytes())
-    struct.pack_into(fmt, data, offset, *values)
-    path.write_bytes(data)
-
-
 @pytest.fixture
 def legacy(tmp_path):
     path = tmp_path / "model.bin"
@@ -84,7 +65,7 @@ def int8(tmp_path):
     return path
 
 
-# ---------------------------------------------------------------- reading
+# ---- reading -------------------------------------------------------------------------
 
 
 @settings(
@@ -241,7 +222,7 @@ def test_tensor_file_shrunk_meanwhile_is_refused(legacy):
         checkpoint.tensor("token_embedding_table")
 
 
-# ---------------------------------------------------------------- wrong requests
+# ---- wrong requests ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -267,39 +248,12 @@ def test_quantized_of_float_is_refused(legacy, int8):
         load_checkpoint(int8).quantized("rms_att_weight", 0)
 
 
-# ---------------------------------------------------------------- ModelConfig
-
-
-def test_model_config_properties():
-    assert (CONFIG.head_size, CONFIG.kv_dim, CONFIG.rope_theta) == (6, 12, 10000.0)
-    for tied in (True, False):
-        config = replace(CONFIG, tied=tied)
-        assert config.n_params == sum(w.size for w in random_weights(config).values())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dim": 0}, "dim is 0: it must be positive"),
-        ({"seq_len": -1}, "seq_len is -1: it must be positive"),
-        ({"n_heads": 5}, "dim 24 is not a multiple of n_heads 5"),
-        ({"n_heads": 8, "n_kv_heads": 2}, "head size 3 (dim 24 / n_heads 8) is odd"),
-        ({"n_kv_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
-        ({"rope_theta": float("nan")}, "rope_theta is nan"),
-    ],
-)
-def test_model_config_impossible_shape_is_refused(change, message):
-    with pytest.raises(CheckpointError) as caught:
-        replace(CONFIG, **change)
-    assert message in str(caught.value)
+# ---- wrong files ---------------------------------------------------------------------
 
 
 def test_load_checkpoint_impossible_shape_names_the_file(legacy):
     patched(legacy, 12, "<i", 5)
     refused(legacy, "dim 24 is not a multiple of n_heads 5")
-
-
-# ---------------------------------------------------------------- wrong files
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -328,16 +282,6 @@ def test_load_checkpoint_short_header_is_refused(tmp_path, int8):
     refused(path, "is truncated: a llama2.c header has 256 bytes, the file only 200")
     path.write_bytes(struct.pack("<3i", 64, 172, 5))
     refused(path, "is truncated: even the oldest llama2.c header has 28 bytes, the file only 12")
-
-
-def test_load_checkpoint_missing_file_is_refused(tmp_path):
-    refused(tmp_path / "no.bin", "there is no file", "check the path")
-    refused(tmp_path / "no.bin", error=FileNotFoundError)
-    refused(tmp_path / "no.bin", error=LlamaPynqError)
-
-
-def test_load_checkpoint_folder_is_refused(tmp_path):
-    refused(tmp_path, "is a folder", "export.py model.bin --hf")
 
 
 def test_load_checkpoint_unknown_version_is_refused(int8):
@@ -388,80 +332,13 @@ def test_load_checkpoint_ambiguous_groups_are_refused(
     load_checkpoint(path).close()
 
 
-class Bomb:
-    """Pickle payload that creates a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize(
-    ("content", "what", "remedy"),
-    [
-        (b"PK\x03\x04" + bytes(90), "a zip archive, as torch.save writes", "export.py model.bin"),
-        (
-            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bytes(90),
-            "a pickle, as old torch.save wrote",
-            "never read; export it with llama2.c: python export.py model.bin --checkpoint",
-        ),
-        (b"GGUF\x03\0\0\0" + bytes(90), "a GGUF file of llama.cpp", "export the original model"),
-        (b"tjgg\x01\0\0\0" + bytes(90), "a GGML file of llama.cpp", "export the original model"),
-        (struct.pack("<Q", 300) + b'{"a":{"dtype":"F32"' + bytes(90), "a safetensors", "--hf"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-            "a git-lfs pointer",
-            "git lfs pull",
-        ),
-        (b"\n<!DOCTYPE html><html><body>404</body>", "an HTML page", "download the file itself"),
-        (b"<html>", "an HTML page", "download the file itself"),
-        (b'{"dim": 288, "n_layers": 6, "n_heads": 6}', "a JSON text", "such as stories15M.bin"),
-        (
-            b"Entry not found",
-            "a text file that starts with 'Entry not found'",
-            "download the file itself",
-        ),
-        (gzip.compress(b"x" * 99), "gzip-compressed", "gunzip"),
-        (b"", "an empty file", "download or export it again"),
-        (
-            struct.pack("<IfI", 7, 0, 5) + b"<unk>" + struct.pack("<fI", 0, 5) + b"\n<s>\n",
-            "a tokenizer",
-            "this one as the tokenizer",
-        ),
-        (b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02" + bytes(90), "a tokenizer", "the model's .bin"),
-    ],
-)
-def test_load_checkpoint_foreign_file_is_named(tmp_path, content, what, remedy):
-    path = tmp_path / "model.bin"
-    path.write_bytes(content)
-    refused(path, f"is not a llama2.c checkpoint but {what}", remedy)
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_load_checkpoint_pickle_is_refused_unread(tmp_path, protocol):
-    path, trace = tmp_path / "model.pt", tmp_path / "trace"
-    path.write_bytes(pickle.dumps(Bomb(trace), protocol))
-    refused(path, "but a pickle", "never read")
-    assert not trace.exists()
-
-
-def test_load_checkpoint_dim_that_starts_like_a_pickle_is_read(tmp_path):
-    config = replace(CONFIG, dim=640, n_layers=1)  # 0x0280, little-endian 80 02 00 00
-    write_checkpoint(tmp_path / "model.bin", config, 0)
-    assert load_checkpoint(tmp_path / "model.bin").config.dim == 640
-    patched(tmp_path / "model.bin", 4, "<i", -1)
-    refused(tmp_path / "model.bin", "its first numbers (640, -1, ")
-
-
 def test_load_checkpoint_noise_is_refused(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(np.random.default_rng(1).bytes(4000))
     refused(path, "is not a llama2.c checkpoint: its first numbers (", "no model has such sizes")
 
 
-# ---------------------------------------------------------------- NaN and infinity
+# ---- NaN and infinity ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [0, 1])

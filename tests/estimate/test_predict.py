@@ -1,6 +1,5 @@
-"""The cycle model against published measurements, its own arithmetic, and its goals."""
+"""Predictions against published measurements, their own arithmetic, and their goals."""
 
-import math
 import shutil
 from dataclasses import replace
 
@@ -8,28 +7,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import peer_models
+from support.estimated import BOARDS, KV260, STORIES15M, STORIES110M, U50, each_board
 from support.peer_models import BY_BYTES, NOT_PREDICTABLE
 
-from llama_pynq.boards import boards
-from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.errors import LimitError
-from llama_pynq.estimate.capacity import buffers, fits
-from llama_pynq.estimate.operators import dataflow, loop, nest
+from llama_pynq.estimate.capacity import buffers
 from llama_pynq.estimate.predict import predict
-from llama_pynq.estimate.stages import Compute
-from llama_pynq.estimate.streams import Streams, StreamsInTurn
-from llama_pynq.estimate.work import Work
 from llama_pynq.kernel.abi import BLOCK, Stage
 from llama_pynq.kernel.config import KernelConfig, board_headers, kernel_of
-from llama_pynq.weights.tiles import channel_bytes
 
-BOARDS = boards()
-STORIES15M, STORIES110M = STORIES["stories15M"], STORIES["stories110M"]
-KV260, U50 = BOARDS["kv260"], BOARDS["u50"]
-each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-
-# ---- published measurements -----------------------------------------------------------
+# ---- published measurements ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(("tokens", "measured"), [(16, 112.859), (64, 109.756)])
@@ -55,71 +43,7 @@ def test_every_other_peer_has_the_reason_why_it_is_not_predicted():
     assert not {peer.name for peer in BY_BYTES} & set(NOT_PREDICTABLE)
 
 
-# ---- building blocks ------------------------------------------------------------------
-
-
-def test_loop_is_starts_and_one_depth():
-    assert loop(10, 2, 7, entry=0) == 9 * 2 + 7
-    assert loop(0, 2, 7, entry=3) == 3
-
-
-def test_nest_pays_the_inner_loops_depth_every_time():
-    assert nest(4, 10.0) == pytest.approx(42)
-
-
-def test_a_dataflow_loop_goes_at_the_pace_of_its_slowest_process():
-    trips = [(5.0, 20.0, 7.0)] * 10
-    assert dataflow(trips) == pytest.approx(5 + 10 * 20 + 7 + 12 * 2 + 2)
-    assert dataflow(trips[:1]) == pytest.approx(5 + 20 + 7 + 3 * 2 + 2)
-
-
-def test_streams_deliver_at_the_memorys_rate_and_no_beat_twice():
-    kernel = kernel_of(KV260)
-    streams = Streams(KV260.memory, kernel, 4, weights_left=10_000.0, kv_left=0.0)
-    taken, needed = streams.run(0.0, weights=10_000.0)
-    memory = KV260.memory
-    beats = memory.peak_bytes_per_s * memory.efficiency / (kernel.clock_mhz * 1e6) / 64
-    assert taken == needed == pytest.approx(10_000 / beats)
-    assert streams.weights == pytest.approx(0, abs=1e-3)
-    assert streams.weights_left == pytest.approx(0, abs=1e-3)
-
-
-def test_streams_run_ahead_as_far_as_the_fifo_lets_them():
-    kernel = kernel_of(KV260)
-    streams = Streams(KV260.memory, kernel, 4, weights_left=1e6, kv_left=1e6)
-    streams.run(1e6)
-    assert streams.weights == pytest.approx(kernel.weight_fifo_beats)
-    assert streams.kv == pytest.approx(kernel.kv_fifo_beats)
-    taken, _ = streams.run(100.0, weights=float(kernel.weight_fifo_beats))
-    assert taken == pytest.approx(100)
-
-
-def test_streams_share_the_memory_when_both_ask():
-    kernel = kernel_of(KV260)
-    alone = Streams(KV260.memory, kernel, 4, weights_left=1e5, kv_left=0.0)
-    beside = Streams(KV260.memory, kernel, 4, weights_left=1e5, kv_left=1e5)
-    assert alone.run(0.0, weights=1e5)[0] < beside.run(0.0, weights=1e5, kv=1e5)[0]
-
-
-def test_loader_of_both_brings_them_in_the_order_of_use():
-    kernel, memory = kernel_of(U50), U50.memory
-    stretches = [(0, 1_000.0), (1, 3_000.0), (0, 2_000.0)]
-    streams = StreamsInTurn(memory, kernel, 12, 3_000.0, 3_000.0, stretches=stretches)
-    streams.run(1e6)
-    # No weights of stages after attention while keys and values wait for FIFO space.
-    assert (streams.weights, streams.kv) == pytest.approx((1_000, kernel.kv_fifo_beats))
-    streams.run(1e6, weights=1_000.0)
-    assert (streams.weights, streams.kv) == pytest.approx((0, kernel.kv_fifo_beats))
-    rest = 3_000 - kernel.kv_fifo_beats
-    _, needed = streams.run(0.0, kv=3_000.0)
-    clock = kernel.clock_mhz * 1e6
-    beats = memory.bank_peak_bytes_per_s * memory.efficiency / clock / kernel.beat_bytes
-    latency = memory.latency_ns * 1e-9 * clock
-    assert needed == pytest.approx(rest / 3_000 * (3_000 / beats + latency))
-    _, needed = streams.run(0.0, weights=2_000.0)
-    assert needed == pytest.approx(2_000 / beats + latency)
-    left = streams.weights_left, streams.kv_left, streams.weights, streams.kv
-    assert left == pytest.approx((0, 0, 0, 0), abs=1e-3)
+# ---- predictions ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("board", [U50, BOARDS["u280"]], ids=["u50", "u280"])
@@ -133,39 +57,6 @@ def test_no_step_is_faster_than_a_master_that_brings_weights_keys_and_values(boa
     assert seconds >= least
     if position == 255:
         assert seconds <= 1.15 * least  # nothing else matters on the U280
-
-
-@each_board
-def test_every_beat_that_is_consumed_was_fetched(board, monkeypatch):
-    seen, run = {}, Streams.run
-
-    def watched(self, *args, **kwargs):
-        result = run(self, *args, **kwargs)
-        assert self.weights >= -1e-3
-        assert self.kv >= -1e-3
-        seen[id(self)] = self
-        return result
-
-    monkeypatch.setattr(Streams, "run", watched)
-    predict(STORIES15M, board, position=100, group_size=32)
-    assert len(seen) == 2  # with all stages, and without the small ones
-    for streams in seen.values():
-        assert streams.weights_left + streams.weights == pytest.approx(0, abs=1e-2)
-        assert streams.kv_left + streams.kv == pytest.approx(0, abs=1e-2)
-
-
-@each_board
-@pytest.mark.parametrize("bits", [8, 4])
-def test_beats_of_a_step_are_the_bytes_that_packing_writes(board, bits):
-    kernel = kernel_of(board)
-    work = Work(STORIES110M, 64, bits, 32, 1, 0, True)
-    stages = Compute(kernel, work, 100.0).stages()
-    beats = sum(phase.weights for _, _, phases in stages for phase in phases)
-    # Channel 0 also holds the norms.
-    assert beats * kernel.beat_bytes == channel_bytes(STORIES110M, 64, kernel.target, bits)[0]
-
-
-# ---- predictions ----------------------------------------------------------------------
 
 
 @each_board
@@ -272,18 +163,6 @@ def test_the_prediction_follows_the_header(tmp_path):
     assert fewer.bound == "channels"
 
 
-def test_a_header_without_a_constant_is_refused_by_name(tmp_path):
-    source = board_headers()["kv260"]
-    folder = tmp_path / "boards"
-    folder.mkdir()
-    shutil.copy(source.parents[1] / "config.h", tmp_path)
-    header = folder / "kv260.h"
-    text = source.read_text(encoding="utf-8").replace("kGateCycles", "kOther")
-    header.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"kv260\.h defines no 'constexpr int kGateCycles"):
-        KernelConfig.from_header(header)
-
-
 def test_rows_and_positions_beyond_the_limits_are_refused():
     most = kernel_of(KV260).max_rows
     with pytest.raises(LimitError, match=f"rows {most + 1}: KV260's kernel .* at most {most}"):
@@ -292,54 +171,7 @@ def test_rows_and_positions_beyond_the_limits_are_refused():
         predict(STORIES15M, KV260, position=256)
 
 
-def test_a_slower_shell_slows_the_kernel():
-    assert kernel_of(BOARDS["aws-f1"]).clock_mhz == 250
-    assert kernel_of(BOARDS["u200"]).clock_mhz == 300
-
-
-# ---- what fits ------------------------------------------------------------------------
-
-
-def test_a_model_fits_where_its_buffers_do():
-    assert fits(STORIES110M, KV260) == (True, "")
-    fitting, reason = fits(STORIES110M, BOARDS["pynq-z2"])
-    assert not fitting
-    assert reason == ("weights and KV cache take 183 MiB of contiguous memory, PYNQ-Z2 has 128 MiB")
-    assert fits(STORIES110M, BOARDS["pynq-z2"], weight_bits=4, kv_bits=8)[0]
-
-
-def test_a_shape_beyond_the_kernels_limits_does_not_fit():
-    large = ModelConfig(4096, 11008, 32, 32, 32, 32000, 4096, tied=False)
-    fitting, reason = fits(large, KV260)
-    assert not fitting
-    assert "dim 4096 (at most 2048)" in reason
-
-
-def test_a_pseudo_channel_bounds_one_channels_buffer():
-    large = ModelConfig(4096, 11008, 32, 32, 32, 32000, 4096, tied=False)
-    fitting, reason = fits(large, BOARDS["u280"])
-    assert not fitting
-    assert "one of 32 banks would hold" in reason or "contiguous" in reason
-    assert fits(large, BOARDS["u55c"], weight_bits=4, kv_bits=8)[0]
-
-
-def test_more_sequences_take_more_room():
-    one, many = (buffers(STORIES110M, KV260, slots=n)[1] for n in (1, 8))
-    assert many == 8 * one
-    assert not fits(STORIES110M, KV260, slots=64)[0]
-
-
-def test_a_shared_masters_keys_and_values_lie_in_its_weights_bank():
-    sizes, port = buffers(STORIES110M, U50)
-    slots = U50.memory.bank_bytes // port
-    assert sizes[0] + slots * port > U50.memory.bank_bytes > sizes[0] + (slots - 1) * port
-    many_banks = replace(U50, memory=replace(U50.memory, banks=64))
-    assert fits(STORIES110M, many_banks, slots=slots - 1)[0]
-    fit, why = fits(STORIES110M, many_banks, slots=slots)
-    assert not fit and "one of 64 banks would hold" in why
-
-
-# ---- goals ----------------------------------------------------------------------------
+# ---- goals ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -364,15 +196,3 @@ def test_decode_reaches_85_percent_of_the_roof(name, group_size, board):
 def test_small_stages_cost_under_10_percent_of_a_token(board):
     prediction = predict(STORIES110M, board, position=255)
     assert prediction.small_share < 0.10, prediction.parts
-
-
-def test_peaks_are_bus_widths_times_rates():
-    for board in BOARDS.values():
-        memory = board.memory
-        assert memory.peak_bytes_per_s <= memory.banks * memory.bank_peak_bytes_per_s * 1.001
-        assert memory.pool_bytes <= memory.banks * memory.bank_bytes
-        assert 0 < memory.efficiency < 1
-        assert memory.source
-        assert board.sheet
-        assert board.header in board_headers()
-        assert math.isfinite(memory.latency_ns)

@@ -1,9 +1,18 @@
 """kernel/config.py: the one reader of the board headers."""
 
+import shutil
+
 import pytest
 from support.paths import HLS_SRC
 
-from llama_pynq.kernel.config import board_constants, board_headers, read_constants
+from llama_pynq.boards import boards
+from llama_pynq.kernel.config import (
+    KernelConfig,
+    board_constants,
+    board_headers,
+    kernel_of,
+    read_constants,
+)
 
 
 def written(tmp_path, *lines, name="a.h"):
@@ -45,3 +54,20 @@ def test_header_without_a_constant_is_named_with_it(tmp_path):
     header = written(tmp_path, "int kChannels = 2", "int kKvPorts = 1", "int kUltraRam = 0")
     with pytest.raises(ValueError, match="a.h defines no 'constexpr int kSharedMasters"):
         board_constants(header)
+
+
+def test_a_header_without_a_constant_is_refused_by_name(tmp_path):
+    source = board_headers()["kv260"]
+    folder = tmp_path / "boards"
+    folder.mkdir()
+    shutil.copy(source.parents[1] / "config.h", tmp_path)
+    header = folder / "kv260.h"
+    text = source.read_text(encoding="utf-8").replace("kGateCycles", "kOther")
+    header.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"kv260\.h defines no 'constexpr int kGateCycles"):
+        KernelConfig.from_header(header)
+
+
+def test_a_slower_shell_slows_the_kernel():
+    assert kernel_of(boards()["aws-f1"]).clock_mhz == 250
+    assert kernel_of(boards()["u200"]).clock_mhz == 300

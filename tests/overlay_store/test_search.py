@@ -1,4 +1,4 @@
-"""Identify a device's board, choose its overlay, and explain a missing overlay."""
+"""Choose a device's overlay, and explain a missing one."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 from pynq.pl_server.device import Device
 from support.board_overlays import record_of_files, write_overlay
 from support.fake_board import FakeBoard
+from support.plain_device import Plain
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
@@ -15,15 +16,10 @@ from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.measure import selftest
 from llama_pynq.measure.timing import board_of
-from llama_pynq.overlay_store.devices import board_of_device
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
-from llama_pynq.overlay_store.search import (
-    EMULATE,
-    FoundOverlay,
-    overlay_for,
-    overlays_of,
-)
+from llama_pynq.overlay_store.search import EMULATE, FoundOverlay, overlay_for, overlays_of
 
+pytestmark = pytest.mark.usefixtures("places")
 BUILD = (
     "To build one, with AMD's tools in a checkout of llama_pynq: make -C hls_src overlay "
     "BOARD=kv260, then llama-pynq overlay add hls_src/build/kv260/overlay"
@@ -32,83 +28,7 @@ LINK = (OverlayFile("llama.bit", "0" * 64, 4, "https://example.org/llama.bit"),
         OverlayFile("llama.hwh", "1" * 64, 4, "https://example.org/llama.hwh"))  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    """Overlay folders for the test; the last is the package's, without an overlay."""
-    monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "user"))
-    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(
-        "llama_pynq.overlay_store.search.package_folders", lambda name: [str(tmp_path / "package")]
-    )
-    monkeypatch.delenv("BOARD", raising=False)
-    user = tmp_path / "user"
-    return {
-        "added": user / "added",
-        "installed": user / "installed",
-        "package": tmp_path / "package",
-    }
-
-
-class Plain(Device):
-    """Fake device with a name and capabilities."""
-
-    def __init__(self, name, *capabilities):
-        super().__init__("plain")
-        self.name, self.capabilities = name, dict.fromkeys(capabilities, True)
-
-
-# ---- boards ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "tree", "environment", "board"),
-    [
-        ("KV260", None, None, "kv260"),  # Kria-PYNQ: XRT reads /etc/xocl.txt
-        ("edge", "Pynq-Z2\0", None, "pynq-z2"),
-        ("edge", None, "KV260", "kv260"),
-        ("edge", "Unknown\0", "ZCU104", "zcu104"),
-        ("edge", "Pynq-Z1\0", "KV260", "pynq-z1"),  # anyone may set BOARD
-        ("edge", "Ultra96\0", None, None),
-        ("edge", None, None, None),
-    ],
-)
-def test_zynq_board_is_known_by_xrt_the_device_tree_or_the_environment(
-    tmp_path, monkeypatch, name, tree, environment, board
-):
-    monkeypatch.setattr("llama_pynq.overlay_store.devices.BOARD_FILE", tmp_path / "pynq_board")
-    if tree is not None:
-        (tmp_path / "pynq_board").write_text(tree)
-    if environment is not None:
-        monkeypatch.setenv("BOARD", environment)
-    assert board_of_device(Plain(name, "MEMORY_MAPPED", "CALLABLE")) == board
-
-
-@pytest.mark.parametrize(
-    ("name", "capability", "board"),
-    [
-        ("xilinx_u250_gen3x16_xdma_shell_4_1", "REGISTER_RW", "u250"),
-        ("xilinx_vck5000_gen4x8_qdma_base_2", "REGISTER_RW", None),
-        ("Pynq-Z2", "REMOTE", "pynq-z2"),
-        ("Unknown", "REMOTE", None),
-    ],
-)
-def test_this_computers_board_is_neither_a_cards_nor_a_remote_one(
-    tmp_path, monkeypatch, name, capability, board
-):
-    monkeypatch.setattr("llama_pynq.overlay_store.devices.BOARD_FILE", tmp_path / "pynq_board")
-    (tmp_path / "pynq_board").write_text("KV260\0")
-    monkeypatch.setenv("BOARD", "kv260")
-    assert board_of_device(Plain(name, capability)) == board
-
-
-def test_emulated_devices_board_is_the_one_it_emulates(monkeypatch):
-    monkeypatch.setenv("BOARD", "zcu104")
-    assert board_of_device(EmulatedDevice()) is None
-    assert board_of_device(EmulatedDevice(board="kv260")) == "kv260"
-    assert board_of_device(EmulatedDevice(board="pynq-z2", name="kv260")) == "pynq-z2"
-
-
-# ---- overlays that are found ----------------------------------------------------------
+# ---- overlays that are found ---------------------------------------------------------
 
 
 def test_overlays_are_found_in_the_order_of_precedence(places):
@@ -208,7 +128,7 @@ def test_check_reads_the_kernels_metadata(places):
         found(places).check()
 
 
-# ---- LlamaOverlay() -------------------------------------------------------------------
+# ---- LlamaOverlay() ------------------------------------------------------------------
 
 
 def board_overlay(folder: Path, **changes) -> Path:
@@ -292,3 +212,11 @@ def test_plain_pynq_overlay_still_takes_a_path(places, tmp_path):
     overlay = pynq.Overlay(str(board_overlay(tmp_path / "mine")), device=FakeBoard("KV260"))
     assert overlay.llama.limits.board == "host"
     overlay.llama.close()
+
+
+def test_listing_overlays_does_not_load_pynq(run):
+    code = """
+import sys, llama_pynq.overlay_store.install, llama_pynq.overlay_store.search
+print("pynq" in sys.modules)
+"""
+    assert run("-c", code).stdout == "False\n"

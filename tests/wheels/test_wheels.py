@@ -210,7 +210,9 @@ def test_student_without_a_compiler_generates_the_known_text(installed):
 
 def test_students_device_and_driver_pass_their_tests(installed):
     """Run the tests that compile no kernel, against the installed package."""
-    names = ("engine/test_llama", "utils/test_lock", "emulation/test_memory")
+    engine = ("llama", "loading", "scheduler", "sequence", "slots")
+    names = [f"engine/test_{name}" for name in engine]
+    names += ["utils/test_lock", "emulation/test_memory"]
     tests = [REPOSITORY / "tests" / f"{name}.py" for name in names]
     installed(
         "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", REPOSITORY / "pyproject.toml", *tests

@@ -1,19 +1,83 @@
-"""Resident memory of a process that loads and runs a model of stories110M's shape."""
+"""Loading a model: files, formats, the packed cache, and memory."""
 
-import ast
 import json
 import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.generating import PROMPT, needs_shared, opened, tokens_of
+from support.paths import MODELS
 
-import llama_pynq
 from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
 from llama_pynq.kernel.config import Target
 from llama_pynq.models import BUNDLED
 from llama_pynq.weights.tiles import channel_bytes
+
+
+@needs_shared
+def test_load_model_with_a_foreign_tokenizer_names_both_sizes(overlay, bundled):
+    with pytest.raises(TokenizerError, match="512.*32000"):
+        overlay.load_model(MODELS / "stories260K.bin", tokenizer=MODELS / "tokenizer32k.bin")
+    assert overlay.generate(PROMPT, max_new_tokens=3, temperature=0).tokens
+
+
+@needs_shared
+def test_load_model_without_a_tokenizer_asks_for_one(overlay, bundled):
+    with pytest.raises(TokenizerError, match="give its file"):
+        overlay.load_model(MODELS / "stories260K.bin")
+
+
+def test_calls_before_load_model_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened() as overlay:
+        with pytest.raises(RequestError, match=r"no model is loaded: call load_model\(\) first"):
+            overlay.generate("a")
+        overlay.load_model()
+        assert overlay.generate("a", max_new_tokens=1).tokens
+
+
+def test_load_model_device_memory_full_is_named_and_a_smaller_one_loads(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened(memory_bytes=12 << 20) as overlay:
+        with pytest.raises(DeviceMemoryError):
+            overlay.load_model(slots=64)
+        with pytest.raises(RequestError, match="no model is loaded"):
+            overlay.generate("a")
+        overlay.load_model()
+        assert overlay.generate("a", max_new_tokens=2).tokens
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 100, None])
+def test_load_model_damaged_cache_is_rebuilt(overlay, bundled, expected, damage):
+    path = bundled.packed.path
+    data = path.read_bytes()
+    if damage is None:  # one weight's bit
+        damage = data[:-100] + bytes([data[-100] ^ 4]) + data[-99:]
+    path.write_bytes(damage)
+    overlay.load_model()
+    assert path.read_bytes() == data
+    assert tokens_of(overlay, "greedy") == expected["greedy"]
+
+
+def test_load_model_again_where_memory_holds_but_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened(memory_bytes=8 << 20) as overlay:
+        for _ in range(3):
+            overlay.load_model(slots=2)
+            assert overlay.generate("a", max_new_tokens=2).tokens
+
+
+@pytest.mark.parametrize("given", [{"slots": True}, {"rope_theta": True}])
+def test_load_model_bools_are_no_numbers(overlay, bundled, given):
+    (name,) = given
+    with pytest.raises(RequestError, match=f"{name} is True: it must be a"):
+        overlay.load_model(**given)
+    assert overlay.generate(PROMPT, max_new_tokens=2).tokens
+
+
+# ---- resident memory of a process with a model of stories110M's shape ----------------
 
 MB = 10**6
 STORIES_110M = ModelConfig(
@@ -26,7 +90,6 @@ STORIES_110M = ModelConfig(
     seq_len=256,
     tied=True,
 )
-
 MEASURE = """
 import json, sys
 import pynq
@@ -81,7 +144,14 @@ def tokenizer(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def own_locks(tmp_path, monkeypatch):
+    """The module's overlay holds the emulated device of the session's lock folder."""
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path / "locks"))
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.usefixtures("own_locks")
 def test_resident_memory_stays_within_the_packed_size(run, checkpoint, tokenizer, tmp_path):
     cache = {"LLAMA_PYNQ_CACHE": str(tmp_path / "cache")}
     for state in ("cold cache", "warm cache"):
@@ -96,27 +166,3 @@ def test_resident_memory_stays_within_the_packed_size(run, checkpoint, tokenizer
         # The emulated device's memory belongs to this process; it holds the weights only once.
         assert n <= found["generating"] < 2 * n, (state, in_mb)
     assert len(list((tmp_path / "cache" / "models").iterdir())) == 1, "no temporary file may remain"
-
-
-def test_no_source_reads_a_pickle():
-    """torch.load must have weights_only=True, np.load no allow_pickle=True."""
-    folder = Path(llama_pynq.__file__).parent
-    sources = sorted(folder.rglob("*.py"))
-    assert len(sources) > 20
-    for source in sources:
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            where = f"{source.relative_to(folder)}:{getattr(node, 'lineno', 0)}"
-            for name in _imported(node):
-                assert name.split(".")[0] not in {"pickle", "dill", "joblib", "shelve"}, where
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                options = {k.arg: ast.unparse(k.value) for k in node.keywords}
-                assert options.get("allow_pickle", "False") == "False", where
-                if called == "torch.load":
-                    assert options.get("weights_only") == "True", where
-
-
-def _imported(node):
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -1,0 +1,123 @@
+"""llama-pynq generate: its text, its figures and its options."""
+
+import re
+
+import pytest
+
+from llama_pynq import LlamaOverlay
+
+FIGURES = re.compile(
+    r"\n(\d+) tokens, \d+\.\d tokens/s \(measured, host clock\), first after \d+ ms, seed (\d+)\n"
+    r"emulated-host \(emulated device on this computer's CPU, \d+ threads?; no board in use\), "
+    r"kernel host; model loaded in \d+\.\d\d s\n"
+)
+
+
+def test_generate_prints_the_text_then_the_figures(cli):
+    with LlamaOverlay() as overlay:
+        overlay.load_model()
+        expected = overlay.generate("The little fox", max_new_tokens=40, seed=7)
+    status, out, err = cli("generate", "The little fox", "--max-new-tokens", 40, "--seed", 7)
+    assert status == 0
+    assert out == f"The little fox{expected.text}\n"
+    figures = FIGURES.fullmatch(err)
+    assert figures, err
+    assert figures.groups() == (str(len(expected.tokens)), "7")
+
+
+def test_generate_prints_the_seed_it_drew(cli):
+    _, first, err = cli("generate", "--max-new-tokens", 12, "--temperature", 3)
+    seed = FIGURES.fullmatch(err)[2]
+    again = cli("generate", "--max-new-tokens", 12, "--temperature", 3, "--seed", seed)[1]
+    other = cli("generate", "--max-new-tokens", 12, "--temperature", 3, "--seed", int(seed) + 1)[1]
+    assert first.startswith("Once upon a time")
+    assert again == first
+    assert other != first
+
+
+def test_every_sampling_option_reaches_the_model(cli):
+    options = [
+        {"temperature": 0.0},
+        # So hot that all tokens left by truncation are about equally likely.
+        {"temperature": 10.0, "top_k": 3},
+        {"temperature": 10.0, "top_p": 0.3},
+        {"temperature": 10.0, "min_p": 0.7},
+        {"temperature": 10.0, "repetition_penalty": 2.5},
+        {"stop": "."},
+    ]
+    with LlamaOverlay() as overlay:
+        overlay.load_model()
+        expected = [
+            overlay.generate("Zyx", max_new_tokens=80, seed=2, **option).text
+            for option in [{}, *options]
+        ]
+    assert len(set(expected)) == len(expected), "the options do not differ in effect"
+    for option, text in zip(options, expected[1:]):
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in option.items()]
+        out = cli("generate", "Zyx", "--max-new-tokens", 80, "--seed", 2, *flags)[1]
+        assert out == f"Zyx{text}\n", option
+
+
+def test_several_stop_texts_are_all_heeded(cli):
+    flags = ["--seed", 1, "--max-new-tokens", 200, "--stop", "nowhere", "--stop", "."]
+    out = cli("generate", "One day", *flags)[1]
+    assert len(out) > 20
+    assert "." not in out
+
+
+def test_generate_of_one_token_prints_no_rate(cli):
+    status, _, err = cli("generate", "One day", "--max-new-tokens", 1, "--seed", 1)
+    assert status == 0
+    assert re.match(r"\n1 token, first after \d+ ms, seed 1\n", err)
+
+
+def test_generate_from_an_empty_prompt(cli):
+    status, out, _ = cli("generate", "", "--max-new-tokens", 20, "--seed", 1)
+    assert status == 0
+    assert out[0].isupper() and out.endswith("\n")
+
+
+def test_a_terminal_without_the_characters_gets_replacements(run):
+    arguments = ["-m", "llama_pynq", "generate", "café ☕", "--max-new-tokens", "4", "--seed", "1"]
+    done = run(*arguments, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caf? ?")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-new-tokens=0"], "max_new_tokens is 0: it must be at least 1"),
+        (["--temperature=-1"], "temperature is -1.0: it must be 0 (greedy), or 0.001 to 100"),
+        (["--temperature=nan"], "temperature is nan: it must be 0 (greedy), or 0.001 to 100"),
+        (["--top-k=-1"], "top_k is -1: it must be 0 (off) or more"),
+        (["--top-p=0"], "top_p is 0.0: it must be above 0, at most 1 (off)"),
+        (["--min-p=1"], "min_p is 1.0: it must be 0 (off) to below 1"),
+        (["--repetition-penalty=0.5"], "repetition_penalty is 0.5: it must be 1 (off) to 100"),
+        (["--seed=-1"], "seed is -1: it must be 0 to 2^64 - 1"),
+        (["--stop="], "stop is ['']: it must be a non-empty string, or several"),
+        (["--threads=0"], "--threads is 0: it must be 1 to 1024"),
+        (["--threads=100000"], "--threads is 100000: it must be 1 to 1024"),
+        (["word " * 3000], "tokens long, the model's context holds 512: shorten it"),
+        (["a\udcffb"], "lone surrogate"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(refused, options, message):
+    assert message in refused("generate", *options)
+
+
+@pytest.mark.parametrize("option", ["--group-size=48", "--seed=x", "--top-k=1.5"])
+def test_a_malformed_option_shows_the_usage(cli, capsys, option):
+    with pytest.raises(SystemExit) as end:
+        cli("generate", option)
+    assert end.value.code == 2
+    assert f"error: argument {option.split('=')[0]}: invalid" in capsys.readouterr().err
+
+
+def test_generate_several_prompts_is_a_batch_with_the_texts_they_have_alone(cli):
+    flags = ["--seed", 3, "--max-new-tokens", 20]
+    _, both, err = cli("generate", "One day", "The fox", *flags)
+    alone = [cli("generate", prompt, *flags)[1].rstrip("\n") for prompt in ("One day", "The fox")]
+    assert both == "\n\n".join(alone) + "\n"
+    assert err.count("seed 3") == 2

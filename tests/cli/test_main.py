@@ -1,0 +1,143 @@
+"""llama-pynq: help, imports, interruptions, and output that nobody takes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from support.checkpoint_files import random_weights, write_checkpoint
+from support.cli_cases import SHAPE, needs_signals
+
+from llama_pynq import __version__
+from llama_pynq.models import BUNDLED
+
+
+def test_help_and_version_do_not_wait_for_pynq(run):
+    code = """
+import sys
+from llama_pynq.cli.main import main
+for arguments in (["--help"], ["generate", "--help"], ["--version"]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0
+print(sorted({"pynq", "numpy", "llama_pynq.driver"} & set(sys.modules)))
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "continue a text" in done.stdout
+    assert done.stdout.splitlines()[-2:] == [f"llama_pynq {__version__}", "[]"]
+
+
+def test_no_command_shows_the_usage(cli, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli()
+    assert end.value.code == 2
+    assert "usage: llama-pynq [-h] [--version] COMMAND ..." in capsys.readouterr().err
+
+
+def test_nothing_is_loaded_before_it_is_needed(run):
+    code = """
+import sys
+import llama_pynq
+heavy = {"numpy", "pynq", "matplotlib", "ipywidgets", "IPython", "torch", "pandas"}
+print(sorted(heavy & set(sys.modules)))
+import pynq
+theirs = heavy & set(sys.modules)
+with llama_pynq.LlamaOverlay() as overlay:
+    overlay.load_model()
+    overlay.generate("x", max_new_tokens=2)
+print(sorted((heavy & set(sys.modules)) - theirs - {"numpy"}))
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+# ---- interruptions -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """Arguments for a greedy text of 8000 tokens that cannot end: BOS and EOS never win."""
+    path = tmp_path_factory.mktemp("endless") / "endless.bin"
+    weights = random_weights(SHAPE, seed=1)
+    weights["wcls"][1:3] = 0
+    write_checkpoint(path, SHAPE, 0, weights=weights)
+    model = ["--model", str(path), "--tokenizer", str(BUNDLED / "tokenizer.bin")]
+    return [*model, "--temperature", "0", "--max-new-tokens", "8000"]
+
+
+def buffered():
+    """Environment with buffered output, the default: a failing write may fail only at exit."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+@contextmanager
+def generating(arguments):
+    """A process that is generating its text."""
+    command = [sys.executable, "-m", "llama_pynq", "generate", "Once", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()
+    )
+    try:
+        with process:
+            assert process.stdout.read(len("Once") + 1)[:4] == b"Once"
+            yield process
+    finally:
+        process.kill()
+
+
+@needs_signals
+def test_ctrl_c_ends_the_text_and_frees_the_device(cli, endless):
+    with generating(endless) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert out.endswith(b"\n")
+    assert err == b"llama-pynq: interrupted\n"
+    assert cli("generate", "--max-new-tokens", 2)[0] == 0
+
+
+def test_a_second_process_is_told_who_holds_the_device(refused, cli, endless):
+    with generating(endless) as process:
+        message = refused("generate", "x")
+        assert process.poll() is None, "the first process ended before the second one started"
+        process.kill()
+    assert re.match(rf"device emulated-host\S* is in use by process {process.pid}\. ", message)
+    assert cli("generate", "--max-new-tokens", 2)[0] == 0, "a killed process leaves no lock"
+
+
+def test_a_reader_that_goes_away_is_no_error(endless):
+    with generating(endless) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_pipe_without_a_reader_prints_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "llama_pynq", "info"]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, check=False, env=buffered()
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_full_disk_is_named():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "llama_pynq", "info"]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, check=False, env=buffered()
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"llama-pynq: [Errno 28] No space left on device\n",
+    )

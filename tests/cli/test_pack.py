@@ -1,0 +1,108 @@
+"""llama-pynq pack: for this device and for boards."""
+
+import re
+from dataclasses import replace
+
+from support.checkpoint_files import write_checkpoint
+from support.cli_cases import SHAPE
+
+
+def test_packed_file_holds_model_and_tokenizer(cli):
+    status, out, err = cli("pack", "model.safetensors")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(
+        r"model\.safetensors: \d+\.\d MiB, int8 weights used as they are \(groups of 64\), "
+        r"with a tokenizer, for emulated-host \(.*\), kernel host\n",
+        out,
+    )
+    words = ["generate", "One day", "--max-new-tokens", 30, "--seed", 3]
+    assert cli(*words, "--model", "model.safetensors")[1] == cli(*words)[1]
+
+
+def test_pack_keeps_an_existing_file_unless_forced(cli, refused, tmp_path):
+    output = tmp_path / "model.safetensors"
+    output.write_text("precious")
+    message = refused("pack", output)
+    assert message == f"{output} exists: choose another name, or replace it with --force"
+    assert output.read_text() == "precious"
+    assert cli("pack", output, "--force")[0] == 0
+    assert cli("generate", "--model", output, "--max-new-tokens", 2)[0] == 0
+    assert list(tmp_path.iterdir()) == [output], "no temporary file stays"
+
+
+def test_pack_without_a_tokenizer_says_so_and_so_does_generate(
+    cli, refused, shared_models, tmp_path
+):
+    model = ["--model", shared_models / "stories260K.bin"]
+    assert ", without a tokenizer, for " in cli("pack", "small.safetensors", *model)[1]
+    assert refused("generate", "--model", "small.safetensors") == (
+        "small.safetensors comes without a tokenizer: give its file, "
+        'load_model("model.bin", tokenizer="tokenizer.bin") or --tokenizer tokenizer.bin'
+    )
+    tokenizer = ["--tokenizer", shared_models / "tok512.bin"]
+    assert cli("pack", "small.safetensors", "--force", *model, *tokenizer)[0] == 0
+    assert cli("generate", "--model", "small.safetensors", "--max-new-tokens", 2)[0] == 0
+
+
+def test_pack_refuses_what_it_cannot_pack(cli, refused, tmp_path):
+    message = refused("pack", tmp_path)
+    assert message == f"{tmp_path} is a folder: give the name of the file to write"
+    assert cli("pack", "model.safetensors")[0] == 0
+    assert refused("pack", "again.safetensors", "--model", "model.safetensors") == (
+        "model.safetensors is packed already: give the checkpoint it was made from"
+    )
+    deep = replace(SHAPE, dim=8, hidden_dim=8, vocab_size=8, n_layers=257, seq_len=8)
+    write_checkpoint(tmp_path / "deep.bin", deep, 0)
+    message = refused("pack", "deep.safetensors", "--model", "deep.bin")
+    assert message.startswith(
+        "the model does not fit the kernel on host: n_layers 257 (at most 256)."
+    )
+    assert not (tmp_path / "deep.safetensors").exists()
+
+
+def test_pack_into_a_place_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused("pack", tmp_path / "file" / "model.safetensors")
+    assert str(tmp_path / "file") in message
+
+
+def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
+    from llama_pynq.kernel.config import board_headers
+    from llama_pynq.kernel.limits import KernelLimits
+    from llama_pynq.weights.packed import open_packed
+
+    targets = set()
+    for name in ("kv260", "pynq_z2", "u50"):
+        status, out, err = cli("pack", "--board", name, tmp_path / name)
+        assert status == 0, err
+        target = open_packed(tmp_path / name).target
+        header = board_headers()[name.replace("_", "-")]
+        assert target == KernelLimits.from_header(header).target
+        targets.add(target)
+        assert f"for {name.replace('_', '-')}" in out
+    assert len(targets) == 3
+    _, out, _ = cli("pack", "--board", "pynq_z1", tmp_path / "z1")
+    assert out.endswith("for pynq-z1, whose kernel is pynq-z2's\n")
+    status, _, err = cli("pack", "--board", "pdp11", tmp_path / "x")
+    assert status == 1
+    assert err == (
+        "llama-pynq: there is no board 'pdp11': choose one of pynq-z1, pynq-z2, kv260, zcu104, "
+        "aws-f1, u200, u250, u50, u280, u55c, host\n"
+    )
+
+
+def test_board_to_pack_for_is_any_that_boards_lists_in_any_case(tmp_path):
+    from llama_pynq.boards import boards
+    from llama_pynq.cli.pack import board_limits
+
+    for name, board in boards().items():
+        for written in (name, name.upper(), name.replace("-", "_")):
+            assert board_limits(written).board == board.header
+    assert board_limits("host").board == "host"
+
+
+def test_packed_for_another_board_is_refused_with_the_remedy(cli, tmp_path):
+    cli("pack", "--board", "kv260", tmp_path / "model")
+    status, _, err = cli("generate", "--model", tmp_path / "model")
+    assert status == 1
+    assert "is packed for 4 channels of 32-row tiles; this kernel (host) has 2 of 32" in err
