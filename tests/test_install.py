@@ -290,6 +290,33 @@ def test_editable_install_works_in_an_empty_environment(source, install, tmp_pat
     assert printed.stdout == "llama_pynq 9.9\n"
 
 
+STORY = """
+import warnings
+warnings.simplefilter("ignore")
+from llama_pynq import LlamaOverlay
+from llama_pynq.labs.files import notebook_sources
+with LlamaOverlay() as overlay:
+    overlay.load_model()
+    print(overlay.generate("Once", max_new_tokens=8, seed=1).text, len(notebook_sources()))
+"""
+
+
+def test_python_inside_the_checkout_uses_the_checkouts_own_folders(
+    source, wheel, install, tmp_path
+):
+    """Its llama_pynq/ hides the installed package, and has no built emulator."""
+    checkout = shutil.copytree(source, tmp_path / "checkout")
+    python = install(wheel) / "bin" / "python"
+    expected = call(python, "-c", STORY, cwd=tmp_path).stdout
+    cache = {"LLAMA_PYNQ_CACHE": str(tmp_path / "own cache")}
+    first = attempt(python, "-c", STORY, cwd=checkout, **cache)
+    assert first.returncode == 0, first.stderr
+    assert "compiling the emulated device from this checkout's hls_src/" in first.stderr
+    second = attempt(python, "-c", STORY, cwd=checkout, **cache)
+    assert "compiling" not in second.stderr
+    assert first.stdout == second.stdout == expected
+
+
 @pytest.fixture(scope="module")
 def wheel_without(source, tmp_path_factory):
     """The wheel for boards: without the emulator, for every platform."""

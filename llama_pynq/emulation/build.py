@@ -14,6 +14,7 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,13 @@ from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.emulation.targets import WheelTarget
 from llama_pynq.errors import BuildError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel import config, registers, top
-from llama_pynq.utils.files import cache_folder, package_folders, write_atomically
+from llama_pynq.utils.files import (
+    BOARD_MARKS,
+    cache_folder,
+    checkout_folder,
+    package_folders,
+    write_atomically,
+)
 
 # -ffp-contract=off: the kernel's arithmetic is specified, and a fused multiply-add rounds once
 # instead of twice. The other -f flags change no result. -fno-sanitize=undefined: zig's compiler
@@ -270,10 +277,14 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
     suffix : {".xclbin", ".bit"}
         The Alveo or the Zynq flavour.
 
+    In a checkout that has none it is compiled, once, into the cache folder.
+
     Raises
     ------
     OverlayMismatch
         If there is none: the package was installed on a board, or without a C++ compiler.
+    BuildError
+        If the compiler fails.
     """
     folders = [own_build_folder()]
     folders += [Path(folder) / registers.IP_NAME for folder in package_folders("overlay")]
@@ -281,11 +292,30 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
         path = folder / f"{registers.IP_NAME}{suffix}"
         if path.exists():
             return path
+    if _compiles_by_itself():
+        print(
+            "llama_pynq: compiling the emulated device from this checkout's hls_src/ into "
+            f"{folders[0]}: a minute or so, once",
+            file=sys.stderr,
+            flush=True,
+        )
+        build_emulated_overlay(Path(package_folders("hls_src")[0]), folders[0])
+        return folders[0] / f"{registers.IP_NAME}{suffix}"
     raise OverlayMismatch(
         "the emulated overlay is not installed: it is left out on boards, and where the package "
         "was built without a C++ compiler. To compile it for this computer: python -m "
         "llama_pynq.emulation.build (it needs g++; Debian, Ubuntu: apt install g++)"
     )
+
+
+def _compiles_by_itself() -> bool:
+    """Whether Python runs in a checkout, on a computer with a compiler that is not a board.
+
+    On a board the compiler takes minutes, and its memory.
+    """
+    if checkout_folder() is None or any(mark.exists() for mark in BOARD_MARKS):
+        return False
+    return shutil.which(shlex.split(default_compiler())[0]) is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from llama_pynq.boards import Board
+from llama_pynq.utils.files import package_folders
 
 _CONSTANT = re.compile(r"^constexpr (?:int|uint32_t) (k\w+) = ([^;]+);", re.MULTILINE)
 _BOARD_NAME = re.compile(r'kBoardName\[\] = "(.*)";')
@@ -117,7 +117,7 @@ def board_headers(source: Path | None = None) -> dict[str, Path]:
     source : Path, optional
         An ``hls_src`` folder; default the installed one.
     """
-    folders = [source] if source else map(Path, import_module("llama_pynq.hls_src").__path__)
+    folders = [source] if source else map(Path, package_folders("hls_src"))
     headers = [path for folder in folders for path in sorted((folder / "boards").glob("*.h"))]
     return {name: path for path in headers if (name := board_name(path)) is not None}
 

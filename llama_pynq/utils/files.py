@@ -106,20 +106,35 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checkout_folder() -> Path | None:
+    """The checkout that this package runs from; None for an installed package."""
+    folder = Path(__file__).parents[2]
+    return folder if (folder / "hls_src" / "config.h").exists() else None
+
+
 def package_folders(name: str) -> list[str]:
     """Locate a folder of the checkout that is installed as the subpackage ``llama_pynq.<name>``.
+
+    Python started inside the checkout imports llama_pynq/ from there, whatever is installed; then
+    the folder is the checkout's own.
+
+    Parameters
+    ----------
+    name : str
+        ``hls_src``, ``notebooks`` or ``overlay``.
 
     Raises
     ------
     LlamaPynqError
-        If Python imported the source folder instead of the installed package.
+        If there is no such folder: the installation is damaged.
     """
+    checkout = checkout_folder()
+    if checkout is not None and (checkout / name).is_dir():
+        return [str(checkout / name)]
     try:
         return list(import_module(f"llama_pynq.{name}").__path__)
     except ImportError as error:
-        here = Path(__file__).parents[1]
         raise LlamaPynqError(
-            f"Python imported llama_pynq from the source folder {here}, which lacks {name}/, not "
-            "the installed package. Start Python outside the checkout, or install with "
-            "pip install -e ."
+            f"llama_pynq was imported from {Path(__file__).parents[1]}, which lacks {name}/: the "
+            "installation is damaged. Install it again: pip install --force-reinstall ."
         ) from error

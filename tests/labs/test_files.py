@@ -154,6 +154,6 @@ def test_write_new_works_without_links(tmp_path, monkeypatch):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"1")]
 
 
-def test_a_folder_that_only_the_installed_package_has_is_missed_by_name():
-    with pytest.raises(LlamaPynqError, match=r"source folder .*llama_pynq, which lacks nowhere/"):
+def test_folder_that_the_package_lacks_is_named_with_a_remedy():
+    with pytest.raises(LlamaPynqError, match=r"llama_pynq, which lacks nowhere/: .* pip install"):
         package_folders("nowhere")
