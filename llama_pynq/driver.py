@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from llama_pynq.engine.loading import load
 from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.registers import VLNVS
+from llama_pynq.utils.signature import delegates_to
 
 
 class LlamaDriver(KernelDriver):
@@ -42,7 +43,43 @@ class LlamaDriver(KernelDriver):
         rope_theta: float | None = None,
         power: EnergyMeter | None = None,
     ) -> Llama:
-        """Load a checkpoint, or the bundled model; see `engine.loading.load`."""
+        """Load a model onto the device; the bundled one by default.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            A llama2.c checkpoint (version 0, 1 or 2) or a packed model; default the bundled one.
+        tokenizer : str or Path, optional
+            Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
+            packed file that carries one.
+        group_size : {32, 64}, optional
+            Default: see `weights.quantize.QuantizedModel`.
+        weight_bits : {8, 4}, optional
+            Default 8, or the packed file's. 4 halves the bytes that a token reads.
+        kv_bits : {32, 8}
+            Format of the KV cache: float32, or int8 with a scale for each head's key and value.
+        slots : int, optional
+            Sequences to hold at a time; default 4, or fewer if memory is short. The cache grows
+            automatically for a larger batch.
+        rope_theta : float, optional
+            Not in a llama2.c file; default 10000. A packed file has its own.
+        power : measure.power.PowerRecorder, optional
+            A recorder that is recording; loading is marked on it.
+
+        Returns
+        -------
+        Llama
+
+        Raises
+        ------
+        CheckpointError, TokenizerError, LimitError
+            If a file cannot be used. The model that was loaded before stays, unless damage of a
+            packed file is found only during the upload.
+        DeviceMemoryError
+            If the model does not fit. No model is loaded then.
+        RequestError
+            If an argument is out of range.
+        """
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
             kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, power=power,
@@ -79,20 +116,18 @@ class LlamaDriver(KernelDriver):
         super()._drop()
         self._llama = None
 
-    def generate(
-        self, prompt: str | Sequence[str] = "", **kwargs: Any
-    ) -> Generation | list[Generation]:
-        """See `engine.llama.Llama.generate`."""
-        return self.model.generate(prompt, **kwargs)
+    @delegates_to(Llama.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Generation | list[Generation]:
+        return self.model.generate(*args, **kwargs)
 
-    def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
-        """See `engine.llama.Llama.stream`."""
-        return self.model.stream(prompt, **kwargs)
+    @delegates_to(Llama.stream)
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        return self.model.stream(*args, **kwargs)
 
-    def stream_tokens(self, prompt: str = "", **kwargs: Any) -> Iterator[StreamToken]:
-        """See `engine.llama.Llama.stream_tokens`."""
-        return self.model.stream_tokens(prompt, **kwargs)
+    @delegates_to(Llama.stream_tokens)
+    def stream_tokens(self, *args: Any, **kwargs: Any) -> Generator[StreamToken, None, None]:
+        return self.model.stream_tokens(*args, **kwargs)
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `engine.llama.Llama.logits`."""
-        return self.model.logits(tokens)
+    @delegates_to(Llama.logits)
+    def logits(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return self.model.logits(*args, **kwargs)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from llama_pynq.overlay_store.devices import (
 )
 from llama_pynq.overlay_store.record import OverlayRecord
 from llama_pynq.overlay_store.search import overlay_for, record_of
+from llama_pynq.utils.signature import delegates_to
 
 _open: weakref.WeakSet[LlamaOverlay] = weakref.WeakSet()
 _process = os.getpid()
@@ -166,29 +167,25 @@ class LlamaOverlay(pynq.Overlay):
 
     # ---- the driver's methods --------------------------------------------------------
 
-    def load_model(
-        self, path: str | Path | None = None, tokenizer: str | Path | None = None, **kwargs: Any
-    ) -> Llama:
-        """See `llama_pynq.engine.loading.load`."""
-        return self.llama.load_model(path, tokenizer, **kwargs)
+    @delegates_to(LlamaDriver.load_model)
+    def load_model(self, *args: Any, **kwargs: Any) -> Llama:
+        return self.llama.load_model(*args, **kwargs)
 
-    def generate(
-        self, prompt: str | Sequence[str] = "", **kwargs: Any
-    ) -> Generation | list[Generation]:
-        """See `llama_pynq.engine.llama.Llama.generate`."""
-        return self.llama.generate(prompt, **kwargs)
+    @delegates_to(Llama.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Generation | list[Generation]:
+        return self.llama.generate(*args, **kwargs)
 
-    def stream(self, prompt: str = "", **kwargs: Any) -> Iterator[str]:
-        """See `llama_pynq.engine.llama.Llama.stream`."""
-        return self.llama.stream(prompt, **kwargs)
+    @delegates_to(Llama.stream)
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        return self.llama.stream(*args, **kwargs)
 
-    def stream_tokens(self, prompt: str = "", **kwargs: Any) -> Iterator[StreamToken]:
-        """See `llama_pynq.engine.llama.Llama.stream_tokens`."""
-        return self.llama.stream_tokens(prompt, **kwargs)
+    @delegates_to(Llama.stream_tokens)
+    def stream_tokens(self, *args: Any, **kwargs: Any) -> Generator[StreamToken, None, None]:
+        return self.llama.stream_tokens(*args, **kwargs)
 
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """See `llama_pynq.engine.llama.Llama.logits`."""
-        return self.llama.logits(tokens)
+    @delegates_to(Llama.logits)
+    def logits(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return self.llama.logits(*args, **kwargs)
 
     # ---- life ------------------------------------------------------------------------
 

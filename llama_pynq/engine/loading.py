@@ -38,44 +38,7 @@ def load(
     rope_theta: float | None = None,
     power: EnergyMeter | None = None,
 ) -> Llama:
-    """Load a model onto the driver's device.
-
-    Parameters
-    ----------
-    driver : KernelDriver
-    path : str or Path, optional
-        A llama2.c checkpoint (version 0, 1 or 2) or a packed model; default the bundled one.
-    tokenizer : str or Path, optional
-        Its tokenizer, sentencepiece or llama2.c; not needed with the bundled model or a
-        packed file that carries one.
-    group_size : {32, 64}, optional
-        Default: see `weights.quantize.QuantizedModel`.
-    weight_bits : {8, 4}, optional
-        Default 8, or the packed file's. 4 halves the bytes that a token reads.
-    kv_bits : {32, 8}
-        Format of the KV cache: float32, or int8 with a scale for each head's key and value.
-    slots : int, optional
-        Sequences to hold at a time; default 4, or fewer if memory is short. The cache grows
-        automatically for a larger batch.
-    rope_theta : float, optional
-        Not in a llama2.c file; default 10000. A packed file has its own.
-    power : measure.power.PowerRecorder, optional
-        A recorder that is recording; loading is marked on it.
-
-    Returns
-    -------
-    Llama
-
-    Raises
-    ------
-    CheckpointError, TokenizerError, LimitError
-        If a file cannot be used. The model that was loaded before stays, unless damage of a
-        packed file is found only during the upload.
-    DeviceMemoryError
-        If the model does not fit. No model is loaded then.
-    RequestError
-        If an argument is out of range.
-    """
+    """Load a model onto the driver's device; arguments as for `LlamaDriver.load_model`."""
     start = time.perf_counter()
     check_meter(power)
     limits = driver.limits
