@@ -36,6 +36,7 @@ from llama_pynq.overlay_store.devices import (
 )
 from llama_pynq.overlay_store.record import OverlayRecord
 from llama_pynq.overlay_store.search import overlay_for, record_of
+from llama_pynq.utils.html import facts_table
 from llama_pynq.utils.signature import delegates_to
 
 _open: weakref.WeakSet[LlamaOverlay] = weakref.WeakSet()
@@ -164,6 +165,18 @@ class LlamaOverlay(pynq.Overlay):
             f"{text}{self._clock_note}, overlay {Path(self.bitfile_name).name} "
             f"({f'measured: {measured}' if measured else 'not known to be measured'})"
         )
+
+    def __repr__(self) -> str:
+        model = self.llama.loaded_model if not self.closed else None
+        state = "closed" if self.closed else repr(model) if model is not None else "no model"
+        return f"LlamaOverlay({describe_device(self.device)}; {state})"
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return facts_table("LlamaOverlay", {"state": "closed"})
+        model = self.llama.loaded_model
+        loaded = model.facts if model is not None else {"model": "none: call load_model()"}
+        return facts_table("LlamaOverlay", {"runs on": self.describe(), **loaded})
 
     # ---- the driver's methods --------------------------------------------------------
 

@@ -27,6 +27,7 @@ from llama_pynq.kernel import config, registers
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
+from llama_pynq.utils.html import facts_table
 from llama_pynq.utils.validate import whole_number
 
 POLL_US = 20_000
@@ -313,6 +314,20 @@ class EmulatedDevice(Device):
 
     def __repr__(self) -> str:
         return f"EmulatedDevice({self.board!r})"
+
+    def _repr_html_(self) -> str:
+        limits = "the host kernel's own" if self.board == HOST else f"those of {self.board}"
+        free, size = self.memory.free_bytes / MIB, self.memory.size_bytes / MIB
+        return facts_table(
+            "EmulatedDevice",
+            {
+                "name": self.name,
+                "limits": limits,
+                "memory": f"{free:,.0f} of {size:,.0f} MiB free",
+                "threads": f"{self.threads} of this computer's CPU",
+                "protocol": self._hardware.protocol if self._hardware else None,
+            },
+        )
 
     # ---- metadata and download -------------------------------------------------------
 

@@ -19,6 +19,7 @@ from llama_pynq.engine.slots import Session, Slots
 from llama_pynq.errors import CheckpointError, RequestError
 from llama_pynq.kernel.abi import RowFlag, make_rows
 from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.utils.html import facts_table
 from llama_pynq.utils.validate import positive_number
 from llama_pynq.weights.packed import PackedModel
 
@@ -73,6 +74,32 @@ class Llama:
     @property
     def config(self) -> ModelConfig:
         return self.packed.config
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is loaded, and where, in words: a line each."""
+        c, driver = self.config, self.driver
+        mib = self.packed.weight_bytes / 2**20
+        return {
+            "shape": f"dim {c.dim}, {c.n_layers} layers, {c.n_heads} heads, "
+            f"{c.n_kv_heads} KV heads, hidden {c.hidden_dim}, vocabulary {c.vocab_size}, "
+            f"context {c.seq_len}",
+            "weights": f"{mib:.1f} MiB; {self.packed.note}",
+            "KV cache": f"{'float32' if self._kv_bits == 32 else f'int{self._kv_bits}'}, "
+            f"{driver.slots} sequences",
+            "tokenizer": str(self.tokenizer.path),
+            "device": driver.device.name,
+        }
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"Llama(dim {c.dim}, {c.n_layers} layers, vocabulary {c.vocab_size}, "
+            f"int{self.packed.weight_bits} weights, on {self.driver.device.name})"
+        )
+
+    def _repr_html_(self) -> str:
+        return facts_table("Llama", self.facts)
 
     @property
     def call_seconds(self) -> float:

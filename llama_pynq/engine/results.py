@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from html import escape
 from typing import NamedTuple
 
 from llama_pynq.energy import Energy
+
+
+def shorten(text: str, most: int) -> str:
+    """Cut a text to at most `most` characters, the last one an ellipsis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @dataclass
@@ -26,7 +33,7 @@ class TokenLogprob:
     top: dict[int, float]
 
 
-@dataclass
+@dataclass(repr=False)
 class Generation:
     """Result of `Llama.generate` for one prompt.
 
@@ -72,6 +79,26 @@ class Generation:
     device: str
     energy: Energy | None = None
     energy_note: str = "no power recorder was given: generate(..., power=recorder)"
+
+    @property
+    def summary(self) -> str:
+        """One line: tokens, speed, why the text ended, seed and device."""
+        n, rate = len(self.tokens), self.tokens_per_second
+        speed = "" if math.isnan(rate) else f", {rate:,.1f} tokens/s (measured)"
+        return (
+            f"{n} token{'s' * (n != 1)}{speed}, ended by {self.finish_reason!r}, "
+            f"seed {self.seed}, on {self.device}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Generation({shorten(self.text, 60)!r}, {self.summary})"
+
+    def _repr_html_(self) -> str:
+        note = self.summary if self.energy is None else f"{self.summary}; {self.energy}"
+        return (
+            f'<div style="white-space:pre-wrap">{escape(self.text)}</div>'
+            f"<small>{escape(note)}</small>"
+        )
 
 
 class StreamToken(NamedTuple):
