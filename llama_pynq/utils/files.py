@@ -128,12 +128,12 @@ def package_folders(name: str) -> list[str]:
     LlamaPynqError
         If there is no such folder: the installation is damaged.
     """
-    checkout = checkout_folder()
-    if checkout is not None and (checkout / name).is_dir():
-        return [str(checkout / name)]
     try:
         return list(import_module(f"llama_pynq.{name}").__path__)
     except ImportError as error:
+        checkout = checkout_folder()
+        if checkout is not None and (checkout / name).is_dir():
+            return [str(checkout / name)]
         raise LlamaPynqError(
             f"llama_pynq was imported from {Path(__file__).parents[1]}, which lacks {name}/: the "
             "installation is damaged. Install it again: pip install --force-reinstall ."
