@@ -72,9 +72,9 @@ class PowerRecorder:
     ) -> None:
         if not isinstance(rails, Mapping):
             raise RequestError(f"{type(rails).__name__} given for rails: give rails(overlay)")
-        if not 0.1 <= (rate_hz := number("rate_hz", rate_hz)) <= 1000:
+        if not 0.1 <= number("rate_hz", rate_hz) <= 1000:
             raise RequestError(f"rate_hz is {rate_hz!r}: it must be 0.1 to 1000")
-        if not 0 <= (idle_s := number("idle_s", idle_s)) <= 600:
+        if not 0 <= number("idle_s", idle_s) <= 600:
             raise RequestError(f"idle_s is {idle_s!r}: it must be 0 to 600 seconds")
         self.rails = dict(rails)
         self._why: Sequence[str] = getattr(rails, "why", ())
