@@ -4,6 +4,8 @@ Each message names what is wrong, says why, and what to do. Each class also deri
 built-in exception that a caller expects, so ``except ValueError`` works too.
 """
 
+from __future__ import annotations
+
 
 class LlamaPynqError(Exception):
     """Base class: catch this to catch everything the package raises on purpose."""
@@ -39,6 +41,14 @@ class OverlayNotFound(LlamaPynqError, FileNotFoundError):
 
 class DeviceBusy(LlamaPynqError, RuntimeError):
     """Another process, or another thread, is using the device."""
+
+    holder_pid: int | None = None
+    """Process that holds the device's lock, if it is known."""
+
+    def held_by(self, pid: int | None) -> DeviceBusy:
+        """Return itself, with the process that holds the lock."""
+        self.holder_pid = pid
+        return self
 
 
 class DeviceNotFound(LlamaPynqError, RuntimeError):

@@ -21,6 +21,7 @@ from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.engine.llama import Llama
 from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.errors import (
+    DeviceBusy,
     OverlayMismatch,
     OverlayNotFound,
     RequestError,
@@ -33,6 +34,7 @@ from llama_pynq.overlay_store.devices import (
     find_device,
     is_emulated,
     lock_device,
+    lock_paths,
 )
 from llama_pynq.overlay_store.record import OverlayRecord
 from llama_pynq.overlay_store.search import overlay_for, record_of
@@ -50,6 +52,33 @@ def _close_all() -> None:
         for overlay in list(_open):
             with contextlib.suppress(Exception):
                 overlay.close()
+
+
+def _close_older(device: Device) -> None:
+    """Close this process's overlay on the same device, as when a notebook's cell is run again.
+
+    Raises
+    ------
+    DeviceBusy
+        If a text of the older overlay is unfinished.
+    """
+    paths = lock_paths(device)
+    for older in list(_open):
+        if older.closed or older.lock_path not in paths:
+            continue
+        model = older.llama.loaded_model
+        if older.llama.running or (model is not None and model.slots.in_use):
+            raise DeviceBusy(
+                f"device {device.name} is in use by another overlay of this process, and a "
+                "generate() or stream() of it is unfinished. Finish or close() that text, or close "
+                "the overlay: overlay.close()"
+            )
+        if model is not None:
+            warnings.warn(
+                f"closed the older LlamaOverlay on {device.name}, which held a model, for this one",
+                stacklevel=3,
+            )
+        older.close()
 
 
 class LlamaOverlay(pynq.Overlay):
@@ -73,7 +102,9 @@ class LlamaOverlay(pynq.Overlay):
     Raises
     ------
     DeviceBusy
-        If another process, or another overlay of this one, uses the device.
+        If another process uses the device, or a text of this process's older overlay on it is
+        unfinished. Otherwise the older overlay is closed. An emulated device without a name gives
+        way: it takes a name of its own.
     OverlayNotFound
         If there is no file of that name.
     OverlayMismatch
@@ -97,6 +128,7 @@ class LlamaOverlay(pynq.Overlay):
             device = find_device()
         if bitfile_name is None:
             bitfile_name = emulated_overlay() if is_emulated(device) else overlay_for(device)
+        _close_older(device)
         self._device_lock = lock_device(device)
         self._opened, self._clock_note = False, ""
         self._clock_mhz: float | None = None
@@ -130,6 +162,11 @@ class LlamaOverlay(pynq.Overlay):
                 self._give_back()
             raise
         _open.add(self)
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock file that keeps other processes off the device."""
+        return self._device_lock.path
 
     @property
     def is_board(self) -> bool:

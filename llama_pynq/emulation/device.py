@@ -272,6 +272,7 @@ class EmulatedDevice(Device):
         self.board = board
         pool_bytes, self._pool_base = pools[board]
         self.name = name or f"emulated-{board}"
+        self._named = name is not None
         self.capabilities = {"REGISTER_RW": True, "CALLABLE": False, "EMULATED": True}
         self.memory = DeviceMemory(memory_bytes or pool_bytes, self.name)
         self.threads = threads or _available_cpus()
@@ -306,6 +307,16 @@ class EmulatedDevice(Device):
         if self.board == HOST:
             return None
         return KernelLimits.from_header(config.board_headers()[self.board])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that the device may take: the user's; else the board's, and one of this process.
+
+        Devices of one name exclude each other; a computer can emulate many.
+        """
+        if self._named:
+            return (self.name,)
+        return f"emulated-{self.board}", f"emulated-{self.board}-{os.getpid()}"
 
     @property
     def lock_name(self) -> str:

@@ -37,6 +37,12 @@ class Slots:
         with self._lock:
             return list(self._free)
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a sequence or session holds a slot."""
+        with self._lock:
+            return len(self._free) < self._driver.slots
+
     def reset(self) -> None:
         """Mark every slot as free, after the weights were uploaded."""
         with self._lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,20 +147,46 @@ def active(device: Device) -> Iterator[None]:
 def lock_device(device: Device) -> DeviceLock:
     """Take a device's lock.
 
+    An emulated device that the user did not name gives way to another process: it takes a name of
+    its own, and the user is told.
+
     Raises
     ------
     DeviceBusy
         If another process, or another overlay of this one, holds it.
     """
-    lock = DeviceLock(lock_name(device))
+    if not is_emulated(device):
+        return _acquired(device)
+    usual, *others = device.names
+    device.name = usual
     try:
-        lock.acquire()
+        return _acquired(device)
     except DeviceBusy as error:
-        if not is_emulated(device):
-            raise
-        raise DeviceBusy(
-            f"{error} Or use an emulated device of another name beside it: "
-            "from llama_pynq import EmulatedDevice; "
-            "LlamaOverlay(device=EmulatedDevice(name='second'))"
-        ) from None
+        if error.holder_pid == os.getpid() or not others:
+            raise DeviceBusy(
+                f"{error} Or use an emulated device of another name beside it: "
+                "from llama_pynq import EmulatedDevice; "
+                "LlamaOverlay(device=EmulatedDevice(name='second'))"
+            ).held_by(error.holder_pid) from None
+    (device.name,) = others
+    lock = _acquired(device)
+    print(f"llama_pynq: another process uses {usual}: using {device.name}", file=sys.stderr)
     return lock
+
+
+def _acquired(device: Device) -> DeviceLock:
+    lock = DeviceLock(lock_name(device))
+    lock.acquire()
+    return lock
+
+
+def lock_paths(device: Device) -> set[Path]:
+    """Lock files of every name that a device may take."""
+    if not is_emulated(device):
+        return {DeviceLock(lock_name(device)).path}
+    now, paths = device.name, set()
+    for name in device.names:
+        device.name = name
+        paths.add(DeviceLock(lock_name(device)).path)
+    device.name = now
+    return paths

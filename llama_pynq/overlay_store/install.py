@@ -64,7 +64,7 @@ class _BoardLock(FileLock):
         self.board = board
         super().__init__(data_folder() / f"{board}.lock")
 
-    def _busy(self, pid: int | None) -> LlamaPynqError:
+    def _busy(self, pid: int | None, program: str) -> LlamaPynqError:
         return InstallError(
             f"another process ({'unknown' if pid is None else pid}) is at work on the overlays of "
             f"{self.board}: wait until it has ended, then give the command again"

@@ -123,12 +123,12 @@ class FileLock:
             raises DeviceBusy.
         """
         if self.held:
-            raise self._busy(os.getpid())
+            raise self._busy(os.getpid(), "")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = _open(self.path)
         try:
             if not _try_lock(handle):
-                raise self._busy(self._holder(handle))
+                raise self._busy(*self._holder(handle))
             self._record(handle)
         except BaseException:
             os.close(handle)
@@ -163,23 +163,30 @@ class FileLock:
         self.release()
 
     @staticmethod
-    def _holder(handle: int) -> int | None:
+    def _holder(handle: int) -> tuple[int | None, str]:
+        """Process id and program of the holder, as the file has them."""
         os.lseek(handle, 0, os.SEEK_SET)
-        text = os.read(handle, 32).decode("ascii", errors="replace").strip()
-        return int(text) if text.isdigit() else None
+        pid, _, program = os.read(handle, 4096).decode("utf-8", errors="replace").partition("\n")
+        # Another account may have written it: nothing of it may move the terminal's cursor.
+        return int(pid) if pid.isdigit() else None, "".join(filter(str.isprintable, program))
 
     @staticmethod
     def _record(handle: int) -> None:
         try:
             os.ftruncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
-            os.write(handle, f"{os.getpid()}\n".encode())
+            os.write(handle, f"{os.getpid()}\n{_program()}\n".encode(errors="replace"))
         except OSError:
             pass  # another user's file, opened read-only: the lock works without the pid
 
-    def _busy(self, pid: int | None) -> LlamaPynqError:
+    def _busy(self, pid: int | None, program: str) -> LlamaPynqError:
         """Error for a lock that process `pid` holds; None if the holder is unknown."""
         raise NotImplementedError
+
+
+def _program() -> str:
+    """What the user knows this process by: its notebook if Jupyter names it, else the script."""
+    return os.environ.get("JPY_SESSION_NAME") or (sys.argv[0] if sys.argv else "")
 
 
 class DeviceLock(FileLock):
@@ -203,17 +210,18 @@ class DeviceLock(FileLock):
         safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
         super().__init__((folder or lock_folder()) / f"llama_pynq-{safe}.lock")
 
-    def _busy(self, pid: int | None) -> DeviceBusy:
+    def _busy(self, pid: int | None, program: str) -> DeviceBusy:
         if pid == os.getpid():
             return DeviceBusy(
                 f"device {self.name} is in use by another overlay of this process "
                 f"(pid {pid}). Close that overlay first: overlay.close()."
-            )
+            ).held_by(pid)
         holder = "a process whose id is unknown" if pid is None else f"process {pid}"
+        named = f" ({program})" if program else ""
         return DeviceBusy(
-            f"device {self.name} is in use by {holder}. Shut that notebook or program down "
+            f"device {self.name} is in use by {holder}{named}. Shut that notebook or program down "
             f"(in Jupyter: Running > Shut Down), then try again."
-        )
+        ).held_by(pid)
 
 
 def _forget_in_child() -> None:

@@ -32,6 +32,7 @@ from llama_pynq.errors import (
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.measure.sensors import rails
 from llama_pynq.overlay_store.devices import find_device, lock_name
+from llama_pynq.utils.lock import DeviceLock
 
 if version("pynq").startswith("3.0."):
     pytest.skip("PYNQ.remote needs PYNQ 3.1 or newer", allow_module_level=True)
@@ -210,9 +211,12 @@ def test_second_board_has_its_own_clocks(board, device, bitfile):
 
 def test_one_board_is_one_lock_whatever_it_is_called(board, device, bitfile):
     again = RemoteDevice(index=3, ip_addr="127.0.0.1", port=board.port)
-    with LlamaOverlay(bitfile, device=device):
+    assert lock_name(again) == lock_name(device) == f"KV260-127.0.0.1-{board.port}"
+    with DeviceLock(lock_name(device)):
         with pytest.raises(DeviceBusy, match=f"device KV260-127.0.0.1-{board.port} is in use"):
             LlamaOverlay(bitfile, device=again)
+    with LlamaOverlay(bitfile, device=device) as older, LlamaOverlay(bitfile, device=again):
+        assert older.closed
 
 
 def test_this_computers_sensors_are_not_the_boards(device):
