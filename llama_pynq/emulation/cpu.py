@@ -86,7 +86,7 @@ def features_from_macros(predefined: str) -> tuple[str, ...]:
 
 # Features of Apple's M1 that a compiler may use. The M1 was the first arm64 processor of a Mac,
 # and none of the later ones lacks any of these features.
-_APPLE_M1 = frozenset({"atomics", "asimdrdm", "asimddp", "asimdhp", "asimdfhm"})
+APPLE_M1 = frozenset({"atomics", "asimdrdm", "asimddp", "asimdhp", "asimdfhm"})
 
 
 def machine() -> str:
@@ -102,7 +102,7 @@ def machine() -> str:
 def host_features() -> frozenset[str] | None:
     """CPU features of this machine, or None where the system does not list them."""
     if (platform.system(), machine()) == ("Darwin", "arm64"):
-        return _APPLE_M1
+        return APPLE_M1
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

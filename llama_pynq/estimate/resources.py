@@ -104,7 +104,7 @@ def _tree(leaves: int) -> Mix:
 # ---- memories -------------------------------------------------------------------------
 
 
-def _block_rams(words: float, bits: float, banks: int = 1) -> float:
+def block_rams(words: float, bits: float, banks: int = 1) -> float:
     """BRAM36 blocks of an array of `words` split into banks; a bank takes at least half a block."""
     per_bank = math.ceil(words / banks)
     shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
@@ -169,7 +169,7 @@ def _attention_engine(k: KernelConfig) -> Resources:
     )
     team = 32 * k.max_head_size * (3 * k.queries + 2 * k.max_rows)
     between = 2 * 32 * k.queries * BLOCK * (REDUCE_LANES + 1)  # partial sums and scores
-    block = _block_rams(BLOCK * k.max_head_size, 32, max(lanes, words))
+    block = block_rams(BLOCK * k.max_head_size, 32, max(lanes, words))
     return _add(*loops, _small_ram(team + between), Resources(0, 0, _HEAD_BLOCKS * block, 0))
 
 
@@ -224,7 +224,7 @@ def _ports(k: KernelConfig) -> Resources:
     def adapter(width: int) -> Resources:
         words = k.read_outstanding * k.read_burst_beats
         lut = _ADAPTER_LUT_WIDE if width > _WIDE_BYTES else _ADAPTER_LUT_NARROW
-        return Resources(lut, 0, _block_rams(words, 8 * width), 0)
+        return Resources(lut, 0, block_rams(words, 8 * width), 0)
 
     kv_masters = 0 if k.shared_masters else k.kv_ports
     both = _add(
@@ -242,7 +242,7 @@ def _fifos(k: KernelConfig, uram: bool) -> Resources:
     def fifo(beats: int, bits: int, ultra: bool) -> Resources:
         if ultra:
             return Resources(0, 0, 0, _ultra_rams(beats, bits))
-        return Resources(0, 0, _block_rams(beats, bits), 0)
+        return Resources(0, 0, block_rams(beats, bits), 0)
 
     return _add(
         _times(k.channels, fifo(k.weight_fifo_beats, width, uram)),
@@ -257,13 +257,13 @@ def _arrays(k: KernelConfig, uram: bool) -> Resources:
     most = -(-max(k.max_dim, k.max_hidden_dim) // MAX_GROUP) * MAX_GROUP
     groups = most // MIN_GROUP
     wide = (most // MAX_GROUP, 8 * MAX_GROUP)
-    quantized = 2 * rows * (2 * _block_rams(groups, 32) + (0 if uram else _block_rams(*wide)))
+    quantized = 2 * rows * (2 * block_rams(groups, 32) + (0 if uram else block_rams(*wide)))
     rams = (
-        2 * _block_rams(rows * k.max_dim, 32, lanes)
-        + _block_rams(rows * 3 * k.max_dim, 32, lanes)
-        + _block_rams(most, 32, REDUCE_LANES)
-        + _block_rams(rows * 2 * k.max_dim, 8, lanes)
-        + _block_rams(rows * k.max_dim, 32)
+        2 * block_rams(rows * k.max_dim, 32, lanes)
+        + block_rams(rows * 3 * k.max_dim, 32, lanes)
+        + block_rams(most, 32, REDUCE_LANES)
+        + block_rams(rows * 2 * k.max_dim, 8, lanes)
+        + block_rams(rows * k.max_dim, 32)
         + quantized
     )
     tiles = k.waves_in_flight * k.channels // 2

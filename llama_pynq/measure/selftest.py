@@ -80,10 +80,10 @@ GOLDEN = {
 STORY = "2601cb3b689ecb0b"
 """Likewise, of the tokens that the bundled model generates."""
 
-_TOKENS = [(31 * i + 5) % CONFIG.vocab_size for i in range(24)]
-_SLOT, _SLOTS = 1, 2
-_STEPS = 16  # per call; every board takes as many
-_TOP = 16  # logits that every board returns
+TOKENS = [(31 * i + 5) % CONFIG.vocab_size for i in range(24)]
+SLOT, SLOTS = 1, 2
+STEPS = 16  # per call; every board takes as many
+TOP = 16  # logits that every board returns
 _SEED = 2**40 + 3
 _ROUND_TRIP_BYTES = 4 << 20
 _REPEATS = 5
@@ -327,7 +327,7 @@ class _Small:
         """Load the weights if the device does not have them, as after a reset."""
         if not self.loaded:
             self._stream = None
-            self._driver.load_weights(self._packed, _SLOTS, self._kv_bits)
+            self._driver.load_weights(self._packed, SLOTS, self._kv_bits)
 
     def table(self) -> Outcome:
         """Read the whole embedding through the kernel, and so from every weight channel."""
@@ -365,17 +365,17 @@ class _Small:
         if stage == "embedding":
             return (stream[0],)
         if stage == "keys and values":
-            return (driver.read_cache(_SLOT, len(_TOKENS)),)
+            return (driver.read_cache(SLOT, len(TOKENS)),)
         if stage == "layers":
             return (stream[1:],)
-        last = len(_TOKENS) - 1
+        last = len(TOKENS) - 1
         rows = make_rows(1)
-        rows["token"], rows["position"], rows["slot"] = _TOKENS[last], last, _SLOT
+        rows["token"], rows["position"], rows["slot"] = TOKENS[last], last, SLOT
         rows["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
         if stage == "many steps":
             rows["temperature"], rows["seed"] = 0.9, _SEED
             with driver.exclusive():
-                steps = driver.run(rows, n_steps=_STEPS).rows
+                steps = driver.run(rows, n_steps=STEPS).rows
             return steps["token"], steps["lse"]
         with driver.exclusive():
             layers, x = (c.n_layers, c.n_layers), stream[-1, last:]
@@ -390,18 +390,18 @@ class _Small:
                 result["token"],
                 result["lse"],
                 result["lse_temperature"],
-                result["top"]["id"][:_TOP],
-                result["top"]["logit"][:_TOP],
+                result["top"]["id"][:TOP],
+                result["top"]["logit"][:TOP],
             )
         )
 
     def _residual_stream(self) -> np.ndarray:
         """(n_layers + 1, n, dim) float32: before each layer and after the last; fills the cache."""
         if self._stream is None:
-            c, positions = CONFIG, list(range(len(_TOKENS)))
-            parts = [self._through(_TOKENS, positions, (0, 0), None)]
+            c, positions = CONFIG, list(range(len(TOKENS)))
+            parts = [self._through(TOKENS, positions, (0, 0), None)]
             for layer in range(c.n_layers):
-                parts.append(self._through(_TOKENS, positions, (layer, layer + 1), parts[-1]))
+                parts.append(self._through(TOKENS, positions, (layer, layer + 1), parts[-1]))
             self._stream = np.stack(parts)
         return self._stream
 
@@ -419,7 +419,7 @@ class _Small:
         for first in range(0, n, most):
             part = slice(first, min(first + most, n))
             rows = make_rows(part.stop - first)
-            rows["token"], rows["position"], rows["slot"] = tokens[part], positions[part], _SLOT
+            rows["token"], rows["position"], rows["slot"] = tokens[part], positions[part], SLOT
             with driver.exclusive():
                 driver.run(
                     rows,
@@ -432,18 +432,18 @@ class _Small:
 
     def _where(self, stage: str, arrays: tuple[np.ndarray, ...]) -> str:
         """Say where a stage differs from the reference, given the device's input to the stage."""
-        c, n, stream = CONFIG, len(_TOKENS), self._residual_stream()
-        positions, slots = list(range(n)), [_SLOT] * n
+        c, n, stream = CONFIG, len(TOKENS), self._residual_stream()
+        positions, slots = list(range(n)), [SLOT] * n
         self._reference.reset()
         if stage == "embedding":
             tokens = np.zeros(c.vocab_size, bool)
-            tokens[np.array(_TOKENS)] = (arrays[0] != self._reference.embed(_TOKENS)).any(axis=1)
+            tokens[np.array(TOKENS)] = (arrays[0] != self._reference.embed(TOKENS)).any(axis=1)
             return f"rows {self._at(tokens)}" if tokens.any() else _AS_REFERENCE
         expected = [
             self._reference.layer(i, stream[i], positions, slots) for i in range(c.n_layers)
         ]
         if stage == "keys and values":
-            different = (arrays[0] != self._reference.cached(_SLOT, n)).any(axis=(0, 1, 3, 4))
+            different = (arrays[0] != self._reference.cached(SLOT, n)).any(axis=(0, 1, 3, 4))
             ports = {int(head) % self._driver.limits.kv_ports for head in np.flatnonzero(different)}
             names = ", ".join(f"kv_cache_{port}" for port in sorted(ports))
             return f"of {names}" if ports else _AS_REFERENCE

@@ -66,7 +66,7 @@ def _draw(axes: Any, rows: Sequence[BoardRow], title: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
-    _label(axes, labels, right)
+    label_roofs(axes, labels, right)
     axes.set_xlabel("operations per byte read (more sequences at once: to the right)")
     axes.set_ylabel("tokens/s")
     axes.set_title(
@@ -96,7 +96,7 @@ def _roof(row: BoardRow) -> tuple[float, float]:
     return memory.peak_bytes_per_s * memory.efficiency / operations, engines / operations
 
 
-def _label(axes: Any, labels: Sequence[tuple[float, str, str]], x: float) -> None:
+def label_roofs(axes: Any, labels: Sequence[tuple[float, str, str]], x: float) -> None:
     """Label the roofs at the right, moved apart where roofs end too close to each other."""
     low, high = (math.log10(y) for y in axes.get_ylim())
     least = (high - low) / 24

@@ -10,6 +10,7 @@ from llama_pynq.estimate.resources import (
     BEGIN,
     END,
     LIMITS,
+    block_rams,
     resources,
     share,
     table,
@@ -84,9 +85,7 @@ def test_a_slower_epilogue_takes_less(constant, unit):
 
 def test_an_m_axi_buffer_is_what_a_peer_reports():
     # llama2.hls, README: 16 outstanding bursts of 256 beats of 128 bits take 30 BRAM18.
-    from llama_pynq.estimate.resources import _block_rams
-
-    assert _block_rams(16 * 256, 128) == pytest.approx(15, abs=1)
+    assert block_rams(16 * 256, 128) == pytest.approx(15, abs=1)
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)

@@ -16,7 +16,7 @@ from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.measure import selftest
 from llama_pynq.weights.quantize import QuantizedModel
 
-TOKENS, SLOT = selftest._TOKENS, selftest._SLOT
+TOKENS, SLOT = selftest.TOKENS, selftest.SLOT
 
 
 @pytest.fixture(params=[".xclbin", ".bit"])
@@ -74,7 +74,7 @@ def test_model_has_rows_for_every_channel_and_heads_for_every_port():
         limits = KernelLimits.from_header(header)
         assert selftest.CONFIG.vocab_size >= limits.channels * limits.tile_rows
         assert selftest.CONFIG.n_kv_heads >= limits.kv_ports
-        assert limits.top_logits >= selftest._TOP and limits.max_steps >= selftest._STEPS
+        assert limits.top_logits >= selftest.TOP and limits.max_steps >= selftest.STEPS
 
 
 def test_damaged_weight_channel_is_named(overlay, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.report.roofline import _label, plot_roofline, roofline
+from llama_pynq.report.roofline import label_roofs, plot_roofline, roofline
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
@@ -33,7 +33,7 @@ def test_labels_of_roofs_that_end_together_do_not_overlap():
     axes = figure.add_subplot()
     axes.set_yscale("log")
     axes.plot([1, 10], [1, 1e4])
-    _label(axes, [(1e4, f"board {i}", "C0") for i in range(3)] + [(9e3, "other", "C1")], 10)
+    label_roofs(axes, [(1e4, f"board {i}", "C0") for i in range(3)] + [(9e3, "other", "C1")], 10)
     canvas.draw()
     boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the leader line
     assert len(boxes) == 4

@@ -66,7 +66,7 @@ def test_wheel_holds_a_kernel_for_every_level(target):
     assert tuple(payload.level for payload in payloads) == target.levels
     assert {(p.system, p.machine) for p in payloads} == {(target.system, target.machine)}
     # The first level runs on every CPU of the target.
-    every = cpu._APPLE_M1 if target.name == "macos-arm64" else frozenset()
+    every = cpu.APPLE_M1 if target.name == "macos-arm64" else frozenset()
     assert every.issuperset(payloads[0].features)
     # Every level needs a different number of features, so the best is unique.
     assert len({len(payload.features) for payload in payloads}) == len(payloads)
