@@ -37,8 +37,7 @@ class Assumptions:
         Kernel clock from which the ``_fast`` latencies apply.
     wait_for_status_us_server, wait_for_status_us_arm : float
         Host overhead of a kernel call: Python, registers, polling. The server's figure is the
-        project's goal; a shared, slow server took 200 to 430 (docs/peers.md). The ARM core's
-        figure is ten times the goal, an assumption: unmeasured.
+        project's goal, the ARM core's is ten times the goal: assumptions, neither measured.
     call_ms : float
         Target for the longest call: the driver chooses the number of steps accordingly.
     """
