@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING
 from llama_pynq.errors import LlamaPynqError
 
 if TYPE_CHECKING:
+    from pynq.pl_server.device import Device
+
     from llama_pynq.engine.llama import Llama
     from llama_pynq.llama_overlay import LlamaOverlay
 
 
-def device_options() -> argparse.ArgumentParser:
-    """Return a parent parser with the options that select a device."""
+def device_options(
+    board: str = "emulate this board: its limits, its memory, its modelled power",
+) -> argparse.ArgumentParser:
+    """Return a parent parser with the options that select a device; `board` is --board's help."""
     where = argparse.ArgumentParser(add_help=False)
     group = where.add_argument_group("device")
     group.add_argument("--overlay", metavar="FILE", help="default: the one for the detected device")
     group.add_argument("--emulate", action="store_true", help="use no board, even if there is one")
+    group.add_argument("--board", metavar="NAME", help=board)
     group.add_argument("--threads", type=int, metavar="N",
-                       help="threads of the emulated device (implies --emulate); default: all "
-                       "CPUs")  # fmt: skip
+                       help="threads of the emulated device; default: all CPUs")  # fmt: skip
     return where
 
 
-def model_options() -> argparse.ArgumentParser:
+def model_options(devices: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
     """Return a parent parser with `device_options` and the options that select a model."""
-    device = argparse.ArgumentParser(add_help=False, parents=[device_options()])
+    device = argparse.ArgumentParser(add_help=False, parents=[devices or device_options()])
     group = device.add_argument_group("model")
     group.add_argument("--model", metavar="FILE", help="llama2.c checkpoint or packed model; "
                        "default: the bundled one")  # fmt: skip
@@ -43,15 +47,34 @@ def model_options() -> argparse.ArgumentParser:
 
 def open_overlay(args: argparse.Namespace) -> LlamaOverlay:
     """Open the overlay on the device that the options select."""
-    from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice
     from llama_pynq.llama_overlay import LlamaOverlay
-    from llama_pynq.overlay_store.devices import find_device
+
+    return LlamaOverlay(args.overlay, device=_device(args))
+
+
+def _device(args: argparse.Namespace) -> Device:
+    from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice, emulated_boards
+    from llama_pynq.overlay_store.devices import find_device, is_emulated
 
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
-    emulate = args.emulate or args.threads is not None
-    device = EmulatedDevice(threads=args.threads) if emulate else find_device()
-    return LlamaOverlay(args.overlay, device=device)
+    if args.board is not None:
+        board = args.board.lower().replace("_", "-")
+        if board not in emulated_boards():
+            raise LlamaPynqError(
+                f"there is no emulated board {args.board!r}: choose one of "
+                f"{', '.join(emulated_boards())}"
+            )
+        return EmulatedDevice(board, threads=args.threads)
+    device = EmulatedDevice() if args.emulate else find_device()
+    if args.threads is None:
+        return device
+    if not is_emulated(device):
+        raise LlamaPynqError(
+            f"--threads is for the emulated device, and {device.name} is a board: add --emulate, "
+            "or leave out --threads"
+        )
+    return EmulatedDevice(threads=args.threads)
 
 
 def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:

@@ -21,19 +21,26 @@ def _parser() -> argparse.ArgumentParser:
         description="Llama 2 on an FPGA, or on the emulated device if there is no board.",
     )
     parser.add_argument("--version", action="version", version=f"llama_pynq {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for part in _PARTS:
         part.add_commands(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run a command and return its exit status: 0, 1 after an error, 130 after Ctrl-C.
+
+    argparse exits with 2 after a wrong option.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
     given, passed_on = notebooks.split(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(given, argparse.Namespace(passed_on=passed_on))
+    parser = _parser()
+    args = parser.parse_args(given, argparse.Namespace(passed_on=passed_on))
+    if args.command is None:
+        parser.print_help()
+        return 0
     commands = {name: run for part in _PARTS for name, run in part.COMMANDS.items()}
     try:
         status = commands[args.command](args)

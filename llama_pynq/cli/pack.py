@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_pynq.cli.arguments import model_options, open_overlay
+from llama_pynq.cli.arguments import device_options, model_options, open_overlay
 from llama_pynq.errors import LlamaPynqError
 
 if TYPE_CHECKING:
@@ -17,14 +17,18 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this module to the parser."""
     pack = commands.add_parser(
         "pack",
-        parents=[model_options()],
+        parents=[
+            model_options(
+                device_options(
+                    board="pack for this board, such as kv260, not for the detected device"
+                )
+            )
+        ],
         help="write the packed file that a device loads directly",
         description="Pack a model in the hardware's order, with its tokenizer, into one file: "
         "those of --model and --tokenizer, or the bundled ones. The file is for the detected "
         "device, or for the board of --board, which need not be present.",
     )
-    pack.add_argument("--board", metavar="NAME", help="pack for this board, such as kv260, not for "
-                      "the detected device")  # fmt: skip
     pack.add_argument("output", help="file to write, such as model.safetensors")
     pack.add_argument("--force", action="store_true", help="replace an existing file")
 

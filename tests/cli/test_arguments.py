@@ -4,6 +4,7 @@ import pickle
 import re
 
 import pytest
+from support.plain_device import Plain
 
 from llama_pynq.models import BUNDLED
 
@@ -15,6 +16,27 @@ def test_overlays_are_found_by_bare_name(cli):
     }
     assert len(texts) == 1
     assert texts.pop().startswith("Once upon a time")
+
+
+@pytest.mark.parametrize("name", ["kv260", "KV260"])
+def test_board_chooses_an_emulated_board(cli, name):
+    out = cli("info", "--board", name, "--threads", 1)[1]
+    assert "emulated-kv260 (emulated device on this computer's CPU, 1 thread;" in out
+    assert re.search(r"^  board +kv260$", out, re.MULTILINE)
+
+
+def test_board_that_cannot_be_emulated_is_refused_with_a_list(refused):
+    message = refused("generate", "--board", "pdp11")
+    assert "there is no emulated board 'pdp11': choose one of host, " in message
+
+
+def test_threads_do_not_imply_the_emulated_device(refused, cli, monkeypatch):
+    board = Plain("edge", "MEMORY_MAPPED")
+    monkeypatch.setattr("llama_pynq.overlay_store.devices.find_device", lambda: board)
+    assert "--threads is for the emulated device, and edge is a board: add --emulate" in refused(
+        "info", "--threads", 1
+    )
+    assert "1 thread; no board in use" in cli("info", "--threads", 1, "--emulate")[1]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ def test_bench_power_with_a_meter_is_measured(cli, tmp_path):
     assert re.search(rf"^energy +\d.* J/token +{text}$", out, re.MULTILINE)
 
 
+def test_bench_power_of_an_emulated_board_is_modelled(cli):
+    status, out, err = cli("bench", "--tokens", 8, "--repeats", 1, "--power", "--board", "kv260")
+    assert (status, err) == (0, "")
+    assert out.startswith("device  emulated-kv260 (emulated device on this computer's CPU")
+    assert re.search(r"^power, mean .* W +modelled", out, re.MULTILINE)
+
+
 def test_bench_meter_alone_asks_for_power(cli):
     status, _, err = cli("bench", "--meter", "usb.csv")
     assert status == 1 and "--meter is only read with --power: add it" in err
