@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llama_pynq import __version__
 from llama_pynq.cli import bench, boards, generate, info, notebooks, overlay, pack
@@ -15,7 +17,31 @@ from llama_pynq.errors import LlamaPynqError
 _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; exit with status 2, and the command's own usage, if it is wrong."""
+    parser, commands = _parser()
+    given, passed_on = notebooks.split(arguments)
+    if given and not given[0].startswith("-") and given[0] not in commands.choices:
+        meant = _meant(given[0], commands.choices) or ": llama-pynq --help lists them"
+        parser.error(f"there is no command {given[0]!r}{meant}")
+    args, unknown = parser.parse_known_args(given, argparse.Namespace(passed_on=passed_on))
+    if unknown:
+        parser = commands.choices.get(args.command, parser)
+        options = re.findall(r"--[a-z][a-z0-9-]+", parser.format_help())
+        meant = _meant(unknown[0].partition("=")[0], options)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+    if args.command is None:
+        parser.print_help()
+        parser.exit()
+    return args
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     parser = argparse.ArgumentParser(
         prog="llama-pynq",
         description="Llama 2 on an FPGA, or on the emulated device if there is no board.",
@@ -24,23 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for part in _PARTS:
         part.add_commands(commands)
-    return parser
+    return parser, commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 after an error, 130 after Ctrl-C.
 
-    argparse exits with 2 after a wrong option.
+    A wrong command line exits with 2.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
-    given, passed_on = notebooks.split(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
-    args = parser.parse_args(given, argparse.Namespace(passed_on=passed_on))
-    if args.command is None:
-        parser.print_help()
-        return 0
+    args = _parse(sys.argv[1:] if argv is None else argv)
     commands = {name: run for part in _PARTS for name, run in part.COMMANDS.items()}
     try:
         status = commands[args.command](args)

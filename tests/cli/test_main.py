@@ -31,10 +31,35 @@ print(sorted({"pynq", "numpy", "llama_pynq.driver"} & set(sys.modules)))
     assert done.stdout.splitlines()[-2:] == [f"llama_pynq {__version__}", "[]"]
 
 
-def test_no_command_prints_the_help(cli):
-    status, out, err = cli()
-    assert (status, err) == (0, "")
+def test_no_command_prints_the_help(cli, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli()
+    assert not end.value.code
+    out, err = capsys.readouterr()
+    assert err == ""
     assert "usage: llama-pynq [-h] [--version] COMMAND ..." in out and "continue a text" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "message"),
+    [
+        (["genrate", "x"], "[-h]", "there is no command 'genrate'; did you mean generate?"),
+        (["xyzzy"], "[-h]", "there is no command 'xyzzy': llama-pynq --help lists them"),
+        (["generate", "--sed=1"], "generate", "arguments: --sed=1; did you mean --seed?"),
+        (["bench", "--jsn"], "bench", "unrecognized arguments: --jsn; did you mean --json?"),
+        (["overlay", "list", "--xyzzy"], "overlay", "unrecognized arguments: --xyzzy"),
+        (["info", "extra"], "info", "unrecognized arguments: extra"),
+    ],
+)
+def test_wrong_command_line_shows_the_commands_usage_and_a_suggestion(
+    cli, capsys, arguments, usage, message
+):
+    with pytest.raises(SystemExit) as end:
+        cli(*arguments)
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"usage: llama-pynq {usage}")
+    assert err.endswith(f"{message}\n")
 
 
 def test_nothing_is_loaded_before_it_is_needed(run):
