@@ -43,7 +43,10 @@ def _info(args: argparse.Namespace) -> int:
         except RuntimeError as error:  # raised by PYNQ if a remote board does not answer
             others = {"others": f"not known: {error}"}
         section("devices", {**others, overlay.device.name: "(in use)"})
-        built = _built(overlay.record) if overlay.is_board else {}
+        if overlay.is_board:
+            built = _built(overlay.record)
+        else:
+            built = {"compiled for": f"-march={overlay.device.level}"}
         section("overlay", {"file": overlay.bitfile_name, "device": overlay.describe(), **built})
         section("kernel limits", asdict(overlay.llama.limits))
         weights = f"{llama.packed.weight_bytes / 2**20:.1f} MiB packed, {llama.packed.note}"

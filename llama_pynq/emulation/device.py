@@ -229,6 +229,12 @@ class EmulatedDevice(Device):
         Default ``emulated-<board>``. Devices of one name share a lock: two overlays exclude each
         other, as on a board.
 
+    Attributes
+    ----------
+    level : str or None
+        Instruction-set level (``-march``) that the loaded kernel was compiled for; None before a
+        download.
+
     Raises
     ------
     ValueError
@@ -273,6 +279,7 @@ class EmulatedDevice(Device):
         pool_bytes, self._pool_base = pools[board]
         self.name = name or f"emulated-{board}"
         self._named = name is not None
+        self.level: str | None = None
         self.capabilities = {"REGISTER_RW": True, "CALLABLE": False, "EMULATED": True}
         self.memory = DeviceMemory(memory_bytes or pool_bytes, self.name)
         self.threads = threads or _available_cpus()
@@ -336,6 +343,7 @@ class EmulatedDevice(Device):
                 "limits": limits,
                 "memory": f"{free:,.0f} of {size:,.0f} MiB free",
                 "threads": f"{self.threads} of this computer's CPU",
+                "compiled for": None if self.level is None else f"-march={self.level}",
                 "protocol": self._hardware.protocol if self._hardware else None,
             },
         )
@@ -446,7 +454,8 @@ class EmulatedDevice(Device):
         """
         path = Path(bitstream.bitfile_name)
         contents = self._read_overlay(path)
-        library = container.extract(cpu.choose(contents.payloads, str(path)))
+        payload = cpu.choose(contents.payloads, str(path))
+        library = container.extract(payload)
         with self._lock:
             old, self._hardware = self._hardware, None
             if old is not None and self._process == os.getpid():
@@ -455,6 +464,7 @@ class EmulatedDevice(Device):
             protocol = self._protocol or contents.design.protocol
             self._hardware = _Hardware(contents.design, protocol, emulator, self.memory)
             self.contexts = {}
+            self.level = payload.level
             self._process = os.getpid()
         super().post_download(bitstream, parser or self.get_bitfile_metadata(str(path)))
 

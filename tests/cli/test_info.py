@@ -2,7 +2,7 @@
 
 import re
 
-from llama_pynq import __version__
+from llama_pynq import LlamaOverlay, __version__
 from llama_pynq.models import BUNDLED
 
 
@@ -16,6 +16,9 @@ def test_info_lists_device_overlay_limits_and_model(cli):
     assert tables["devices"] == {"emulated-host": "(in use)"}
     assert tables["overlay"]["file"].endswith("llama.xclbin")
     assert "emulated device on this computer's CPU, 1 thread;" in tables["overlay"]["device"]
+    with LlamaOverlay() as overlay:
+        level = overlay.device.level
+    assert level and re.search(rf"^  compiled for +-march={level}$", out, re.MULTILINE)
     assert tables["kernel limits"]["board"] == "host"
     assert tables["kernel limits"]["max_dim"] == "4096"
     assert tables["model"]["file"] == str(BUNDLED / "stories.bin")
