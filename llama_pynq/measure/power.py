@@ -189,7 +189,10 @@ class PowerRecorder:
         if self.rails:
             return ""
         looked = "".join(f". Looked at {why}" for why in self._why)
-        return f"no rail was found; an external meter: rails(device, meter=...){looked}"
+        return (
+            "no rail was found; a meter's CSV file can be read: llama-pynq bench --power --meter "
+            f"FILE, or rails(device, meter=FILE) in Python{looked}"
+        )
 
     def frame(self) -> Any:
         """Return the samples as a pandas DataFrame: a column per rail, seconds since the first."""

@@ -26,7 +26,8 @@ def test_bench_power_without_a_sensor_says_where_it_looked(cli):
     status, out, err = cli("bench", "--tokens", 8, "--repeats", 1, "--power")
     assert (status, err) == (0, "")
     last = out.rstrip().split("\n")[-1]
-    assert last.startswith("no power: no rail was found")
+    assert last.startswith("no power: no rail was found; a meter's CSV file can be read: ")
+    assert "llama-pynq bench --power --meter FILE" in last
     assert "Looked at RAPL of the CPU that emulates: no zone" in last
     assert " W " not in out
 
