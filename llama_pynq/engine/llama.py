@@ -85,8 +85,7 @@ class Llama:
             f"{c.n_kv_heads} KV heads, hidden {c.hidden_dim}, vocabulary {c.vocab_size}, "
             f"context {c.seq_len}",
             "weights": f"{mib:.1f} MiB; {self.packed.note}",
-            "KV cache": f"{'float32' if self._kv_bits == 32 else f'int{self._kv_bits}'}, "
-            f"{driver.slots} sequences",
+            "KV cache": f"{driver.kv_format}, {driver.slots} sequences",
             "tokenizer": str(self.tokenizer.path),
             "device": driver.device.name,
         }
