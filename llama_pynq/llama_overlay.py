@@ -54,13 +54,30 @@ def _close_all() -> None:
                 overlay.close()
 
 
-def _close_older(device: Device) -> None:
+@contextlib.contextmanager
+def _overlay_found(bitfile_name: str | Path) -> Iterator[None]:
+    """Turn PYNQ's error about a file that it does not find into `OverlayNotFound`."""
+    try:
+        yield
+    except OSError as error:
+        # PYNQ's error if neither the path nor an installed package has the file.
+        if error.errno is None and "does not exist" in str(error):
+            raise OverlayNotFound(
+                f"there is no overlay {bitfile_name}: give the path of an .xclbin or .bit "
+                "file, or the name of an installed one, such as llama.xclbin"
+            ) from None
+        raise
+
+
+def _close_older(device: Device, bitfile_name: str | Path) -> None:
     """Close this process's overlay on the same device, as when a notebook's cell is run again.
 
     Raises
     ------
     DeviceBusy
         If a text of the older overlay is unfinished.
+    OverlayNotFound
+        If there is no file for the new overlay: the older one stays.
     """
     paths = lock_paths(device)
     for older in list(_open):
@@ -73,6 +90,8 @@ def _close_older(device: Device) -> None:
                 "generate() or stream() of it is unfinished. Finish or close() that text, or close "
                 "the overlay: overlay.close()"
             )
+        with _overlay_found(bitfile_name):
+            pynq.Bitstream(str(bitfile_name), device=device)
         if model is not None:
             warnings.warn(
                 f"closed the older LlamaOverlay on {device.name}, which held a model, for this one",
@@ -128,23 +147,14 @@ class LlamaOverlay(pynq.Overlay):
             device = find_device()
         if bitfile_name is None:
             bitfile_name = emulated_overlay() if is_emulated(device) else overlay_for(device)
-        _close_older(device)
+        _close_older(device, bitfile_name)
         self._device_lock = lock_device(device)
         self._opened, self._clock_note = False, ""
         self._clock_mhz: float | None = None
         try:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ResourceWarning)
-                    super().__init__(str(bitfile_name), device=device, **kwargs)
-            except OSError as error:
-                # PYNQ's error if neither the path nor an installed package has the file.
-                if error.errno is None and "does not exist" in str(error):
-                    raise OverlayNotFound(
-                        f"there is no overlay {bitfile_name}: give the path of an .xclbin or .bit "
-                        "file, or the name of an installed one, such as llama.xclbin"
-                    ) from None
-                raise
+            with _overlay_found(bitfile_name), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                super().__init__(str(bitfile_name), device=device, **kwargs)
             description = self.ip_dict.get(IP_NAME)
             if description is None or not isinstance(self.llama, LlamaDriver):
                 found = ", ".join(f"{k} ({v['type']})" for k, v in self.ip_dict.items())

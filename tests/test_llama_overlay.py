@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.errors import DeviceBusy
+from llama_pynq.errors import DeviceBusy, OverlayNotFound
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,15 @@ def test_overlay_with_an_unfinished_text_does_not_give_way(what):
             unfinished.__exit__(None, None, None)
         with pytest.warns(UserWarning, match="closed the older"):
             opened().close()
+
+
+def test_mistyped_file_does_not_close_the_older_overlay():
+    with LlamaOverlay() as older:
+        older.load_model()
+        before = older.generate("Once", max_new_tokens=8, seed=1).tokens
+        with pytest.raises(OverlayNotFound, match="there is no overlay typo.xclbin"):
+            LlamaOverlay("typo.xclbin")
+        assert older.generate("Once", max_new_tokens=8, seed=1).tokens == before
 
 
 def test_overlays_on_devices_of_different_names_live_side_by_side():
