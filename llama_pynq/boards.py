@@ -8,7 +8,12 @@ sheet before relying on it.
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from llama_pynq.errors import BoardNotFound
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -89,6 +94,8 @@ class Board:
     resources_source : str
     sheet : str
         The vendor, and the documents to check the figures against.
+    no_build : str
+        Why `llama_pynq.vitis` builds no overlay for the board; empty if it does.
     """
 
     name: str
@@ -102,6 +109,7 @@ class Board:
     verified: bool
     resources_source: str
     sheet: str
+    no_build: str = ""
 
 
 def _zynq_ddr3(board: str) -> Memory:
@@ -180,6 +188,7 @@ _BOARDS = (
         ),
         250, False, False, "assumed equal to the U200's",
         "AWS: aws-fpga, the FPGA development kit",
+        "AWS links and registers its images itself (github.com/aws/aws-fpga)",
     ),
     Board(
         "u200", "Alveo U200", "VU9P", "u250", Resources(971_520, 5_856, 1_848, 800),
@@ -216,3 +225,46 @@ _BOARDS = (
 def boards() -> dict[str, Board]:
     """Every board with a config header, by name, from embedded boards to cards."""
     return {board.name: board for board in _BOARDS}
+
+
+def board_key(name: str, known: Iterable[str] | None = None, what: str = "board") -> str:
+    """Return the key of the board called `name`, however it is spelled.
+
+    Parameters
+    ----------
+    name : str
+        A key or title in any case, with or without spaces, hyphens and underscores: ``KV260``,
+        ``pynq_z2``, ``Alveo U250``.
+    known : iterable of str, optional
+        Keys to choose from; default: those of `boards`.
+    what : str
+        Name of the kind of board, for the message.
+
+    Raises
+    ------
+    BoardNotFound
+        If no key is called so; the message lists the keys.
+    """
+    keys = list(boards() if known is None else known)
+    spelled = {_plain(key): key for key in keys}
+    spelled.update({_plain(b.title): b.name for b in _BOARDS if b.name in keys})
+    if (key := spelled.get(_plain(name))) is not None:
+        return key
+    close = difflib.get_close_matches(_plain(name), list(spelled), n=1)
+    meant = f"; did you mean {spelled[close[0]]}?" if close else ""
+    raise BoardNotFound(f"there is no {what} {name!r}: choose one of {', '.join(keys)}{meant}")
+
+
+def find_board(name: str) -> Board:
+    """Return the board called `name`, spelled as `board_key` allows.
+
+    Raises
+    ------
+    BoardNotFound
+        If there is none; the message lists the boards.
+    """
+    return boards()[board_key(name)]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

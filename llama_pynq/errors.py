@@ -55,6 +55,10 @@ class DeviceNotFound(LlamaPynqError, RuntimeError):
     """PYNQ finds no device."""
 
 
+class BoardNotFound(LlamaPynqError, ValueError):
+    """There is no board of that name."""
+
+
 class DeviceMemoryError(LlamaPynqError, MemoryError):
     """The device's memory is full."""
 

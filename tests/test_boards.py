@@ -1,10 +1,14 @@
-"""The boards' memories."""
+"""The boards: their names, memories and builds."""
 
 import math
 
+import pytest
 from support.estimated import BOARDS
 
+from llama_pynq.boards import board_key, find_board
+from llama_pynq.errors import BoardNotFound
 from llama_pynq.kernel.config import board_headers
+from llama_pynq.vitis.platforms import PLATFORMS
 
 
 def test_peaks_are_bus_widths_times_rates():
@@ -17,3 +21,29 @@ def test_peaks_are_bus_widths_times_rates():
         assert board.sheet
         assert board.header in board_headers()
         assert math.isfinite(memory.latency_ns)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_board_key_takes_every_spelling(board):
+    for name in (board.name, board.title):
+        for spelled in (name, name.upper(), name.replace("-", "_"), name.replace("-", " "),
+                        name.replace(" ", "").replace("-", ""), f" {name}\n"):  # fmt: skip
+            assert board_key(spelled) == board.name
+            assert find_board(spelled) is board
+
+
+def test_board_key_of_an_unknown_board_lists_the_known_ones():
+    with pytest.raises(BoardNotFound) as caught:
+        board_key("kv261")
+    names = ", ".join(BOARDS)
+    assert str(caught.value) == (
+        f"there is no board 'kv261': choose one of {names}; did you mean kv260?"
+    )
+    with pytest.raises(BoardNotFound, match="there is no kind 'u250': choose one of kv260$"):
+        board_key("u250", ["kv260"], "kind")
+
+
+def test_every_board_is_built_or_says_why_not():
+    for board in BOARDS.values():
+        assert (board.name in PLATFORMS) == (not board.no_build), board.name
+    assert list(PLATFORMS) == [name for name in BOARDS if name in PLATFORMS]

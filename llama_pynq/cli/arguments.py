@@ -53,19 +53,13 @@ def open_overlay(args: argparse.Namespace) -> LlamaOverlay:
 
 
 def _device(args: argparse.Namespace) -> Device:
-    from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice, emulated_boards
+    from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice
     from llama_pynq.overlay_store.devices import find_device, is_emulated
 
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
     if args.board is not None:
-        board = args.board.lower().replace("_", "-")
-        if board not in emulated_boards():
-            raise LlamaPynqError(
-                f"there is no emulated board {args.board!r}: choose one of "
-                f"{', '.join(emulated_boards())}"
-            )
-        return EmulatedDevice(board, threads=args.threads)
+        return EmulatedDevice(args.board, threads=args.threads)
     device = EmulatedDevice() if args.emulate else find_device()
     if args.threads is None:
         return device

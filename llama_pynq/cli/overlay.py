@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_pynq.boards import boards
+from llama_pynq.boards import board_key, boards
 from llama_pynq.errors import LlamaPynqError, OverlayMismatch
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     overlay = commands.add_parser("overlay", help="list, fetch, check and add overlays of boards")
     tools = overlay.add_subparsers(dest="tool", required=True, metavar="COMMAND")
     board: dict[str, Any] = {
-        "metavar": "BOARD", "type": _board_name,
+        "metavar": "BOARD",
         "help": "such as kv260; llama-pynq overlay list shows all",
     }  # fmt: skip
 
@@ -72,10 +72,6 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     remove.add_argument("board", **board)
 
 
-def _board_name(written: str) -> str:
-    return written.lower().replace("_", "-")
-
-
 def _overlay(args: argparse.Namespace) -> int:
     return _TOOLS[args.tool](args)
 
@@ -87,13 +83,13 @@ _HEAD = ("board", "overlay", "clock", "tools", "built", "by", "measured", "where
 
 def _list(args: argparse.Namespace) -> int:
     from llama_pynq.emulation.build import emulated_overlay
-    from llama_pynq.overlay_store.search import NO_BUILD, PACKAGE, overlays_of
+    from llama_pynq.overlay_store.search import PACKAGE, overlays_of
     from llama_pynq.utils.files import data_folder
 
     found = {board: overlays_of(board) for board in boards()}
     rows = [_HEAD]
     for board, overlays in found.items():
-        none = "no build" if board in NO_BUILD else "none"
+        none = "no build" if boards()[board].no_build else "none"
         rows += [_row(board, o) for o in overlays] or [(board, none, "", "", "", "", "", "")]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
@@ -149,11 +145,11 @@ def _install(args: argparse.Namespace) -> int:
         raise
     how = "installed, its sha256 checked" if done.changed else "there already, its sha256 checked"
     print(f"{done.overlay.path}: {how}; {_known(done.overlay.record)}")
-    first = overlays_of(args.board)[0]
+    first = overlays_of(done.overlay.board)[0]
     if first.folder != done.overlay.folder:
         print(
             f"{first.where} takes precedence, so LlamaOverlay() uses it: llama-pynq overlay "
-            f"remove {args.board} deletes it",
+            f"remove {done.overlay.board} deletes it",
             file=sys.stderr,
         )
     return 0
@@ -213,12 +209,9 @@ def _known(record: OverlayRecord | None) -> str:
 def _verify(args: argparse.Namespace) -> int:
     from llama_pynq.overlay_store.search import overlays_of
 
-    if args.board is not None and args.board not in boards():
-        raise LlamaPynqError(
-            f"there is no board {args.board!r}: choose one of {', '.join(boards())}"
-        )
+    asked = None if args.board is None else board_key(args.board)
     wrong = n = 0
-    for board in [args.board] if args.board else list(boards()):
+    for board in boards() if asked is None else [asked]:
         for overlay in overlays_of(board):
             n += 1
             try:
@@ -234,7 +227,7 @@ def _verify(args: argparse.Namespace) -> int:
                 says = "sha256 and kernel are right, its version is not recorded"
             print(f"{board}: {overlay.path}: {says}")
     if not n:
-        print(f"there is no overlay{f' of {args.board}' if args.board else ''} to verify")
+        print(f"there is no overlay{f' of {asked}' if asked else ''} to verify")
     return 1 if wrong else 0
 
 
@@ -259,11 +252,12 @@ def _remove(args: argparse.Namespace) -> int:
     from llama_pynq.overlay_store.install import backups_of, remove
     from llama_pynq.overlay_store.search import overlays_of
 
-    removed = remove(args.board)
-    left = [o for o in overlays_of(args.board) if not o.is_link]
-    uses = f"now used: {left[0].path}" if left else f"there is no other overlay of {args.board}"
+    board = board_key(args.board)
+    removed = remove(board)
+    left = [o for o in overlays_of(board) if not o.is_link]
+    uses = f"now used: {left[0].path}" if left else f"there is no other overlay of {board}"
     print(f"{removed.folder}: removed; {uses}")
-    if backups := backups_of(args.board):
+    if backups := backups_of(board):
         count = "1 backup" if len(backups) == 1 else f"{len(backups)} backups, the newest"
         print(f"left: {count} {backups[-1]}; to return to it: llama-pynq overlay add {backups[-1]}")
     return 0

@@ -53,8 +53,7 @@ def _pack(args: argparse.Namespace) -> int:
     if model.is_file() and is_packed(model):
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint it was made from")
     if args.board is not None:
-        limits = board_limits(args.board)
-        device = args.board.lower().replace("_", "-")
+        device, limits = board_limits(args.board)
         if device != limits.board:
             device += f", whose kernel is {limits.board}'s"
     else:
@@ -74,20 +73,16 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
-def board_limits(name: str) -> KernelLimits:
-    """Read a board's limits from its config header, by the board's name or the header's."""
-    from llama_pynq.boards import boards
+def board_limits(name: str) -> tuple[str, KernelLimits]:
+    """Return the key and the limits of a board, called by its name or its config header's."""
+    from llama_pynq.boards import board_key, boards
     from llama_pynq.kernel.config import board_headers
     from llama_pynq.kernel.limits import KernelLimits
 
     headers = board_headers()
-    board = name.lower().replace("_", "-")
-    if board in boards():
-        board = boards()[board].header
-    if board not in headers:
-        names = dict.fromkeys([*boards(), *sorted(headers)])
-        raise LlamaPynqError(f"there is no board {name!r}: choose one of {', '.join(names)}")
-    return KernelLimits.from_header(headers[board])
+    key = board_key(name, dict.fromkeys([*boards(), *sorted(headers)]))
+    header = boards()[key].header if key in boards() else key
+    return key, KernelLimits.from_header(headers[header])
 
 
 COMMANDS = {"pack": _pack}

@@ -16,7 +16,7 @@ from typing import Any
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
-from llama_pynq.boards import MIB, boards
+from llama_pynq.boards import MIB, board_key, boards
 from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import PROTOCOLS, Design, PlacedArgument
@@ -51,7 +51,7 @@ _HOST_POOL = 8192 * MIB, 0x8_0000_0000
 def emulated_boards() -> dict[str, tuple[int, int]]:
     """Boards that can be emulated: size in bytes and physical address of their memory pool."""
     pools = {
-        board.header: (board.memory.pool_bytes, board.memory.pool_base)
+        board.name: (board.memory.pool_bytes, board.memory.pool_base)
         for board in boards().values()
         if board.memory.pool_base is not None
     }
@@ -217,7 +217,8 @@ class EmulatedDevice(Device):
     Parameters
     ----------
     board : str
-        Board whose limits to enforce: a key of `emulated_boards`.
+        Board whose limits to enforce: a key of `emulated_boards`, spelled as `boards.board_key`
+        allows.
     protocol : str, optional
         ``"hs"`` or ``"chain"``, to override the overlay's: chain in an .xclbin, hs in a .bit.
     memory_bytes : int, optional
@@ -237,6 +238,8 @@ class EmulatedDevice(Device):
 
     Raises
     ------
+    BoardNotFound
+        If there is no such emulated board.
     ValueError
         If an argument is out of range.
     """
@@ -258,10 +261,7 @@ class EmulatedDevice(Device):
         name: str | None = None,
     ) -> None:
         pools = emulated_boards()
-        if board not in pools:
-            raise ValueError(
-                f"there is no emulated board {board!r}: choose one of {', '.join(pools)}."
-            )
+        board = board_key(board, pools, "emulated board")
         if protocol is not None and f"ap_ctrl_{protocol}" not in PROTOCOLS:
             raise ValueError(f"protocol is 'hs', 'chain' or None, not {protocol!r}.")
         if memory_bytes is not None:
@@ -313,7 +313,7 @@ class EmulatedDevice(Device):
         """Limits of the emulated board's own kernel; None for `HOST`, whose kernel runs here."""
         if self.board == HOST:
             return None
-        return KernelLimits.from_header(config.board_headers()[self.board])
+        return KernelLimits.from_header(config.board_headers()[boards()[self.board].header])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
-from llama_pynq.boards import MIB, boards
+from llama_pynq.boards import MIB, find_board
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.shapes import SHAPES
 from llama_pynq.estimate.predict import predict
@@ -267,7 +267,7 @@ CLOSE = 0.15
 )
 def prediction(given: Any, model: str, board: str, context: int, reference: float) -> Iterator[str]:
     """Check the learner's tokens/s of a model on a board against a measured or modelled rate."""
-    config, memory = SHAPES[model], boards()[board].memory
+    config, memory = SHAPES[model], find_board(board).memory
     read = _bytes(config, context)
     peak = memory.peak_bytes_per_s
     right = peak * memory.efficiency / read
@@ -323,7 +323,7 @@ def int4_gain(given: Any, model: str, board: str) -> Iterator[str]:
     wide, narrow = (_work(config, full, bits, 32).weight_bytes for bits in (8, 4))
     ratio = _bytes(config, full, 8) / _bytes(config, full, 4)
     rates = [
-        predict(config, boards()[board], position=full - 1, weight_bits=bits).tokens_per_second
+        predict(config, find_board(board), position=full - 1, weight_bits=bits).tokens_per_second
         for bits in (8, 4)
     ]
     modelled = rates[1] / rates[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_pynq.boards import Board, boards
+from llama_pynq.boards import Board, find_board
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.estimate.predict import predict
 from llama_pynq.estimate.resources import resources
@@ -87,7 +87,7 @@ def kernel_from(header: Path, board: Board) -> KernelConfig:
     ("what the weight ports can take", "what the memory gives", "which of the two is the limit"),
 )
 def _bytes_per_cycle(ports: float, memory: float, limit: str, board_name: str) -> Iterator[str]:
-    board = boards()[board_name]
+    board = find_board(board_name)
     kernel, chips = kernel_of(board), board.memory
     width = kernel.channels * kernel.beat_bytes
     clock = kernel.clock_mhz * 1e6
@@ -136,7 +136,7 @@ def _bytes_per_cycle(ports: float, memory: float, limit: str, board_name: str) -
     ("two shares of what it was", "the speed", "the DSP slices"),
 )
 def _half(speed: float, dsp: float, board_name: str) -> Iterator[str]:
-    board = boards()[board_name]
+    board = find_board(board_name)
     before, after = kernel_of(board), halved(board)
     old, new = (predict(SHAPE, board, kernel=k).tokens_per_second for k in (before, after))
     yield expect(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llama_pynq.boards import Board, boards
+from llama_pynq.boards import Board, boards, find_board
 from llama_pynq.engine.llama import Llama, check_model
 from llama_pynq.engine.slots import Session
 from llama_pynq.errors import RequestError
@@ -204,21 +204,21 @@ def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> l
     ----------
     llama : Llama
     board : Board or str
-        One of `boards.boards()`, or its name.
+        One of `boards.boards()`, or its name, as `boards.board_key` takes it.
     positions : sequence of int
 
     Raises
     ------
     LimitError
         If a position is outside the model's context.
+    BoardNotFound
+        If there is no such board.
     RequestError
-        If there is no such board, or no model was given.
+        If no model was given.
     """
     check_model(llama)
     if isinstance(board, str):
-        if board not in boards():
-            raise RequestError(f"there is no board {board!r}: choose one of {', '.join(boards())}")
-        board = boards()[board]
+        board = find_board(board)
     steps = []
     for position in sorted(set(positions)):
         packed = llama.packed

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urljoin
 
-from llama_pynq.boards import boards
+from llama_pynq.boards import board_key, boards
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import OverlayMetadata, read_metadata
@@ -158,7 +158,7 @@ def install(board: str, source: str | None, progress: FileProgress) -> Done:
     OverlayMismatch
         If the fetched overlay is not for this board, or not of this version.
     """
-    _check_board(board)
+    board = board_key(board)
     record, where = _packaged(board) if source is None else _record_from(source)
     if record.board != board:
         raise OverlayMismatch(f"{where} is of an overlay of {record.board}, not of {board}")
@@ -180,11 +180,6 @@ def install(board: str, source: str | None, progress: FileProgress) -> Done:
         for left in folder.glob(f"{board}-*"):
             left.unlink()  # left from a file of another link
         return Done(_of(board, INSTALLED), True)
-
-
-def _check_board(board: str) -> None:
-    if board not in boards():
-        raise InstallError(f"there is no board {board!r}: choose one of {', '.join(boards())}")
 
 
 def _packaged(board: str) -> tuple[OverlayRecord, Path]:
@@ -262,7 +257,7 @@ def add(path: Path, board: str | None, force: bool, board_found: Callable[[], st
         If the build is not for this board, or not of this version.
     """
     if board is not None:
-        _check_board(board)
+        board = board_key(board)
     path, record = _build_at(path)
     metadata = read_metadata(path)
     if record is None:
@@ -388,7 +383,7 @@ def remove(board: str) -> FoundOverlay:
     InstallError
         If there is none.
     """
-    _check_board(board)
+    board = board_key(board)
     with _at_work_on(board):
         for overlay in overlays_of(board):
             if overlay.origin != PACKAGE:

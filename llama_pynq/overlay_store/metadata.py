@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from llama_pynq.boards import boards
+from llama_pynq.boards import board_key, boards
 from llama_pynq.emulation import container
-from llama_pynq.errors import OverlayMismatch
+from llama_pynq.errors import BoardNotFound, OverlayMismatch
 from llama_pynq.kernel.registers import IP_NAME, VLNV, VLNVS, arguments
 
 _MAX_PORTS = 64
@@ -60,8 +61,8 @@ def board_named(name: str) -> str | None:
     ``xilinx_u250_gen3x16_xdma_shell_4_1``, and AWS's ``xilinx_aws-vu9p-f1_shell-v04261818...``.
     """
     plain = name.strip("\0 \n").lower()
-    if (board := plain.replace("_", "-")) in boards():
-        return board
+    with contextlib.suppress(BoardNotFound):
+        return board_key(plain)
     vendor, _, rest = plain.partition("_")
     if vendor != "xilinx":
         return None

@@ -34,10 +34,6 @@ EMULATE = (
     "a board)"
 )
 
-NO_BUILD = ("aws-f1",)
-"""Boards whose images `make -C hls_src overlay` does not build."""
-
-
 # ---- overlays found -------------------------------------------------------------------
 
 
@@ -204,8 +200,8 @@ def record_of(path: Path) -> OverlayRecord | None:
 
 
 def _build(board: str) -> str:
-    if board in NO_BUILD:
-        return "No build is known here: AWS registers its images itself (docs/builds.md)"
+    if why := boards()[board].no_build:
+        return f"No build is known here: {why}"
     return (
         f"To build one, with AMD's tools in a checkout of llama_pynq: make -C hls_src overlay "
         f"BOARD={board}, then llama-pynq overlay add hls_src/build/{board}/overlay"

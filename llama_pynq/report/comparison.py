@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llama_pynq.boards import boards
+from llama_pynq.boards import find_board
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.engine.results import Generation
 from llama_pynq.estimate.capacity import fits
@@ -66,7 +66,7 @@ PUBLISHED = (
 def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> list[Cost]:
     """Predict the boards that hold the model, at batch 1 and the largest batch, at a position."""
     costs = []
-    for board in (boards()[name] for name in names):
+    for board in map(find_board, names):
         if not fits(config, board)[0]:
             continue
         for rows in dict.fromkeys((1, kernel_of(board).max_rows)):

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from llama_pynq import __version__
-from llama_pynq.errors import BuildError
+from llama_pynq.boards import board_key
+from llama_pynq.errors import BuildError, LlamaPynqError
 from llama_pynq.kernel.registers import IP_NAME
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.vitis import reports, tools
@@ -269,7 +270,7 @@ def main(args: list[str] | None = None) -> int:
     """Run one step and return the exit status."""
     options = _parser().parse_args(args)
     try:
-        folder = options.folder or Path("build", options.board)
+        folder = options.folder or Path("build", board_key(options.board))
         project = Project.of(options.board, folder, options.header)
         asked, most = project.constants["kClockMhz"], project.board.max_clock_mhz
         if asked > most:
@@ -279,7 +280,7 @@ def main(args: list[str] | None = None) -> int:
             )
         builder = Builder(project, options)
         getattr(builder, options.step)()
-    except BuildError as error:
+    except LlamaPynqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_pynq.boards import Board, boards
+from llama_pynq.boards import Board, find_board
 from llama_pynq.errors import BuildError
 from llama_pynq.kernel.config import (
     board_constants,
@@ -111,15 +111,11 @@ class Project:
             If no build is known for a board of that name, or the header is missing or lacks a
             constant.
         """
-        if name not in PLATFORMS:
-            why = (
-                "AWS links and registers its images in its own way (github.com/aws/aws-fpga): "
-                "no build is known here"
-                if name.startswith("aws")
-                else "there is no such board"
+        board = find_board(name)
+        if board.name not in PLATFORMS:
+            raise BuildError(
+                f"cannot build for {board.name}: {board.no_build}. Choose {', '.join(PLATFORMS)}"
             )
-            raise BuildError(f"cannot build for {name!r}: {why}. Choose {', '.join(PLATFORMS)}")
-        board = boards()[name]
         source = source_folder()
         if header is not None and not header.is_file():
             raise BuildError(
@@ -128,7 +124,7 @@ class Project:
             )
         header = header.resolve() if header else _header(source, board)
         _check(header, source)
-        return cls(board, PLATFORMS[name], source, header, folder.resolve())
+        return cls(board, PLATFORMS[board.name], source, header, folder.resolve())
 
     @property
     def constants(self) -> dict[str, int]:

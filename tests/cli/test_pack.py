@@ -97,8 +97,8 @@ def test_board_to_pack_for_is_any_that_boards_lists_in_any_case(tmp_path):
 
     for name, board in boards().items():
         for written in (name, name.upper(), name.replace("-", "_")):
-            assert board_limits(written).board == board.header
-    assert board_limits("host").board == "host"
+            assert board_limits(written)[1].board == board.header
+    assert board_limits("host")[1].board == "host"
 
 
 def test_packed_for_another_board_is_refused_with_the_remedy(cli, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.board_overlays import record_of_files, write_files, write_overlay
 from support.file_server import serving
 
-from llama_pynq.errors import InstallError, OverlayMismatch
+from llama_pynq.errors import BoardNotFound, InstallError, OverlayMismatch
 from llama_pynq.overlay_store.install import add, install, remove
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import overlays_of
@@ -208,7 +208,7 @@ def test_install_source_that_is_no_record_is_named(user, build, server, source, 
     server.files["text"] = b"hello"
     server.files["folder/"] = b"\n<!DOCTYPE html><title>Index of /folder</title>"
     source = source.format(server=server.url, build=build)
-    with pytest.raises((InstallError, OverlayMismatch), match=message) as caught:
+    with pytest.raises((BoardNotFound, OverlayMismatch), match=message) as caught:
         fetch(source)
     assert source in str(caught.value)
 
@@ -232,7 +232,10 @@ def test_install_of_another_board_or_version_is_refused_before_it_comes(user, li
         lambda: fetch(str(place), "zcu104"), "is of an overlay of kv260, not of zcu104",
         OverlayMismatch,
     )  # fmt: skip
-    refused(lambda: fetch(None, "kv261"), "there is no board 'kv261': choose one of pynq-z1, ")
+    refused(
+        lambda: fetch(None, "kv261"), "there is no board 'kv261': choose one of pynq-z1, ",
+        BoardNotFound,
+    )  # fmt: skip
     assert server.log == []
 
 
@@ -438,7 +441,7 @@ def test_add_asks_for_the_board_where_nothing_tells(user, tmp_path):
     ],
 )
 def test_add_for_another_board_than_the_records_is_refused(user, build, board, message):
-    with pytest.raises((InstallError, OverlayMismatch), match=message):
+    with pytest.raises((BoardNotFound, OverlayMismatch), match=message):
         added(build, board)
     assert not (user / "added").exists()
 

@@ -274,16 +274,25 @@ def test_make_without_a_board_says_so(machine):
 
 
 def test_make_hands_every_option_on(machine, tmp_path):
-    options = ("HEADER=h", "JOBS=4", "BOARD_FILES=b", "PLATFORM=p", "BUILT_BY=me", "ANY_VERSION=1")
+    options = (
+        "FOLDER=f",
+        "HEADER=h",
+        "JOBS=4",
+        "BOARD_FILES=b",
+        "PLATFORM=p",
+        "BUILT_BY=me",
+        "ANY_VERSION=1",
+    )
     done = _make("-n", "overlay", "BOARD=u50", *options, "ACCEPT_NEGATIVE_SLACK=1")
     for option in (
-        '--board "u50"', '--folder "build/u50"', '--header "h"', "--jobs 4", '--board-files "b"',
+        '--board "u50"', '--folder "f"', '--header "h"', "--jobs 4", '--board-files "b"',
         '--platform "p"', '--built-by "me"', "--any-version", "--accept-negative-slack",
     ):  # fmt: skip
         assert option in done.stdout
     off = _make("-n", "overlay", "BOARD=u50", "ANY_VERSION=0", "ACCEPT_NEGATIVE_SLACK=0")
     assert "--any-version" not in off.stdout
     assert "--accept-negative-slack" not in off.stdout
+    assert "--folder" not in off.stdout
 
 
 def test_build_needs_neither_numpy_nor_pynq(machine, tmp_path):
