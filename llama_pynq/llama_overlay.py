@@ -26,7 +26,7 @@ from llama_pynq.errors import (
     OverlayNotFound,
     RequestError,
 )
-from llama_pynq.kernel.registers import IP_NAME, VLNV
+from llama_pynq.kernel.registers import IP_NAME, VLNV, VLNVS
 from llama_pynq.overlay_store.clocks import set_clocks
 from llama_pynq.overlay_store.devices import (
     active,
@@ -69,6 +69,14 @@ def _overlay_found(bitfile_name: str | Path) -> Iterator[None]:
         raise
 
 
+def _not_ours(bitfile_name: str | Path, ip_dict: dict[str, Any]) -> OverlayMismatch:
+    found = ", ".join(f"{name} ({ip['type']})" for name, ip in ip_dict.items())
+    return OverlayMismatch(
+        f"{bitfile_name} is not an overlay of llama_pynq: it has no IP of type {VLNV}, only "
+        f"{found or 'none'}"
+    )
+
+
 def _close_older(device: Device, bitfile_name: str | Path) -> None:
     """Close this process's overlay on the same device, as when a notebook's cell is run again.
 
@@ -76,8 +84,8 @@ def _close_older(device: Device, bitfile_name: str | Path) -> None:
     ------
     DeviceBusy
         If a text of the older overlay is unfinished.
-    OverlayNotFound
-        If there is no file for the new overlay: the older one stays.
+    OverlayNotFound, OverlayMismatch
+        If there is no file for the new overlay, or none of this package: the older one stays.
     """
     paths = lock_paths(device)
     for older in list(_open):
@@ -91,7 +99,10 @@ def _close_older(device: Device, bitfile_name: str | Path) -> None:
                 "the overlay: overlay.close()"
             )
         with _overlay_found(bitfile_name):
-            pynq.Bitstream(str(bitfile_name), device=device)
+            path = pynq.Bitstream(str(bitfile_name), device=device).bitfile_name
+        ips = device.get_bitfile_metadata(path).ip_dict
+        if ips.get(IP_NAME, {}).get("type") not in VLNVS:
+            raise _not_ours(path, ips)
         if model is not None:
             warnings.warn(
                 f"closed the older LlamaOverlay on {device.name}, which held a model, for this one",
@@ -157,11 +168,7 @@ class LlamaOverlay(pynq.Overlay):
                 super().__init__(str(bitfile_name), device=device, **kwargs)
             description = self.ip_dict.get(IP_NAME)
             if description is None or not isinstance(self.llama, LlamaDriver):
-                found = ", ".join(f"{k} ({v['type']})" for k, v in self.ip_dict.items())
-                raise OverlayMismatch(
-                    f"{bitfile_name} is not an overlay of llama_pynq: it has no IP of type "
-                    f"{VLNV}, only {found or 'none'}"
-                )
+                raise _not_ours(bitfile_name, self.ip_dict)
             self._limits = self.llama.limits
             self._record = record_of(Path(self.bitfile_name))
         except BaseException:

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
-from llama_pynq.errors import DeviceBusy, OverlayNotFound
+from llama_pynq.emulation.build import emulated_overlay
+from llama_pynq.errors import DeviceBusy, OverlayMismatch, OverlayNotFound
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,17 @@ def test_mistyped_file_does_not_close_the_older_overlay():
         before = older.generate("Once", max_new_tokens=8, seed=1).tokens
         with pytest.raises(OverlayNotFound, match="there is no overlay typo.xclbin"):
             LlamaOverlay("typo.xclbin")
+        assert older.generate("Once", max_new_tokens=8, seed=1).tokens == before
+
+
+def test_damaged_file_does_not_close_the_older_overlay(tmp_path):
+    bad = tmp_path / "bad.xclbin"
+    bad.write_bytes(emulated_overlay().read_bytes()[:100_000])
+    with LlamaOverlay() as older:
+        older.load_model()
+        before = older.generate("Once", max_new_tokens=8, seed=1).tokens
+        with pytest.raises(OverlayMismatch, match="bad.xclbin is incomplete"):
+            LlamaOverlay(bad)
         assert older.generate("Once", max_new_tokens=8, seed=1).tokens == before
 
 

@@ -316,19 +316,17 @@ class EmulatedDevice(Device):
         return KernelLimits.from_header(config.board_headers()[boards()[self.board].header])
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names that the device may take: the user's; else the board's, and one of this process.
+    def lock_names(self) -> dict[str, str]:
+        """Names that the device may take, each with the name of its lock.
 
-        Devices of one name exclude each other; a computer can emulate many.
+        The user's name; else the board's, and one of this process. Devices of one name exclude
+        each other; a computer can emulate many. Each user of a computer has locks of his own.
         """
-        if self._named:
-            return (self.name,)
-        return f"emulated-{self.board}", f"emulated-{self.board}-{os.getpid()}"
-
-    @property
-    def lock_name(self) -> str:
-        """Name of the device's lock; one per user, as each user of a computer has a device."""
-        return f"{self.name}-{os.getuid()}" if hasattr(os, "getuid") else self.name
+        names = [self.name]
+        if not self._named:
+            names = [f"emulated-{self.board}", f"emulated-{self.board}-{os.getpid()}"]
+        user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+        return {name: name + user for name in names}
 
     def __repr__(self) -> str:
         return f"EmulatedDevice({self.board!r})"

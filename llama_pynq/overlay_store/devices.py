@@ -110,15 +110,18 @@ def describe_device(device: Device) -> str:
     return f"{name} (board)"
 
 
-def lock_name(device: Device) -> str:
-    """Name of a device's lock: unique, even among cards of one model."""
-    if hasattr(device, "lock_name"):
-        return str(device.lock_name)
+def lock_names(device: Device) -> dict[str, str]:
+    """Names that a device may take, the first preferred, each with the name of its lock.
+
+    A board has one name. The lock's name is unique, even among cards of one model.
+    """
+    if is_emulated(device):
+        return dict(device.lock_names)
     if device.has_capability("REMOTE"):
         # The tag only numbers this computer's boards; the address identifies the board.
-        return f"{device.name}-{device.ip_addr}-{device.port}"
+        return {device.name: f"{device.name}-{device.ip_addr}-{device.port}"}
     # Two equal cards have the same name; the tag, XRT's number of the card, differs.
-    return f"{device.name}-{getattr(device, 'tag', '')}"
+    return {device.name: f"{device.name}-{getattr(device, 'tag', '')}"}
 
 
 @contextlib.contextmanager
@@ -155,38 +158,44 @@ def lock_device(device: Device) -> DeviceLock:
     DeviceBusy
         If another process, or another overlay of this one, holds it.
     """
-    if not is_emulated(device):
-        return _acquired(device)
-    usual, *others = device.names
-    device.name = usual
+    (usual, usual_lock), *others = lock_names(device).items()
     try:
-        return _acquired(device)
+        lock = _acquired(usual_lock)
     except DeviceBusy as error:
+        if not is_emulated(device):
+            raise
         if error.holder_pid == os.getpid() or not others:
             raise DeviceBusy(
                 f"{error} Or use an emulated device of another name beside it: "
                 "from llama_pynq import EmulatedDevice; "
                 "LlamaOverlay(device=EmulatedDevice(name='second'))"
             ).held_by(error.holder_pid) from None
-    (device.name,) = others
-    lock = _acquired(device)
-    print(f"llama_pynq: another process uses {usual}: using {device.name}", file=sys.stderr)
+    else:
+        if is_emulated(device):
+            device.name = usual
+        return lock
+    ((name, lock_name),) = others
+    lock = _acquired(lock_name)
+    device.name = name
+    print(f"llama_pynq: another process uses {usual}: using {name}", file=sys.stderr)
     return lock
 
 
-def _acquired(device: Device) -> DeviceLock:
-    lock = DeviceLock(lock_name(device))
+def _acquired(lock_name: str) -> DeviceLock:
+    lock = DeviceLock(lock_name)
     lock.acquire()
     return lock
 
 
 def lock_paths(device: Device) -> set[Path]:
     """Lock files of every name that a device may take."""
-    if not is_emulated(device):
-        return {DeviceLock(lock_name(device)).path}
-    now, paths = device.name, set()
-    for name in device.names:
-        device.name = name
-        paths.add(DeviceLock(lock_name(device)).path)
-    device.name = now
-    return paths
+    return {DeviceLock(name).path for name in lock_names(device).values()}
+
+
+def holder_of(device: Device) -> str | None:
+    """Who uses a device, as in "process 7858 (lesson.ipynb)"; None if nobody does.
+
+    An emulated device that may take another name is never in use.
+    """
+    holders = [DeviceLock(name).holder() for name in lock_names(device).values()]
+    return None if None in holders else holders[0]

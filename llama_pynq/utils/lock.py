@@ -12,6 +12,7 @@ import re
 import stat
 import sys
 import tempfile
+import time
 import weakref
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,14 @@ else:
 
     def _unlock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _try_lock_twice(handle: int) -> bool:
+    """Try again after a moment, which `FileLock.holder` of another process may take."""
+    if _try_lock(handle):
+        return True
+    time.sleep(0.01)
+    return _try_lock(handle)
 
 
 def _unlock_and_close(handle: int) -> None:
@@ -127,7 +136,7 @@ class FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = _open(self.path)
         try:
-            if not _try_lock(handle):
+            if not _try_lock_twice(handle):
                 raise self._busy(*self._holder(handle))
             self._record(handle)
         except BaseException:
@@ -149,6 +158,22 @@ class FileLock:
         close, self._close = self._close, None
         if close is not None and (detached := close.detach()):
             os.close(detached[2][0])
+
+    def holder(self) -> str | None:
+        """Who holds the lock, as in "process 7858 (lesson.ipynb)"; None if nobody does."""
+        if self.held:
+            return _described(os.getpid(), _program())
+        try:
+            handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            return None
+        try:
+            if not _try_lock(handle):
+                return _described(*self._holder(handle))
+            _unlock(handle)
+            return None
+        finally:
+            os.close(handle)
 
     def __enter__(self) -> FileLock:
         self.acquire()
@@ -189,6 +214,11 @@ def _program() -> str:
     return os.environ.get("JPY_SESSION_NAME") or (sys.argv[0] if sys.argv else "")
 
 
+def _described(pid: int | None, program: str) -> str:
+    holder = "a process whose id is unknown" if pid is None else f"process {pid}"
+    return f"{holder} ({program})" if program else holder
+
+
 class DeviceLock(FileLock):
     """A lock on a device, exclusive among the processes of this machine.
 
@@ -216,11 +246,9 @@ class DeviceLock(FileLock):
                 f"device {self.name} is in use by another overlay of this process "
                 f"(pid {pid}). Close that overlay first: overlay.close()."
             ).held_by(pid)
-        holder = "a process whose id is unknown" if pid is None else f"process {pid}"
-        named = f" ({program})" if program else ""
         return DeviceBusy(
-            f"device {self.name} is in use by {holder}{named}. Shut that notebook or program down "
-            f"(in Jupyter: Running > Shut Down), then try again."
+            f"device {self.name} is in use by {_described(pid, program)}. Shut that notebook or "
+            "program down (in Jupyter: Running > Shut Down), then try again."
         ).held_by(pid)
 
 

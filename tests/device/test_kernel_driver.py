@@ -120,8 +120,10 @@ def test_overlay_that_is_not_ours_is_refused_and_gives_the_lock_back(tmp_path, m
     with pytest.raises(OverlayMismatch) as error:
         LlamaOverlay(tmp_path / "llama.xclbin", device=EmulatedDevice())
     assert "no IP of type llama_pynq:hls:llama:1.0, only llama (other_labs" in str(error.value)
-    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()):
-        pass
+    with LlamaOverlay(emulated_overlay(), device=EmulatedDevice()) as older:
+        with pytest.raises(OverlayMismatch, match="is not an overlay of llama_pynq"):
+            LlamaOverlay(tmp_path / "llama.xclbin", device=EmulatedDevice())
+        assert not older.closed, "the older overlay stays where the new one cannot be opened"
 
 
 def test_overlay_that_is_not_there_is_named_and_the_device_stays_free():

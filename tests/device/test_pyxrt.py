@@ -21,7 +21,7 @@ from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelTimeout
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.registers import arguments
 from llama_pynq.measure.sensors import rails
-from llama_pynq.overlay_store.devices import find_device, lock_name
+from llama_pynq.overlay_store.devices import find_device, lock_names
 
 NAME = "xilinx_u50_gen3x16_xdma_base_5"
 TAGS = ("PLRAM[0]", "HBM[0]", "HBM[3]", "HBM[17]", "DDR[0]", "HBM[30]")
@@ -290,4 +290,4 @@ def test_overlays_take_a_card_before_the_emulated_device(pyxrt, monkeypatch):
     monkeypatch.setattr(Device, "_devices", found, raising=False)
     assert isinstance(find_device(), PyxrtDevice)
     # The same name as in PYNQ 3.0.1, so that both drivers use one lock.
-    assert lock_name(find_device()) == f"{NAME}-xrt0"
+    assert lock_names(find_device()) == {NAME: f"{NAME}-xrt0"}

@@ -31,7 +31,7 @@ from llama_pynq.errors import (
 )
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.measure.sensors import rails
-from llama_pynq.overlay_store.devices import find_device, lock_name
+from llama_pynq.overlay_store.devices import find_device, lock_names
 from llama_pynq.utils.lock import DeviceLock
 
 if version("pynq").startswith("3.0."):
@@ -200,7 +200,7 @@ def test_second_board_has_its_own_clocks(board, device, bitfile):
     try:
         with LlamaOverlay(bitfile, device=device):
             twin = RemoteDevice(ip_addr="127.0.0.1", port=second.port)
-            assert lock_name(twin) != lock_name(device)
+            assert lock_names(twin) != lock_names(device)
             with LlamaOverlay(bitfile, device=twin) as overlay:
                 assert second.processor.pl0_mhz == pytest.approx(250, rel=1e-3)
                 overlay.load_model()
@@ -211,8 +211,9 @@ def test_second_board_has_its_own_clocks(board, device, bitfile):
 
 def test_one_board_is_one_lock_whatever_it_is_called(board, device, bitfile):
     again = RemoteDevice(index=3, ip_addr="127.0.0.1", port=board.port)
-    assert lock_name(again) == lock_name(device) == f"KV260-127.0.0.1-{board.port}"
-    with DeviceLock(lock_name(device)):
+    assert lock_names(again) == lock_names(device)
+    assert lock_names(again) == {"KV260": f"KV260-127.0.0.1-{board.port}"}
+    with DeviceLock(f"KV260-127.0.0.1-{board.port}"):
         with pytest.raises(DeviceBusy, match=f"device KV260-127.0.0.1-{board.port} is in use"):
             LlamaOverlay(bitfile, device=again)
     with LlamaOverlay(bitfile, device=device) as older, LlamaOverlay(bitfile, device=again):

@@ -20,7 +20,7 @@ from support.fake_card import (
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import DeviceMemoryError, KernelTimeout
-from llama_pynq.overlay_store.devices import lock_name
+from llama_pynq.overlay_store.devices import lock_names
 
 if not version("pynq").startswith("3.0."):
     pytest.skip("PYNQ 3.1 and newer do not support Alveo cards", allow_module_level=True)
@@ -169,8 +169,8 @@ def test_reset_of_a_card_that_xrt_does_not_program_anew_says_what_to_do(card, mo
 
 def test_lock_tells_two_cards_apart(library):
     first, second = xrt_device.XrtDevice(0), xrt_device.XrtDevice(1)
-    assert lock_name(first) == "xilinx_u50_gen3x16_xdma_base_5-xrt0"
-    assert lock_name(first) != lock_name(second)
+    assert list(lock_names(first).values()) == ["xilinx_u50_gen3x16_xdma_base_5-xrt0"]
+    assert lock_names(first) != lock_names(second)
 
 
 def test_pyxrt_finds_nothing_where_pynq_drives_cards(library, monkeypatch):

@@ -24,7 +24,7 @@ from support.fake_zynq import PYNQ_3_0, FakeZynqBoard
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.errors import DeviceMemoryError
-from llama_pynq.overlay_store.devices import lock_name
+from llama_pynq.overlay_store.devices import lock_names
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_story_is_that_of_the_emulated_device(board, bitfile, monkeypatch):
         assert overlay.logits(tokens).shape == (len(tokens), overlay.llama.config.vocab_size)
         # XRT calls every Zynq "edge"; the image names the board.
         assert overlay.describe().startswith("kv260 (board), kernel host")
-        assert lock_name(overlay.device) == "edge-embedded_xrt0"
+        assert lock_names(overlay.device) == {"edge": "edge-embedded_xrt0"}
 
 
 def test_self_test_passes_and_sets_speed_beside_the_model(board, bitfile, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -56,6 +57,26 @@ def test_lock_is_free_once_its_holder_ends(holder, tmp_path):
 def test_lock_is_free_once_its_holder_is_killed(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
+    DeviceLock("board", tmp_path).acquire()
+
+
+def test_holder_is_told_without_taking_the_lock(holder, tmp_path):
+    lock = DeviceLock("board", tmp_path)
+    assert lock.holder() == f"process {holder.pid} (-c)" and not lock.held
+    assert DeviceLock("another", tmp_path).holder() is None
+    assert not DeviceLock("another", tmp_path).path.exists(), "asking creates no file"
+    holder.communicate("")
+    assert lock.holder() is None
+    with lock:
+        assert lock.holder().startswith(f"process {os.getpid()}")
+        assert DeviceLock("board", tmp_path).holder().startswith(f"process {os.getpid()}")
+
+
+def test_lock_waits_for_a_process_that_only_asks(tmp_path):
+    """holder() has the lock for a moment: an acquire() at that moment must not fail."""
+    lock = DeviceLock("board", tmp_path)
+    lock.acquire()
+    threading.Timer(0.002, lock.release).start()
     DeviceLock("board", tmp_path).acquire()
 
 
