@@ -23,7 +23,6 @@ from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.errors import (
     DeviceBusy,
     OverlayMismatch,
-    OverlayNotFound,
     RequestError,
 )
 from llama_pynq.kernel.registers import IP_NAME, VLNV, VLNVS
@@ -37,7 +36,7 @@ from llama_pynq.overlay_store.devices import (
     lock_paths,
 )
 from llama_pynq.overlay_store.record import OverlayRecord
-from llama_pynq.overlay_store.search import overlay_for, record_of
+from llama_pynq.overlay_store.search import overlay_file, overlay_for, record_of
 from llama_pynq.utils.html import facts_table
 from llama_pynq.utils.signature import delegates_to
 
@@ -52,21 +51,6 @@ def _close_all() -> None:
         for overlay in list(_open):
             with contextlib.suppress(Exception):
                 overlay.close()
-
-
-@contextlib.contextmanager
-def _overlay_found(bitfile_name: str | Path) -> Iterator[None]:
-    """Turn PYNQ's error about a file that it does not find into `OverlayNotFound`."""
-    try:
-        yield
-    except OSError as error:
-        # PYNQ's error if neither the path nor an installed package has the file.
-        if error.errno is None and "does not exist" in str(error):
-            raise OverlayNotFound(
-                f"there is no overlay {bitfile_name}: give the path of an .xclbin or .bit "
-                "file, or the name of an installed one, such as llama.xclbin"
-            ) from None
-        raise
 
 
 def _not_ours(bitfile_name: str | Path, ip_dict: dict[str, Any]) -> OverlayMismatch:
@@ -98,9 +82,8 @@ def _close_older(device: Device, bitfile_name: str | Path) -> None:
                 "generate() or stream() of it is unfinished. Finish or close() that text, or close "
                 "the overlay: overlay.close()"
             )
-        with _overlay_found(bitfile_name):
-            path = pynq.Bitstream(str(bitfile_name), device=device).bitfile_name
-        ips = device.get_bitfile_metadata(path).ip_dict
+        path = overlay_file(bitfile_name, device)
+        ips = device.get_bitfile_metadata(str(path)).ip_dict
         if ips.get(IP_NAME, {}).get("type") not in VLNVS:
             raise _not_ours(path, ips)
         if model is not None:
@@ -163,9 +146,9 @@ class LlamaOverlay(pynq.Overlay):
         self._opened, self._clock_note = False, ""
         self._clock_mhz: float | None = None
         try:
-            with _overlay_found(bitfile_name), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
-                super().__init__(str(bitfile_name), device=device, **kwargs)
+                super().__init__(str(overlay_file(bitfile_name, device)), device=device, **kwargs)
             description = self.ip_dict.get(IP_NAME)
             if description is None or not isinstance(self.llama, LlamaDriver):
                 raise _not_ours(bitfile_name, self.ip_dict)

@@ -21,11 +21,24 @@ def device_options(
     where = argparse.ArgumentParser(add_help=False)
     group = where.add_argument_group("device")
     group.add_argument("--overlay", metavar="FILE", help="default: the one for the detected device")
+    group.add_argument("--device", metavar="NAME", help="one of several boards or cards: its "
+                        "number, name or address, as llama-pynq info lists them")  # fmt: skip
     group.add_argument("--emulate", action="store_true", help="use no board, even if there is one")
     group.add_argument("--board", metavar="NAME", help=board)
     group.add_argument("--threads", type=int, metavar="N",
                        help="threads of the emulated device; default: all CPUs")  # fmt: skip
     return where
+
+
+def excluded(args: argparse.Namespace) -> str | None:
+    """What is wrong with the device's options; None if nothing is.
+
+    argparse's own groups of exclusive options lose their place in the help of a parent parser.
+    """
+    given = [f"--{name}" for name in ("device", "emulate", "board") if getattr(args, name, None)]
+    if len(given) < 2:
+        return None
+    return f"argument {given[1]}: not allowed with argument {given[0]}"
 
 
 def model_options(devices: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
@@ -49,10 +62,11 @@ def open_overlay(args: argparse.Namespace) -> LlamaOverlay:
     """Open the overlay on the device that the options select."""
     from llama_pynq.llama_overlay import LlamaOverlay
 
-    return LlamaOverlay(args.overlay, device=_device(args))
+    return LlamaOverlay(args.overlay, device=selected_device(args))
 
 
-def _device(args: argparse.Namespace) -> Device:
+def selected_device(args: argparse.Namespace) -> Device:
+    """Return the device that the options select; it is neither opened nor locked."""
     from llama_pynq.emulation.device import MAX_THREADS, EmulatedDevice
     from llama_pynq.overlay_store.devices import find_device, is_emulated
 
@@ -60,7 +74,7 @@ def _device(args: argparse.Namespace) -> Device:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
     if args.board is not None:
         return EmulatedDevice(args.board, threads=args.threads)
-    device = EmulatedDevice() if args.emulate else find_device()
+    device = EmulatedDevice() if args.emulate else find_device(args.device)
     if args.threads is None:
         return device
     if not is_emulated(device):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_pynq.cli.output import file_to_write, force_option, json_option, print_json
 from llama_pynq.errors import LlamaPynqError
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                          "packed")  # fmt: skip
     compare.add_argument("--kv-bits", type=int, choices=(32, 8), default=32, help="(%(default)s)")
     compare.add_argument("--plot", metavar="FILE", help="draw the roofline: .png, .svg or .pdf")
+    force_option(compare)
+    json_option(compare)
 
 
 def _boards(args: argparse.Namespace) -> int:
-    from llama_pynq.report.boards import boards_table, compare
+    from llama_pynq.report.boards import boards_facts, boards_table, compare
     from llama_pynq.report.roofline import plot_roofline
 
+    plot = None if args.plot is None else file_to_write(args.plot, args.force)
     name, config, group_size, weight_bits = _shape(args)
     context = min(256, config.seq_len) if args.context is None else args.context
     if not 1 <= context <= config.seq_len:
@@ -52,9 +56,12 @@ def _boards(args: argparse.Namespace) -> int:
         kv_bits=args.kv_bits,
     )
     title = f"{name}: int{weight_bits} weights, {args.kv_bits}-bit KV cache, context {context}"
-    if args.plot is not None:
-        plot_roofline(rows, title, Path(args.plot))
-    print(f"{title}\n\n{boards_table(rows)}")
+    if plot is not None:
+        plot_roofline(rows, title, plot)
+    if args.json:
+        print_json({"model": title, "boards": boards_facts(rows)})
+    else:
+        print(f"{title}\n\n{boards_table(rows)}")
     return 0
 
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Entry point of ``llama-pynq COMMAND``; each group of commands has a module in this folder."""
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from llama_pynq import __version__
 from llama_pynq.cli import bench, boards, generate, info, notebooks, overlay, pack
+from llama_pynq.cli.arguments import excluded
+from llama_pynq.cli.completion import complete
 from llama_pynq.errors import LlamaPynqError
 
 _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
@@ -20,6 +23,7 @@ _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exit with status 2, and the command's own usage, if it is wrong."""
     parser, commands = _parser()
+    complete(parser)
     given, passed_on = notebooks.split(arguments)
     if given and not given[0].startswith("-") and given[0] not in commands.choices:
         meant = _meant(given[0], commands.choices) or ": llama-pynq --help lists them"
@@ -30,6 +34,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         options = re.findall(r"--[a-z][a-z0-9-]+", parser.format_help())
         meant = _meant(unknown[0].partition("=")[0], options)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+    if problem := excluded(args):
+        commands.choices[args.command].error(problem)
     if args.command is None:
         parser.print_help()
         parser.exit()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llama_pynq.cli.output import file_to_write, force_option
 from llama_pynq.errors import LlamaPynqError
 
 DEFAULT_FOLDER = "llama_pynq_notebooks"
@@ -55,7 +56,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     )
     grade.add_argument("folder", metavar="DIR", help="one folder or one file per student")
     grade.add_argument("--csv", default="grades.csv", metavar="FILE", help="(%(default)s)")
-    grade.add_argument("--force", action="store_true", help="replace an existing CSV file")
+    force_option(grade)
     grade.add_argument(
         "--timeout", type=float, default=300.0, metavar="S", help="time limit of a notebook in "
         "seconds; past it, the notebook is interrupted and run again without the answer that took "
@@ -121,12 +122,7 @@ def _labs(args: argparse.Namespace) -> int:
     files = submissions(folder)
     if folder.resolve() in output.resolve().parents:
         raise LlamaPynqError(f"{output} lies in {folder}, which is only read: write it elsewhere")
-    if output.is_dir():
-        raise LlamaPynqError(f"{output} is a folder: give the name of the file to write")
-    if os.path.lexists(output) and not args.force:
-        raise LlamaPynqError(f"{output} exists: choose another name, or replace it with --force")
-    if not output.parent.is_dir():
-        raise LlamaPynqError(f"there is no folder {output.parent} for {output.name}")
+    file_to_write(args.csv, args.force)
     require_nbclient()
     known = lessons()
     rows: list[Grade] = []

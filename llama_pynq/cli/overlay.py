@@ -6,10 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_pynq.boards import board_key, boards
+from llama_pynq.cli.output import json_option, print_json
 from llama_pynq.errors import LlamaPynqError, OverlayMismatch
 
 if TYPE_CHECKING:
@@ -31,12 +33,13 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "help": "such as kv260; llama-pynq overlay list shows all",
     }  # fmt: skip
 
-    tools.add_parser(
+    listing = tools.add_parser(
         "list",
         help="list every board and its overlays",
         description="List every board and its overlays, present or to be fetched. The first of a "
         "board is used: your own before installed ones before the package's.",
     )
+    json_option(listing)
     install = tools.add_parser(
         "install",
         help="fetch the overlay of a board, and check it",
@@ -87,6 +90,9 @@ def _list(args: argparse.Namespace) -> int:
     from llama_pynq.utils.files import data_folder
 
     found = {board: overlays_of(board) for board in boards()}
+    if args.json:
+        print_json({board: [_facts(o) for o in overlays] for board, overlays in found.items()})
+        return 0
     rows = [_HEAD]
     for board, overlays in found.items():
         none = "no build" if boards()[board].no_build else "none"
@@ -113,6 +119,16 @@ def _list(args: argparse.Namespace) -> int:
         print(f"For the emulated device {error}")
     print(f"Your own and installed overlays are in {data_folder()}")
     return 0
+
+
+def _facts(overlay: FoundOverlay) -> dict[str, Any]:
+    return {
+        "state": overlay.state,
+        "origin": overlay.origin,
+        "path": overlay.path,
+        "damage": overlay.damage,
+        "record": None if overlay.record is None else asdict(overlay.record),
+    }
 
 
 def _row(board: str, overlay: FoundOverlay) -> tuple[str, str, str, str, str, str, str, str]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_pynq.cli.arguments import device_options, model_options, open_overlay
-from llama_pynq.errors import LlamaPynqError
+from llama_pynq.cli.arguments import (
+    device_options,
+    model_options,
+    open_overlay,
+    selected_device,
+)
+from llama_pynq.cli.output import file_to_write, force_option
+from llama_pynq.errors import DeviceBusy, LlamaPynqError, OverlayMismatch
 
 if TYPE_CHECKING:
     from llama_pynq.kernel.limits import KernelLimits
@@ -29,8 +36,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "those of --model and --tokenizer, or the bundled ones. The file is for the detected "
         "device, or for the board of --board, which need not be present.",
     )
-    pack.add_argument("output", help="file to write, such as model.safetensors")
-    pack.add_argument("--force", action="store_true", help="replace an existing file")
+    pack.add_argument("output", metavar="FILE", help="file to write, such as model.safetensors")
+    force_option(pack)
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -41,11 +48,7 @@ def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.weights.packed import is_packed, write_packed
     from llama_pynq.weights.quantize import QuantizedModel
 
-    output = Path(args.output)
-    if output.is_dir():
-        raise LlamaPynqError(f"{output} is a folder: give the name of the file to write")
-    if output.exists() and not args.force:
-        raise LlamaPynqError(f"{output} exists: choose another name, or replace it with --force")
+    output = file_to_write(args.output, args.force)
     model = Path(args.model) if args.model else BUNDLED / "stories.bin"
     tokenizer = Path(args.tokenizer) if args.tokenizer else None
     if tokenizer is None and not args.model:
@@ -57,8 +60,7 @@ def _pack(args: argparse.Namespace) -> int:
         if device != limits.board:
             device += f", whose kernel is {limits.board}'s"
     else:
-        with open_overlay(args) as overlay:
-            limits, device = overlay.llama.limits, overlay.describe()
+        limits, device = _detected(args)
     target = limits.target
     with load_checkpoint(model) as checkpoint:
         check_limits(checkpoint.config, limits)
@@ -71,6 +73,24 @@ def _pack(args: argparse.Namespace) -> int:
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, {quantized.note}, "
           f"{'with' if text else 'without'} a tokenizer, for {device}")  # fmt: skip
     return 0
+
+
+def _detected(args: argparse.Namespace) -> tuple[KernelLimits, str]:
+    """Limits and description of the selected device; by its header if it cannot be asked."""
+    from llama_pynq.overlay_store.devices import describe_device, header_limits
+
+    try:
+        with open_overlay(args) as overlay:
+            return overlay.llama.limits, overlay.describe()
+    except (DeviceBusy, OverlayMismatch) as error:
+        if args.overlay is not None:
+            raise
+        device = selected_device(args)
+        header, limits = header_limits(device)
+        if limits is None:
+            raise
+        print(f"llama-pynq: {error}. Packing by the config header {header}.h", file=sys.stderr)
+        return limits, f"{describe_device(device)}, kernel {limits.board}"
 
 
 def board_limits(name: str) -> tuple[str, KernelLimits]:

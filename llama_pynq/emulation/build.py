@@ -286,21 +286,36 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
     BuildError
         If the compiler fails.
     """
+    try:
+        return built_overlay(suffix)
+    except OverlayMismatch:
+        if not _compiles_by_itself():
+            raise
+    folder = own_build_folder()
+    print(
+        f"llama_pynq: compiling the emulated device from this checkout's hls_src/ into {folder}: "
+        "a minute or so, once",
+        file=sys.stderr,
+        flush=True,
+    )
+    build_emulated_overlay(Path(package_folders("hls_src")[0]), folder)
+    return folder / f"{registers.IP_NAME}{suffix}"
+
+
+def built_overlay(suffix: str = ".xclbin") -> Path:
+    """Path of the emulated overlay as `emulated_overlay` finds it, but compile nothing.
+
+    Raises
+    ------
+    OverlayMismatch
+        If there is none.
+    """
     folders = [own_build_folder()]
     folders += [Path(folder) / registers.IP_NAME for folder in package_folders("overlay")]
     for folder in folders:
         path = folder / f"{registers.IP_NAME}{suffix}"
         if path.exists():
             return path
-    if _compiles_by_itself():
-        print(
-            "llama_pynq: compiling the emulated device from this checkout's hls_src/ into "
-            f"{folders[0]}: a minute or so, once",
-            file=sys.stderr,
-            flush=True,
-        )
-        build_emulated_overlay(Path(package_folders("hls_src")[0]), folders[0])
-        return folders[0] / f"{registers.IP_NAME}{suffix}"
     raise OverlayMismatch(
         "the emulated overlay is not installed: it is left out on boards, and where the package "
         "was built without a C++ compiler. To compile it for this computer: python -m "

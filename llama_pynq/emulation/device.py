@@ -466,6 +466,16 @@ class EmulatedDevice(Device):
             self._process = os.getpid()
         super().post_download(bitstream, parser or self.get_bitfile_metadata(str(path)))
 
+    def level_of(self, path: Path) -> str:
+        """Instruction-set level (``-march``) of the kernel that a download of `path` would load.
+
+        Raises
+        ------
+        OverlayMismatch
+            If the file is damaged, or needs CPU features this machine lacks.
+        """
+        return cpu.choose(self._read_overlay(path).payloads, str(path)).level
+
     def open_context(self, description: dict[str, Any], shared: bool = True) -> int:
         """XRT's handle for a compute unit; PYNQ asks for one when it makes a driver."""
         return self.contexts.setdefault(description["cu_name"], description["cu_index"])

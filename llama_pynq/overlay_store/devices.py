@@ -18,8 +18,10 @@ from pynq.pl_server.device import Device
 
 from llama_pynq.boards import boards
 from llama_pynq.device.pyxrt import PyxrtDevice  # noqa: F401  (registers the class with PYNQ)
-from llama_pynq.emulation.device import EmulatedDevice
+from llama_pynq.emulation.device import HOST, EmulatedDevice
 from llama_pynq.errors import DeviceBusy, DeviceNotFound
+from llama_pynq.kernel.config import board_headers
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.overlay_store.metadata import board_named
 from llama_pynq.utils.lock import DeviceLock
 
@@ -32,18 +34,19 @@ def is_emulated(device: Device) -> bool:
     return bool(device.has_capability("EMULATED"))
 
 
-def find_device() -> Device:
-    """The first board that PYNQ sees, else the emulated device.
+def pynq_devices() -> list[Device]:
+    """Every device that PYNQ sees, boards first; the last is the emulated one, if any.
 
-    ``LLAMA_PYNQ_EMULATE=1`` in the environment selects the emulated device, whatever PYNQ sees.
+    Raises
+    ------
+    DeviceNotFound
+        If a board of ``PYNQ_REMOTE_DEVICES`` does not answer.
     """
-    if os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0"):
-        return EmulatedDevice()
     with warnings.catch_warnings():
         # Off-board, PYNQ warns about a file descriptor that it leaves open itself.
         warnings.simplefilter("ignore", ResourceWarning)
         try:
-            devices = Device.devices
+            return list(Device.devices)
         except RuntimeError as error:
             addresses = os.environ.get("PYNQ_REMOTE_DEVICES")
             if not addresses:
@@ -54,6 +57,29 @@ def find_device() -> Device:
                 f"board: {error}. Are they on, in this network, and do they run PYNQ.remote's "
                 "image? To use none, unset the variable, or set LLAMA_PYNQ_EMULATE=1"
             ) from error
+
+
+def find_device(name: str | None = None) -> Device:
+    """The first board that PYNQ sees, else the emulated device.
+
+    ``LLAMA_PYNQ_EMULATE=1`` in the environment selects the emulated device, whatever PYNQ sees.
+
+    Parameters
+    ----------
+    name : str, optional
+        One of several devices instead: its number in `pynq_devices`, its name, a card's PCI
+        address, or a remote board's IP address.
+
+    Raises
+    ------
+    DeviceNotFound
+        If there is no device, or none or several of that name.
+    """
+    if name is not None:
+        return _device_called(name)
+    if os.environ.get("LLAMA_PYNQ_EMULATE", "0") not in ("", "0"):
+        return EmulatedDevice()
+    devices = pynq_devices()
     for device in devices:
         if not is_emulated(device):
             return device
@@ -63,6 +89,50 @@ def find_device() -> Device:
             "no board: LlamaOverlay(device=llama_pynq.EmulatedDevice())"
         )
     return devices[0]
+
+
+def _device_called(name: str) -> Device:
+    devices = pynq_devices()
+    called = [
+        device for number, device in enumerate(devices)
+        if name.lower() in {str(number), *map(str.lower, _names_of(device))}
+    ]  # fmt: skip
+    if len(called) == 1:
+        return called[0]
+    listed = "; ".join(f"{n}: {', '.join(_names_of(device))}" for n, device in enumerate(devices))
+    if called:
+        raise DeviceNotFound(f"{len(called)} devices are called {name!r}: give a number, {listed}")
+    raise DeviceNotFound(f"there is no device {name!r}: PYNQ sees {listed or 'none'}")
+
+
+def _names_of(device: Device) -> list[str]:
+    names = [device.name]
+    if device.has_capability("PYXRT"):
+        names.append(device.bdf)
+    if device.has_capability("REMOTE"):
+        names.append(str(device.ip_addr))
+    return names
+
+
+def header_limits(device: Device) -> tuple[str, KernelLimits | None]:
+    """Limits of a device's kernel by its config header, without asking the kernel.
+
+    Returns
+    -------
+    str
+        File name of the header, without ``.h``; empty for an unknown board.
+    KernelLimits or None
+        None for an unknown board.
+    """
+    headers = board_headers()
+    if is_emulated(device):
+        limits = KernelLimits.from_header(headers[HOST])
+        return HOST, limits if device.limits is None else limits.within(device.limits)
+    board = board_of_device(device)
+    if board is None:
+        return "", None
+    header = boards()[board].header
+    return headers[header].stem, KernelLimits.from_header(headers[header])
 
 
 def board_of_device(device: Device) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_pynq.boards import boards
-from llama_pynq.errors import OverlayMismatch
+from llama_pynq.errors import OverlayMismatch, OverlayNotFound
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import read_metadata
 from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord
@@ -213,6 +213,28 @@ def how_to_get(board: str) -> str:
     if any(o.is_link and not o.other_version for o in overlays_of(board)):
         return f"To fetch one: llama-pynq overlay install {board}"
     return f"None comes with this version of llama_pynq. {_build(board)}"
+
+
+def overlay_file(name: str | Path, device: Device) -> Path:
+    """The file that PYNQ loads for `name`: a path, or the bare name of an installed overlay.
+
+    Raises
+    ------
+    OverlayNotFound
+        If there is none.
+    """
+    import pynq  # loads for seconds
+
+    try:
+        return Path(pynq.Bitstream(str(name), device=device).bitfile_name)
+    except OSError as error:
+        # PYNQ's error if neither the path nor an installed package has the file.
+        if error.errno is None and "does not exist" in str(error):
+            raise OverlayNotFound(
+                f"there is no overlay {name}: give the path of an .xclbin or .bit file, or the "
+                "name of an installed one, such as llama.xclbin"
+            ) from None
+        raise
 
 
 def overlay_for(device: Device) -> Path:

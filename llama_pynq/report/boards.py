@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llama_pynq.boards import Board, boards
 from llama_pynq.checkpoint.config import ModelConfig
@@ -109,6 +110,30 @@ def boards_table(rows: Sequence[BoardRow]) -> str:
     notes = [_NOTES, _POWER_NOTE, *_powerless(rows), *_unchecked(rows)]
     notes += [f"{row.board.name}: {row.reason}." for row in rows if row.reason]
     return "\n".join([*text, "", *notes])
+
+
+def boards_facts(rows: Sequence[BoardRow]) -> list[dict[str, Any]]:
+    """Return the table as data: a dictionary per board, every speed and energy modelled.
+
+    Speeds are in tokens/s; None where the model does not fit, or has no power model.
+    """
+    return [
+        {
+            "board": row.board.name,
+            "title": row.board.title,
+            "fits": not row.reason,
+            "reason": row.reason,
+            "kind": "modelled",
+            "bytes_per_token": round(row.one.bytes),
+            "roof_tokens_per_second": row.one.roof_tokens_per_second,
+            "tokens_per_second": None if row.reason else row.one.tokens_per_second,
+            "batch": row.batch.work.rows,
+            "batch_tokens_per_second": None if row.reason else row.batch.tokens_per_second,
+            "joules_per_token": None if row.reason else joules_per_token(row.one),
+            "checked_against_data_sheet": row.board.verified,
+        }
+        for row in rows
+    ]
 
 
 def _cells(row: BoardRow) -> tuple[str, ...]:

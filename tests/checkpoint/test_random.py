@@ -163,7 +163,9 @@ def test_tokenizer_keeps_every_text():
 
 
 def test_bench_measures_a_random_model(tiny, capsys):
-    assert main(["bench", "--random", NAME, "--tokens", "4", "--repeats", "1", "--json"]) == 0
+    assert (
+        main(["bench", "--shape", NAME, "--max-new-tokens", "4", "--repeats", "1", "--json"]) == 0
+    )
     report = json.loads(capsys.readouterr().out)
     assert report["model"].startswith(f"{NAME}'s shape, random weights; dim 64, 2 layers")
     assert report["config"]["seq_len"] == 32
@@ -172,9 +174,9 @@ def test_bench_measures_a_random_model(tiny, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--random", "7B"], "there is no random model '7B': choose one of stories15M, "),
-        (["--random", NAME, "--model", "a"], "of its own: leave out --model, or --random"),
-        (["--random", NAME, "--tokenizer", "a"], "of its own: leave out --tokenizer, or --random"),
+        (["--shape", "7B"], "there is no random model '7B': choose one of stories15M, "),
+        (["--shape", NAME, "--model", "a"], "of its own: leave out --model, or --shape"),
+        (["--shape", NAME, "--tokenizer", "a"], "of its own: leave out --tokenizer, or --shape"),
     ],
 )
 def test_bench_of_a_random_model_refuses(options, message, capsys):

@@ -21,7 +21,7 @@ def test_overlays_are_found_by_bare_name(cli):
 @pytest.mark.parametrize("name", ["kv260", "KV260"])
 def test_board_chooses_an_emulated_board(cli, name):
     out = cli("info", "--board", name, "--threads", 1)[1]
-    assert "emulated-kv260 (emulated device on this computer's CPU, 1 thread;" in out
+    assert "  -  emulated-kv260 (emulated device on this computer's CPU, 1 thread;" in out
     assert re.search(r"^  board +kv260$", out, re.MULTILINE)
 
 
@@ -32,7 +32,7 @@ def test_board_that_cannot_be_emulated_is_refused_with_a_list(refused):
 
 def test_threads_do_not_imply_the_emulated_device(refused, cli, monkeypatch):
     board = Plain("edge", "MEMORY_MAPPED")
-    monkeypatch.setattr("llama_pynq.overlay_store.devices.find_device", lambda: board)
+    monkeypatch.setattr("llama_pynq.overlay_store.devices.find_device", lambda name: board)
     assert "--threads is for the emulated device, and edge is a board: add --emulate" in refused(
         "info", "--threads", 1
     )

@@ -8,7 +8,7 @@ import pytest
 
 
 def test_bench_prints_a_table(cli):
-    status, out, err = cli("bench", "--tokens", 8, "--repeats", 2)
+    status, out, err = cli("bench", "--max-new-tokens", 8, "--repeats", 2)
     assert (status, err) == (0, "")
     device, model, gap, *rows = out.rstrip("\n").split("\n")
     assert device.startswith("device  emulated-host (emulated device on this computer's CPU")
@@ -23,7 +23,7 @@ def test_bench_prints_a_table(cli):
 def test_bench_power_without_a_sensor_says_where_it_looked(cli):
     if list(Path("/sys/class/powercap").glob("intel-rapl:*")):
         pytest.skip("this machine has RAPL: there may be a reading")
-    status, out, err = cli("bench", "--tokens", 8, "--repeats", 1, "--power")
+    status, out, err = cli("bench", "--max-new-tokens", 8, "--repeats", 1, "--power")
     assert (status, err) == (0, "")
     last = out.rstrip().split("\n")[-1]
     assert last.startswith("no power: no rail was found; a meter's CSV file can be read: ")
@@ -35,7 +35,7 @@ def test_bench_power_without_a_sensor_says_where_it_looked(cli):
 def test_bench_power_with_a_meter_is_measured(cli, tmp_path):
     file = tmp_path / "usb.csv"
     file.write_text("watts\n2.5\n")
-    status, out, _ = cli("bench", "--tokens", 8, "--repeats", 1, "--power", "--meter", file)
+    status, out, _ = cli("bench", "--max-new-tokens", 8, "--repeats", 1, "--power", "--meter", file)
     assert status == 0
     text = r"measured: the first 8 tokens; external meter, usb\.csv"
     assert re.search(rf"^power, mean +2\.5 W +{text}$", out, re.MULTILINE)
@@ -43,7 +43,9 @@ def test_bench_power_with_a_meter_is_measured(cli, tmp_path):
 
 
 def test_bench_power_of_an_emulated_board_is_modelled(cli):
-    status, out, err = cli("bench", "--tokens", 8, "--repeats", 1, "--power", "--board", "kv260")
+    status, out, err = cli(
+        "bench", "--max-new-tokens", 8, "--repeats", 1, "--power", "--board", "kv260"
+    )
     assert (status, err) == (0, "")
     assert out.startswith("device  emulated-kv260 (emulated device on this computer's CPU")
     assert re.search(r"^power, mean .* W +modelled", out, re.MULTILINE)
@@ -55,7 +57,7 @@ def test_bench_meter_alone_asks_for_power(cli):
 
 
 def test_bench_prints_json(cli):
-    status, out, err = cli("bench", "--tokens", 8, "--repeats", 1, "--json")
+    status, out, err = cli("bench", "--max-new-tokens", 8, "--repeats", 1, "--json")
     assert (status, err) == (0, "")
     report = json.loads(out)
     assert report["tokens"] == 8
@@ -66,7 +68,7 @@ def test_bench_prints_json(cli):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tokens=1"], "--tokens is 1: it must be at least 2"),
+        (["--max-new-tokens=1"], "--max-new-tokens is 1: it must be at least 2"),
         (["--repeats=0"], "--repeats is 0: it must be at least 1"),
     ],
 )

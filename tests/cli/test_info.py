@@ -1,9 +1,24 @@
-"""llama-pynq info: device, overlay, limits and model."""
+"""llama-pynq info: devices, overlay, limits and model; it only looks."""
 
+import json
 import re
 
+import pytest
+from support.plain_device import Plain
+
 from llama_pynq import LlamaOverlay, __version__
+from llama_pynq.boards import boards
+from llama_pynq.emulation import build
+from llama_pynq.emulation.device import EmulatedDevice
+from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.models import BUNDLED
+from llama_pynq.overlay_store import devices
+
+
+def info(cli, *arguments):
+    status, out, err = cli("info", "--json", *arguments)
+    assert (status, err) == (0, "")
+    return json.loads(out)
 
 
 def test_info_lists_device_overlay_limits_and_model(cli):
@@ -13,23 +28,104 @@ def test_info_lists_device_overlay_limits_and_model(cli):
     assert sections[0] == [f"llama_pynq {__version__}"]
     tables = {part[0]: dict(line.split(maxsplit=1) for line in part[1:]) for part in sections[1:]}
     assert list(tables) == ["devices", "overlay", "kernel limits", "model"]
-    assert tables["devices"] == {"emulated-host": "(in use)"}
+    assert tables["devices"] == {
+        "0": "emulated-host (emulated device on this computer's CPU, 1 thread; no board in use): "
+        "selected"
+    }
     assert tables["overlay"]["file"].endswith("llama.xclbin")
-    assert "emulated device on this computer's CPU, 1 thread;" in tables["overlay"]["device"]
     with LlamaOverlay() as overlay:
         level = overlay.device.level
-    assert level and re.search(rf"^  compiled for +-march={level}$", out, re.MULTILINE)
-    assert tables["kernel limits"]["board"] == "host"
+    assert level and tables["overlay"]["compiled_for"] == f"-march={level}"
     assert tables["kernel limits"]["max_dim"] == "4096"
     assert tables["model"]["file"] == str(BUNDLED / "stories.bin")
     assert tables["model"]["tokenizer"] == str(BUNDLED / "tokenizer.bin")
     assert tables["model"]["seq_len"] == "512"
-    assert re.fullmatch(r"\d+\.\d MiB packed, int8 weights .*", tables["model"]["weights"])
     assert not re.search(r" $", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("board", ["host", "kv260", "pynq-z1"])
+def test_limits_and_weights_are_those_that_the_overlay_has(cli, board):
+    found = info(cli, "--board", board)
+    with LlamaOverlay(device=EmulatedDevice(board)) as overlay:
+        limits = overlay.llama.limits
+        packed = overlay.load_model().packed
+    source = found["limits"].pop("source")
+    assert KernelLimits(**found["limits"]) == limits
+    assert source == "the config header host.h; the kernel was not asked"
+    assert found["model"]["weight_bytes"] == packed.weight_bytes
+    assert found["model"]["weights"] == packed.note
 
 
 def test_info_names_the_model_file_it_was_given(cli, shared_models):
     model = shared_models / "stories260K.bin"
-    out = cli("info", "--model", model, "--tokenizer", shared_models / "tok512.bin")[1]
-    assert re.search(rf"^  file +{re.escape(str(model))}$", out, re.MULTILINE)
-    assert re.search(r"^  dim +64$", out, re.MULTILINE)
+    found = info(cli, "--model", model, "--tokenizer", shared_models / "tok512.bin")["model"]
+    assert (found["file"], found["dim"]) == (str(model), 64)
+    assert info(cli, "--model", model)["model"]["tokenizer"] == "none: give --tokenizer FILE"
+
+
+def test_info_of_a_packed_model_and_of_one_that_does_not_fit(cli):
+    cli("pack", "m.safetensors", "--board", "kv260")
+    found = info(cli, "--model", "m.safetensors", "--board", "kv260")["model"]
+    assert found["tokenizer"] == "in the packed file" and found["weight_bytes"] > 1_000_000
+    assert "problem" not in found
+
+
+def test_info_of_a_board_in_use_says_by_whom_and_still_works(cli, kv260_in_use):
+    found = info(cli)
+    (device,) = found["devices"]
+    assert device["in_use_by"] == f"process {kv260_in_use.pid} (-c)"
+    assert (device["board"], device["selected"]) == ("kv260", True)
+    assert "there is no overlay of kv260 on this computer" in found["overlay"]["problem"]
+    assert found["limits"]["channels"] == 4
+    assert found["limits"]["source"].startswith("the config header kv260.h")
+    out = cli("info")[1]
+    assert f"  0  KV260 (board): selected, in use by process {kv260_in_use.pid} (-c)\n" in out
+
+
+def test_info_without_an_emulator_says_so_and_still_works(cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "package_folders", lambda name: [str(tmp_path / "nothing")])
+    monkeypatch.setattr(build, "own_build_folder", lambda: tmp_path / "nothing")
+    found = info(cli)
+    assert "the emulated overlay is not installed" in found["overlay"]["problem"]
+    assert "python -m llama_pynq.emulation.build" in found["overlay"]["problem"]
+    assert found["model"]["weight_bytes"] > 1_000_000
+
+
+# ---- one of several devices -----------------------------------------------------------
+
+
+@pytest.fixture
+def several(monkeypatch):
+    cards = [Plain("xilinx_u50_base"), Plain("xilinx_u50_base"), Plain("xilinx_u250_shell")]
+    monkeypatch.setattr(devices, "pynq_devices", lambda: cards)
+    return cards
+
+
+@pytest.mark.parametrize("name", ["2", "xilinx_u250_shell", "XILINX_U250_SHELL"])
+def test_device_is_chosen_by_number_or_name(cli, several, name):
+    found = info(cli, "--device", name)
+    assert [d["number"] for d in found["devices"]] == [0, 1, 2]
+    assert [d["selected"] for d in found["devices"]] == [False, False, True]
+    assert found["limits"]["board"] == "u250" == boards()["u250"].header
+
+
+def test_device_of_two_alike_is_chosen_by_its_number(cli, several):
+    found = info(cli, "--device", 1)
+    assert [d["selected"] for d in found["devices"]] == [False, True, False]
+
+
+def test_device_of_two_of_that_name_is_refused_with_the_numbers(refused, several):
+    message = refused("info", "--device", "xilinx_u50_base")
+    assert message.startswith("2 devices are called 'xilinx_u50_base': give a number, 0: xilinx_u")
+    assert refused("generate", "--device", "u9") == (
+        "there is no device 'u9': PYNQ sees 0: xilinx_u50_base; 1: xilinx_u50_base; 2: "
+        "xilinx_u250_shell"
+    )
+
+
+def test_device_emulate_and_board_exclude_each_other(cli, capsys):
+    for options in (["--emulate"], ["--board", "kv260"]):
+        with pytest.raises(SystemExit) as end:
+            cli("info", "--device", "0", *options)
+        assert end.value.code == 2
+        assert "not allowed with argument --device" in capsys.readouterr().err

@@ -6,6 +6,9 @@ from dataclasses import replace
 from support.checkpoint_files import write_checkpoint
 from support.cli_cases import SHAPE
 
+from llama_pynq import llama_overlay
+from llama_pynq.emulation.build import emulated_overlay
+
 
 def test_packed_file_holds_model_and_tokenizer(cli):
     status, out, err = cli("pack", "model.safetensors")
@@ -89,6 +92,22 @@ def test_pack_for_a_board_needs_no_device_and_fits_its_layout(cli, tmp_path):
         "llama-pynq: there is no board 'pdp11': choose one of pynq-z1, pynq-z2, kv260, zcu104, "
         "aws-f1, u200, u250, u50, u280, u55c, host\n"
     )
+
+
+def test_pack_for_a_board_in_use_goes_by_its_header_and_says_so(cli, kv260_in_use, monkeypatch):
+    from llama_pynq.kernel.config import board_headers
+    from llama_pynq.kernel.limits import KernelLimits
+    from llama_pynq.weights.packed import open_packed
+
+    for problem, path in (("no overlay of kv260", None), ("in use by", emulated_overlay())):
+        if path is not None:
+            monkeypatch.setattr(llama_overlay, "overlay_for", lambda device, path=path: path)
+        status, out, err = cli("pack", "m.safetensors", "--force")
+        assert status == 0 and out.endswith("for KV260 (board), kernel kv260\n")
+        assert problem in err and err.endswith("Packing by the config header kv260.h\n")
+    assert f"in use by process {kv260_in_use.pid}" in err
+    target = KernelLimits.from_header(board_headers()["kv260"]).target
+    assert open_packed("m.safetensors").target == target
 
 
 def test_board_to_pack_for_is_any_that_boards_lists_in_any_case(tmp_path):
