@@ -7,9 +7,11 @@ Names are imported on first use, so that ``import llama_pynq`` costs nothing. Th
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from llama_pynq._version import __version__ as __version__
+from llama_pynq.utils.pynq_warnings import ignore_pynqs_warnings
 
 if TYPE_CHECKING:
     from llama_pynq.checkpoint.config import ModelConfig
@@ -56,9 +58,11 @@ _WITH_DRIVER = {"EmulatedDevice", "LlamaDriver", "LlamaOverlay"}
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _WITH_DRIVER:
-        importlib.import_module(".driver", __name__)  # registers it with PYNQ
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    with warnings.catch_warnings():
+        ignore_pynqs_warnings()
+        if name in _WITH_DRIVER:
+            importlib.import_module(".driver", __name__)  # registers it with PYNQ
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         description="Continue a text on a board, or on the emulated device if there is none. "
         "The text goes to standard output; speed, seed and device go to standard error.",
     )
-    generate.add_argument("prompt", nargs="*", help="(Once upon a time); several run as a batch")
+    generate.add_argument(
+        "prompt", nargs="*", type=_text, help="(Once upon a time); several run as a batch"
+    )
     add = generate.add_argument
     add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
     add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
@@ -29,9 +33,26 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add("--top-p", type=float, default=0.9, metavar="P", help="1 is off (%(default)s)")
     add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
-    add("--stop", action="append", default=[], metavar="TEXT",
+    add("--stop", action="append", default=[], metavar="TEXT", type=_text,
         help="stop before this text; may be given several times")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
+
+
+def _text(argument: str) -> str:
+    """An argument as text: UTF-8 where the locale's encoding cannot hold it.
+
+    Python decodes a command line by the locale, and makes lone surrogates of other bytes.
+    """
+    if not re.search("[\udc80-\udcff]", argument):
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError as error:
+        byte = os.fsencode(argument)[error.start]
+        raise argparse.ArgumentTypeError(
+            f"byte {error.start} (0x{byte:02x}) of {argument!r} is not UTF-8: type the text anew, "
+            "or convert it with iconv"
+        ) from None
 
 
 def _generate(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from llama_pynq.cli import bench, boards, generate, info, notebooks, overlay, pa
 from llama_pynq.cli.arguments import excluded
 from llama_pynq.cli.completion import complete
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.utils.pynq_warnings import ignore_pynqs_warnings
 
 _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
 
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
     args = _parse(sys.argv[1:] if argv is None else argv)
+    ignore_pynqs_warnings()
     commands = {name: run for part in _PARTS for name, run in part.COMMANDS.items()}
     try:
         status = commands[args.command](args)

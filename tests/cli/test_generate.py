@@ -100,7 +100,6 @@ def test_a_terminal_without_the_characters_gets_replacements(run):
         (["--threads=0"], "--threads is 0: it must be 1 to 1024"),
         (["--threads=100000"], "--threads is 100000: it must be 1 to 1024"),
         (["word " * 3000], "tokens long, the model's context holds 512: shorten it"),
-        (["a\udcffb"], "lone surrogate"),
     ],
 )
 def test_an_argument_out_of_range_is_named(refused, options, message):

@@ -167,3 +167,50 @@ def test_full_disk_is_named():
         1,
         b"llama-pynq: [Errno 28] No space left on device\n",
     )
+
+
+# ---- surroundings --------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows passes text, not bytes")
+def test_locale_without_utf8_takes_a_prompt_and_a_path(tmp_path):
+    folder = tmp_path / "modèle"
+    folder.mkdir()
+    for name in ("stories.bin", "tokenizer.bin"):
+        (folder / name).write_bytes((BUNDLED / name).read_bytes())
+    words = ["generate", "Zoé", "--max-new-tokens", "5", "--seed", "1"]
+    words += ["--model", f"{folder}/stories.bin", "--tokenizer", f"{folder}/tokenizer.bin"]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    outputs = []
+    for env in ({"LC_ALL": "C.UTF-8"}, plain):
+        done = subprocess.run(
+            [sys.executable, "-m", "llama_pynq", *words], env={**os.environ, **env},
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    assert outputs[0].startswith("Zoé".encode())
+    assert outputs[1] == outputs[0].decode().encode("ascii", "replace")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows passes text, not bytes")
+def test_prompt_that_is_not_utf8_is_refused_by_its_byte():
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_pynq", "generate", b"caf\xe9"],
+        env={**os.environ, "LC_ALL": "C.UTF-8"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert b"byte 3 (0xe9) of 'caf\\udce9' is not UTF-8: type" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "llama_pynq", "generate", "--max-new-tokens", "3"],
+        ["-c", "from llama_pynq import LlamaOverlay; LlamaOverlay().load_model()"],
+    ],
+)
+def test_warnings_that_are_errors_do_not_stop_pynq(arguments):
+    env = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
