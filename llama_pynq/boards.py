@@ -59,13 +59,30 @@ class Memory:
     pool_base: int | None = None
 
     def read_seconds(self, n_bytes: float) -> float:
-        """Time to read `n_bytes` at `peak_bytes_per_s` times `efficiency`."""
+        """Time to read bytes at `peak_bytes_per_s` times `efficiency`.
+
+        Parameters
+        ----------
+        n_bytes : float
+        """
         return n_bytes / (self.peak_bytes_per_s * self.efficiency)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Look-up tables, DSP slices, block RAMs of 36 Kbit and UltraRAMs of 288 Kbit."""
+    """Resources of a device, or their use.
+
+    Attributes
+    ----------
+    lut : float
+        Look-up tables.
+    dsp : float
+        DSP slices.
+    bram36 : float
+        Block RAMs of 36 Kbit.
+    uram : float
+        UltraRAMs of 288 Kbit.
+    """
 
     lut: float
     dsp: float

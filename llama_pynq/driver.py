@@ -23,6 +23,11 @@ class LlamaDriver(KernelDriver):
     """Driver of the ``llama`` IP: loads models and generates text.
 
     PYNQ binds it by VLNV, on Zynq, on Alveo and on the emulated device.
+
+    Parameters
+    ----------
+    description : dict
+        PYNQ's description of the IP.
     """
 
     bindto = list(VLNVS)  # in this class's body, where PYNQ looks for it
@@ -108,7 +113,12 @@ class LlamaDriver(KernelDriver):
         return llama
 
     def adopt(self, model: Llama) -> None:
-        """Upload a model again that was loaded before the overlay was reset."""
+        """Upload a model again that was loaded before the overlay was reset.
+
+        Parameters
+        ----------
+        model : Llama
+        """
         model.upload(max(self.slots, 1))
         self._llama = model
 

@@ -76,20 +76,32 @@ class Energy:
 
 
 class EnergyMeter(Protocol):
-    """Interface of the meter in `generate(power=...)`, such as `measure.power.PowerRecorder`."""
+    """Interface of the meter in ``generate(power=...)``, such as `measure.power.PowerRecorder`."""
 
     def sample(self) -> None:
         """Take a reading now."""
 
     def mark(self, name: str, begin: float, end: float) -> None:
-        """Name an interval, in seconds of `time.perf_counter`."""
+        """Name an interval.
+
+        Parameters
+        ----------
+        name : str
+        begin, end : float
+            Seconds of `time.perf_counter`.
+        """
 
     def energy(
         self, begin: float, end: float, texts: Sequence[tuple[int, int]] = ()
     ) -> Energy | str:
         """Energy of an interval, or the reason why there is none.
 
-        `texts` holds the number of tokens of each sequence's prompt and answer.
+        Parameters
+        ----------
+        begin, end : float
+            Seconds of `time.perf_counter`.
+        texts : sequence of (int, int)
+            Tokens of the prompt and of the answer, for each sequence generated in that time.
         """
 
 

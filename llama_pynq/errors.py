@@ -46,7 +46,12 @@ class DeviceBusy(LlamaPynqError, RuntimeError):
     """Process that holds the device's lock, if it is known."""
 
     def held_by(self, pid: int | None) -> DeviceBusy:
-        """Return itself, with the process that holds the lock."""
+        """Return itself, with the process that holds the lock.
+
+        Parameters
+        ----------
+        pid : int or None
+        """
         self.holder_pid = pid
         return self
 

@@ -107,6 +107,8 @@ class LlamaOverlay(pynq.Overlay):
         on the network that runs PYNQ.remote's image:
         ``pynq.pl_server.remote_device.RemoteDevice(ip_addr="192.168.2.99")``. The device's lock
         excludes other processes of this computer, but not those of other computers.
+    **kwargs
+        For `pynq.Overlay`.
 
     Attributes
     ----------
@@ -249,7 +251,13 @@ class LlamaOverlay(pynq.Overlay):
             self.llama.adopt(loaded)
 
     def download(self, *args: Any, **kwargs: Any) -> None:
-        """As in PYNQ, but only with the device locked. A loaded model is lost: see `reset`."""
+        """As in PYNQ, but only with the device locked. A loaded model is lost: see `reset`.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            For `pynq.Overlay.download`.
+        """
         self._check_open()
         self._clock_mhz, self._clock_note = None, ""
         with active(self.device):

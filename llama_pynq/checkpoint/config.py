@@ -108,7 +108,13 @@ class ModelConfig:
         return sum(self.tensor_copies(name) * math.prod(self.tensor_shape(name)) for name in names)
 
     def tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one (layer's) tensor: (out, in), or (dim,) for a norm."""
+        """Shape of one (layer's) tensor: (out, in), or (dim,) for a norm.
+
+        Parameters
+        ----------
+        name : str
+            One of LAYER_TENSORS or GLOBAL_TENSORS.
+        """
         return {
             "token_embedding_table": (self.vocab_size, self.dim),
             "rms_att_weight": (self.dim,),
@@ -125,9 +131,21 @@ class ModelConfig:
         }[name]
 
     def tensor_copies(self, name: str) -> int:
-        """Number of tensors of that name: n_layers, or 1."""
+        """Number of tensors of that name: n_layers, or 1.
+
+        Parameters
+        ----------
+        name : str
+            One of LAYER_TENSORS or GLOBAL_TENSORS.
+        """
         return self.n_layers if name in LAYER_TENSORS else 1
 
     def stores(self, name: str) -> bool:
-        """Whether a file holds the tensor; a tied classifier is stored as the embedding."""
+        """Whether a file holds the tensor; a tied classifier is stored as the embedding.
+
+        Parameters
+        ----------
+        name : str
+            One of LAYER_TENSORS or GLOBAL_TENSORS.
+        """
         return name != "wcls" or not self.tied

@@ -46,8 +46,10 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
 
     Returns
     -------
-    checkpoint, tokenizer : Path
-        In llama2.c's formats: version 0 (float32), and tokenizer.bin.
+    checkpoint : Path
+        In llama2.c's format, version 0 (float32).
+    tokenizer : Path
+        In the format of llama2.c's tokenizer.bin.
 
     Raises
     ------
@@ -72,9 +74,9 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
 def write_random_checkpoint(file: BinaryIO, config: ModelConfig, seed: int = 0) -> None:
     """Write a random llama2.c checkpoint of version 0, in slices of a megabyte.
 
-    Weights are uniform with variance 1 / columns. Norm weights are 1, the final norm's are 6
-    (`_SHARPNESS`). The embedding of EOS is zero, and through the tied classifier so is its
-    logit: programs that read the file do not end their text early.
+    Weights are uniform with variance 1 / columns. Norm weights are 1, the final norm's are 6. The
+    embedding of EOS is zero, and through the tied classifier so is its logit: programs that read
+    the file do not end their text early.
 
     Parameters
     ----------

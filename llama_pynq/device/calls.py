@@ -46,13 +46,16 @@ class CallResult(NamedTuple):
 class PendingCall:
     """A launched call of the kernel, and its outcome once the driver has waited for it.
 
-    Attributes
+    Parameters
     ----------
     shape : tuple of int
         Rows, first layer, end of the layers (exclusive), flags.
     n_steps : int
     generation : int
         The driver's generation when the call was launched.
+
+    Attributes
+    ----------
     begin, launched : float
         `time.perf_counter` before and after the registers were written, in seconds.
     outcome : CallResult, Exception or None

@@ -373,6 +373,14 @@ class KernelDriver(DefaultIP):
     def finish(self, call: PendingCall) -> CallResult:
         """Wait for a call that `begin` launched.
 
+        Parameters
+        ----------
+        call : PendingCall
+
+        Returns
+        -------
+        CallResult
+
         Raises
         ------
         KernelTimeout
@@ -386,7 +394,12 @@ class KernelDriver(DefaultIP):
             return self._outcome(call, at_once=False)
 
     def abandon(self, call: PendingCall) -> None:
-        """End a call that `begin` launched, after its current step; its result is dropped."""
+        """End a call that `begin` launched, after its current step; its result is dropped.
+
+        Parameters
+        ----------
+        call : PendingCall
+        """
         with self._lock:
             if call is self.pending:
                 self.pending = None
@@ -535,6 +548,11 @@ class KernelDriver(DefaultIP):
         """Full logits of a row of the last call, (vocab_size,) float32.
 
         The row must have had `RowFlag.FULL_LOGITS`; see `exclusive`.
+
+        Parameters
+        ----------
+        row : int
+            Index of the row in the call.
         """
         return self._loaded().read_logits(row)
 
@@ -543,6 +561,11 @@ class KernelDriver(DefaultIP):
         """Residual stream of the last call, (n_rows, dim) float32.
 
         The call must have had `RequestFlag.ACTIVATIONS_OUT`; see `exclusive`.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows of the call.
         """
         return self._loaded().read_activations(n_rows)
 
@@ -616,12 +639,13 @@ class KernelDriver(DefaultIP):
 
     @_over_network
     def load_weights(self, packed: PackedModel, slots: int, kv_bits: int = 32) -> None:
-        """Upload a packed model and make room for `slots` sequences.
+        """Upload a packed model and make room for sequences.
 
         Parameters
         ----------
         packed : PackedModel
         slots : int
+            Sequences that the KV cache is to hold.
         kv_bits : {32, 8}
             Format of the KV cache: float32, or int8 with a scale for each key and value.
 
@@ -643,7 +667,12 @@ class KernelDriver(DefaultIP):
 
     @_over_network
     def resize_cache(self, slots: int) -> None:
-        """Resize the KV cache to `slots` sequences; its content is lost.
+        """Resize the KV cache; its content is lost.
+
+        Parameters
+        ----------
+        slots : int
+            Sequences that the cache is to hold.
 
         Raises
         ------

@@ -618,6 +618,11 @@ class EmulatedDevice(Device):
     def record_registers(self) -> Iterator[list[RegisterAccess]]:
         """List every register access made in the ``with`` block, by name and in order.
 
+        Yields
+        ------
+        list of RegisterAccess
+            Grows while the block runs.
+
         Examples
         --------
         >>> with device.record_registers() as log:

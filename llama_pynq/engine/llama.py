@@ -73,6 +73,7 @@ class Llama:
 
     @property
     def config(self) -> ModelConfig:
+        """Shape of the model."""
         return self.packed.config
 
     @property
@@ -273,13 +274,19 @@ class Llama:
         power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
     ) -> Iterator[str]:
-        """Generate text, piece by piece; arguments as for `generate`.
+        """Generate text, piece by piece.
 
         Arguments are checked at once; the kernel is first called when the first piece is
         requested. A piece never ends within a UTF-8 character.
 
         Parameters
         ----------
+        prompt : str
+            Empty: start from BOS.
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
+            As for `generate`.
+        ignore_eos, params, power
+            As for `generate`; `on_finish` receives the result, with its energy.
         on_finish : callable, optional
             Called with the `Generation` when the text is complete, or when the stream is
             closed before that.
@@ -314,13 +321,21 @@ class Llama:
         on_finish: Callable[[Generation], None] | None = None,
         call_seconds: float = _STREAM_CALL_SECONDS,
     ) -> Generator[StreamToken, None, None]:
-        """As `stream`, token by token and with log-probabilities; arguments as for `generate`.
+        """As `stream`, token by token and with log-probabilities.
 
         The device works on the next call while the consumer reads the last one's tokens, as long
         as the consumer is the faster of the two.
 
         Parameters
         ----------
+        prompt : str
+            Empty: start from BOS.
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
+            As for `generate`.
+        logprobs, ignore_eos, params, power
+            As for `generate`.
+        on_finish : callable, optional
+            As for `stream`.
         call_seconds : float
             Longest duration of one call of the kernel, capped by the attribute of that name.
             The tokens of a call come together. Longer and fewer calls take less of the host's
@@ -394,6 +409,10 @@ class Llama:
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
         """Hold a sequence slot, to run rows of the kernel by hand.
+
+        Yields
+        ------
+        Session
 
         Examples
         --------

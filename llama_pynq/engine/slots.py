@@ -129,6 +129,10 @@ class Session:
     def device(self) -> Iterator[KernelDriver]:
         """Hold the driver: no other call comes between a run and reading its results.
 
+        Yields
+        ------
+        KernelDriver
+
         Raises
         ------
         RequestError

@@ -20,7 +20,22 @@ def buffers(
     kv_bits: int = 32,
     slots: int = 1,
 ) -> tuple[list[int], int]:
-    """Return the bytes of every weight channel's buffer and of one KV port's; see `fits`."""
+    """Return the bytes of every weight channel's buffer and of one KV port's.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    board : Board
+    weight_bits, group_size, kv_bits : int
+        See `predict.predict`.
+    slots : int
+        Sequences in the KV cache, each of the model's seq_len.
+
+    Returns
+    -------
+    channels : list of int
+    port : int
+    """
     limits = KernelLimits.from_header(board_headers()[board.header])
     group_size = group_size or MAX_GROUP
     sizes = channel_bytes(config, group_size, limits.target, weight_bits)
@@ -43,7 +58,7 @@ def fits(
     config : ModelConfig
     board : Board
     weight_bits, group_size, kv_bits : int
-        See `predict`.
+        See `predict.predict`.
     slots : int
         Sequences in the KV cache, each of the model's seq_len.
 

@@ -109,7 +109,17 @@ have no modelled watts."""
 def watts(
     terms: Terms, luts: float, clock_mhz: float, bytes_per_s: float, macs_per_s: float
 ) -> float:
-    """Return the power in watts at the given rates of bytes read and multiply-accumulates."""
+    """Return the power in watts at the given rates of bytes read and multiply-accumulates.
+
+    Parameters
+    ----------
+    terms : Terms
+    luts : float
+        LUTs in use.
+    clock_mhz : float
+    bytes_per_s, macs_per_s : float
+        Bytes read from memory, and int8 multiply-accumulates.
+    """
     return (
         terms.static_watts
         + terms.fabric_watts_per_lut_mhz * luts * clock_mhz
@@ -119,7 +129,12 @@ def watts(
 
 
 def watts_of(prediction: Prediction) -> float | None:
-    """Return a board's power during the predicted step; None if `TERMS` lacks the board."""
+    """Return a board's power during the predicted step; None if `TERMS` lacks the board.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    """
     terms = TERMS.get(prediction.board.name)
     return None if terms is None else _step_watts(terms, prediction)
 
@@ -138,13 +153,23 @@ def _step_watts(terms: Terms, prediction: Prediction) -> float:
 
 
 def joules_per_token(prediction: Prediction) -> float | None:
-    """Return the energy per token of the predicted step; None if `TERMS` lacks the board."""
+    """Return the energy per token of the predicted step; None if `TERMS` lacks the board.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    """
     power = watts_of(prediction)
     return None if power is None else power / prediction.tokens_per_second
 
 
 def idle_watts(board: Board) -> float | None:
-    """Return a board's power while its kernel waits; None if `TERMS` lacks the board."""
+    """Return a board's power while its kernel waits; None if `TERMS` lacks the board.
+
+    Parameters
+    ----------
+    board : Board
+    """
     return TERMS[board.name].static_watts if board.name in TERMS else None
 
 

@@ -65,6 +65,7 @@ class Prediction:
 
     @property
     def total_cycles(self) -> float:
+        """Cycles of the step, without host overhead."""
         return sum(self.cycles.values())
 
     @property
@@ -74,6 +75,7 @@ class Prediction:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens of all rows over `seconds`."""
         return self.work.rows / self.seconds
 
     @property
@@ -88,10 +90,12 @@ class Prediction:
 
     @property
     def roof_tokens_per_second(self) -> float:
+        """Tokens of all rows over `roof_seconds`."""
         return self.work.rows / self.roof_seconds
 
     @property
     def share_of_roof(self) -> float:
+        """`roof_seconds` over `seconds`."""
         return self.roof_seconds / self.seconds
 
     @property

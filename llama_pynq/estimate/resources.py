@@ -307,7 +307,14 @@ def units(board: Board, kernel: KernelConfig | None = None) -> dict[str, Resourc
 
 
 def resources(board: Board, kernel: KernelConfig | None = None) -> Resources:
-    """Estimate the resources of the whole kernel on a board; see `units`."""
+    """Estimate the resources of the whole kernel on a board; see `units`.
+
+    Parameters
+    ----------
+    board : Board
+    kernel : KernelConfig, optional
+        Default: the board's header.
+    """
     return _add(*units(board, kernel).values())
 
 

@@ -56,7 +56,12 @@ ROW_WORDS = ROW_DTYPE.itemsize // 4
 
 
 def make_rows(n: int) -> np.ndarray:
-    """Return (n,) zeroed rows of `ROW_DTYPE`: greedy, without truncation."""
+    """Return (n,) zeroed rows of `ROW_DTYPE`: greedy, without truncation.
+
+    Parameters
+    ----------
+    n : int
+    """
     return np.zeros(n, ROW_DTYPE)
 
 

@@ -146,7 +146,29 @@ class Target:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Constants of a board's config header and of ``config.h``; names as in `constant_name`."""
+    """Constants of a board's config header and of ``config.h``, where each is explained.
+
+    Attributes
+    ----------
+    clock_mhz : int
+        ``kClockMhz``, and so on: `constant_name` gives a constant's name in the headers.
+    channels, beat_bytes, tile_rows, scale_lanes, product_rows, waves_in_flight : int
+        Weight channels and the engines behind them.
+    kv_ports, kv_beat_bytes, shared_masters : int
+        Ports of the KV cache; whether a port shares an AXI master with a weight channel.
+    attention_lanes, score_cycles, queries : int
+        Attention.
+    vector_lanes, gate_cycles, sample_cycles : int
+        Other stages.
+    max_rows, max_steps, max_dim, max_hidden_dim, max_head_size, top_logits : int
+        Limits, see `KernelLimits`.
+    read_burst_beats, read_outstanding : int
+        Reads of memory: beats of a burst, bursts under way.
+    fadd_latency : int
+        Cycles of a float32 addition.
+    weight_fifo_beats, kv_fifo_beats, kv_write_beats, word_bytes : int
+        FIFOs, and bytes of a weight word.
+    """
 
     clock_mhz: int
     channels: int
@@ -204,11 +226,17 @@ class KernelConfig:
 
     @property
     def target(self) -> Target:
+        """Hardware layout that weights are packed for."""
         return Target(self.channels, self.tile_rows)
 
 
 @lru_cache
 def kernel_of(board: Board) -> KernelConfig:
-    """Constants of the board's kernel, with the clock capped at its shell's maximum."""
+    """Constants of the board's kernel, with the clock capped at its shell's maximum.
+
+    Parameters
+    ----------
+    board : Board
+    """
     kernel = KernelConfig.from_header(board_headers()[board.header])
     return replace(kernel, clock_mhz=min(kernel.clock_mhz, board.max_clock_mhz))

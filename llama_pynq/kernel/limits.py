@@ -47,12 +47,16 @@ class KernelLimits:
     abi : int
     channels, beat_bytes, tile_rows : int
         Weight memory: channels, bytes per beat, output rows per tile.
-    max_rows, max_steps, max_stop_tokens, top_logits : int
+    max_rows, max_steps : int
         Limits of one call.
     max_dim, max_hidden_dim, max_head_size, max_layers, max_seq_len : int
         Limits of the model.
+    top_logits : int
+        Largest logits that a result holds.
     clock_mhz : int
         Kernel clock; ticks per microsecond in the profile.
+    max_stop_tokens : int
+        Stop tokens of one call.
     max_step_events : int
         Events that one step's profile record holds.
     kv_ports, kv_beat_bytes : int
@@ -123,7 +127,15 @@ class KernelLimits:
         return Target(self.channels, self.tile_rows)
 
     def kv_port_bytes(self, config: ModelConfig, kv_bits: int, slots: int) -> int:
-        """Bytes of one port's share of the KV cache; see `kv_cache.port_bytes`."""
+        """Bytes of one port's share of the KV cache; see `kv_cache.port_bytes`.
+
+        Parameters
+        ----------
+        config : ModelConfig
+        kv_bits : {32, 8}
+        slots : int
+            Sequences that the cache holds.
+        """
         return port_bytes(config, kv_bits, slots, self.kv_ports, self.kv_beat_bytes)
 
     @property

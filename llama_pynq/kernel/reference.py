@@ -97,7 +97,21 @@ class FloatModel:
     def forward(
         self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Logits of each row, (rows, vocab_size) float32."""
+        """Run rows through the model, and return the logits of each.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            One per row.
+        positions : sequence of int
+            Position of each row in its slot; those before it must have been run.
+        slots : sequence of int, optional
+            Sequence of each row; default 0.
+
+        Returns
+        -------
+        (rows, vocab_size) float32
+        """
         x = self.residual_stream(tokens, positions, slots)[-1]
         return self._norm(x, self._final) @ self._classifier.T
 
@@ -108,7 +122,21 @@ class FloatModel:
     def residual_stream(
         self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Stream before each layer and after the last, (n_layers + 1, rows, dim) float32."""
+        """Run rows through the layers, and return the stream before each and after the last.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            One per row.
+        positions : sequence of int
+            Position of each row in its slot; those before it must have been run.
+        slots : sequence of int, optional
+            Sequence of each row; default 0.
+
+        Returns
+        -------
+        (n_layers + 1, rows, dim) float32
+        """
         c, norm = self.config, self._norm
         slots = slots or [0] * len(tokens)
         x = self._embedding[list(tokens)].copy()
@@ -147,15 +175,35 @@ class FloatModel:
 
 
 class QuantizedWeights(Protocol):
-    """Weights interface of `KernelModel`, as `weights.quantize.QuantizedModel` has it."""
+    """Weights interface of `KernelModel`, as `weights.quantize.QuantizedModel` has it.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    group_size, weight_bits : int
+    """
 
     config: ModelConfig
     group_size: int
     weight_bits: int
 
-    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix: ...
+    def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
+        """One weight matrix; see `QuantizedModel.matrix`.
 
-    def vector(self, name: str, layer: int | None = None) -> np.ndarray: ...
+        Parameters
+        ----------
+        name : str
+        layer : int, optional
+        """
+
+    def vector(self, name: str, layer: int | None = None) -> np.ndarray:
+        """One norm weight; see `QuantizedModel.vector`.
+
+        Parameters
+        ----------
+        name : str
+        layer : int, optional
+        """
 
 
 class KernelModel:
@@ -182,14 +230,28 @@ class KernelModel:
         self._cache = _Cache(self.config)
 
     def embed(self, tokens: Sequence[int]) -> np.ndarray:
-        """Dequantised embedding of each token, (rows, dim) float32."""
+        """Dequantised embedding of each token, (rows, dim) float32.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+        """
         rows = QuantizedMatrix(self._embedding.q[list(tokens)], self._embedding.scale[list(tokens)])
         return rows.dequantize()[:, : self.config.dim]
 
     def layer(
         self, index: int, x: np.ndarray, positions: Sequence[int], slots: Sequence[int]
     ) -> np.ndarray:
-        """Run one layer: residual stream (rows, dim) in, (rows, dim) out."""
+        """Run one layer: residual stream (rows, dim) in, (rows, dim) out.
+
+        Parameters
+        ----------
+        index : int
+            The layer.
+        x : (rows, dim) float32
+        positions, slots : sequence of int
+            As for `forward`.
+        """
         c, w, size = self.config, self._weights, self._weights.group_size
         rows = len(x)
         h = quantize_groups(rms_norm(x, w.vector("rms_att_weight", index)), size)
@@ -219,6 +281,12 @@ class KernelModel:
         """KV cache of a slot, (2, n_layers, n_kv_heads, positions, head_size) float32.
 
         Same as `KernelDriver.read_cache`: int8 values are multiplied by their scale.
+
+        Parameters
+        ----------
+        slot : int
+        positions : int
+            Number of positions, from the first.
         """
         layers = []
         for index in range(self.config.n_layers):
@@ -227,7 +295,12 @@ class KernelModel:
         return np.stack(layers, axis=1).swapaxes(2, 3)
 
     def classify(self, x: np.ndarray) -> np.ndarray:
-        """Logits (rows, vocab_size) float32 of a residual stream (rows, dim)."""
+        """Logits (rows, vocab_size) float32 of a residual stream.
+
+        Parameters
+        ----------
+        x : (rows, dim) float32
+        """
         w = self._weights
         h = quantize_groups(rms_norm(x, w.vector("rms_final_weight")), w.group_size)
         return matvec(w.matrix("wcls"), *h)
@@ -235,7 +308,21 @@ class KernelModel:
     def forward(
         self, tokens: Sequence[int], positions: Sequence[int], slots: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Logits of each row, (rows, vocab_size) float32."""
+        """Run rows through the model, and return the logits of each.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            One per row.
+        positions : sequence of int
+            Position of each row in its slot; those before it must have been run.
+        slots : sequence of int, optional
+            Sequence of each row; default 0.
+
+        Returns
+        -------
+        (rows, vocab_size) float32
+        """
         slots = slots or [0] * len(tokens)
         x = self.embed(tokens)
         for index in range(self.config.n_layers):

@@ -88,6 +88,7 @@ class QuantizedMatrix:
 
     @property
     def group_size(self) -> int:
+        """Weights that share a scale."""
         return self.q.shape[1] // self.scale.shape[1]
 
     def dequantize(self) -> np.ndarray:

@@ -171,6 +171,12 @@ class Lens:
 def logit_lens(llama: Llama, inside: Inside) -> Lens:
     """Run the device's classifier after every layer, as if that were the last.
 
+    Parameters
+    ----------
+    llama : Llama
+    inside : Inside
+        From `look`, of the same model.
+
     References
     ----------
     nostalgebraist, interpreting GPT: the logit lens, 2020
@@ -244,15 +250,23 @@ class CacheUse:
 
     @property
     def total_bytes(self) -> int:
+        """Size of the cache."""
         return self.slots * self.seq_len * self.position_bytes
 
     @property
     def used_bytes(self) -> int:
+        """Bytes that the texts fill."""
         return sum(self.used) * self.position_bytes
 
 
 def cache_use(llama: Llama, lengths: Sequence[int]) -> CacheUse:
-    """Return the use of the cache by texts of the given lengths in tokens.
+    """Return the use of the cache by texts.
+
+    Parameters
+    ----------
+    llama : Llama
+    lengths : sequence of int
+        Of each text, in tokens.
 
     Raises
     ------

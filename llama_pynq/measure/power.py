@@ -31,7 +31,14 @@ __all__ = ["Phase", "PowerRecorder", "Rail", "Rails", "Reading", "SensorLost", "
 
 @dataclass(frozen=True)
 class Phase:
-    """A named interval of a recording; times are those of `time.perf_counter`."""
+    """A named interval of a recording.
+
+    Attributes
+    ----------
+    name : str
+    begin, end : float
+        Seconds of `time.perf_counter`.
+    """
 
     name: str
     begin: float
@@ -176,7 +183,13 @@ class PowerRecorder:
             return np.array(self._times)
 
     def watts(self, name: str | None = None) -> np.ndarray:
-        """(n,) float64: power of one rail, or of the device (rails that count); NaN is a gap."""
+        """(n,) float64: power of one rail, or of the device (rails that count); NaN is a gap.
+
+        Parameters
+        ----------
+        name : str, optional
+            A rail of `rails`; default the device.
+        """
         with self._lock:
             table = np.array(self._watts).reshape(len(self._times), len(self.rails))
         if name is not None:
@@ -204,7 +217,14 @@ class PowerRecorder:
         )
 
     def mark(self, name: str, begin: float, end: float) -> None:
-        """Add a named interval to `phases`."""
+        """Add a named interval to `phases`.
+
+        Parameters
+        ----------
+        name : str
+        begin, end : float
+            Seconds of `time.perf_counter`.
+        """
         with self._lock:
             self.phases.append(Phase(name, begin, end))
 
@@ -219,6 +239,7 @@ class PowerRecorder:
         Parameters
         ----------
         begin, end : float
+            Seconds of `time.perf_counter`.
         texts : sequence of (int, int)
             Tokens of the prompt and of the answer, for each sequence generated in that time.
 

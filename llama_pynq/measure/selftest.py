@@ -129,6 +129,8 @@ class SelfTest:
     checks : list of Check
     figures : list of str
         Speed, each measured or modelled.
+    interrupted : bool
+        Ctrl-C ended the test early.
     """
 
     about: list[str]

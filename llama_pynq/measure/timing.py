@@ -74,11 +74,25 @@ class StepTimes:
         return None if self.roof_seconds is None else self.roof_seconds * 1e6 / self.total_us
 
     def us(self, stage: Stage, layer: int | None = None) -> float:
-        """Microseconds of a stage, in one layer or in all of them."""
+        """Microseconds of a stage, in one layer or in all of them.
+
+        Parameters
+        ----------
+        stage : Stage
+        layer : int, optional
+            Default: all layers.
+        """
         return self._sum(self.cycles, stage, layer) / self.clock_mhz
 
     def stage_bytes(self, stage: Stage, layer: int | None = None) -> int:
-        """Bytes that a stage must read, in one layer or in all of them."""
+        """Bytes that a stage must read, in one layer or in all of them.
+
+        Parameters
+        ----------
+        stage : Stage
+        layer : int, optional
+            Default: all layers.
+        """
         return int(self._sum(self.bytes, stage, layer))
 
     def _sum(self, of: dict[StageKey, float] | dict[StageKey, int], stage: Stage,
@@ -87,7 +101,12 @@ class StepTimes:
 
 
 def board_of(overlay: LlamaOverlay) -> Board | None:
-    """Return the board that an overlay runs on or emulates; None for the plain emulated device."""
+    """Return the board that an overlay runs on or emulates; None for the plain emulated device.
+
+    Parameters
+    ----------
+    overlay : LlamaOverlay
+    """
     # One config header serves several boards, so the board that the device names comes first.
     return boards().get(board_of_device(overlay.device) or overlay.llama.limits.board)
 
@@ -204,7 +223,7 @@ def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> l
     ----------
     llama : Llama
     board : Board or str
-        One of `boards.boards()`, or its name, as `boards.board_key` takes it.
+        One of `boards.boards`, or its name, as `boards.board_key` takes it.
     positions : sequence of int
 
     Raises

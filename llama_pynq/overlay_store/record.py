@@ -46,7 +46,12 @@ class OverlayFile:
 
     @classmethod
     def of(cls, path: Path) -> OverlayFile:
-        """Describe the file at `path`."""
+        """Describe a file.
+
+        Parameters
+        ----------
+        path : Path
+        """
         return cls(path.name, sha256_of(path), path.stat().st_size)
 
 
@@ -121,7 +126,12 @@ class OverlayRecord:
         )
 
     def write(self, folder: Path) -> Path:
-        """Write the record into `folder` atomically, and return its path."""
+        """Write the record atomically, and return its path.
+
+        Parameters
+        ----------
+        folder : Path
+        """
         path = folder / RECORD_NAME
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
         write_atomically(path, text.encode())
@@ -130,6 +140,10 @@ class OverlayRecord:
     @classmethod
     def read(cls, path: Path) -> OverlayRecord:
         """Read and check a record.
+
+        Parameters
+        ----------
+        path : Path
 
         Raises
         ------

@@ -41,7 +41,15 @@ def compare(
     group_size: int | None = None,
     kv_bits: int = 32,
 ) -> list[BoardRow]:
-    """Predict every board's speed with `context` positions of a model in use.
+    """Predict every board's speed with a model.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    context : int
+        Positions in use.
+    weight_bits, group_size, kv_bits : int
+        See `predict.predict`.
 
     Raises
     ------
@@ -87,7 +95,13 @@ _POWER_NOTE = (
 
 
 def boards_table(rows: Sequence[BoardRow]) -> str:
-    """Return the table as text: a line per board, and footnotes."""
+    """Return the table as text: a line per board, and footnotes.
+
+    Parameters
+    ----------
+    rows : sequence of BoardRow
+        From `compare`.
+    """
     head = (
         "board",
         "fits",

@@ -45,11 +45,12 @@ class Cost:
 
     @property
     def joules_per_token(self) -> float | None:
+        """`watts` over `tokens_per_second`; None without watts."""
         return None if self.watts is None else self.watts / self.tokens_per_second
 
     @property
     def mwh_per_token(self) -> float | None:
-        """In HLSTransform's unit."""
+        """`joules_per_token` in milliwatt-hours, HLSTransform's unit."""
         return None if self.joules_per_token is None else self.joules_per_token / 3.6
 
 
@@ -64,7 +65,16 @@ PUBLISHED = (
 
 
 def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> list[Cost]:
-    """Predict the boards that hold the model, at batch 1 and the largest batch, at a position."""
+    """Predict the boards that hold the model, at batch 1 and the largest batch.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    names : iterable of str
+        Names of boards; those that do not hold the model are left out.
+    position : int
+        Position of every row.
+    """
     costs = []
     for board in map(find_board, names):
         if not fits(config, board)[0]:
@@ -81,7 +91,15 @@ def modelled(config: ModelConfig, names: Iterable[str], position: int = 255) -> 
 
 
 def measured(device: str, texts: Sequence[Generation]) -> Cost:
-    """Return the measured cost of a batch that `generate(..., power=recorder)` made here."""
+    """Return the measured cost of a batch that ``generate(..., power=recorder)`` made here.
+
+    Parameters
+    ----------
+    device : str
+        Name for the table.
+    texts : sequence of Generation
+        All of the batch. Modelled energy is left out.
+    """
     seconds = max(text.prompt_seconds + text.decode_seconds for text in texts)
     energy = texts[0].energy
     if energy is not None and not energy.measured:
@@ -102,7 +120,12 @@ _HEAD = ("device", "batch", *_KINDS)
 
 
 def table(costs: Sequence[Cost]) -> str:
-    """Return the table in Markdown, a line per device and batch, then the sources."""
+    """Return the table in Markdown, a line per device and batch, then the sources.
+
+    Parameters
+    ----------
+    costs : sequence of Cost
+    """
     lines: dict[tuple[str, int], dict[str, Cost]] = {}
     for cost in costs:
         lines.setdefault((cost.device, cost.batch), {})[cost.kind] = cost

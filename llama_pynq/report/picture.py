@@ -29,6 +29,10 @@ class Picture:
     def save(self, path: Path) -> None:
         """Write the figure to a file, whose suffix selects the format.
 
+        Parameters
+        ----------
+        path : Path
+
         Raises
         ------
         LlamaPynqError

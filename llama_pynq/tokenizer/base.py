@@ -33,7 +33,16 @@ _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 class Tokenizer(ABC):
     """Base class of the tokenizers: everything but encoding.
 
-    Create one with `load_tokenizer` or `tokenizer_from_bytes` of `tokenizer.load`.
+    Create one with `tokenizer.load.load_tokenizer` or `tokenizer.load.tokenizer_from_bytes`.
+
+    Parameters
+    ----------
+    path : Path
+        Origin of the file's content, for messages.
+    data : bytes
+        Content of the tokenizer file.
+    pieces : sequence of bytes
+        Every token's bytes, by id; byte tokens as ``<0x00>`` to ``<0xFF>``.
 
     Attributes
     ----------
@@ -116,6 +125,10 @@ class Tokenizer(ABC):
         BOS and EOS are ``b"\n<s>\n"`` and ``b"\n</s>\n"``, as llama2.c shows them. A
         token may hold part of a character, so the bytes need not be valid UTF-8.
 
+        Parameters
+        ----------
+        token : int
+
         Raises
         ------
         TokenizerError
@@ -140,6 +153,11 @@ class Tokenizer(ABC):
 
     def check_vocab(self, vocab_size: int) -> None:
         """Check that a model's vocabulary has the size of the tokenizer's.
+
+        Parameters
+        ----------
+        vocab_size : int
+            The model's.
 
         Raises
         ------

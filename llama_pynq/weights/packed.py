@@ -68,7 +68,7 @@ def _meta_crc(meta: dict[str, str], tokenizer: bytes) -> str:
 
 
 def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: bytes = b"") -> None:
-    """Pack `model` into a safetensors file, atomically and without holding it in memory.
+    """Pack a model into a safetensors file, atomically and without holding it in memory.
 
     Parameters
     ----------
@@ -137,6 +137,7 @@ class PackedModel:
 
     @property
     def weight_bytes(self) -> int:
+        """Bytes of all channels together."""
         return sum(self.sizes)
 
     def _slices(self, channel: int, slice_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -185,7 +186,12 @@ class PackedModel:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the file starts like an output of `write_packed`."""
+    """Whether the file starts like an output of `write_packed`.
+
+    Parameters
+    ----------
+    path : Path
+    """
     with open(path, "rb") as file:
         start = file.read(4096)
     return start[8:9] == b"{" and b'"format": "llama_pynq"' in start
@@ -193,6 +199,10 @@ def is_packed(path: Path) -> bool:
 
 def open_packed(path: Path) -> PackedModel:
     """Open a packed file: read and check its metadata and tokenizer, not its weights.
+
+    Parameters
+    ----------
+    path : Path
 
     Raises
     ------

@@ -54,8 +54,8 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
     group_size : int
     bits : {8, 4}
         An int8 group's scale is its largest magnitude / 127. An int4 group's scale is its
-        largest weight / the entry of `_INT4_RANGES` with the least squared error, and may be
-        negative.
+        largest weight / the value from -8 to 8, at least 6.5 in magnitude, with the least squared
+        error of those tried; it may be negative.
 
     Returns
     -------
@@ -142,7 +142,15 @@ class QuantizedModel:
             )
 
     def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
-        """One weight matrix, (out, groups * group_size) int8 with its scales."""
+        """One weight matrix, (out, groups * group_size) int8 with its scales.
+
+        Parameters
+        ----------
+        name : str
+            One of LAYER_TENSORS or GLOBAL_TENSORS, without the norms.
+        layer : int, optional
+            Needed for LAYER_TENSORS.
+        """
         if not self.exact:
             w = self._checkpoint.tensor(name, layer)
             return quantize_weights(w, self.group_size, self.weight_bits)
@@ -155,5 +163,13 @@ class QuantizedModel:
         return QuantizedMatrix(q, scale)
 
     def vector(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One norm weight, (dim,) float32."""
+        """One norm weight, (dim,) float32.
+
+        Parameters
+        ----------
+        name : str
+            One of NORMS.
+        layer : int, optional
+            Needed for the norms of a layer.
+        """
         return self._checkpoint.tensor(name, layer)

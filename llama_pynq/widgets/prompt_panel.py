@@ -226,7 +226,13 @@ class PromptPanel(widgets.VBox):
         )
 
     def start(self, settings: SamplingParams | None = None) -> None:
-        """Generate with `settings`, or the controls'; do nothing during a generation."""
+        """Generate a text; do nothing during a generation.
+
+        Parameters
+        ----------
+        settings : SamplingParams, optional
+            Default: the controls'.
+        """
         prompt, chosen, pace = self.prompt.value, settings or self.settings, self.pace.value
         power = self._power if not pace else None  # a paced text's energy would include the pauses
         show = _Shown(self, prompt, chosen.max_new_tokens, power, paced=pace > 0)
