@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint clean
+.PHONY: demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-pynq generate "Once upon a time"
@@ -46,6 +46,12 @@ lint: $(VENV)/.test-installed
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.c')
 
+# The pages of docs/ and the API reference, as HTML. A warning is an error; every page is read anew,
+# so that every warning is seen.
+docs: $(VENV)/.docs-installed
+	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
+	@echo 'The pages begin with build/docs/index.html.'
+
 SOURCES := setup.py pyproject.toml $(shell find hls_src llama_pynq notebooks overlay -type f -not -path 'overlay/llama/*' -not -path 'hls_src/build/*' -not -name '*.pyc' 2>/dev/null)
 
 $(VENV)/bin/python:
@@ -55,7 +61,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	@echo 'Installing into $(VENV), and compiling the kernel: a minute or so.'
 	$(BIN)/python -m pip install --quiet .
-	rm -f $(VENV)/.test-installed $(VENV)/.browser-installed
+	rm -f $(VENV)/.test-installed $(VENV)/.browser-installed $(VENV)/.docs-installed
 	touch $@
 
 # Editable: the tests run against these files. The demo can use this installation, too.
@@ -72,6 +78,10 @@ $(VENV)/.test-installed: $(VENV)/bin/python $(SOURCES)
 # Editable too, so a change of sources needs no second build.
 $(VENV)/.browser-installed: pyproject.toml | $(VENV)/.test-installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,browser]'
+	touch $@
+
+$(VENV)/.docs-installed: pyproject.toml | $(VENV)/.test-installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
 	touch $@
 
 .venv-lab3/.installed: $(SOURCES) tests/browser/pynq-3.0.1.txt

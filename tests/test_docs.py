@@ -11,6 +11,8 @@ import pytest
 from support.kernel_library import header_constants
 from support.paths import HLS_SRC, REPOSITORY
 
+import llama_pynq
+from llama_pynq import errors, widgets
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
@@ -32,7 +34,7 @@ KERNEL = (DOCS / "kernel.md").read_text(encoding="utf-8")
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "overlay" / "README.md",
-    *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.rglob("*.md")),
     *sorted(DOCS.glob("*.svg")),
 ]
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
@@ -370,3 +372,27 @@ def test_readme_code_runs(block, run):
     done = run("-c", block)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 100
+
+
+# ---- docs/index.md and docs/reference/ --------------------------------------------------
+
+
+REFERENCE = "".join(p.read_text(encoding="utf-8") for p in sorted(DOCS.glob("reference/*.md")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *llama_pynq.__all__,
+        *(f"widgets.{name}" for name in widgets.__all__),
+        *(f"errors.{name}" for name, value in vars(errors).items() if isinstance(value, type)),
+    ],
+)
+def test_public_names_are_in_the_reference(name):
+    assert re.search(rf"^\.\. auto\w+:: llama_pynq\.{name}$", REFERENCE, re.MULTILINE)
+
+
+def test_index_links_to_every_page():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"index.md"}
+    assert pages == {link for link in re.findall(r"\]\(([^)]+)\)", index) if link[0] != "."}
