@@ -374,10 +374,13 @@ def test_readme_code_runs(block, run):
     assert len(done.stdout) > 100
 
 
-# ---- docs/index.md and docs/reference/ --------------------------------------------------
+# ---- docs/index.md, docs/reference/ and docs/notebooks.md ------------------------------
 
 
 REFERENCE = "".join(p.read_text(encoding="utf-8") for p in sorted(DOCS.glob("reference/*.md")))
+NOTEBOOK = re.findall(
+    r"```python\n(.*?)```", (DOCS / "notebooks.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 @pytest.mark.parametrize(
@@ -396,3 +399,14 @@ def test_index_links_to_every_page():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} - {"index.md"}
     assert pages == {link for link in re.findall(r"\]\(([^)]+)\)", index) if link[0] != "."}
+
+
+def test_notebook_code_runs_in_order(run):
+    done = run("-c", "\n".join(NOTEBOOK))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(", measured\n") == 3
+
+
+def test_notebook_code_is_short():
+    for block in NOTEBOOK:
+        assert len([line for line in block.splitlines() if line]) <= 10
