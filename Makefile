@@ -81,7 +81,7 @@ $(VENV)/.browser-installed: pyproject.toml | $(VENV)/.test-installed
 	touch $@
 
 $(VENV)/.docs-installed: pyproject.toml | $(VENV)/.test-installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --group docs
 	touch $@
 
 .venv-lab3/.installed: $(SOURCES) tests/browser/pynq-3.0.1.txt

@@ -112,7 +112,7 @@ class Board:
     sheet : str
         The vendor, and the documents to check the figures against.
     no_build : str
-        Why `llama_pynq.vitis` builds no overlay for the board; empty if it does.
+        Why ``llama_pynq.vitis`` builds no overlay for the board; empty if it does.
     """
 
     name: str
@@ -273,7 +273,12 @@ def board_key(name: str, known: Iterable[str] | None = None, what: str = "board"
 
 
 def find_board(name: str) -> Board:
-    """Return the board called `name`, spelled as `board_key` allows.
+    """Return a board.
+
+    Parameters
+    ----------
+    name : str
+        Spelled as `board_key` allows.
 
     Raises
     ------

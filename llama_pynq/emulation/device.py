@@ -467,7 +467,12 @@ class EmulatedDevice(Device):
         super().post_download(bitstream, parser or self.get_bitfile_metadata(str(path)))
 
     def level_of(self, path: Path) -> str:
-        """Instruction-set level (``-march``) of the kernel that a download of `path` would load.
+        """Instruction-set level (``-march``) of the kernel that a download would load.
+
+        Parameters
+        ----------
+        path : Path
+            An emulated overlay.
 
         Raises
         ------

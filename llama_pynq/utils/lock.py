@@ -55,7 +55,7 @@ def _try_lock_twice(handle: int) -> bool:
     """Try again after a moment, which `FileLock.holder` of another process may take."""
     if _try_lock(handle):
         return True
-    time.sleep(0.01)
+    time.sleep(0.05)
     return _try_lock(handle)
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 
 import pytest
@@ -72,11 +71,11 @@ def test_holder_is_told_without_taking_the_lock(holder, tmp_path):
         assert DeviceLock("board", tmp_path).holder().startswith(f"process {os.getpid()}")
 
 
-def test_lock_waits_for_a_process_that_only_asks(tmp_path):
+def test_lock_waits_for_a_process_that_only_asks(tmp_path, monkeypatch):
     """holder() has the lock for a moment: an acquire() at that moment must not fail."""
-    lock = DeviceLock("board", tmp_path)
-    lock.acquire()
-    threading.Timer(0.002, lock.release).start()
+    asking = DeviceLock("board", tmp_path)
+    asking.acquire()
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: asking.release())
     DeviceLock("board", tmp_path).acquire()
 
 
