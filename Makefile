@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint docs clean
+.PHONY: demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint docs tables clean
 
 demo: $(VENV)/.installed
 	$(BIN)/llama-pynq generate "Once upon a time"
@@ -51,6 +51,10 @@ lint: $(VENV)/.test-installed
 docs: $(VENV)/.docs-installed
 	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 	@echo 'The pages begin with build/docs/index.html.'
+
+# What the pages say of every board, from the boards' headers and llama_pynq/boards.py.
+tables: $(VENV)/.test-installed
+	$(BIN)/python docs/tables.py
 
 SOURCES := setup.py pyproject.toml $(shell find hls_src llama_pynq notebooks overlay -type f -not -path 'overlay/llama/*' -not -path 'hls_src/build/*' -not -name '*.pyc' 2>/dev/null)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py [MODEL.bin TOKENIZER] [--tokens N]
 
-Without MODEL.bin: the bundled model, and stories260K if ../shared/models exists. The device that
+Without MODEL.bin: the bundled model, and stories260K if it is in ../shared/models. The device that
 LlamaOverlay() finds (on a PC, the emulated one) runs each model teacher-forced over a greedy text
 of the float32 model (stories260K: llama2.c's greedy ids). The logits are compared with the float32
 reference.
@@ -82,6 +82,8 @@ def main() -> None:
             oracle = json.loads((SHARED / "stories260K.oracle.json").read_text())
             model, tokenizer = SHARED / "stories260K.bin", SHARED / "tok512.bin"
             compare(overlay, model, tokenizer, oracle["greedy_ids"], args.tokens)
+        else:
+            print(f"stories260K.bin: not measured, there is no {SHARED}; give it and tok512.bin")
         compare(overlay, BUNDLED / "stories.bin", BUNDLED / "tokenizer.bin", None, args.tokens)
 
 

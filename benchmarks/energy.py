@@ -1,6 +1,6 @@
 """Compare FPGA, CPU and GPU: tokens/s, watts and joules per token of one model and prompt.
 
-    python benchmarks/energy.py [--shape stories110M] [--tokens 256] [--batch 4]
+    python benchmarks/energy.py [--shape stories110M] [--max-new-tokens 256] [--batch 4]
         [--gpu-command "llama-bench -m MODEL.gguf -p 0 -n 256 -ngl 99 -o json"] [--markdown FILE]
     python benchmarks/energy.py --cost    slowdown of decode by the power sampling itself
 
@@ -22,13 +22,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from llama_pynq import LlamaOverlay
+from llama_pynq.boards import boards
 from llama_pynq.checkpoint.random import random_model
 from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.measure.power import PowerRecorder, rails
 from llama_pynq.measure.sensors import gpu_rails, hwmon_rails
 from llama_pynq.report.comparison import PUBLISHED, Cost, measured, modelled, table
 
-BOARDS = ("pynq-z2", "kv260", "zcu104", "u250", "u50", "u280")
 IDLE_S = 5.0
 
 
@@ -104,20 +104,20 @@ def cost(shape: str, tokens: int, rounds: int = 9) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shape", choices=STORIES, default="stories110M")
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4, help="the larger batch (%(default)s)")
     parser.add_argument("--gpu-command", metavar="COMMAND")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     args = parser.parse_args()
     if args.cost:
-        print(cost(args.shape, args.tokens))
+        print(cost(args.shape, args.max_new_tokens))
         return
     costs = [*PUBLISHED] if args.shape == "stories110M" else []
-    costs += measure_device(args.shape, args.tokens, [1, args.batch])
+    costs += measure_device(args.shape, args.max_new_tokens, [1, args.batch])
     if args.gpu_command:
         costs.append(measure_gpu(args.gpu_command))
-    costs += modelled(STORIES[args.shape], BOARDS, position=args.tokens - 1)
+    costs += modelled(STORIES[args.shape], boards(), position=args.max_new_tokens - 1)
     text = table(costs)
     print(text)
     if args.markdown:

@@ -103,12 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shapes", nargs="+", default=["bundled", "stories15M", "stories110M"])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--threads", type=int, help="of the emulated device; default: all CPUs, so "
                         "that the panel's work delays it")  # fmt: skip
     args = parser.parse_args()
     for shape in args.shapes:
-        given = f"{shape!r}, {args.rounds}, {args.tokens}, {args.threads}"
+        given = f"{shape!r}, {args.rounds}, {args.max_new_tokens}, {args.threads}"
         call = f"print('RESULT' + json.dumps(measure({given})))"
         text = run(INSIDE + call)
         r = json.loads(text.rpartition("RESULT")[2])

@@ -113,6 +113,9 @@ class Board:
         The vendor, and the documents to check the figures against.
     no_build : str
         Why ``llama_pynq.vitis`` builds no overlay for the board; empty if it does.
+    synthesised, run : str
+        When, by whom and with what result the kernel was synthesised for the board, and run on it;
+        ``"no"`` until somebody reports it.
     """
 
     name: str
@@ -127,6 +130,8 @@ class Board:
     resources_source: str
     sheet: str
     no_build: str = ""
+    synthesised: str = "no"
+    run: str = "no"
 
 
 def _zynq_ddr3(board: str) -> Memory:

@@ -37,6 +37,7 @@ PAGES = [
     *sorted(DOCS.rglob("*.md")),
     *sorted(DOCS.glob("*.svg")),
 ]
+TABLES = runpy.run_path(str(DOCS / "tables.py"))
 IDS = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 
 
@@ -125,9 +126,15 @@ def test_compiler_flags_as_built():
 # ---- registers -------------------------------------------------------------------------------
 
 
-def test_tables_in_step_with_the_headers():
-    updated = runpy.run_path(str(DOCS / "kernel_tables.py"))["updated"]
-    assert updated(KERNEL) == KERNEL, "run: python docs/kernel_tables.py"
+@pytest.mark.parametrize("page", TABLES["PAGES"])
+def test_tables_in_step_with_the_boards(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    assert TABLES["updated"](page, text) == text, "run: make tables"
+
+
+def test_page_without_markers_is_refused():
+    with pytest.raises(ValueError, match="boards: begin"):
+        TABLES["updated"]("README.md", "no markers")
 
 
 def test_control_registers_as_the_metadata_lists_them():

@@ -13,11 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-from llama_pynq.boards import MIB, Board, Resources, boards
-from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.estimate.capacity import buffers
+from llama_pynq.boards import Board, Resources
 from llama_pynq.estimate.stages import ROPE_CYCLES
 from llama_pynq.kernel.abi import BLOCK, MAX_GROUP, MIN_GROUP, REDUCE_LANES, VALUE_SUMS
 from llama_pynq.kernel.config import KernelConfig, kernel_of, kv_in_uram
@@ -328,56 +325,12 @@ def share(used: Resources, has: Resources) -> Resources:
     )
 
 
-MODEL = ModelConfig(768, 2048, 12, 12, 12, 32000, 1024, tied=True)
-"""stories110M: the model whose buffers the table compares with the contiguous memory."""
+def beyond(used: Resources, has: Resources) -> list[str]:
+    """Resources of which more than `LIMITS` is used: names of the fields.
 
-
-def table() -> str:
-    """Return the Markdown table of ``docs/boards.md``: estimates against the boards' resources."""
-    names = [f.name for f in fields(Resources)]
-    lines = [
-        f"| board | config header | {' | '.join(n.upper() for n in names)} | contiguous, MiB |",
-        "|---|---|" + "---|" * (len(names) + 1),
-    ]
-    for board in boards().values():
-        used, has = resources(board), board.resources
-        cells = [
-            _cell(getattr(used, n), getattr(has, n), getattr(share(used, has), n)) for n in names
-        ]
-        sizes, port = buffers(MODEL, board)
-        total = sum(sizes) + kernel_of(board).kv_ports * port
-        cells.append(
-            _cell(total / MIB, board.memory.pool_bytes / MIB, total / board.memory.pool_bytes)
-        )
-        header = f"`{board.header.replace('-', '_')}.h`"
-        lines.append(f"| {board.title} | {header} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(used: float, has: float, part: float) -> str:
-    return f"{used:,.0f} of {has:,.0f} = {part:.0%}" if has else "–"
-
-
-BEGIN, END = "<!-- resources: begin -->\n", "<!-- resources: end -->\n"
-
-
-def updated(text: str) -> str:
-    """Return a document with the table between its two markers regenerated.
-
-    Raises
-    ------
-    ValueError
-        If a marker is missing.
+    Parameters
+    ----------
+    used, has : Resources
     """
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the lines {BEGIN.strip()!r} and {END.strip()!r} must be there")
-    return f"{head}{begin}{table()}{end}{tail}"
-
-
-if __name__ == "__main__":
-    import sys
-
-    document = Path(sys.argv[1])
-    document.write_text(updated(document.read_text(encoding="utf-8")), encoding="utf-8")
+    parts = share(used, has)
+    return [f.name for f in fields(Resources) if getattr(parts, f.name) > getattr(LIMITS, f.name)]

@@ -11,38 +11,28 @@ from llama_pynq.kernel.abi import Stage
 from llama_pynq.measure.timing import StepTimes
 from llama_pynq.widgets.svg import INK, PALE, STYLES, Drawing, escape, ticks
 
-_LANES = {
-    Stage.EMBED: "embed",
-    Stage.ATTENTION_NORM: "attention norm",
+_NAMES = {
     Stage.QKV: "QKV",
-    Stage.ROPE: "rope",
-    Stage.ATTENTION: "attention",
-    Stage.ATTENTION_OUT: "attention out",
     Stage.FFN_NORM: "FFN norm",
     Stage.GATE_UP: "gate, up",
-    Stage.DOWN: "down",
-    Stage.FINAL_NORM: "final norm",
-    Stage.CLASSIFIER: "classifier",
-    Stage.SAMPLE: "sample",
 }
-_STYLE = {
-    Stage.EMBED: 7,
-    Stage.ATTENTION_NORM: 6,
+"""Names of stages that are not those of `Stage` in lower case."""
+
+_STYLES = {
     Stage.QKV: 0,
-    Stage.ROPE: 7,
     Stage.ATTENTION: 1,
     Stage.ATTENTION_OUT: 2,
-    Stage.FFN_NORM: 6,
     Stage.GATE_UP: 3,
     Stage.DOWN: 4,
-    Stage.FINAL_NORM: 6,
     Stage.CLASSIFIER: 5,
-    Stage.SAMPLE: 7,
+    Stage.ATTENTION_NORM: 6,
+    Stage.FFN_NORM: 6,
+    Stage.FINAL_NORM: 6,
 }
-_GROUPS = {
-    0: "QKV", 1: "attention", 2: "attention out", 3: "gate, up", 4: "down", 5: "classifier",
-    6: "norms", 7: "embed, rope, sample",
-}  # fmt: skip
+_NORMS, _OTHERS = 6, 7
+_ONCE = (Stage.EMBED, Stage.FINAL_NORM, Stage.CLASSIFIER, Stage.SAMPLE)
+"""Stages of a step; all others belong to a layer."""
+
 _WIDTH, _LEFT, _LANE, _BARS = 900, 110, 17, 150
 
 
@@ -93,28 +83,46 @@ class LayerTiming(widgets.VBox):
         parts += [_bars(steps_of, at) for steps_of in sets]
         self._drawn.value = (
             "<div style='background:#fff;color:#222;padding:6px;max-width:920px'>"
-            f"{''.join(parts)}{_legend()}{_table(steps)}</div>"
+            f"{''.join(parts)}{_legend(self._measured + self._modelled)}{_table(steps)}</div>"
         )
+
+
+def _stages(steps: Sequence[StepTimes]) -> list[Stage]:
+    """Stages to show, in their order: those of `Stage`, and any that a step has beyond them."""
+    known = [stage for stage in Stage if stage is not Stage.END]
+    return list(dict.fromkeys([*known, *(stage for step in steps for stage, _ in step.cycles)]))
+
+
+def _name(stage: Stage) -> str:
+    return _NAMES.get(stage, stage.name.lower().replace("_", " "))
+
+
+def _style(stage: Stage) -> int:
+    return _STYLES.get(stage, _OTHERS)
+
+
+def _groups(steps: Sequence[StepTimes]) -> dict[int, tuple[str, list[Stage]]]:
+    """Name and stages of each style; stages without a style of their own share the last."""
+    found: dict[int, list[Stage]] = {style: [] for style in range(STYLES)}
+    for stage in _stages(steps):
+        found[_style(stage)].append(stage)
+    names = {style: ", ".join(map(_name, stages)) for style, stages in found.items()}
+    return {style: (names[style] if style != _NORMS else "norms", found[style]) for style in found}
 
 
 def _title(step: StepTimes, stage: Stage, layer: int) -> str:
     us, cycles = step.us(stage, layer), step.cycles[stage, layer]
     unit = "ticks" if step.measured else "cycles"  # of the time stamps, or of the kernel
     n_bytes = step.stage_bytes(stage, layer)
-    where = f"layer {layer}, {_LANES[stage]}" if stage in _PER_LAYER else _LANES[stage]
+    where = _name(stage) if stage in _ONCE else f"layer {layer}, {_name(stage)}"
     reads = f", reads {n_bytes:,} bytes" if n_bytes else ""
     return f"{where}: {_amount(us)} µs {step.kind}, {cycles:,.0f} {unit}{reads}"
 
 
-_PER_LAYER = [
-    Stage.ATTENTION_NORM, Stage.QKV, Stage.ROPE, Stage.ATTENTION, Stage.ATTENTION_OUT,
-    Stage.FFN_NORM, Stage.GATE_UP, Stage.DOWN,
-]  # fmt: skip
-
-
 def _gantt(step: StepTimes) -> str:
     """Draw one step: time to the right, one lane per stage, one bar per layer."""
-    height = 46 + _LANE * len(_LANES) + 30
+    lanes = {stage: i for i, stage in enumerate(_stages([step]))}
+    height = 46 + _LANE * len(lanes) + 30
     label = f"Gantt chart of one token at position {step.position}, {step.kind}"
     drawing = Drawing(_WIDTH, height, label)
     drawing.text(4, 14, f"{step.kind.capitalize()}: {step.source}", size=13, bold=True)
@@ -125,23 +133,20 @@ def _gantt(step: StepTimes) -> str:
         f"{'time stamps' if step.measured else 'clock'} at {step.clock_mhz:g} MHz{share}", ink=PALE,
     )  # fmt: skip
     scale = (_WIDTH - _LEFT - 16) / step.total_us
-    bottom = 42 + _LANE * len(_LANES)
+    bottom = 42 + _LANE * len(lanes)
     for value in ticks(step.total_us, 8):
         x = _LEFT + value * scale
         drawing.line([(x, 40), (x, bottom)], ink="#dddddd")
         drawing.text(x, bottom + 14, _tick(value), size=10, anchor="middle", ink=PALE)
     drawing.text(_LEFT - 6, bottom + 14, "µs", size=10, anchor="end", ink=PALE)
-    lanes = {stage: i for i, stage in enumerate(_LANES)}
-    for stage, name in _LANES.items():
-        drawing.text(_LEFT - 6, 54 + _LANE * lanes[stage], name, size=11, anchor="end")
+    for stage, lane in lanes.items():
+        drawing.text(_LEFT - 6, 54 + _LANE * lane, _name(stage), size=11, anchor="end")
     begin = 0.0
     for (stage, layer), cycles in step.cycles.items():
-        if stage not in lanes:
-            continue
         us = cycles / step.clock_mhz
         drawing.box(
             _LEFT + begin * scale, 43 + _LANE * lanes[stage], max(us * scale, 0.7), _LANE - 4,
-            style=_STYLE[stage], title=_title(step, stage, layer), edge=INK if us * scale > 4
+            style=_style(stage), title=_title(step, stage, layer), edge=INK if us * scale > 4
             else "none",
         )  # fmt: skip
         begin += us
@@ -158,7 +163,7 @@ def _bars(steps: Sequence[StepTimes], chosen: int) -> str:
     drawing = Drawing(_WIDTH, _BARS + 62, f"Stages over positions, {kind}")
     drawing.text(4, 14, f"{kind.capitalize()}: stage times over positions (the slider's is boxed)",
                  size=13, bold=True)  # fmt: skip
-    top = max(step.total_us for step in steps)
+    groups, top = _groups(steps), max(step.total_us for step in steps)
     scale, foot = _BARS / top, _BARS + 26
     for value in ticks(top, 4):
         y = foot - value * scale
@@ -169,8 +174,8 @@ def _bars(steps: Sequence[StepTimes], chosen: int) -> str:
     width = min(room * 0.7, 48)
     for i, step in enumerate(steps):
         x, y = _LEFT + room * (i + 0.5) - width / 2, foot
-        for style, name in _GROUPS.items():
-            us = sum(step.us(stage) for stage, s in _STYLE.items() if s == style)
+        for style, (name, stages) in groups.items():
+            us = sum(step.us(stage) for stage in stages)
             y -= us * scale
             share = us / step.total_us
             drawing.box(
@@ -184,11 +189,10 @@ def _bars(steps: Sequence[StepTimes], chosen: int) -> str:
     return drawing.render()
 
 
-def _legend() -> str:
+def _legend(steps: Sequence[StepTimes]) -> str:
     drawing = Drawing(_WIDTH, 22, "Legend")
     x = 4.0
-    for style, name in _GROUPS.items():
-        assert style < STYLES
+    for style, (name, _) in _groups(steps).items():
         drawing.box(x, 4, 14, 14, style=style, edge=INK)
         drawing.text(x + 19, 16, name, size=11)
         x += 34 + 6.6 * len(name)
@@ -202,9 +206,9 @@ def _table(steps: Sequence[StepTimes]) -> str:
         ticks_of = "ticks" if step.measured else "cycles"
         head += [f"{step.kind} µs", ticks_of, "share", "of roof"]
     rows = []
-    for stage, name in _LANES.items():
+    for stage in _stages(steps):
         n_bytes = steps[0].stage_bytes(stage)
-        cells = [name, f"{n_bytes:,}" if n_bytes else ""]
+        cells = [_name(stage), f"{n_bytes:,}" if n_bytes else ""]
         for step in steps:
             us = step.us(stage)
             cells += [_amount(us), f"{us * step.clock_mhz:,.0f}", f"{us / step.total_us:.1%}"]

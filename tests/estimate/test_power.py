@@ -30,9 +30,9 @@ def test_published_power_is_within_the_stated_error(peer):
     assert peer.source
 
 
-def test_every_board_has_terms_with_their_sources():
+def test_terms_of_a_board_name_their_sources():
     # No idle power is published for the PYNQ-Z1 and Z2: they have no figure instead of a guess.
-    assert set(BOARDS) - set(TERMS) == {"pynq-z1", "pynq-z2"}
+    assert {"pynq-z1", "pynq-z2"}.isdisjoint(TERMS) and TERMS.keys() <= BOARDS.keys()
     for terms in TERMS.values():
         assert terms.static_watts > 0 and terms.static_source and terms.source
         assert "assumed" not in terms.static_source + terms.source

@@ -37,10 +37,13 @@ def test_a_row_holds_what_the_model_predicts(rows):
 
 def test_a_board_without_a_published_reading_has_no_joules():
     lines = boards_table(compare(SHAPES["stories15M"])).splitlines()
-    ends = {line.split()[0]: line.split()[-1] for line in lines[1:11]}
+    ends = {line.split()[0]: line.split()[-1] for line in lines[1 : 1 + len(boards())]}
     assert ends["pynq-z2"] == ends["pynq-z1"] == "–"
     assert float(ends["kv260"]) > 0
-    assert "No J/token: nobody published what an idle board draws: pynq-z1, pynq-z2." in lines
+    assert any(
+        line.startswith("No J/token: nobody published what an idle board draws: pynq-z1, pynq-z2")
+        for line in lines
+    )
 
 
 def test_fewer_bits_make_a_model_fit():

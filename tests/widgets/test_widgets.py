@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from enum import IntEnum
 
 import ipywidgets as widgets
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.energy import Energy
 from llama_pynq.engine.results import StreamToken, TokenLogprob
-from llama_pynq.errors import RequestError
+from llama_pynq.errors import BoardNotFound, RequestError
 from llama_pynq.kernel.abi import Stage
 from llama_pynq.measure import lens
 from llama_pynq.measure.lens import CacheUse, Lens
@@ -331,6 +332,21 @@ def test_layer_timing_says_measured_and_modelled_and_has_a_roof_only_where_known
     assert "Modelled: a test" in both and "50% of the memory&#x27;s roof" in both
 
 
+class OtherStage(IntEnum):
+    MIXTURE = 99
+
+
+def test_layer_timing_shows_a_stage_that_it_does_not_know():
+    """A stage that a later kernel adds must not vanish from the chart, the bars or the table."""
+    other = step(0, 1)
+    other.cycles[OtherStage.MIXTURE, 0] = 1000.0
+    shown = drawn(LayerTiming([other]))
+    assert "layer 0, mixture: 10.0 µs measured, 1,000 ticks" in shown
+    assert "position 0, embed, rope, sample, mixture: 10.1 µs measured, 62%" in shown
+    assert re.search(r"<td[^>]*>mixture</td>(<td[^>]*>[^<]*</td>){3}<td[^>]*>61.7%", shown)
+    assert "mixture" not in drawn(LayerTiming([step(0, 1)]))
+
+
 def test_layer_timing_refuses_nothing_and_other_positions():
     with pytest.raises(RequestError, match="no steps to show"):
         LayerTiming([])
@@ -438,7 +454,7 @@ def test_lens_error_and_cache_views_show_their_figures():
     ],
 )
 def test_wrong_use_is_refused_by_name(overlay, use, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises((RequestError, BoardNotFound), match=message):
         use(overlay)
     assert overlay.generate("", max_new_tokens=1).tokens
 

@@ -1,17 +1,23 @@
-"""Regenerate the tables of docs/kernel.md from the boards' headers: run this after a change.
+"""Regenerate what the pages say of every board, from its header and `llama_pynq.boards`.
 
-python docs/kernel_tables.py
+python docs/tables.py, or make tables; a test compares the pages.
 """
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 
-from llama_pynq.boards import boards
-from llama_pynq.kernel.config import board_constants, board_headers
+from llama_pynq.boards import MIB, Board, Resources, boards
+from llama_pynq.checkpoint.shapes import STORIES
+from llama_pynq.estimate.capacity import buffers
+from llama_pynq.estimate.resources import beyond, resources, share
+from llama_pynq.kernel.config import board_constants, board_headers, kernel_of
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.registers import Argument, arguments, registers
+from llama_pynq.vitis.platforms import PLATFORMS, Zynq
 
-DOCUMENT = Path(__file__).with_name("kernel.md")
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def _row(*cells: object) -> str:
@@ -111,18 +117,107 @@ def buffer_table(names: tuple[str, ...] = ("pynq-z2", "u250", "host")) -> str:
     return text
 
 
-TABLES = {"registers": register_table, "limits": limits_table, "buffers": buffer_table}
+# ---- boards ---------------------------------------------------------------------------
 
 
-def updated(text: str) -> str:
-    """Return a document with the tables between its markers regenerated.
+def _list(names: Iterable[str]) -> str:
+    """Join names as prose does: a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _header(board: Board) -> str:
+    return f"`{board.header.replace('-', '_')}.h`"
+
+
+def readme_boards() -> str:
+    """The README's sentence."""
+    built = [board.title for board in boards().values() if not board.no_build]
+    return f"There are configs and build scripts for {_list(built)}.\n"
+
+
+def builds() -> str:
+    """Boards that can be built, by the tool that links them, and those that cannot."""
+    tools = {"Vivado": [], "v++": []}
+    for name, platform in PLATFORMS.items():
+        tools["Vivado" if isinstance(platform, Zynq) else "v++"].append(name)
+    text = "; ".join(f"{', '.join(names)} ({tool})" for tool, names in tools.items())
+    others = [f"{b.title}: {b.no_build}" for b in boards().values() if b.no_build]
+    return f"Boards: {text}. Not built here: {'; '.join(others)}.\n"
+
+
+def status_table() -> str:
+    """What was verified for each board."""
+    text = _head("board", "same bits, compiled by g++", "build", "synthesised", "run on a board")
+    for board in boards().values():
+        platform = PLATFORMS.get(board.name)
+        tool = "Vivado" if isinstance(platform, Zynq) else "v++"
+        dry = board.no_build or f"dry run without {tool}"
+        text += _row(board.title, _header(board), dry, board.synthesised, board.run)
+    return text
+
+
+def resource_table() -> str:
+    """Estimated resources of each board's kernel against those that it has."""
+    names = [f.name for f in fields(Resources)]
+    text = _head("board", "config header", *map(str.upper, names), "contiguous, MiB")
+    for board in boards().values():
+        used, has = resources(board), board.resources
+        parts = share(used, has)
+        cells = [_part(getattr(used, n), getattr(has, n), getattr(parts, n)) for n in names]
+        sizes, port = buffers(STORIES["stories110M"], board)
+        total, pool = sum(sizes) + kernel_of(board).kv_ports * port, board.memory.pool_bytes
+        text += _row(
+            board.title, _header(board), *cells, _part(total / MIB, pool / MIB, total / pool)
+        )
+    return text
+
+
+def _part(used: float, has: float, part: float) -> str:
+    return f"{used:,.0f} of {has:,.0f} = {part:.0%}" if has else "–"
+
+
+def crowded() -> str:
+    """Boards whose kernel takes more than `LIMITS` of the device."""
+    names = [b.title for b in boards().values() if beyond(resources(b), b.resources)]
+    return (
+        f"Beyond those limits: {_list(names)}.\nExpect to lower `kClockMhz` in their headers, or "
+        "that the kernel does not fit.\n"
+    )
+
+
+def sheet_table() -> str:
+    """Documents to check each board's figures against."""
+    text = _head("board", "vendor and documents to check against", "checked")
+    for board in boards().values():
+        text += _row(board.title, board.sheet, "yes" if board.verified else "not all figures")
+    return text
+
+
+# ---- pages ----------------------------------------------------------------------------
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"boards": readme_boards},
+    "docs/builds.md": {"builds": builds},
+    "docs/boards.md": {
+        "status": status_table, "resources": resource_table, "crowded": crowded,
+        "sheets": sheet_table,
+    },
+    "docs/kernel.md": {
+        "registers": register_table, "limits": limits_table, "buffers": buffer_table,
+    },
+}  # fmt: skip
+
+
+def updated(page: str, text: str) -> str:
+    """Return a page's text with what stands between its markers regenerated.
 
     Raises
     ------
     ValueError
         If a marker is missing.
     """
-    for name, table in TABLES.items():
+    for name, table in PAGES[page].items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         head, found, rest = text.partition(begin)
         _, ended, tail = rest.partition(end)
@@ -133,4 +228,6 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(updated(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        path = REPOSITORY / page
+        path.write_text(updated(page, path.read_text(encoding="utf-8")), encoding="utf-8")
