@@ -1,32 +1,35 @@
-# Thin wrappers, described in README.md; they use a virtual environment of their own, .venv.
+# Thin wrappers; they use a virtual environment of their own, .venv. make help lists them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint docs tables clean
+.PHONY: help demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint docs tables clean
 
-demo: $(VENV)/.installed
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed  ## install, and tell a story
 	$(BIN)/llama-pynq generate "Once upon a time"
 
-test: $(VENV)/.test-installed
+test: $(VENV)/.test-installed  ## all tests but those below
 	$(BIN)/python -m pytest
 
 # The oldest supported PYNQ, 3.0.1: on the images of PYNQ-Z1/Z2 and KV260, and for Alveo.
-test-pynq3: .venv-pynq3/.test-installed
+test-pynq3: .venv-pynq3/.test-installed  ## device tests on PYNQ 3.0.1, the oldest supported
 	.venv-pynq3/bin/python -m pytest tests/device tests/engine tests/emulation
 
 # The notebooks in Chromium, with the newest JupyterLab and with that of PYNQ 3.0.1's images.
-test-browser: $(VENV)/.browser-installed
+test-browser: $(VENV)/.browser-installed  ## the notebooks in Chromium, newest JupyterLab
 	$(BIN)/python -m pytest tests/browser
 
-test-browser-lab3: .venv-lab3/.installed
+test-browser-lab3: .venv-lab3/.installed  ## the same with JupyterLab of PYNQ 3.0.1's images
 	.venv-lab3/bin/python -m pytest tests/browser
 
 # Wheels for computers without a compiler, all compiled here by zig, and one without the emulator,
 # for boards. WHEELS=linux-x86_64 builds only that one.
 WHEELS ?= $(shell $(PYTHON) -c 'from llama_pynq.emulation.targets import TARGETS; print(*TARGETS, "any")')
 
-wheels: .venv-wheels/.installed
+wheels: .venv-wheels/.installed  ## wheels for computers without a compiler, and for boards
 	@mkdir -p build; set -e; for target in $(WHEELS); do \
 	  echo "$$target: its log is in build/$$target.log"; \
 	  if [ $$target = any ]; then export LLAMA_PYNQ_TARGET= LLAMA_PYNQ_EMULATOR=0; \
@@ -36,10 +39,10 @@ wheels: .venv-wheels/.installed
 	done; ls -l dist
 
 # Tests the contents of the wheels in dist/, and installs this computer's without a compiler.
-test-wheels: $(VENV)/.test-installed
+test-wheels: $(VENV)/.test-installed  ## the wheels in dist/
 	$(BIN)/python -m pytest -rs tests/wheels
 
-lint: $(VENV)/.test-installed
+lint: $(VENV)/.test-installed  ## style, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -48,12 +51,12 @@ lint: $(VENV)/.test-installed
 
 # The pages of docs/ and the API reference, as HTML. A warning is an error; every page is read anew,
 # so that every warning is seen.
-docs: $(VENV)/.docs-installed
+docs: $(VENV)/.docs-installed  ## the pages and the API reference, in build/docs
 	$(BIN)/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 	@echo 'The pages begin with build/docs/index.html.'
 
 # What the pages say of every board, from the boards' headers and llama_pynq/boards.py.
-tables: $(VENV)/.test-installed
+tables: $(VENV)/.test-installed  ## rewrite what the pages say of every board
 	$(BIN)/python docs/tables.py
 
 SOURCES := setup.py pyproject.toml $(shell find hls_src llama_pynq notebooks overlay -type f -not -path 'overlay/llama/*' -not -path 'hls_src/build/*' -not -name '*.pyc' 2>/dev/null)
@@ -101,5 +104,5 @@ $(VENV)/.docs-installed: pyproject.toml | $(VENV)/.test-installed
 	.venv-wheels/bin/python -m pip install --quiet --group wheels
 	touch $@
 
-clean:
+clean:  ## remove virtual environments and builds
 	rm -rf .venv .venv-* build dist *.egg-info

@@ -6,12 +6,25 @@ without a compiler. By default a board compiles nothing: it has its own device, 
 its memory for minutes.
 """
 
+from __future__ import annotations
+
+import sys
+
+if not (3, 10) <= sys.version_info < (3, 13):
+    # An old pip would build NumPy from source before it looks at requires-python.
+    sys.exit(
+        "llama_pynq needs Python 3.10, 3.11 or 3.12, and this is "
+        f"{sys.version_info[0]}.{sys.version_info[1]}: PYNQ needs NumPy 1, which has no wheels for "
+        "newer ones. Make the virtual environment with one of them: python3.12 -m venv .venv, or "
+        "uv venv --python 3.12"
+    )
+
+import contextlib
 import importlib.util
 import os
 import platform
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -64,6 +77,12 @@ def reason_for_none() -> str | None:
     return f"no C++ compiler ({compiler})" if shutil.which(compiler.split()[0]) is None else None
 
 
+def tell_on_terminal(message: str) -> None:
+    """Write to the user's terminal: pip shows the output of a build only with -v."""
+    with contextlib.suppress(OSError), open("/dev/tty", "w", encoding="utf-8") as terminal:
+        terminal.write(f"\n{message}\n")
+
+
 TARGET = build_target()
 WITHOUT_EMULATOR = reason_for_none()
 
@@ -74,10 +93,12 @@ class BuildPackage(build_py):
     def run(self) -> None:
         super().run()
         if WITHOUT_EMULATOR:
-            self.warn(
+            message = (
                 f"{WITHOUT_EMULATOR}: installing without the emulator. To compile it later: "
                 "python -m llama_pynq.emulation.build"
             )
+            self.warn(message)
+            tell_on_terminal(f"llama_pynq: {message}")
             if self.editable_mode:  # from an older build, of other sources
                 shutil.rmtree(ROOT / "overlay" / "llama", ignore_errors=True)
 

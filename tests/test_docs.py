@@ -12,11 +12,12 @@ from support.kernel_library import header_constants
 from support.paths import HLS_SRC, REPOSITORY
 
 import llama_pynq
-from llama_pynq import errors, widgets
+from llama_pynq import __version__, errors, widgets
 from llama_pynq.boards import boards
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.checkpoint.shapes import STORIES
+from llama_pynq.cli.main import command_parser
 from llama_pynq.emulation import hwh
 from llama_pynq.emulation.build import FLAGS
 from llama_pynq.emulation.design import zynq_design
@@ -32,7 +33,7 @@ from llama_pynq.weights.tiles import channel_bytes, pack_channels
 DOCS = REPOSITORY / "docs"
 KERNEL = (DOCS / "kernel.md").read_text(encoding="utf-8")
 PAGES = [
-    REPOSITORY / "README.md",
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     REPOSITORY / "overlay" / "README.md",
     *sorted(DOCS.rglob("*.md")),
     *sorted(DOCS.glob("*.svg")),
@@ -339,6 +340,44 @@ def test_rooms_stand_in_the_order_of_the_import_contract():
     order = {name: i for i, layer in enumerate(layers) for name in layer}
     assert set(order) - set(rooms) == {"__main__", "energy", "errors"}
     assert [order[room] for room in rooms] == sorted(order[room] for room in rooms)
+
+
+def command_lines(text):
+    """Words of every ``llama-pynq ...`` and ``make ...`` in backticks or indented."""
+    code = re.findall(r"`([^`\n]+)`", text)
+    code += re.findall(r"^(?: {4,}|)((?:\.venv/bin/)?(?:llama-pynq|make) .*)$", text, re.MULTILINE)
+    for line in code:
+        words = line.split("#")[0].replace("\\|", " ").removeprefix(".venv/bin/").split()
+        theirs = "pynqremote" in words  # PYNQ's own make
+        if len(words) > 1 and words[0] in ("llama-pynq", "make") and not theirs:
+            yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_and_options_named_exist(page):
+    commands = command_parser()[1].choices
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    builds = re.search(r"^STEPS := (.*)$", (HLS_SRC / "Makefile").read_text(), re.M)[1].split()
+    for words in command_lines(page.read_text(encoding="utf-8")):
+        if words[0] == "make":
+            known = builds if "hls_src" in words else targets
+            named = {word for word in words[1:] if re.fullmatch(r"[a-z][a-z0-9-]+", word)}
+            assert named <= {*known, "hls_src"}, words
+            continue
+        if words[1] in ("--help", "--version", "COMMAND"):
+            continue
+        assert words[1] in commands, words
+        given = words[: words.index("--")] if "--" in words else words
+        help_text = commands[words[1]].format_help()
+        for tool in getattr(commands[words[1]]._subparsers, "_group_actions", []):
+            help_text += "".join(parser.format_help() for parser in tool.choices.values())
+        for option in re.findall(r"--[a-z][a-z-]+", " ".join(given)):
+            assert option in help_text, f"{words[1]} has no {option}"
+
+
+def test_version_to_cite_is_this_one():
+    text = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", text, re.MULTILINE)[1] == __version__
 
 
 # ---- README.md --------------------------------------------------------------------------

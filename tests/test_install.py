@@ -4,6 +4,7 @@ Nothing is downloaded: the environments borrow the dependencies of the environme
 tests, except llama_pynq and its entry points.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -392,6 +393,37 @@ def test_build_without_a_compiler_leaves_out_the_emulator(source, tmp_path):
     without, log = build("wheel", source, tmp_path / "dist", **nowhere)
     assert "no C++ compiler (/nonexistent/g++): installing without the emulator" in log
     assert without.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no controlling terminal")
+def test_build_without_a_compiler_says_so_on_the_terminal(source, tmp_path):
+    """pip hides the output of a build."""
+    import pty
+
+    build_it = f"{sys.executable} setup.py -q build -b {tmp_path} >/dev/null 2>&1"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(source)
+        os.execve("/bin/sh", ["sh", "-c", build_it], {**os.environ, "CXX": "/nonexistent/g++"})
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's end
+        while data := os.read(terminal, 4096):
+            said += data
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(terminal)
+    assert b"llama_pynq: no C++ compiler (/nonexistent/g++): installing without the em" in said
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 13), (3, 14)])
+def test_other_pythons_are_refused_before_anything_is_built(source, version):
+    code = (
+        f"import sys; sys.version_info = {(*version, 0, 'final', 0)}; sys.argv = ['setup.py', "
+        "'egg_info']; exec(compile(open('setup.py').read(), 'setup.py', 'exec'))"
+    )
+    done = attempt(sys.executable, "-S", "-c", code, cwd=source)
+    assert done.returncode == 1
+    asked = f"needs Python 3.10, 3.11 or 3.12, and this is {version[0]}.{version[1]}: PYNQ needs"
+    assert asked in done.stderr and "python3.12 -m venv .venv" in done.stderr
 
 
 @pytest.mark.parametrize(

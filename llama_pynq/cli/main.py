@@ -23,7 +23,7 @@ _PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exit with status 2, and the command's own usage, if it is wrong."""
-    parser, commands = _parser()
+    parser, commands = command_parser()
     complete(parser)
     given, passed_on = notebooks.split(arguments)
     if given and not given[0].startswith("-") and given[0] not in commands.choices:
@@ -48,7 +48,8 @@ def _meant(given: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
+def command_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
+    """Return the parser of the whole command line, and its commands."""
     parser = argparse.ArgumentParser(
         prog="llama-pynq",
         description="Llama 2 on an FPGA, or on the emulated device if there is no board.",
