@@ -33,7 +33,9 @@ class BinTokenizer(Tokenizer):
     The file holds a little-endian uint32, the longest token's length in bytes, and then for
     each token a float32 score, a uint32 length and its bytes. The file does not hold the
     number of tokens: run.c takes it from the model; this class reads to the end, and
-    :meth:`Tokenizer.check_vocab` compares.
+    :meth:`Tokenizer.check_vocab` compares. Files of 28 July to 4 August 2023 have characters
+    U+0000 to U+00FF where later ones have byte tokens, ``<0x00>`` to ``<0xFF>``: they are
+    read as byte tokens.
 
     Parameters
     ----------
@@ -192,7 +194,8 @@ def _parse_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
     while offset + 8 <= len(data):
         score, length = struct.unpack_from("<fI", data, offset)
         piece = data[offset + 8 : offset + 8 + length]
-        if not 0 < length <= longest or not math.isfinite(score) or b"\0" in piece:
+        nul = b"\0" in piece and (piece != b"\0" or len(pieces) != _FIRST_BYTE_ID)
+        if not 0 < length <= longest or not math.isfinite(score) or nul:
             # The first token is <unk> in every vocabulary: a bad one means a foreign file.
             if not pieces:
                 raise TokenizerError(_foreign(path, data))
@@ -216,11 +219,30 @@ def _parse_bin(path: Path, data: bytes) -> tuple[list[bytes], list[float]]:
             f"{path} has only {len(pieces)} token(s), and llama2.c needs <unk>, BOS and EOS "
             f"at ids 0 to 2: the file is truncated or foreign; {REMEDY}"
         )
-    return pieces, scores
+    return _named_bytes(path, pieces), scores
+
+
+def _named_bytes(path: Path, pieces: list[bytes]) -> list[bytes]:
+    """Name the byte tokens of a file of July 2023, which has the characters of their numbers."""
+    first, last = _FIRST_BYTE_ID, _FIRST_BYTE_ID + 256
+    if pieces[first:last] == [chr(byte).encode() for byte in range(256)]:
+        return [*pieces[:first], *(b"<0x%02X>" % byte for byte in range(256)), *pieces[last:]]
+    if pieces[first : first + 1] == [b"\0"]:
+        raise TokenizerError(
+            f"{path} is a corrupt tokenizer.bin: token {first} is a NUL, and the tokens behind it "
+            "are not the other bytes; download it again"
+        )
+    return pieces
 
 
 def _foreign(path: Path, data: bytes) -> str:
     head = data[:4096]
+    if head.startswith(b"\5\0\0\0<unk>"):
+        return (
+            f"{path} is a tokenizer.bin of 24 to 28 July 2023, without the scores that encoding "
+            "needs: download llama2.c's tokenizer.bin again, or export it from tokenizer.model "
+            "with today's tokenizer.py"
+        )
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", head):
         return (
             f"{path} is a tiktoken vocabulary, as Llama 3 uses; this package runs the Llama 2 "

@@ -53,7 +53,13 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{path} is a sentencepiece model without a BOS or EOS token, so it is not a "
                 f"Llama vocabulary; {REMEDY}"
             )
-        names = model.id_to_piece(list(range(model.get_piece_size())))
+        try:
+            names = model.id_to_piece(list(range(model.get_piece_size())))
+        except UnicodeDecodeError as error:
+            raise TokenizerError(
+                f"{path} is a damaged sentencepiece model: the piece {error.object!r} is not UTF-8 "
+                f"({error.reason} at its byte {error.start}); download it again"
+            ) from error
         # The same bytes as in the .bin that llama2.c's tokenizer.py would write.
         names[self.bos_id], names[self.eos_id] = "\n<s>\n", "\n</s>\n"
         super().__init__(path, data, [name.replace("\u2581", " ").encode() for name in names])
@@ -103,11 +109,15 @@ def _refuse_cut_protobuf(path: Path, data: bytes) -> None:
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:
-    """Value of a protobuf varint and the offset behind it; bytes past the end read as zeros."""
-    value = shift = 0
-    while True:
+    """Value of a protobuf varint and the offset behind it; bytes past the end read as zeros.
+
+    A varint has ten bytes at most: of a longer one, those are read.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
         byte = data[offset] if offset < len(data) else 0
         value |= (byte & 0x7F) << shift
-        offset, shift = offset + 1, shift + 7
+        offset += 1
         if byte < 0x80:
-            return value, offset
+            break
+    return value, offset

@@ -1,6 +1,7 @@
 """tokenizer.bin: equality with llama2.c, and refused files."""
 
 import random
+import struct
 import time
 
 import pytest
@@ -15,8 +16,10 @@ from support.tokenizer_cases import (
     refused,
     small_bin,
 )
+from support.tokenizer_files import read_tokenizer_bin
 
 from llama_pynq.errors import TokenizerError
+from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.load import load_tokenizer
 
 
@@ -187,3 +190,44 @@ def test_load_corrupt_bin_is_refused(tmp_path, piece, score, message):
 def test_load_bin_with_too_few_tokens_is_refused(tmp_path):
     path = bin_file(tmp_path / "t.bin", [(b"<unk>", 0.0), (b"\n<s>\n", 0.0)])
     refused(path, "has only 2 token(s)", "at ids 0 to 2")
+
+
+# ---- files of July 2023 -----------------------------------------------------------------
+
+
+def july(data, scores=True):
+    """The file that tokenizer.py wrote on 28 July 2023; before, it had no scores."""
+    tokens = read_tokenizer_bin(data)
+    for byte in range(256):
+        assert tokens[3 + byte][1] == b"<0x%02X>" % byte
+        tokens[3 + byte] = (tokens[3 + byte][0], chr(byte).encode())
+    if not scores:
+        return b"".join(struct.pack("<I", len(piece)) + piece for _, piece in tokens)
+    longest = max(len(piece) for _, piece in tokens)
+    records = (struct.pack("<fI", score, len(piece)) + piece for score, piece in tokens)
+    return struct.pack("<I", longest) + b"".join(records)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_file_of_july_2023_encodes_as_todays(tmp_path, text):
+    today = load_tokenizer(BUNDLED / "tokenizer.bin")
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(july((BUNDLED / "tokenizer.bin").read_bytes()))
+    old = load_tokenizer(path)
+    ids = old.encode(text)
+    assert ids == today.encode(text)
+    assert old.decode(ids) == today.decode(ids)
+
+
+def test_file_of_july_2023_without_scores_is_named(tmp_path):
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(july((BUNDLED / "tokenizer.bin").read_bytes(), scores=False))
+    refused(path, "is a tokenizer.bin of 24 to 28 July 2023, without", "with today's tokenizer.py")
+
+
+def test_nul_among_other_tokens_is_corrupt(tmp_path):
+    data = july((BUNDLED / "tokenizer.bin").read_bytes())
+    at = data.index(struct.pack("<I", 1) + b"A") + 4
+    path = tmp_path / "tokenizer.bin"
+    path.write_bytes(data[:at] + b"B" + data[at + 1 :])
+    refused(path, "token 3 is a NUL, and the tokens behind it are not the other bytes")

@@ -86,3 +86,21 @@ def test_import_does_not_load_sentencepiece():
     code = "import sys, llama_pynq.tokenizer.load; sys.exit('sentencepiece' in sys.modules)"
     root = REPOSITORY
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@needs_models
+@pytest.mark.parametrize("byte", [0x41, 0xFF, 0xC0])
+def test_piece_that_is_not_utf8_is_refused_by_name(tmp_path, byte):
+    data = bytearray((MODELS / "tokenizer32k.model").read_bytes())
+    at = data.index("\u2581the".encode())
+    data[at] = byte
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(data)
+    refused(path, "is a damaged sentencepiece model: the piece b'", "is not UTF-8")
+
+
+def test_endless_varint_is_read_once(tmp_path):
+    """A varint of megabytes took quadratic time."""
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\x0a\x02\x0a\x00" + b"\xff" * 2_000_000)
+    refused(path, "corrupt at byte")
