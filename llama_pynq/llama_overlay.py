@@ -53,23 +53,23 @@ def _close_all() -> None:
                 overlay.close()
 
 
-def _not_ours(bitfile_name: str | Path, ip_dict: dict[str, Any]) -> OverlayMismatch:
+def _not_ours(path: Path, ip_dict: dict[str, Any]) -> OverlayMismatch:
     found = ", ".join(f"{name} ({ip['type']})" for name, ip in ip_dict.items())
     return OverlayMismatch(
-        f"{bitfile_name} is not an overlay of llama_pynq: it has no IP of type {VLNV}, only "
+        f"{path} is not an overlay of llama_pynq: it has no IP of type {VLNV}, only "
         f"{found or 'none'}"
     )
 
 
-def _close_older(device: Device, bitfile_name: str | Path) -> None:
+def _close_older(device: Device, path: Path) -> None:
     """Close this process's overlay on the same device, as when a notebook's cell is run again.
 
     Raises
     ------
     DeviceBusy
         If a text of the older overlay is unfinished.
-    OverlayNotFound, OverlayMismatch
-        If there is no file for the new overlay, or none of this package: the older one stays.
+    OverlayMismatch
+        If the new overlay's file is none of this package: the older overlay stays.
     """
     paths = lock_paths(device)
     for older in list(_open):
@@ -82,7 +82,6 @@ def _close_older(device: Device, bitfile_name: str | Path) -> None:
                 "generate() or stream() of it is unfinished. Finish or close() that text, or close "
                 "the overlay: overlay.close()"
             )
-        path = overlay_file(bitfile_name, device)
         ips = device.get_bitfile_metadata(str(path)).ip_dict
         if ips.get(IP_NAME, {}).get("type") not in VLNVS:
             raise _not_ours(path, ips)
@@ -143,17 +142,18 @@ class LlamaOverlay(pynq.Overlay):
             device = find_device()
         if bitfile_name is None:
             bitfile_name = emulated_overlay() if is_emulated(device) else overlay_for(device)
-        _close_older(device, bitfile_name)
+        path = overlay_file(bitfile_name, device)
+        _close_older(device, path)
         self._device_lock = lock_device(device)
         self._opened, self._clock_note = False, ""
         self._clock_mhz: float | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
-                super().__init__(str(overlay_file(bitfile_name, device)), device=device, **kwargs)
+                super().__init__(str(path), device=device, **kwargs)
             description = self.ip_dict.get(IP_NAME)
             if description is None or not isinstance(self.llama, LlamaDriver):
-                raise _not_ours(bitfile_name, self.ip_dict)
+                raise _not_ours(path, self.ip_dict)
             self._limits = self.llama.limits
             self._record = record_of(Path(self.bitfile_name))
         except BaseException:

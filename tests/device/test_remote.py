@@ -314,7 +314,7 @@ def test_boards_that_do_not_answer_are_named(monkeypatch, capsys):
     assert isinstance(find_device(), EmulatedDevice)
     monkeypatch.delenv("LLAMA_PYNQ_EMULATE")
     assert main(["info", "--emulate"]) == 0
-    assert "not known: Failed to connect to remote device" in capsys.readouterr().out
+    assert "Failed to connect to remote device" in capsys.readouterr().out
 
 
 def test_board_that_is_named_is_found_first(board, monkeypatch):

@@ -259,7 +259,7 @@ def test_command_prints_and_writes_the_report(tmp_path, capsys, monkeypatch):
     assert "all 26 checks passed" in out
     assert file.read_text().split() == out.split()
     assert main(["selftest", "--emulate", "--output", str(file)]) == 1
-    assert f"{file} exists: give the name of a new file" in capsys.readouterr().err
+    assert f"{file} exists: choose another name" in capsys.readouterr().err
     assert main(["selftest", "--emulate", "--shape", "7B"]) == 1
     assert "no random model '7B': choose one of stories15M" in capsys.readouterr().err
 

@@ -208,7 +208,7 @@ def test_install_source_that_is_no_record_is_named(user, build, server, source, 
     server.files["text"] = b"hello"
     server.files["folder/"] = b"\n<!DOCTYPE html><title>Index of /folder</title>"
     source = source.format(server=server.url, build=build)
-    with pytest.raises((BoardNotFound, OverlayMismatch), match=message) as caught:
+    with pytest.raises((InstallError, OverlayMismatch), match=message) as caught:
         fetch(source)
     assert source in str(caught.value)
 

@@ -15,10 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from llama_pynq.vitis.platforms import PLATFORMS, Zynq
+
 TCL = Path(__file__).parent / "tcl"
-BOARD_PARTS = (
-    "xilinx.com:kv260_som:part0:1.3 xilinx.com:kv260_som:part0:1.4 xilinx.com:kr260_som:part0:1.1 "
-    "xilinx.com:zcu104:part0:1.1 tul.com.tw:pynq-z2:part0:1.0 www.digilentinc.com:pynq-z1:part0:1.0"
+BOARD_PARTS = " ".join(
+    [
+        "xilinx.com:kv260_som:part0:1.3 xilinx.com:kv260_som:part0:1.4",
+        "xilinx.com:kr260_som:part0:1.1",  # of no board here
+        *(p.board_part.replace("*", "1.1") for p in PLATFORMS.values() if isinstance(p, Zynq)),
+    ]
 )
 
 # Rows and columns as in Vivado 2022.1; the figures are made up.
