@@ -20,7 +20,7 @@ import operator
 import struct
 import threading
 import weakref
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -157,6 +157,19 @@ class Checkpoint:
         """Close the file. Reading a tensor afterwards is an error; closing again is not."""
         self._finalizer()
 
+    def cut_vocab(self, vocab_size: int) -> None:
+        """Leave out rows of the vocabulary that pad it beyond its tokenizer.
+
+        `config`, the token embedding and the classifier then have `vocab_size` rows.
+
+        Parameters
+        ----------
+        vocab_size : int
+            At most that of `config`.
+        """
+        assert 0 < vocab_size <= self.config.vocab_size
+        self.config = replace(self.config, vocab_size=vocab_size)
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file's content, as hex; computed on first use, in slices."""
@@ -197,7 +210,10 @@ class Checkpoint:
             groups = weights.reshape(-1, self.group_size)
             groups *= scale.reshape(-1, 1)  # runq.c, dequantize()
             return weights
-        floats = np.empty(place.shape, np.float32)
+        shape = place.shape
+        if len(shape) == 2 and name in GLOBAL_TENSORS:
+            shape = (self.config.vocab_size, shape[1])
+        floats = np.empty(shape, np.float32)
         self._read_into(floats, offset)
         self._refuse_nonfinite(floats, label)
         return floats
@@ -233,11 +249,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"{name} is float32 in every checkpoint version: read it with tensor()"
             )
-        rows, columns = place.shape
+        stored, columns = place.shape
+        rows = self.config.vocab_size if name in GLOBAL_TENSORS else stored
         q = np.empty((rows, columns), np.int8)
         scale = np.empty((rows, columns // self.group_size), np.float32)
         self._read_into(q, offset)
-        self._read_into(scale, offset + q.nbytes)
+        self._read_into(scale, offset + stored * columns)
         self._refuse_nonfinite(scale, f"{label}, scales")
         if float(np.abs(scale).max()) * 128 > float(np.finfo(np.float32).max):
             raise CheckpointError(

@@ -9,7 +9,9 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 from llama_pynq import __version__
 from llama_pynq.cli import bench, boards, generate, info, notebooks, overlay, pack
@@ -70,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # the terminal's encoding may lack a character
     args = _parse(sys.argv[1:] if argv is None else argv)
-    ignore_pynqs_warnings()
+    with warnings.catch_warnings():
+        ignore_pynqs_warnings()
+        warnings.showwarning = _show_warning
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     commands = {name: run for part in _PARTS for name, run in part.COMMANDS.items()}
     try:
         status = commands[args.command](args)
@@ -89,6 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         print(f"llama-pynq: {error}", file=sys.stderr)
         return 1
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int,
+    file: TextIO | None = None, line: str | None = None,
+) -> None:  # fmt: skip
+    """Print a warning without the line of source that Python adds."""
+    print(f"llama-pynq: {message}", file=sys.stderr)
 
 
 def _drop_output() -> None:

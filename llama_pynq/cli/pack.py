@@ -42,6 +42,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
+    from llama_pynq.engine.loading import cut_padding
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
     from llama_pynq.tokenizer.load import load_tokenizer
@@ -66,7 +67,9 @@ def _pack(args: argparse.Namespace) -> int:
         check_limits(checkpoint.config, limits)
         text = b""
         if tokenizer is not None:
-            load_tokenizer(tokenizer).check_vocab(checkpoint.config.vocab_size)
+            note = cut_padding(checkpoint, load_tokenizer(tokenizer))
+            if note:
+                print(f"llama-pynq: {note}", file=sys.stderr)
             text = tokenizer.read_bytes()
         quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
         write_packed(quantized, target, output, text)

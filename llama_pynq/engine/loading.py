@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.energy import EnergyMeter, check_meter
 from llama_pynq.engine.llama import Llama
@@ -53,12 +55,25 @@ def load(
     if source.is_file() and is_packed(source):
         packed = open_packed(source)
         _check_packed(packed, group_size=group_size, weight_bits=weight_bits, rope_theta=rope_theta)
+        text = _tokenizer_of(source, packed.tokenizer, tokenizer, bundled=False)
+        text.check_vocab(packed.config.vocab_size)
+        if packed.config.vocab_size > text.vocab_size:
+            raise TokenizerError(
+                f"{source} was packed with {packed.config.vocab_size} rows of vocabulary, and the "
+                f"tokenizer {text.path} has {text.vocab_size}: pack the checkpoint again with it, "
+                "llama-pynq pack FILE --model ... --tokenizer ..., which leaves out the others"
+            )
     else:
         theta = 10000.0 if rope_theta is None else rope_theta
+        load_checkpoint(source).close()  # a wrong model file is named before a missing tokenizer
+        text = _tokenizer_of(source, b"", tokenizer, bundled=path is None)
 
         def pack(rebuild: bool = False) -> PackedModel:
             with load_checkpoint(source, rope_theta=theta) as checkpoint:
                 check_limits(checkpoint.config, limits)
+                note = cut_padding(checkpoint, text)
+                if note and not rebuild:
+                    warnings.warn(note, stacklevel=5)  # of the caller of overlay.load_model()
                 return pack_cached(
                     checkpoint, limits.target, group_size, weight_bits or 8, rebuild=rebuild
                 )
@@ -68,7 +83,6 @@ def load(
         def repack() -> PackedModel:
             return pack(rebuild=True)
 
-    text = _tokenizer_of(source, packed, tokenizer, bundled=path is None)
     llama = Llama(driver, text, packed, repack, kv_bits)
     try:
         llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
@@ -97,19 +111,35 @@ def _check_packed(packed: PackedModel, **asked: float | None) -> None:
             )
 
 
-def _tokenizer_of(
-    source: Path, packed: PackedModel, path: str | Path | None, bundled: bool
-) -> Tokenizer:
+def cut_padding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
+    """Leave out the rows of a model's vocabulary that have no token; return a note if any do.
+
+    No token can then be sampled that the tokenizer does not know.
+
+    Raises
+    ------
+    TokenizerError
+        If model and tokenizer do not belong together.
+    """
+    rows, tokens = checkpoint.config.vocab_size, tokenizer.vocab_size
+    tokenizer.check_vocab(rows)
+    if rows == tokens:
+        return ""
+    checkpoint.cut_vocab(tokens)
+    return (
+        f"{checkpoint.path} has {rows} rows of vocabulary, its tokenizer {tokens} tokens: the last "
+        f"{rows - tokens} rows are padding, and are left out"
+    )
+
+
+def _tokenizer_of(source: Path, inside: bytes, path: str | Path | None, bundled: bool) -> Tokenizer:
     if path is None and bundled:
         path = BUNDLED / "tokenizer.bin"
     if path is not None:
-        tokenizer = load_tokenizer(path)
-    elif packed.tokenizer:
-        tokenizer = tokenizer_from_bytes(packed.tokenizer, packed.path)
-    else:
-        raise TokenizerError(
-            f"{source} comes without a tokenizer: give its file, "
-            'load_model("model.bin", tokenizer="tokenizer.bin") or --tokenizer tokenizer.bin'
-        )
-    tokenizer.check_vocab(packed.config.vocab_size)
-    return tokenizer
+        return load_tokenizer(path)
+    if inside:
+        return tokenizer_from_bytes(inside, source)
+    raise TokenizerError(
+        f"{source} comes without a tokenizer: give its file, "
+        'load_model("model.bin", tokenizer="tokenizer.bin") or --tokenizer tokenizer.bin'
+    )

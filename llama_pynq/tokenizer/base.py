@@ -27,6 +27,9 @@ from llama_pynq.errors import TokenizerError
 MAX_FILE_BYTES = 64 << 20  # Llama 3's 128,000 tokens take 2 MB
 REMEDY = "give llama2.c's tokenizer.bin, or Llama 2's tokenizer.model"
 
+MAX_PADDING = 256
+"""Rows by which a model's vocabulary may be larger than its tokenizer; a large one, by 1 in 32."""
+
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -152,7 +155,9 @@ class Tokenizer(ABC):
         return StreamDecoder(self, prompt_tokens)
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Check that a model's vocabulary has the size of the tokenizer's.
+        """Check that a model's vocabulary is the tokenizer's, or that with a few rows of padding.
+
+        Some trainers pad the vocabulary to a round number: 32,016 rows for 32,000 tokens.
 
         Parameters
         ----------
@@ -162,9 +167,11 @@ class Tokenizer(ABC):
         Raises
         ------
         TokenizerError
-            If the sizes differ: ids would name other tokens, or none.
+            If the tokenizer is larger, or smaller by more than `MAX_PADDING`: ids would name
+            other tokens, or none.
         """
-        if vocab_size != self.vocab_size:
+        padding = vocab_size - self.vocab_size
+        if not 0 <= padding <= max(MAX_PADDING, self.vocab_size // 32):
             raise TokenizerError(
                 f"the model has a vocabulary of {vocab_size} tokens, but the tokenizer "
                 f"{self.path} has {self.vocab_size}: they do not belong together; use the "

@@ -279,7 +279,8 @@ def pack_cached(
     model = QuantizedModel(checkpoint, group_size, bits)
     key = (
         f"{checkpoint.sha256[:32]}-w{bits}-g{model.group_size}-c{target.channels}-t{target.tile_rows}"
-        f"-r{float(model.config.rope_theta)!r}-v{PACK_VERSION}.{ABI_VERSION}"
+        f"-n{model.config.vocab_size}-r{float(model.config.rope_theta)!r}"
+        f"-v{PACK_VERSION}.{ABI_VERSION}"
     )
     path = cache_folder() / "models" / f"{key}.safetensors"
     if not rebuild and path.exists():

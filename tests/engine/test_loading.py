@@ -3,16 +3,21 @@
 import json
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.checkpoint_files import random_weights, write_checkpoint
 from support.generating import PROMPT, needs_shared, opened, tokens_of
 from support.paths import MODELS
 
 from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
 from llama_pynq.kernel.config import Target
 from llama_pynq.models import BUNDLED
+from llama_pynq.weights.packed import write_packed
+from llama_pynq.weights.quantize import QuantizedModel
 from llama_pynq.weights.tiles import channel_bytes
 
 
@@ -21,6 +26,57 @@ def test_load_model_with_a_foreign_tokenizer_names_both_sizes(overlay, bundled):
     with pytest.raises(TokenizerError, match="512.*32000"):
         overlay.load_model(MODELS / "stories260K.bin", tokenizer=MODELS / "tokenizer32k.bin")
     assert overlay.generate(PROMPT, max_new_tokens=3, temperature=0).tokens
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("padding", [1, 16, 256])
+def test_rows_that_pad_the_vocabulary_are_never_sampled(overlay, tmp_path, version, tied, padding):
+    """The padded model is the model without its padding, bit for bit."""
+    tokens = 1024  # of the bundled tokenizer
+    config = ModelConfig(64, 128, 2, 4, 2, tokens + padding, 64, tied=tied)
+    weights = random_weights(config, seed=3)
+    for name in {"token_embedding_table", "wcls"} & weights.keys():
+        weights[name][tokens:] *= 50  # rows that would win
+    group = 64 if version == 2 else None
+    write_checkpoint(tmp_path / "padded.bin", config, version, group, weights=weights)
+    cut = {n: w[:tokens] if w.shape[0] == tokens + padding else w for n, w in weights.items()}
+    config = replace(config, vocab_size=tokens)
+    write_checkpoint(tmp_path / "cut.bin", config, version, group, weights=cut)
+    tokenizer = BUNDLED / "tokenizer.bin"
+    overlay.load_model(tmp_path / "cut.bin", tokenizer)
+    expected = overlay.generate("Once", max_new_tokens=40, seed=1, temperature=1.5).tokens
+    logits = overlay.logits([1, 5, 9])
+    with pytest.warns(UserWarning) as told:
+        overlay.load_model(tmp_path / "padded.bin", tokenizer)
+    assert [str(w.message) for w in told] == [
+        f"{tmp_path / 'padded.bin'} has {tokens + padding} rows of vocabulary, its tokenizer "
+        f"1024 tokens: the last {padding} rows are padding, and are left out"
+    ]
+    assert overlay.generate("Once", max_new_tokens=40, seed=1, temperature=1.5).tokens == (expected)
+    assert np.array_equal(overlay.logits([1, 5, 9]), logits)
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(1023, False), (1280, True), (1281, False)])
+def test_tokenizer_that_is_larger_or_much_smaller_is_refused(overlay, tmp_path, rows, fits):
+    config = ModelConfig(64, 128, 1, 4, 2, rows, 64, tied=True)
+    write_checkpoint(tmp_path / "m.bin", config, 1, weights=random_weights(config))
+    if fits:
+        with pytest.warns(UserWarning, match="256 rows are padding"):
+            overlay.load_model(tmp_path / "m.bin", BUNDLED / "tokenizer.bin")
+    else:
+        with pytest.raises(TokenizerError, match=f"{rows} tokens, .* has 1024: they do not"):
+            overlay.load_model(tmp_path / "m.bin", BUNDLED / "tokenizer.bin")
+
+
+def test_packed_model_without_its_tokenizer_cannot_be_cut(overlay, tmp_path):
+    config = ModelConfig(64, 128, 1, 4, 2, 1040, 64, tied=True)
+    write_checkpoint(tmp_path / "m.bin", config, 1, weights=random_weights(config))
+    with load_checkpoint(tmp_path / "m.bin") as checkpoint:
+        target = overlay.llama.limits.target
+        write_packed(QuantizedModel(checkpoint), target, tmp_path / "m.safetensors")
+    with pytest.raises(TokenizerError, match="with 1040 rows .* has 1024: pack the checkpoint"):
+        overlay.load_model(tmp_path / "m.safetensors", BUNDLED / "tokenizer.bin")
 
 
 @needs_shared
