@@ -157,7 +157,7 @@ class QuantizedModel:
         q, scale = self._checkpoint.quantized(name, layer)
         repeat = self._checkpoint.group_size // self.group_size  # type: ignore[operator]
         scale = np.repeat(scale, repeat, axis=1)
-        dead = scale < _TINY_SCALE
+        dead = np.abs(scale) < _TINY_SCALE
         if dead.any():
             scale = np.where(dead, np.float32(0), scale)
         return QuantizedMatrix(q, scale)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkpoint_files
 from support.checkpoint_files import quantize_q80, random_weights
 from support.weight_shapes import CONFIG, UNTIED
 
@@ -128,6 +129,21 @@ def test_quantized_model_requantises_smaller_groups_and_says_so(new_checkpoint, 
     )
     expected = quantize_weights(checkpoint.tensor("w1", 1), size)
     np.testing.assert_array_equal(model.matrix("w1", 1).q, expected.q)
+
+
+def test_quantized_model_keeps_negative_scales(new_checkpoint, monkeypatch):
+    """q and scale of a group may both be negated: a weight is their product."""
+    plain = QuantizedModel(new_checkpoint(CONFIG, 2, 64)).matrix("w1", 0)
+    original = checkpoint_files.quantize_q80
+
+    def negated(w, group_size):
+        q, scale = original(w, group_size)
+        return -q, -scale
+
+    monkeypatch.setattr(checkpoint_files, "quantize_q80", negated)
+    matrix = QuantizedModel(new_checkpoint(CONFIG, 2, 64)).matrix("w1", 0)
+    assert (matrix.scale < 0).all()
+    np.testing.assert_array_equal(matrix.dequantize(), plain.dequantize())
 
 
 def test_quantized_model_zeroes_tiny_scales_of_the_file(new_checkpoint):
