@@ -348,6 +348,20 @@ def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
     return checkpoint
 
 
+def has_llama2c_header(head: bytes) -> bool:
+    """Whether a file starts with the magic number, or with sizes that a version 0 model may have.
+
+    Parameters
+    ----------
+    head : bytes
+        The first few hundred bytes.
+    """
+    if head.startswith(struct.pack("<I", _MAGIC)):
+        return True
+    sizes = _plausible_sizes(head, allow_negative_vocab=True)
+    return sizes is not None and sizes[0] % sizes[3] == 0 and sizes[3] % sizes[4] == 0
+
+
 def _parse_header(
     path: Path, head: bytes, n_bytes: int, rope_theta: float
 ) -> tuple[int, ModelConfig, int | None]:

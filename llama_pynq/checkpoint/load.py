@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from llama_pynq.checkpoint.llama2c import Checkpoint, read_llama2c
 from llama_pynq.errors import CheckpointError
+from llama_pynq.utils.files import user_path
 from llama_pynq.utils.foreign import LLAMA2C_EXPORT
 
 
@@ -36,7 +37,7 @@ def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> C
         If the file is missing (then also a FileNotFoundError), foreign, truncated,
         over-long, or ambiguous.
     """
-    path = Path(path)
+    path = user_path(path)
     file = _open(path)
     try:
         return read_llama2c(path, file, rope_theta)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_pynq.cli.output import file_to_write, force_option, json_option, print_json
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.utils.files import user_path
 
 if TYPE_CHECKING:
     from llama_pynq.checkpoint.config import ModelConfig
@@ -79,7 +79,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
                 f"there is no shape {args.shape!r}: choose one of {', '.join(SHAPES)}"
             )
         return args.shape, SHAPES[args.shape], args.group_size, bits
-    path = Path(args.model) if args.model else BUNDLED / "stories.bin"
+    path = user_path(args.model) if args.model else BUNDLED / "stories.bin"
     if path.is_file() and is_packed(path):
         packed = open_packed(path)
         for option, asked, has in (

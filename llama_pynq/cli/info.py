@@ -10,6 +10,7 @@ from llama_pynq import __version__
 from llama_pynq.cli.arguments import model_options, open_overlay, selected_device
 from llama_pynq.cli.output import json_option, print_json
 from llama_pynq.errors import DeviceBusy, DeviceNotFound, OverlayMismatch
+from llama_pynq.utils.files import user_path
 
 if TYPE_CHECKING:
     from pynq.pl_server.device import Device
@@ -138,8 +139,6 @@ def _limits(args: argparse.Namespace, device: Device) -> tuple[KernelLimits | No
 
 
 def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
-    from pathlib import Path
-
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.errors import LimitError
     from llama_pynq.kernel.limits import check_limits
@@ -149,7 +148,7 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     from llama_pynq.weights.quantize import QuantizedModel
     from llama_pynq.weights.tiles import channel_bytes
 
-    path = Path(args.model) if args.model else BUNDLED / "stories.bin"
+    path = user_path(args.model) if args.model else BUNDLED / "stories.bin"
     tokenizer = args.tokenizer or (None if args.model else BUNDLED / "tokenizer.bin")
     size = None
     if path.is_file() and is_packed(path):

@@ -9,10 +9,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from llama_pynq.cli.output import file_to_write, force_option
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.utils.files import user_path
 
 DEFAULT_FOLDER = "llama_pynq_notebooks"
 """Not ``notebooks``: a checkout keeps the originals there."""
@@ -81,7 +81,7 @@ def _notebooks(args: argparse.Namespace) -> int:
         "kept": "kept: it differs from the package's (--reset replaces it and keeps a backup)",
         "unchanged": "there already, unchanged",
     }
-    folder = Path(args.folder)
+    folder = user_path(args.folder)
     for copy in copy_notebooks(folder, reset=args.reset):
         if copy.backup is not None:
             print(f"{copy.path}: replaced; the previous file is now {copy.backup.name}")
@@ -99,7 +99,7 @@ def _lab(args: argparse.Namespace) -> int:
         raise LlamaPynqError(
             f"JupyterLab is not installed for {sys.executable}: pip install 'llama_pynq[lab]'"
         )
-    folder = Path(args.folder).absolute()
+    folder = user_path(args.folder).absolute()
     states = collections.Counter(copy.state for copy in copy_notebooks(folder))
     print(f"{folder}: {states['copied']} notebooks copied, {states.total() - states['copied']} "
           "there already", flush=True)  # fmt: skip
@@ -116,7 +116,7 @@ def _labs(args: argparse.Namespace) -> int:
     from llama_pynq.labs.grade import Grade, grade, lessons, require_nbclient, submissions, table
     from llama_pynq.utils.files import write_atomically, write_new
 
-    folder, output = Path(args.folder), Path(args.csv)
+    folder, output = user_path(args.folder), user_path(args.csv)
     if not 0 < args.timeout < float("inf"):
         raise LlamaPynqError(f"--timeout is {args.timeout:g}: it must be above 0 seconds")
     files = submissions(folder)

@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_pynq.boards import board_key, boards
 from llama_pynq.cli.output import json_option, print_json
 from llama_pynq.errors import LlamaPynqError, OverlayMismatch
+from llama_pynq.utils.files import user_path
 
 if TYPE_CHECKING:
     from llama_pynq.overlay_store.record import OverlayRecord
@@ -250,7 +250,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> int:
     from llama_pynq.overlay_store.install import add
 
-    done = add(Path(args.file), args.board, args.force, _board_found)
+    done = add(user_path(args.file), args.board, args.force, _board_found)
     print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
           f"{done.overlay.board}; {_known(done.overlay.record)}")  # fmt: skip
     if done.backup is not None:

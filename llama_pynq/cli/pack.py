@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_pynq.cli.arguments import (
@@ -15,6 +14,7 @@ from llama_pynq.cli.arguments import (
 )
 from llama_pynq.cli.output import file_to_write, force_option
 from llama_pynq.errors import DeviceBusy, LlamaPynqError, OverlayMismatch
+from llama_pynq.utils.files import user_path
 
 if TYPE_CHECKING:
     from llama_pynq.kernel.limits import KernelLimits
@@ -49,11 +49,16 @@ def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.weights.packed import is_packed, write_packed
     from llama_pynq.weights.quantize import QuantizedModel
 
-    output = file_to_write(args.output, args.force)
-    model = Path(args.model) if args.model else BUNDLED / "stories.bin"
-    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    output = file_to_write(args.output, args.force, packed=True)
+    model = user_path(args.model) if args.model else BUNDLED / "stories.bin"
+    tokenizer = user_path(args.tokenizer) if args.tokenizer else None
     if tokenizer is None and not args.model:
         tokenizer = BUNDLED / "tokenizer.bin"
+    for option, given in (("--model", model), ("--tokenizer", tokenizer)):
+        if given is not None and output.exists() and given.exists() and output.samefile(given):
+            raise LlamaPynqError(
+                f"{output} is also what {option} reads: give another name for the file to write"
+            )
     if model.is_file() and is_packed(model):
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint it was made from")
     if args.board is not None:

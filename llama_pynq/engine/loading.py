@@ -18,6 +18,7 @@ from llama_pynq.kernel.limits import check_limits
 from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.base import Tokenizer
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
+from llama_pynq.utils.files import user_path
 from llama_pynq.utils.validate import positive_number, whole_number
 from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_cached
 
@@ -50,7 +51,7 @@ def load(
         raise RequestError(f"kv_bits is {kv_bits!r}: it must be 32 (float32) or 8 (int8)")
     if rope_theta is not None:
         rope_theta = positive_number("rope_theta", rope_theta)
-    source = BUNDLED / "stories.bin" if path is None else Path(path)
+    source = BUNDLED / "stories.bin" if path is None else user_path(path)
     repack: Callable[[], PackedModel] | None = None
     if source.is_file() and is_packed(source):
         packed = open_packed(source)

@@ -19,6 +19,7 @@ from llama_pynq.boards import boards
 from llama_pynq.errors import RequestError
 from llama_pynq.estimate.power import TERMS, EnergyModel
 from llama_pynq.measure.rails import Rail, SensorLost
+from llama_pynq.utils.files import user_path
 
 HWMON = Path("/sys/class/hwmon")
 POWERCAP = Path("/sys/class/powercap")
@@ -372,7 +373,7 @@ def meter_rail(meter: Meter) -> Rail:
                 raise SensorLost(f"the meter: {error}") from error
 
         return Rail("meter", "external meter", watts)
-    path = Path(meter)
+    path = user_path(meter)
     columns = _csv_columns(path)
 
     def last_line() -> float:

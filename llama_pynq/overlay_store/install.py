@@ -30,7 +30,7 @@ from llama_pynq.overlay_store.search import (
     user_folder,
 )
 from llama_pynq.utils.download import Progress, fetch, is_fetchable, read_small
-from llama_pynq.utils.files import data_folder, sha256_of
+from llama_pynq.utils.files import data_folder, sha256_of, user_path
 from llama_pynq.utils.lock import FileLock
 
 _MOST_RECORD_BYTES = 1 << 20
@@ -209,7 +209,7 @@ def _record_from(source: str) -> tuple[OverlayRecord, str]:
             except OverlayMismatch as error:
                 raise OverlayMismatch(str(error).replace(str(path), source)) from error
     else:
-        path = Path(source)
+        path = user_path(source)
         if path.is_dir():
             path = path.resolve() / RECORD_NAME
         if not path.is_file():

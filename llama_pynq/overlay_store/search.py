@@ -20,7 +20,7 @@ from llama_pynq.errors import OverlayMismatch, OverlayNotFound
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import read_metadata
 from llama_pynq.overlay_store.record import RECORD_NAME, OverlayRecord
-from llama_pynq.utils.files import data_folder, package_folders, sha256_of
+from llama_pynq.utils.files import data_folder, package_folders, sha256_of, user_path
 
 if TYPE_CHECKING:
     from pynq.pl_server.device import Device
@@ -226,7 +226,7 @@ def overlay_file(name: str | Path, device: Device) -> Path:
     import pynq  # loads for seconds
 
     try:
-        return Path(pynq.Bitstream(str(name), device=device).bitfile_name)
+        return Path(pynq.Bitstream(str(user_path(name)), device=device).bitfile_name)
     except OSError as error:
         # PYNQ's error if neither the path nor an installed package has the file.
         if error.errno is None and "does not exist" in str(error):

@@ -162,6 +162,11 @@ class BinTokenizer(Tokenizer):
         return [token for token in tokens if token >= 0]
 
 
+def starts_like_bin(head: bytes) -> bool:
+    """Whether a file starts as a tokenizer.bin does: the longest length, then a token ``<unk>``."""
+    return head[12:17] == b"<unk>" or head.startswith(b"\5\0\0\0<unk>")
+
+
 def _lookup_table(pieces: Sequence[bytes]) -> dict[bytes, int]:
     """Id of each piece; of equal pieces, the one that run.c's look-up finds.
 

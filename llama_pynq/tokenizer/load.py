@@ -9,6 +9,7 @@ from llama_pynq.errors import TokenizerError
 from llama_pynq.tokenizer.base import MAX_FILE_BYTES, REMEDY, Tokenizer
 from llama_pynq.tokenizer.llama2c import BinTokenizer
 from llama_pynq.tokenizer.sentencepiece import SentencePieceTokenizer, starts_like_sentencepiece
+from llama_pynq.utils.files import user_path
 
 
 class _TokenizerNotFoundError(TokenizerError, FileNotFoundError):
@@ -33,7 +34,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
         If the file is missing (then also a FileNotFoundError), truncated, corrupt or
         foreign, or is a sentencepiece model and sentencepiece is not installed.
     """
-    path = Path(path)
+    path = user_path(path)
     return tokenizer_from_bytes(_read(path), path)
 
 

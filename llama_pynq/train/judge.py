@@ -24,6 +24,7 @@ from llama_pynq.train import stories
 from llama_pynq.train.plots import MACROS, PLOTS, Plot
 from llama_pynq.train.stories import HOMES, NAMES, PRONOUNS, article, capital
 from llama_pynq.train.tokenizer import BOS, EOS
+from llama_pynq.utils.files import user_path
 
 PROMPTS = (
     "",
@@ -253,7 +254,7 @@ def _draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.G
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m llama_pynq.train.judge", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder with stories.bin and tokenizer.bin")
+    parser.add_argument("folder", type=user_path, help="folder with stories.bin and tokenizer.bin")
     parser.add_argument("--count", type=int, default=260, help="stories to sample (260)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
     parser.add_argument("--top-p", type=float, default=0.9, help="(0.9)")

@@ -26,10 +26,11 @@ from torch.nn import functional
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
+from llama_pynq.errors import LlamaPynqError
 from llama_pynq.train.export import Key, export_model, matrix_keys, norm_keys
 from llama_pynq.train.stories import story
 from llama_pynq.train.tokenizer import BOS, export_tokenizer, train_tokenizer
-from llama_pynq.utils.files import write_atomically
+from llama_pynq.utils.files import user_path, write_atomically
 
 PAD = 0  # The id of <unk>, which is unused because of byte fallback.
 
@@ -369,13 +370,20 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = out / "tokenizer.model"
+    states = ("last.pt", "stable.pt")
+    theirs = [name for name in ("stories.bin", "tokenizer.bin") if (out / name).exists()]
+    if theirs and not any((out / name).exists() for name in states):
+        raise LlamaPynqError(
+            f"{out} holds {' and '.join(theirs)}, but no training of this command to resume: "
+            "choose another --out, or delete them"
+        )
     if not tokenizer.exists():
         train_tokenizer(tokenizer, vocab_size=config.vocab_size)
     export_tokenizer(tokenizer, out / "tokenizer.bin")
     trainer = Trainer(config, args, tokenizer)
     stable = int(args.steps * (1 - args.cooldown))
     # To extend a finished run, delete last.pt: its learning rate has decayed to zero.
-    for name in ("last.pt", "stable.pt"):
+    for name in states:
         if (out / name).exists():
             trainer.load(out / name)
             break
@@ -434,7 +442,7 @@ def export(out: Path, trainer: Trainer) -> dict[str, object]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m llama_pynq.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--out", type=user_path, required=True, help="output folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
     shape = {name: size for name, size in asdict(SHAPE).items() if type(size) is int}
     for name, default in (shape | asdict(TrainArgs())).items():

@@ -23,14 +23,42 @@ BOARD_MARKS = (
 _HASH_BLOCK = 1 << 20
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as a user writes it: ``~`` and ``~name`` are home folders.
+
+    Every path that a user gives, as an argument or in the environment, goes through here.
+
+    Raises
+    ------
+    LlamaPynqError
+        If there is no such home folder, or the path holds a NUL.
+    """
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise LlamaPynqError(
+            f"{path}: this computer knows no home folder {user}; write it without ~"
+        ) from None
+    if "\0" in str(expanded):
+        raise LlamaPynqError(f"{str(path)!r} holds a NUL character, which no path may")
+    return expanded
+
+
 def _folder(variable: str, xdg: str, default: str) -> Path:
     """Folder that `variable` names, else ``llama_pynq`` in the user's XDG or app data folder."""
     if folder := os.environ.get(variable):
-        return Path(folder)
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA")
-        return Path(base or Path.home() / "AppData" / "Local") / "llama_pynq"
-    return Path(os.environ.get(xdg) or Path.home() / default) / "llama_pynq"
+        return user_path(folder)
+    base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else xdg)
+    if base:
+        return user_path(base) / "llama_pynq"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise LlamaPynqError(
+            f"this account has no home folder: set {variable} to a folder that it may write"
+        ) from None
+    return home / ("AppData/Local" if os.name == "nt" else default) / "llama_pynq"
 
 
 def cache_folder() -> Path:

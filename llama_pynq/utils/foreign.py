@@ -71,3 +71,29 @@ def identify_foreign_file(head: bytes) -> tuple[str, str | None] | None:
         start = head[:40].decode("ascii")
         return f"a text file that starts with {start!r}", _TEXT_REMEDY
     return None
+
+
+_MODEL_SUFFIXES = (".bin", ".model", ".gguf", ".safetensors", ".pt", ".pth", ".npz", ".onnx")
+_OVERLAY_SUFFIXES = (".bit", ".hwh", ".xclbin")
+
+
+def foreign_model(head: bytes, name: str) -> str | None:
+    """What a file is that looks like somebody's model, tokenizer or overlay; None for others.
+
+    Parameters
+    ----------
+    head : bytes
+        The first few kilobytes.
+    name : str
+        Name of the file: one that is called like a model counts as one, unless it is text.
+    """
+    found = identify_foreign_file(head)
+    what = found[0] if found else None
+    if name.lower().endswith(_MODEL_SUFFIXES + _OVERLAY_SUFFIXES):
+        if what and (what.startswith(("a text file", "an empty file"))):
+            return None
+        return what or "a binary file that is called like a model"
+    models = ("a GGUF", "a GGML", "a safetensors", "a zip archive, as torch", "a pickle, as old")
+    if name == "tokenizer.json" and what and what.startswith("a JSON"):
+        return "a tokenizer"
+    return what if what and what.startswith((*models, "an overlay")) else None

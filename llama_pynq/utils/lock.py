@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from llama_pynq.errors import DeviceBusy, LlamaPynqError
+from llama_pynq.utils.files import user_path
 
 # Windows forbids reading a locked byte: lock one far behind the pid.
 _LOCKED_BYTE = 1 << 30
@@ -72,7 +73,7 @@ def lock_folder() -> Path:
     cache folder does not work.
     """
     if folder := os.environ.get("LLAMA_PYNQ_LOCKS"):
-        return Path(folder)
+        return user_path(folder)
     # Every user must get the same folder: ignore the permissions and the TMPDIR of this one.
     for shared in (Path("/run/lock"), Path("/tmp")):
         if shared.is_dir() and shared.stat().st_mode & stat.S_IWOTH:

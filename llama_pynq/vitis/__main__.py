@@ -17,6 +17,7 @@ from llama_pynq.boards import board_key
 from llama_pynq.errors import BuildError, LlamaPynqError
 from llama_pynq.kernel.registers import IP_NAME
 from llama_pynq.overlay_store.record import OverlayFile, OverlayRecord
+from llama_pynq.utils.files import user_path
 from llama_pynq.vitis import reports, tools
 from llama_pynq.vitis.platforms import PLATFORMS, Card, Zynq
 from llama_pynq.vitis.project import Project
@@ -38,8 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("step", choices=_STEPS)
     parser.add_argument("--board", required=True, help=", ".join(PLATFORMS))
-    parser.add_argument("--folder", type=Path, help="output folder; default: build/<board>")
-    parser.add_argument("--header", type=Path, help="a config header of your own for the board")
+    parser.add_argument("--folder", type=user_path, help="output folder; default: build/<board>")
+    parser.add_argument(
+        "--header", type=user_path, help="a config header of your own for the board"
+    )
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="build jobs")
     parser.add_argument("--board-files", default="", help="a folder with Vivado board files")
     parser.add_argument("--platform", default="", help="a card's platform: name, or .xpfm file")
@@ -68,7 +71,7 @@ class Builder:
     def __init__(self, project: Project, options: argparse.Namespace) -> None:
         self.project, self.options = project, options
         # The tools run in the build's folder: resolve a relative path before.
-        self.board_files = Path(options.board_files).resolve() if options.board_files else None
+        self.board_files = user_path(options.board_files).resolve() if options.board_files else None
         if self.board_files and not self.board_files.is_dir():
             raise BuildError(
                 f"there is no folder {options.board_files} with board files"

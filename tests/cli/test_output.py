@@ -1,10 +1,13 @@
 """What commands write: JSON of the commands that have it, and files that are kept."""
 
 import json
+import shutil
+import struct
 
 import pytest
 
 from llama_pynq.boards import boards
+from llama_pynq.models import BUNDLED
 
 
 def strict(text):
@@ -60,3 +63,58 @@ def test_commands_keep_an_existing_file_unless_forced(cli, refused, tmp_path, co
     assert cli(*command, path, "--force")[0] == 0
     assert path.read_bytes()[:8] != b"precious"
     assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
+
+
+# ---- models and tokenizers are never written over --------------------------------------
+
+
+def written_over(name, tmp_path):
+    """Write a file of others, and return its path and content."""
+    path = tmp_path / name
+    kinds = {
+        "stories.bin": (BUNDLED / "stories.bin").read_bytes(),
+        "legacy.bin": struct.pack("<7i", 288, 768, 6, 6, 6, 32000, 256) + bytes(500),
+        "tokenizer.bin": (BUNDLED / "tokenizer.bin").read_bytes(),
+        "model.gguf": b"GGUF\3\0\0\0" + bytes(500),
+        "weights": b"\x40\0\0\0\0\0\0\0" + b'{"a":{}}' + bytes(500),
+        "model.pt": b"PK\3\4" + bytes(500),
+        "tokenizer.model": b"\x0a\x0e\x0a\x05<unk>" + bytes(500),
+        "tokenizer.json": b'{"version": "1.0"}',
+        "unknown.bin": bytes(range(256)),
+        "llama.xclbin": b"xclbin2\0" + bytes(500),
+    }
+    path.write_bytes(kinds[name])
+    return path, kinds[name]
+
+
+FOREIGN = [
+    "stories.bin", "legacy.bin", "tokenizer.bin", "model.gguf", "weights", "model.pt",
+    "tokenizer.model", "tokenizer.json", "unknown.bin", "llama.xclbin",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize(
+    "command", [["pack"], ["boards", "--plot"], ["selftest", "--quick", "--output"]]
+)
+def test_a_model_is_never_written_over_by_any_command(refused, tmp_path, command, name):
+    path, content = written_over(name, tmp_path)
+    for force in ([], ["--force"]):
+        message = refused(*command, path, *force)
+        assert f"{path} is a" in message and "no command writes over one" in message
+        assert "A model to read is --model" in message
+    assert path.read_bytes() == content
+
+
+def test_pack_never_writes_over_what_it_reads(cli, refused, tmp_path):
+    for name in ("stories.bin", "tokenizer.bin"):
+        shutil.copy(BUNDLED / name, tmp_path)
+    model, tokenizer = tmp_path / "stories.bin", tmp_path / "tokenizer.bin"
+    before = {path: path.read_bytes() for path in (model, tokenizer)}
+    (tmp_path / "link.safetensors").symlink_to(model)
+    for output in (model, tokenizer, tmp_path / "link.safetensors"):
+        refused("pack", output, "--model", model, "--tokenizer", tokenizer, "--force")
+    assert {path: path.read_bytes() for path in before} == before
+    assert cli("pack", "own.safetensors")[0] == 0
+    assert cli("pack", "own.safetensors", "--force")[0] == 0, "a packed model may be replaced"
+    assert "is a packed model" in refused("boards", "--plot", "own.safetensors", "--force")
