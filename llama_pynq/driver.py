@@ -46,6 +46,7 @@ class LlamaDriver(KernelDriver):
         kv_bits: int = 32,
         slots: int | None = None,
         rope_theta: float | None = None,
+        reading: str | None = None,
         power: EnergyMeter | None = None,
     ) -> Llama:
         """Load a model onto the device; the bundled one by default.
@@ -68,6 +69,9 @@ class LlamaDriver(KernelDriver):
             automatically for a larger batch.
         rope_theta : float, optional
             Not in a llama2.c file; default 10000. A packed file has its own.
+        reading : {"export"}, optional
+            How to read a checkpoint of version 2 whose groups straddle rows; see
+            `load_checkpoint`.
         power : measure.power.PowerRecorder, optional
             A recorder that is recording; loading is marked on it.
 
@@ -87,7 +91,7 @@ class LlamaDriver(KernelDriver):
         """
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
-            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, power=power,
+            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, reading=reading, power=power,
         )  # fmt: skip
         return self._llama
 

@@ -205,7 +205,7 @@ class Checkpoint:
         """
         place, offset, label = self._locate(name, layer)
         if self.group_size is not None and name not in NORMS:
-            q, scale = self.quantized(name, layer)
+            q, scale = self._stored(name, layer)
             weights = q.astype(np.float32)
             groups = weights.reshape(-1, self.group_size)
             groups *= scale.reshape(-1, 1)  # runq.c, dequantize()
@@ -237,8 +237,22 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            As for :meth:`tensor`; and if the file, or this tensor, is not quantised.
+            As for :meth:`tensor`; and if the file, or this tensor, is not quantised, or its
+            groups straddle rows.
         """
+        columns = self._locate(name, layer)[0].shape[-1]
+        if self.group_size is not None and columns % self.group_size and name not in NORMS:
+            raise CheckpointError(
+                f"{self.path}: groups of {self.group_size} straddle the rows of {name}, which have "
+                f"{columns} weights: read it with tensor()"
+            )
+        q, scale = self._stored(name, layer)
+        return q, scale.reshape(len(q), -1)
+
+    def _stored(
+        self, name: str, layer: int | None
+    ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """Read q, (out, in) int8, and the scale of each group in the order of the file."""
         place, offset, label = self._locate(name, layer)
         if self.group_size is None:
             raise CheckpointError(
@@ -252,7 +266,7 @@ class Checkpoint:
         stored, columns = place.shape
         rows = self.config.vocab_size if name in GLOBAL_TENSORS else stored
         q = np.empty((rows, columns), np.int8)
-        scale = np.empty((rows, columns // self.group_size), np.float32)
+        scale = np.empty(rows * columns // self.group_size, np.float32)
         self._read_into(q, offset)
         self._read_into(scale, offset + stored * columns)
         self._refuse_nonfinite(scale, f"{label}, scales")
@@ -315,7 +329,9 @@ class Checkpoint:
         )
 
 
-def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
+def read_llama2c(
+    path: Path, file: BinaryIO, rope_theta: float, reading: str | None = None
+) -> Checkpoint:
     """Read the header of an open llama2.c file, and check the file's size.
 
     Parameters
@@ -326,6 +342,8 @@ def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
         Open for reading, unbuffered; the returned checkpoint owns it.
     rope_theta : float
         Base of the rotary embedding, which the file does not hold.
+    reading : {"export"}, optional
+        How to read groups that straddle rows: see `load_checkpoint`.
 
     Returns
     -------
@@ -336,11 +354,13 @@ def read_llama2c(path: Path, file: BinaryIO, rope_theta: float) -> Checkpoint:
     CheckpointError
         If the file is foreign, truncated, over-long, or ambiguous.
     """
+    if reading not in (None, "export"):
+        raise CheckpointError(f"reading is {reading!r}: it must be 'export', or left out")
     head = file.read(4096)
     n_bytes = file.seek(0, 2)
     version, config, group_size = _parse_header(path, head, n_bytes, rope_theta)
     if group_size is not None:
-        _refuse_ambiguous(path, config, group_size)
+        _refuse_ambiguous(path, config, group_size, reading)
     places, expected = layout(config, version, group_size)
     checkpoint = Checkpoint(path, config, version, group_size, n_bytes, file, places)
     if n_bytes != expected:
@@ -427,7 +447,9 @@ def _config(path: Path, sizes: _Sizes, tied: bool, rope_theta: float) -> ModelCo
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _refuse_ambiguous(path: Path, config: ModelConfig, group_size: int) -> None:
+def _refuse_ambiguous(
+    path: Path, config: ModelConfig, group_size: int, reading: str | None
+) -> None:
     """Refuse groups that straddle rows.
 
     export.py reduces its group size until it divides dim, but ignores hidden_dim, so that
@@ -440,10 +462,15 @@ def _refuse_ambiguous(path: Path, config: ModelConfig, group_size: int) -> None:
             f"{path}: the header's group size is {group_size}: it must be positive; the file "
             f"is corrupt; download or export it again"
         )
+    way_in = ""
     if config.dim % group_size:
         culprit = f"dim {config.dim}"
-    elif config.hidden_dim % group_size:
+    elif config.hidden_dim % group_size and reading is None:
         culprit = f"hidden_dim {config.hidden_dim}"
+        way_in = (
+            '; or read this file in export.py\'s order, load_model(..., reading="export") or '
+            "--reading export"
+        )
     else:
         return
     common = math.gcd(config.dim, config.hidden_dim)
@@ -454,7 +481,7 @@ def _refuse_ambiguous(path: Path, config: ModelConfig, group_size: int) -> None:
         f"belongs to which weight (export.py checks dim only). Export it again with a group "
         f"size that divides both dim {config.dim} and hidden_dim {config.hidden_dim}: "
         f"version2_export(model, path, group_size={best}) (the largest power of two that "
-        f"does), or as float {LLAMA2C_EXPORT} --version 1"
+        f"does), or as float {LLAMA2C_EXPORT} --version 1{way_in}"
     )
 
 

@@ -16,7 +16,9 @@ class _CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """A missing file: caught as CheckpointError and as FileNotFoundError."""
 
 
-def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> Checkpoint:
+def load_checkpoint(
+    path: str | PathLike[str], rope_theta: float = 10000.0, reading: str | None = None
+) -> Checkpoint:
     """Open a llama2.c checkpoint and check its header and size.
 
     Parameters
@@ -25,6 +27,10 @@ def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> C
         A ``.bin`` file written by llama2.c's export.py, of version 0, 1 or 2.
     rope_theta : float
         Base of the rotary embedding, which the file does not hold.
+    reading : {"export"}, optional
+        How to read a version 2 file whose hidden_dim is no multiple of its group size, which
+        llama2.c's export.py and runq.c read differently: "export" takes export.py's order, in
+        which groups go on from one row to the next. By default such a file is refused.
 
     Returns
     -------
@@ -40,7 +46,7 @@ def load_checkpoint(path: str | PathLike[str], rope_theta: float = 10000.0) -> C
     path = user_path(path)
     file = _open(path)
     try:
-        return read_llama2c(path, file, rope_theta)
+        return read_llama2c(path, file, rope_theta, reading)
     except BaseException:
         file.close()
         raise

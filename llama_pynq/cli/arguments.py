@@ -49,6 +49,8 @@ def model_options(devices: argparse.ArgumentParser | None = None) -> argparse.Ar
                        "default: the bundled one")  # fmt: skip
     group.add_argument("--tokenizer", metavar="FILE", help="llama2.c's tokenizer.bin or a "
                        "sentencepiece model; default: the bundled or packed one")  # fmt: skip
+    group.add_argument("--reading", choices=("export",), help="read a llama2.c file of version 2 "
+                       "whose groups straddle rows in export.py's order")  # fmt: skip
     group.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
                        "scale; default: the checkpoint's, or 64")  # fmt: skip
     group.add_argument("--weight-bits", type=int, choices=(8, 4), help="4: half the weight bytes "
@@ -89,5 +91,5 @@ def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
     """Load the model that the options select."""
     return overlay.load_model(
         args.model, args.tokenizer, group_size=args.group_size, weight_bits=args.weight_bits,
-        kv_bits=args.kv_bits,
+        kv_bits=args.kv_bits, reading=args.reading,
     )  # fmt: skip

@@ -39,6 +39,7 @@ def load(
     kv_bits: int = 32,
     slots: int | None = None,
     rope_theta: float | None = None,
+    reading: str | None = None,
     power: EnergyMeter | None = None,
 ) -> Llama:
     """Load a model onto the driver's device; arguments as for `LlamaDriver.load_model`."""
@@ -66,11 +67,13 @@ def load(
             )
     else:
         theta = 10000.0 if rope_theta is None else rope_theta
-        load_checkpoint(source).close()  # a wrong model file is named before a missing tokenizer
+        load_checkpoint(
+            source, reading=reading
+        ).close()  # a wrong model file is named before a missing tokenizer
         text = _tokenizer_of(source, b"", tokenizer, bundled=path is None)
 
         def pack(rebuild: bool = False) -> PackedModel:
-            with load_checkpoint(source, rope_theta=theta) as checkpoint:
+            with load_checkpoint(source, rope_theta=theta, reading=reading) as checkpoint:
                 check_limits(checkpoint.config, limits)
                 note = cut_padding(checkpoint, text)
                 if note and not rebuild:

@@ -135,6 +135,8 @@ class QuantizedModel:
             self.note = f"{kind} weights quantised to int{bits} in groups of {self.group_size}"
         elif self.exact:
             self.note = f"int8 weights used as they are (groups of {stored})"
+            if self._straddles("w2"):
+                self.note += ", but w2 requantised, whose groups straddle rows"
         else:
             self.note = (
                 f"int8 weights requantised from groups of {stored} to groups of "
@@ -151,7 +153,7 @@ class QuantizedModel:
         layer : int, optional
             Needed for LAYER_TENSORS.
         """
-        if not self.exact:
+        if not self.exact or self._straddles(name):
             w = self._checkpoint.tensor(name, layer)
             return quantize_weights(w, self.group_size, self.weight_bits)
         q, scale = self._checkpoint.quantized(name, layer)
@@ -161,6 +163,11 @@ class QuantizedModel:
         if dead.any():
             scale = np.where(dead, np.float32(0), scale)
         return QuantizedMatrix(q, scale)
+
+    def _straddles(self, name: str) -> bool:
+        """Whether groups of the file go on from one row of a matrix to the next."""
+        stored = self._checkpoint.group_size
+        return stored is not None and bool(self.config.tensor_shape(name)[1] % stored)
 
     def vector(self, name: str, layer: int | None = None) -> np.ndarray:
         """One norm weight, (dim,) float32.

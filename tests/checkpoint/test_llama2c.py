@@ -332,6 +332,30 @@ def test_load_checkpoint_ambiguous_groups_are_refused(
     load_checkpoint(path).close()
 
 
+@pytest.mark.parametrize(("dim", "hidden_dim", "group_size"), [(64, 172, 64), (48, 72, 48)])
+def test_ambiguous_file_is_read_in_export_pys_order_where_asked(
+    tmp_path, dim, hidden_dim, group_size
+):
+    path = tmp_path / "model.bin"
+    config = replace(CONFIG, dim=dim, hidden_dim=hidden_dim, n_layers=2)
+    weights = write_checkpoint(path, config, 2, group_size=group_size, seed=4)
+    refused(path, 'load_model(..., reading="export") or --reading export')
+    with load_checkpoint(path, reading="export") as checkpoint:
+        for name in ("wq", "w1", "w2", "w3", "wo"):
+            w = weights[name][1]
+            q, scale = quantize_q80(w, group_size)
+            flat = q.reshape(-1, group_size) * scale.reshape(-1, 1)
+            np.testing.assert_array_equal(checkpoint.tensor(name, 1), flat.reshape(w.shape))
+        with pytest.raises(CheckpointError, match="straddle the rows of w2, which have"):
+            checkpoint.quantized("w2", 0)
+        assert checkpoint.quantized("w1", 0)[1].shape == (hidden_dim, dim // group_size)
+
+
+def test_other_readings_are_refused(int8):
+    with pytest.raises(CheckpointError, match="reading is 'runq': it must be 'export'"):
+        load_checkpoint(int8, reading="runq")
+
+
 def test_load_checkpoint_noise_is_refused(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(np.random.default_rng(1).bytes(4000))

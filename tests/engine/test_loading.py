@@ -13,8 +13,9 @@ from support.paths import MODELS
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
-from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
+from llama_pynq.errors import CheckpointError, DeviceMemoryError, RequestError, TokenizerError
 from llama_pynq.kernel.config import Target
+from llama_pynq.kernel.reference import KernelModel
 from llama_pynq.models import BUNDLED
 from llama_pynq.weights.packed import write_packed
 from llama_pynq.weights.quantize import QuantizedModel
@@ -55,6 +56,24 @@ def test_rows_that_pad_the_vocabulary_are_never_sampled(overlay, tmp_path, versi
     ]
     assert overlay.generate("Once", max_new_tokens=40, seed=1, temperature=1.5).tokens == (expected)
     assert np.array_equal(overlay.logits([1, 5, 9]), logits)
+
+
+def test_ambiguous_file_loads_where_a_reading_is_given(overlay, tmp_path):
+    """Only w2, whose groups straddle rows, is requantised."""
+    config = ModelConfig(64, 172, 2, 4, 2, 1024, 64, tied=True)
+    path, tokenizer = tmp_path / "m.bin", BUNDLED / "tokenizer.bin"
+    write_checkpoint(path, config, 2, 64, seed=5)
+    with pytest.raises(CheckpointError, match="is ambiguous"):
+        overlay.load_model(path, tokenizer)
+    llama = overlay.load_model(path, tokenizer, reading="export")
+    assert llama.packed.note == (
+        "int8 weights used as they are (groups of 64), but w2 requantised, whose groups straddle "
+        "rows"
+    )
+    with load_checkpoint(path, reading="export") as checkpoint:
+        model = KernelModel(QuantizedModel(checkpoint))
+        expected = model.forward([1, 5, 9], [0, 1, 2])
+    assert np.array_equal(overlay.logits([1, 5, 9]), expected)
 
 
 @pytest.mark.parametrize(("rows", "fits"), [(1023, False), (1280, True), (1281, False)])
