@@ -81,9 +81,10 @@ def _generate(args: argparse.Namespace) -> int:
         print(file=sys.stderr)
         for out in finished:
             n = len(out.tokens)
-            rate = f"{out.tokens_per_second:.1f} tokens/s (measured, host clock), " if n > 1 else ""
+            rate = out.tokens_per_second
+            speed = "" if rate is None else f"{rate:.1f} tokens/s (measured, host clock), "
             print(
-                f"{n} token{'s' * (n != 1)}, {rate}first after {out.prompt_seconds * 1e3:.0f} ms, "
+                f"{n} token{'s' * (n != 1)}, {speed}first after {out.prompt_seconds * 1e3:.0f} ms, "
                 f"seed {out.seed}",
                 file=sys.stderr,
             )

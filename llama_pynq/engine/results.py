@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -50,9 +49,9 @@ class Generation:
         max_new_tokens, or the context, is used up; "closed": the consumer closed the stream.
     seed : int
         The seed used, given or drawn.
-    tokens_per_second : float
+    tokens_per_second : float or None
         Tokens after the first, over the time they took; measured on the host's clock. In a
-        batch, for this sequence alone. NaN for a text of one token or none.
+        batch, for this sequence alone. None for a text of one token or none.
     prompt_seconds, decode_seconds : float
         Prefill up to the first token, and decode of the others; measured. Time that the device
         waits for a stream's consumer does not count. Neither does a call that ended unobserved
@@ -72,7 +71,7 @@ class Generation:
     prompt_tokens: list[int]
     finish_reason: str
     seed: int
-    tokens_per_second: float
+    tokens_per_second: float | None
     prompt_seconds: float
     decode_seconds: float
     logprobs: list[TokenLogprob] | None
@@ -84,7 +83,7 @@ class Generation:
     def summary(self) -> str:
         """One line: tokens, speed, why the text ended, seed and device."""
         n, rate = len(self.tokens), self.tokens_per_second
-        speed = "" if math.isnan(rate) else f", {rate:,.1f} tokens/s (measured)"
+        speed = "" if rate is None else f", {rate:,.1f} tokens/s (measured)"
         return (
             f"{n} token{'s' * (n != 1)}{speed}, ended by {self.finish_reason!r}, "
             f"seed {self.seed}, on {self.device}"

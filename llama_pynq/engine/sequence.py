@@ -137,7 +137,7 @@ class SequenceState:
             prompt_tokens=self.prompt,
             finish_reason=self.finish_reason,
             seed=self.seed,
-            tokens_per_second=extra / decode if extra > 0 and decode > 0 else math.nan,
+            tokens_per_second=extra / decode if extra > 0 and decode > 0 else None,
             prompt_seconds=self.first_token - self.started,
             decode_seconds=decode,
             logprobs=self.logprobs if self.params.logprobs is not None else None,

@@ -71,7 +71,7 @@ class Report:
 
     def json(self) -> str:
         """Return the report as JSON."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(asdict(self), indent=2, allow_nan=False)
 
     def table(self) -> str:
         """Return the report as a text table."""
@@ -164,7 +164,7 @@ def measure(
         out = llama.generate(
             "", max_new_tokens=length, temperature=temperature, seed=0, ignore_eos=True
         )
-        assert isinstance(out, Generation)
+        assert isinstance(out, Generation) and out.tokens_per_second is not None
         return out.tokens_per_second
 
     def prefill() -> None:

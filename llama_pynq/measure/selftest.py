@@ -556,7 +556,7 @@ def _decode(llama: Llama, tokens: int) -> float:
     """Median tokens/s of one sequence, by the host's clock, from the first token to the last."""
     rates = []
     for _ in range(_REPEATS):
-        out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0)
-        assert isinstance(out, Generation)
+        out = llama.generate("", max_new_tokens=tokens, temperature=0, seed=0, ignore_eos=True)
+        assert isinstance(out, Generation) and out.tokens_per_second is not None
         rates.append(out.tokens_per_second)
     return statistics.median(rates)

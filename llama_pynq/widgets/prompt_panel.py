@@ -128,7 +128,7 @@ class Run:
         """Line of this run in the list."""
         n, rate = len(self.result.tokens), self.result.tokens_per_second
         begin = " ".join((self.prompt + self.text).split())[:26]
-        speed = "" if math.isnan(rate) else f", {rate:,.0f} tokens/s"
+        speed = "" if rate is None else f", {rate:,.0f} tokens/s"
         return f"seed {self.settings.seed}, {n} tokens{speed}: {begin}…"
 
 
@@ -247,11 +247,12 @@ class PromptPanel(widgets.VBox):
 
     def _expected_seconds(self, prompt: str, settings: SamplingParams) -> float:
         """Estimate a text's seconds from the rates of the last run; infinite if there is none."""
-        if not self.runs or math.isnan(self.runs[-1].result.tokens_per_second):
+        rate = self.runs[-1].result.tokens_per_second if self.runs else None
+        if rate is None:
             return math.inf
         last = self.runs[-1]
         reading = last.result.prompt_seconds * max(1.0, len(prompt) / max(1, len(last.prompt)))
-        return reading + settings.max_new_tokens / last.result.tokens_per_second
+        return reading + settings.max_new_tokens / rate
 
     def wait(self) -> None:
         """Wait until the text is complete."""
@@ -443,7 +444,7 @@ class _Shown:
         if out.finish_reason != "closed":
             self._count = self._most  # the bar is full, though the text may be shorter
         rate = out.tokens_per_second
-        speed = "" if math.isnan(rate) else f", {rate:,.1f} tokens/s (measured, host's clock)"
+        speed = "" if rate is None else f", {rate:,.1f} tokens/s (measured, host's clock)"
         ends = {"stop": "the text ended", "length": "at the limit", "closed": "stopped"}
         self._panel.status.value = self._progress(
             f"{len(out.tokens)} tokens{speed}, first after {out.prompt_seconds * 1e3:.0f} ms; "

@@ -1,5 +1,6 @@
 """Llama on the emulated device: generate, stream and logits, their results, and bad input."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -266,7 +267,9 @@ def test_stream_with_power_has_the_energy_of_generate(overlay, bundled):
 
 
 def test_tokens_per_second_of_one_token_is_not_a_figure(overlay, bundled):
-    assert np.isnan(overlay.generate(PROMPT, max_new_tokens=1).tokens_per_second)
+    out = overlay.generate(PROMPT, max_new_tokens=1, logprobs=2)
+    assert out.tokens_per_second is None
+    json.dumps(dataclasses.asdict(out), allow_nan=False)
 
 
 # ---- sampling parameters in one object -----------------------------------------------

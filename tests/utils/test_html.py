@@ -1,6 +1,5 @@
 """What objects show of themselves: a line, and a small table in notebooks."""
 
-import math
 from html.parser import HTMLParser
 
 import pytest
@@ -56,7 +55,7 @@ def test_generation_shows_its_text_and_figures_not_its_ids():
 
 
 def test_generation_without_a_rate_shows_none():
-    shown = repr(generation(tokens=[4], tokens_per_second=math.nan))
+    shown = repr(generation(tokens=[4], tokens_per_second=None))
     assert "1 token, ended by" in shown and "nan" not in shown
 
 
