@@ -5,7 +5,6 @@ tests, except llama_pynq and its entry points.
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import json
 import os
@@ -21,7 +20,8 @@ from pathlib import Path
 
 import pytest
 from support.board_overlays import write_overlay
-from support.paths import REPOSITORY, TESTS
+from support.paths import TESTS
+from support.project_files import copy_project, project_files
 from support.tiny_lesson import notebook, write
 
 from llama_pynq.overlay_store.record import OverlayRecord
@@ -94,30 +94,10 @@ def call(*command, cwd, **environment):
     return done
 
 
-@functools.cache
-def project_files():
-    """Files of the project, relative to its root: tracked by git, or untracked and not ignored."""
-    if not (REPOSITORY / ".git").exists():
-        pytest.skip("needs a git checkout to list the project's files")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return sorted(
-        name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()
-    )
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A copy of the project as a fresh checkout would have it."""
-    folder = tmp_path_factory.mktemp("source") / "llama_pynq-checkout"
-    for name in project_files():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, folder / name)
+    folder = copy_project(tmp_path_factory.mktemp("source") / "llama_pynq-checkout")
     # Add files that JupyterLab and Python leave in a checkout, and a notebook.
     write(folder / "notebooks" / TINY, notebook())
     for name in LITTER:
