@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels lint docs tables clean
+.PHONY: help demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels test-arm lint docs tables clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,11 @@ wheels: .venv-wheels/.installed  ## wheels for computers without a compiler, and
 # Tests the contents of the wheels in dist/, and installs this computer's without a compiler.
 test-wheels: $(VENV)/.test-installed  ## the wheels in dist/
 	$(BIN)/python -m pytest -rs tests/wheels
+
+# The package in Debian's userlands for 64- and 32-bit ARM, made by debootstrap in build/arm, run by
+# QEMU. By hand: needs root, debootstrap, qemu-user-static, network, and about half an hour at first.
+test-arm: $(VENV)/.test-installed  ## the package on ARM, in Debian's userlands under QEMU
+	$(BIN)/python -m pytest -rs -s tests/arm
 
 lint: $(VENV)/.test-installed  ## style, types, import layers
 	$(BIN)/ruff check .
