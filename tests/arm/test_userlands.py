@@ -82,6 +82,16 @@ class Steps:
             )
 
 
+@pytest.fixture(scope="module", params=USERLANDS)
+def userland(request):
+    userland = USERLANDS[request.param]
+    if reason := userland.missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    return userland
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     return copy_project(tmp_path_factory.mktemp("source") / "llama_pynq")
@@ -116,23 +126,17 @@ def text_here(tmp_path_factory):
     return done.stdout
 
 
-@pytest.mark.parametrize("arch", USERLANDS)
-def test_package_works_in_the_userland(arch, checkout, wheel, text_here):
-    userland = USERLANDS[arch]
-    if reason := userland.missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+def test_package_works_in_the_userland(userland, checkout, wheel, text_here):
     step = Steps(userland)
     step.make()
     shutil.copy(wheel, userland.root / "work")
     shutil.copytree(checkout, userland.root / "work" / "llama_pynq")
 
     # As docs/install.md says. An image's environment sees the packages of the image.
-    of_the_image = ["--system-site-packages"] if arch == "armhf" else []
+    of_the_image = ["--system-site-packages"] if userland.machine == "armv7l" else []
     step("make an environment", "python3", "-m", "venv", *of_the_image, "env")
     step("install", "env/bin/pip", "install", wheel.name)
-    if arch == "armhf":  # on a board
+    if userland.machine == "armv7l":  # on a board
         step("compile the emulator", "env/bin/python", "-m", "llama_pynq.emulation.build")
     else:  # from source
         step("compile the emulator", "env/bin/pip", "install", "./llama_pynq")
