@@ -141,9 +141,12 @@ def test_package_works_in_the_userland(userland, checkout, wheel, text_here):
     else:  # from source
         step("compile the emulator", "env/bin/pip", "install", "./llama_pynq")
 
-    assert step("tell a story", "env/bin/llama-pynq", *STORY) == text_here
+    text = step("tell a story", "env/bin/llama-pynq", *STORY)
+    assert text == text_here, f"{userland.arch}: tell a story: not the text of this computer"
 
     report = step("self-test", "env/bin/llama-pynq", "selftest", "--quick", "--emulate")
     assert f"Linux {userland.machine}, Python" in report
-    assert re.search(r"^all \d+ checks passed$", report, re.MULTILINE), report
+    assert re.search(r"^all \d+ checks passed$", report, re.MULTILINE), (
+        f"{userland.arch}: self-test:\n{report}"
+    )
     print(report)
