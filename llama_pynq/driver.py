@@ -131,7 +131,9 @@ class LlamaDriver(KernelDriver):
         self._llama = None
 
     @delegates_to(Llama.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Generation | list[Generation]:
+    def generate(
+        self, *args: Any, **kwargs: Any
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         return self.model.generate(*args, **kwargs)
 
     @delegates_to(Llama.stream)

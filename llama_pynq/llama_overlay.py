@@ -224,7 +224,9 @@ class LlamaOverlay(pynq.Overlay):
         return self.llama.load_model(*args, **kwargs)
 
     @delegates_to(Llama.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Generation | list[Generation]:
+    def generate(
+        self, *args: Any, **kwargs: Any
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         return self.llama.generate(*args, **kwargs)
 
     @delegates_to(Llama.stream)

@@ -49,6 +49,8 @@ def model_options(devices: argparse.ArgumentParser | None = None) -> argparse.Ar
                        "default: the bundled one")  # fmt: skip
     group.add_argument("--tokenizer", metavar="FILE", help="llama2.c's tokenizer.bin or a "
                        "sentencepiece model; default: the bundled or packed one")  # fmt: skip
+    group.add_argument("--rope-theta", type=float, metavar="X", help="base of the rotary "
+                       "embedding; a llama2.c file lacks it (10000)")  # fmt: skip
     group.add_argument("--reading", choices=("export",), help="read a llama2.c file of version 2 "
                        "whose groups straddle rows in export.py's order")  # fmt: skip
     group.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
@@ -91,5 +93,5 @@ def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
     """Load the model that the options select."""
     return overlay.load_model(
         args.model, args.tokenizer, group_size=args.group_size, weight_bits=args.weight_bits,
-        kv_bits=args.kv_bits, reading=args.reading,
+        kv_bits=args.kv_bits, reading=args.reading, rope_theta=args.rope_theta,
     )  # fmt: skip

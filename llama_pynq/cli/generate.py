@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import stat
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_pynq.cli.arguments import load_model, model_options, open_overlay
+from llama_pynq.errors import LlamaPynqError
 
 if TYPE_CHECKING:
     from llama_pynq.engine.results import Generation
@@ -24,7 +26,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         "The text goes to standard output; speed, seed and device go to standard error.",
     )
     generate.add_argument(
-        "prompt", nargs="*", type=_text, help="(Once upon a time); several run as a batch"
+        "prompt",
+        nargs="*",
+        type=_text,
+        help="(Once upon a time); several run as a batch; - reads standard input, as no prompt "
+        "does in a pipe",
     )
     add = generate.add_argument
     add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
@@ -33,8 +39,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add("--top-p", type=float, default=0.9, metavar="P", help="1 is off (%(default)s)")
     add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
-    add("--stop", action="append", default=[], metavar="TEXT", type=_text,
-        help="stop before this text; may be given several times")  # fmt: skip
+    add("--stop", action="append", default=[], metavar="TEXT", type=_stop_text,
+        help=r"stop before this text; may be given several times; \n is a newline, \t a tab, \\ a "
+        "backslash")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
 
 
@@ -55,10 +62,45 @@ def _text(argument: str) -> str:
         ) from None
 
 
+def _stop_text(argument: str) -> str:
+    r"""A stop string, in which ``\n``, ``\t`` and ``\\`` are written with two characters."""
+    known = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda found: known[found[1]], _text(argument))
+
+
+def _prompts(given: list[str]) -> list[str]:
+    """The prompts; ``-``, or none while standard input is a pipe or a file, reads from there."""
+    if not given:
+        return [(_piped() and _read()) or "Once upon a time"]
+    if given.count("-") > 1:
+        raise LlamaPynqError("standard input can be read once: give - once")
+    return [_read() if prompt == "-" else prompt for prompt in given]
+
+
+def _piped() -> bool:
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):  # no standard input
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read() -> str:
+    """Standard input as text, without the newline at its end."""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise LlamaPynqError(
+            f"byte {error.start} (0x{data[error.start]:02x}) of standard input is not UTF-8: "
+            "convert it with iconv"
+        ) from None
+
+
 def _generate(args: argparse.Namespace) -> int:
     from llama_pynq.engine.sampling import SamplingParams
 
-    prompts = args.prompt or ["Once upon a time"]
+    prompts = _prompts(args.prompt)
     params = SamplingParams(
         args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p,
         args.repetition_penalty, args.stop, args.seed,
@@ -75,8 +117,8 @@ def _generate(args: argparse.Namespace) -> int:
             finally:
                 print(flush=True)
         else:
-            batch = llama.generate(prompts, params=params)
-            finished += batch if isinstance(batch, list) else [batch]
+            batch: Any = llama.generate(prompts, params=params)
+            finished += batch
             print("\n\n".join(p + out.text for p, out in zip(prompts, finished)), flush=True)
         print(file=sys.stderr)
         for out in finished:

@@ -157,7 +157,7 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
         inside = "in the packed file" if packed.tokenizer else None
     else:
         inside = None
-        with load_checkpoint(path, reading=args.reading) as checkpoint:
+        with load_checkpoint(path, args.rope_theta or 10000.0, args.reading) as checkpoint:
             config = checkpoint.config
             quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
             note = quantized.note

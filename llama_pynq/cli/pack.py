@@ -68,7 +68,9 @@ def _pack(args: argparse.Namespace) -> int:
     else:
         limits, device = _detected(args)
     target = limits.target
-    with load_checkpoint(model, reading=args.reading) as checkpoint:
+    with load_checkpoint(
+        model, rope_theta=args.rope_theta or 10000.0, reading=args.reading
+    ) as checkpoint:
         check_limits(checkpoint.config, limits)
         text = b""
         if tokenizer is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +22,16 @@ from llama_pynq.errors import CheckpointError, RequestError
 from llama_pynq.kernel.abi import RowFlag, make_rows
 from llama_pynq.tokenizer.base import Tokenizer
 from llama_pynq.utils.html import facts_table
-from llama_pynq.utils.validate import positive_number
+from llama_pynq.utils.validate import flag, positive_number, whole_number
 from llama_pynq.weights.packed import PackedModel
 
 if TYPE_CHECKING:
     from llama_pynq.device.kernel_driver import KernelDriver
 
+Prompt = str | Sequence[int]
+"""A text, or the ids of its tokens."""
+
+_MOST_TEXTS = 1024  # of one prompt
 _STREAM_CALL_SECONDS = 0.04  # a stream's consumer gets text 25 times a second
 
 
@@ -130,16 +136,17 @@ class Llama:
         # llama2.c's models end a story with BOS, Llama 2 itself with EOS.
         return self.tokenizer.bos_id, self.tokenizer.eos_id
 
-    def new_sequence(self, prompt: str, params: SamplingParams, seed: int) -> SequenceState:
+    def new_sequence(
+        self, prompt: Prompt, params: SamplingParams, seed: int, add_bos: bool = True
+    ) -> SequenceState:
         """Make a sequence for the scheduler from a prompt.
 
         Raises
         ------
         RequestError
-            If the prompt exceeds the context, or `logprobs` the vocabulary.
+            If the prompt exceeds the context, holds no token or an id outside the vocabulary, or
+            `logprobs` exceeds the vocabulary.
         """
-        if not isinstance(prompt, str):
-            raise RequestError(f"the prompt is {prompt!r}: it must be a string")
         logprobs = params.logprobs or 0
         if logprobs > self.config.vocab_size:
             raise RequestError(
@@ -151,7 +158,7 @@ class Llama:
             row_flags |= RowFlag.HOST_CHOOSES
         if params.on_host or beyond_top:
             row_flags |= RowFlag.FULL_LOGITS
-        tokens = self.tokenizer.encode(prompt, bos=True)
+        tokens = self._tokens_of(prompt, flag("add_bos", add_bos))
         room = self.config.seq_len - len(tokens) + 1
         if room < 1:
             raise RequestError(
@@ -168,13 +175,46 @@ class Llama:
             budget=min(params.max_new_tokens, room),
             row_flags=int(row_flags),
             one_step=params.on_host or beyond_top,
+            finish_reason="" if params.max_new_tokens else "length",
         )
+
+    def _tokens_of(self, prompt: Prompt, add_bos: bool) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, bos=add_bos)
+            if not tokens:
+                raise RequestError("the prompt is empty and add_bos is False: give a first token")
+            return tokens
+        if not _is_list(prompt):
+            raise RequestError(
+                f"the prompt is {prompt!r}: it must be a string, or a list of token ids"
+            )
+        return self._checked_ids(prompt, "the prompt").tolist()
+
+    def _checked_ids(self, tokens: Any, what: str) -> np.ndarray:
+        """Check token ids that the user gives."""
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # ragged lists
+            ids = np.asarray(None)
+        if ids.ndim != 1:
+            raise RequestError(f"{what} is not a list of token ids (whole numbers)")
+        if ids.size == 0:
+            raise RequestError(f"{what} is empty: give at least one token id, such as BOS (1)")
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise RequestError(f"{what} holds values that are not token ids (whole numbers)")
+        outside = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if outside.size:
+            raise RequestError(
+                f"token id {outside[0]} is outside the vocabulary, 0 to "
+                f"{self.config.vocab_size - 1}"
+            )
+        return ids
 
     # ---- text ------------------------------------------------------------------------
 
     def generate(
         self,
-        prompt: str | Sequence[str] = "",
+        prompt: Prompt | Sequence[Prompt] = "",
         *,
         max_new_tokens: int = 512,
         temperature: float = 0.8,
@@ -183,21 +223,24 @@ class Llama:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        add_bos: bool = True,
+        n: int = 1,
         params: SamplingParams | None = None,
         power: EnergyMeter | None = None,
-    ) -> Generation | list[Generation]:
+    ) -> Generation | list[Generation] | list[list[Generation]]:
         """Generate text.
 
         Parameters
         ----------
-        prompt : str or list of str
-            Empty: start from BOS. A list is a batch: its sequences share each read of the
-            weights, and give the text they would give alone.
+        prompt : str, list of int, or list of these
+            A text, or the ids of its tokens; an empty text starts from BOS. A list of prompts is a
+            batch: its sequences share each read of the weights, and give the text they would give
+            alone.
         max_new_tokens : int
-            Default 512; the context may end the text earlier.
+            Default 512; the context may end the text earlier. 0 gives an empty text.
         temperature : float
             0 is greedy. Default 0.8.
         top_k : int
@@ -210,22 +253,29 @@ class Llama:
             Default 1: off.
         stop : str or list of str
             End the text before the first of these.
-        seed : int, optional
+        seed : int or list of int, optional
             Same seed, same text, on every device and in every batch. All prompts of a batch
-            share the seed. Default: drawn, and returned in the result.
+            share a seed; a list has one for each. Default: one is drawn for each text, and
+            returned in its result.
         logprobs : int, optional
             Return the log-probability of every token, and those of this many most probable
             tokens.
         ignore_eos : bool
             Go on after BOS or EOS. Default False.
+        add_bos : bool
+            Begin a text with BOS. Default True. Token ids are taken as they are.
+        n : int
+            Texts of each prompt: with a seed, those of seed, seed + 1 and so on. Default 1.
         params : SamplingParams, optional
-            All of the above in one object, instead of them.
+            The sampling arguments, `max_new_tokens` to `ignore_eos`, in one object, instead of
+            them.
         power : measure.power.PowerRecorder, optional
             A recorder that is recording; the result then has an `energy`.
 
         Returns
         -------
         Generation, or list of Generation for a list of prompts
+            With `n` above 1, a list of `n` in place of each.
 
         Raises
         ------
@@ -234,32 +284,38 @@ class Llama:
         DeviceBusy
             If unfinished streams hold every sequence slot.
         """
+        several = seed if _is_list(seed) else None
         params = _one_of(
             params, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
             top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
-            seed=seed, logprobs=logprobs, ignore_eos=ignore_eos,
+            seed=None if several is not None else seed, logprobs=logprobs, ignore_eos=ignore_eos,
         )  # fmt: skip
         check_meter(power)
-        single = isinstance(prompt, str)
-        if not single and (not isinstance(prompt, Sequence) or isinstance(prompt, bytes)):
-            raise RequestError(
-                f"the prompt is {prompt!r}: it must be a string or a list of strings"
-            )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        drawn = params.draw_seed()
-        sequences = [self.new_sequence(p, params, drawn) for p in prompts]
+        prompts, single = _prompts_of(prompt)
+        n = whole_number("n", n)
+        if not 1 <= n <= _MOST_TEXTS:
+            raise RequestError(f"n is {n}: it must be 1 to {_MOST_TEXTS}")
+        sequences = [
+            self.new_sequence(p, params, one, add_bos)
+            for p, seeds in zip(prompts, _seeds(several, params, len(prompts), n))
+            for one in seeds
+        ]
+        running = [s for s in sequences if s.budget > 0]
         if power is not None:
             power.sample()
-        if sequences:
-            self.scheduler.run(sequences)
+        if running:
+            self.scheduler.run(running)
         results = [s.result(self.driver.device.name) for s in sequences]
-        if power is not None and sequences:
-            _measure(power, sequences, results)
-        return results[0] if single else results
+        if power is not None and running:
+            _measure(power, running, results)
+        if n == 1:
+            return results[0] if single else results
+        groups = [results[i : i + n] for i in range(0, len(results), n)]
+        return groups[0] if single else groups
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: Prompt = "",
         *,
         max_new_tokens: int = 512,
         temperature: float = 0.8,
@@ -270,6 +326,7 @@ class Llama:
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         ignore_eos: bool = False,
+        add_bos: bool = True,
         params: SamplingParams | None = None,
         power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
@@ -281,11 +338,11 @@ class Llama:
 
         Parameters
         ----------
-        prompt : str
-            Empty: start from BOS.
+        prompt : str or list of int
+            A text, or the ids of its tokens; an empty text starts from BOS.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
             As for `generate`.
-        ignore_eos, params, power
+        ignore_eos, add_bos, params, power
             As for `generate`; `on_finish` receives the result, with its energy.
         on_finish : callable, optional
             Called with the `Generation` when the text is complete, or when the stream is
@@ -300,11 +357,11 @@ class Llama:
             top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
             seed=seed, ignore_eos=ignore_eos,
         )  # fmt: skip
-        return _texts(self._stream(prompt, params, power, on_finish, _STREAM_CALL_SECONDS))
+        return _texts(self._stream(prompt, add_bos, params, power, on_finish, _STREAM_CALL_SECONDS))
 
     def stream_tokens(
         self,
-        prompt: str = "",
+        prompt: Prompt = "",
         *,
         max_new_tokens: int = 512,
         temperature: float = 0.8,
@@ -316,6 +373,7 @@ class Llama:
         seed: int | None = None,
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        add_bos: bool = True,
         params: SamplingParams | None = None,
         power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
@@ -328,11 +386,11 @@ class Llama:
 
         Parameters
         ----------
-        prompt : str
-            Empty: start from BOS.
+        prompt : str or list of int
+            A text, or the ids of its tokens; an empty text starts from BOS.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
             As for `generate`.
-        logprobs, ignore_eos, params, power
+        logprobs, ignore_eos, add_bos, params, power
             As for `generate`.
         on_finish : callable, optional
             As for `stream`.
@@ -350,11 +408,12 @@ class Llama:
             top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
             seed=seed, logprobs=logprobs, ignore_eos=ignore_eos,
         )  # fmt: skip
-        return self._stream(prompt, params, power, on_finish, call_seconds)
+        return self._stream(prompt, add_bos, params, power, on_finish, call_seconds)
 
     def _stream(
         self,
-        prompt: str,
+        prompt: Prompt,
+        add_bos: bool,
         params: SamplingParams,
         power: EnergyMeter | None,
         on_finish: Callable[[Generation], None] | None,
@@ -362,7 +421,7 @@ class Llama:
     ) -> Generator[StreamToken, None, None]:
         """Check the arguments at once; the first call comes when a token is requested."""
         check_meter(power)
-        sequence = self.new_sequence(prompt, params, params.draw_seed())
+        sequence = self.new_sequence(prompt, params, params.draw_seed(), add_bos)
         sequence.call_seconds = positive_number("call_seconds", call_seconds)
         return self._tokens(sequence, power, on_finish)
 
@@ -374,11 +433,14 @@ class Llama:
     ) -> Generator[StreamToken, None, None]:
         def finish() -> None:
             result = s.result(self.driver.device.name)
-            if power is not None:
+            if power is not None and s.tokens:
                 _measure(power, [s], [result])
             if on_finish is not None:
                 on_finish(result)
 
+        if s.budget <= 0:
+            finish()
+            return
         try:
             if power is not None:
                 power.sample()
@@ -441,22 +503,7 @@ class Llama:
         RequestError
             If `tokens` is empty, too long, or holds an id outside the vocabulary.
         """
-        try:
-            ids = np.asarray(tokens)
-        except ValueError:  # ragged lists
-            ids = np.asarray(None)
-        if ids.ndim != 1:
-            raise RequestError("tokens is not a list of token ids (whole numbers)")
-        if ids.size == 0:
-            raise RequestError("tokens is empty: give at least one token id, such as BOS (1)")
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise RequestError("tokens holds values that are not token ids (whole numbers)")
-        outside = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if outside.size:
-            raise RequestError(
-                f"token id {outside[0]} is outside the vocabulary, 0 to "
-                f"{self.config.vocab_size - 1}"
-            )
+        ids = self._checked_ids(tokens, "tokens")
         if len(ids) > self.config.seq_len:
             raise RequestError(
                 f"{len(ids)} tokens are more than the model's context of {self.config.seq_len}"
@@ -490,6 +537,39 @@ def check_model(llama: object) -> None:
             f"{type(llama).__name__} given where a loaded model is asked for: it is what "
             "load_model() returns, and overlay.llama.model"
         )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+
+
+def _prompts_of(prompt: object) -> tuple[list[Any], bool]:
+    """The prompts, and whether one was given that is not in a list."""
+    if not isinstance(prompt, str) and not _is_list(prompt):
+        raise RequestError(
+            f"the prompt is {prompt!r}: it must be a string, a list of token ids, or a list of "
+            "these"
+        )
+    given: Any = prompt
+    ids = not isinstance(prompt, str) and len(given) and isinstance(given[0], Integral)
+    return ([given], True) if ids or isinstance(prompt, str) else (list(given), False)
+
+
+def _seeds(given: Any, params: SamplingParams, prompts: int, n: int) -> list[list[int]]:
+    """The seeds of the `n` texts of each prompt."""
+    if given is not None:
+        if len(given) != prompts:
+            raise RequestError(
+                f"seed has {len(given)} values: give one for each of {prompts} prompts"
+            )
+        if params.seed is not None:
+            raise RequestError("params has a seed, and a list of seeds was given: leave out one")
+        firsts = [replace(params, seed=one).draw_seed() for one in given]
+    elif params.seed is not None:
+        firsts = [params.seed] * prompts
+    else:
+        return [[params.draw_seed() for _ in range(n)] for _ in range(prompts)]
+    return [[(first + i) % 2**64 for i in range(n)] for first in firsts]
 
 
 def _one_of(params: SamplingParams | None, **keywords: Any) -> SamplingParams:

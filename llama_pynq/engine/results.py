@@ -64,6 +64,8 @@ class Generation:
         Energy of the call, all of its sequences together; None without `power`.
     energy_note : str
         Why there is no `energy`; empty if there is.
+    stop_reason : str, int or None
+        The stop string, or the token (BOS or EOS), that ended the text; None if neither did.
     """
 
     text: str
@@ -78,6 +80,7 @@ class Generation:
     device: str
     energy: Energy | None = None
     energy_note: str = "no power recorder was given: generate(..., power=recorder)"
+    stop_reason: str | int | None = None
 
     @property
     def summary(self) -> str:

@@ -25,12 +25,12 @@ f32 = np.float32
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "max_new_tokens": (lambda v: v >= 1, "at least 1"),
+    "max_new_tokens": (lambda v: v >= 0, "0 or more"),
     "temperature": (lambda v: v == 0 or 1e-3 <= v <= 100, "0 (greedy), or 0.001 to 100"),
     "top_k": (lambda v: v >= 0, "0 (off) or more"),
     "top_p": (lambda v: 0 < v <= 1, "above 0, at most 1 (off)"),
     "min_p": (lambda v: 0 <= v < 1, "0 (off) to below 1"),
-    "repetition_penalty": (lambda v: 1 <= v <= 100, "1 (off) to 100"),
+    "repetition_penalty": (lambda v: 0 < v <= 100, "above 0, 1 (off), to 100"),
     "seed": (lambda v: 0 <= v < 2**64, "0 to 2^64 - 1"),
 }
 _WHOLE = ("max_new_tokens", "top_k", "seed")
@@ -43,7 +43,7 @@ class SamplingParams:
     Parameters
     ----------
     max_new_tokens : int
-        At least 1; the context may end the text earlier.
+        0 or more; the context may end the text earlier.
     temperature : float
         0 is greedy; else 0.001 to 100.
     top_k : int
@@ -53,7 +53,8 @@ class SamplingParams:
     min_p : float
         Keep tokens at least this probable relative to the best; 0 keeps all.
     repetition_penalty : float
-        Divides positive and multiplies negative logits of tokens already present; 1 is off.
+        Divides positive and multiplies negative logits of tokens already present; 1 is off, less
+        than 1 favours them.
     stop : str or sequence of str, optional
         End the text before the first of these; a tuple once constructed.
     seed : int, optional

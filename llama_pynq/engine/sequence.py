@@ -28,18 +28,23 @@ class StopText:
         self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
         self._held = ""
         self.active = bool(stops)
-        self.hit = False
+        self.found: str | None = None  # the stop string that ended the text
+
+    @property
+    def hit(self) -> bool:
+        """Whether a stop string ended the text."""
+        return self.found is not None
 
     def push(self, piece: str) -> str:
         """Add a piece; return the text that can no longer become a stop string."""
         if not self.active:
             return piece
         held = self._held + piece
-        found = [held.find(stop) for stop in self._stops if stop in held]
+        found = [(held.find(stop), stop) for stop in self._stops if stop in held]
         if found:
-            self.hit = True
+            at, self.found = min(found)
             self._held = ""
-            return held[: min(found)]
+            return held[:at]
         at = len(held)
         if held.endswith(self._beginnings):
             at -= len(next(text for text in self._beginnings if held.endswith(text)))
@@ -71,6 +76,7 @@ class SequenceState:
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str = ""
+    stop_token: int | None = None  # that ended the text
     started: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
@@ -107,7 +113,7 @@ class SequenceState:
             if token < 0:
                 return taken - 1
             if token in stop_tokens:
-                self.finish_reason = "stop"
+                self.finish_reason, self.stop_token = "stop", token
                 return taken
             self.last_token = now
             self.decode_seconds = now - self.first_token - self.away
@@ -142,6 +148,7 @@ class SequenceState:
             decode_seconds=decode,
             logprobs=self.logprobs if self.params.logprobs is not None else None,
             device=device,
+            stop_reason=self.stop_token if self.stop_text.found is None else self.stop_text.found,
         )
 
 

@@ -1,10 +1,13 @@
 """llama-pynq generate: its text, its figures and its options."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from llama_pynq import LlamaOverlay
+from llama_pynq.cli.main import command_parser
 
 FIGURES = re.compile(
     r"\n(\d+) tokens, \d+\.\d tokens/s \(measured, host clock\), first after \d+ ms, seed (\d+)\n"
@@ -88,13 +91,16 @@ def test_a_terminal_without_the_characters_gets_replacements(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-new-tokens=0"], "max_new_tokens is 0: it must be at least 1"),
+        (["--max-new-tokens=-1"], "max_new_tokens is -1: it must be 0 or more"),
         (["--temperature=-1"], "temperature is -1.0: it must be 0 (greedy), or 0.001 to 100"),
         (["--temperature=nan"], "temperature is nan: it must be 0 (greedy), or 0.001 to 100"),
         (["--top-k=-1"], "top_k is -1: it must be 0 (off) or more"),
         (["--top-p=0"], "top_p is 0.0: it must be above 0, at most 1 (off)"),
         (["--min-p=1"], "min_p is 1.0: it must be 0 (off) to below 1"),
-        (["--repetition-penalty=0.5"], "repetition_penalty is 0.5: it must be 1 (off) to 100"),
+        (
+            ["--repetition-penalty=0"],
+            "repetition_penalty is 0.0: it must be above 0, 1 (off), to 100",
+        ),
         (["--seed=-1"], "seed is -1: it must be 0 to 2^64 - 1"),
         (["--stop="], "stop is ['']: it must be a non-empty string, or several"),
         (["--threads=0"], "--threads is 0: it must be 1 to 1024"),
@@ -120,3 +126,51 @@ def test_generate_several_prompts_is_a_batch_with_the_texts_they_have_alone(cli)
     alone = [cli("generate", prompt, *flags)[1].rstrip("\n") for prompt in ("One day", "The fox")]
     assert both == "\n\n".join(alone) + "\n"
     assert err.count("seed 3") == 2
+
+
+# ---- standard input, stop strings, rope ------------------------------------------------
+
+
+def piped(data, *arguments):
+    command = [sys.executable, "-m", "llama_pynq", "generate", "--seed", "1", *arguments]
+    return subprocess.run([*command, "--max-new-tokens", "8"], input=data, capture_output=True)
+
+
+def test_prompt_comes_from_standard_input(cli):
+    expected = cli("generate", "The cat", "--seed", 1, "--max-new-tokens", 8)[1]
+    for arguments in (["-"], []):
+        done = piped(b"The cat\n", *arguments)
+        assert (done.returncode, done.stdout.decode()) == (0, expected), done.stderr
+    batch = piped(b"The cat", "One day", "-").stdout.decode()
+    assert batch.startswith("One day") and batch.endswith(expected)
+
+
+def test_no_prompt_and_empty_standard_input_tell_the_usual_story(cli):
+    expected = cli("generate", "--seed", 1, "--max-new-tokens", 8)[1]
+    assert expected.startswith("Once upon a time")
+    assert piped(b"").stdout.decode() == expected
+
+
+def test_standard_input_that_is_not_utf8_is_refused_by_its_byte():
+    done = piped(b"caf\xe9 noir", "-")
+    assert done.returncode == 1
+    assert b"byte 3 (0xe9) of standard input is not UTF-8" in done.stderr
+    assert b"standard input can be read once" in piped(b"a", "-", "-").stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [(r"\n", "\n"), (r"a\tb\n\n", "a\tb\n\n"), (r"\\n", r"\n"), (r"\d", r"\d"), ("end", "end")],
+)
+def test_stop_strings_have_escapes(written, meant):
+    args = command_parser()[0].parse_args(["generate", "--stop", written, "--stop", "x"])
+    assert args.stop == [meant, "x"]
+
+
+def test_rope_theta_reaches_the_model(cli):
+    options = ["generate", "Once", "--seed", 1, "--max-new-tokens", 30]
+    assert cli(*options, "--rope-theta", 10000)[1] == cli(*options)[1]
+    assert cli(*options, "--rope-theta", 500)[1] != cli(*options)[1]
+    cli("pack", "m.safetensors", "--rope-theta", 500)
+    packed = cli(*options, "--model", "m.safetensors")[1]
+    assert packed == cli(*options, "--rope-theta", 500)[1]

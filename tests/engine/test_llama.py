@@ -178,8 +178,8 @@ def test_generate_empty_batch_gives_an_empty_list(overlay, bundled):
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda o: o.generate(3), RequestError, "must be a string or a list of strings"),
-        (lambda o: o.generate(b"abc"), RequestError, "must be a string or a list of strings"),
+        (lambda o: o.generate(3), RequestError, "a list of token ids, or a list"),
+        (lambda o: o.generate(b"abc"), RequestError, "a list of token ids, or a list"),
         (lambda o: o.generate("a", stop=5), RequestError, "stop is 5"),
         (lambda o: o.generate("a", temperature=1e-40), RequestError, "temperature is 1e-40"),
         (lambda o: o.logits(5), RequestError, "not a list of token ids"),
@@ -188,8 +188,16 @@ def test_generate_empty_batch_gives_an_empty_list(overlay, bundled):
         (lambda o: o.load_model(slots="4"), RequestError, "slots is '4'"),
         (lambda o: o.load_model(rope_theta="a"), RequestError, "rope_theta is 'a'"),
         (lambda o: o.load_model(rope_theta=-1), RequestError, "rope_theta is -1"),
-        (lambda o: o.generate([3]), RequestError, "the prompt is 3: it must be a string"),
-        (lambda o: o.generate("a", max_new_tokens=0), RequestError, "max_new_tokens is 0"),
+        (lambda o: o.generate(["a", 3]), RequestError, "the prompt is 3: it must be a string"),
+        (lambda o: o.generate("a", max_new_tokens=-1), RequestError, "max_new_tokens is -1"),
+        (lambda o: o.generate([1, 9999999]), RequestError, "token id 9999999 is outside the voc"),
+        (lambda o: o.generate([[]]), RequestError, "the prompt is empty: give at least"),
+        (lambda o: o.generate([1, 2.5]), RequestError, "the prompt holds values that are"),
+        (lambda o: o.generate("", add_bos=False), RequestError, "is empty and add_bos is False"),
+        (lambda o: o.generate("a", add_bos=1), RequestError, "add_bos is 1"),
+        (lambda o: o.generate("a", n=0), RequestError, "n is 0: it must be 1 to 1024"),
+        (lambda o: o.generate(["a", "b"], seed=[1]), RequestError, "seed has 1 values: give one"),
+        (lambda o: o.generate(["a"], seed=[1.5]), RequestError, "seed is 1.5"),
         (lambda o: o.generate("a", temperature=-1), RequestError, "temperature is -1"),
         (lambda o: o.generate("a", top_p=2), RequestError, "top_p is 2"),
         (lambda o: o.generate("a", seed=-1), RequestError, "seed is -1"),
@@ -295,3 +303,78 @@ def test_params_and_keywords_together_are_refused(overlay, bundled):
             call(PROMPT, params=params, top_k=3)
         with pytest.raises(RequestError, match="params is dict: it must be a SamplingParams"):
             call(PROMPT, params={"top_k": 3})
+
+
+# ---- prompts, seeds and texts ---------------------------------------------------------
+
+
+def test_prompt_of_token_ids_gives_the_text_of_its_string(overlay, bundled):
+    ids = bundled.tokenizer.encode(PROMPT)
+    options = {"max_new_tokens": 12, "seed": 5}
+    expected = overlay.generate(PROMPT, **options)
+    for given in (ids, tuple(ids), np.array(ids)):
+        out = overlay.generate(given, **options)
+        assert (out.text, out.tokens, out.prompt_tokens) == (
+            expected.text, expected.tokens, ids,
+        )  # fmt: skip
+    assert "".join(overlay.stream(ids, **options)) == expected.text
+    batch = overlay.generate([ids, PROMPT], **options)
+    assert [out.tokens for out in batch] == [expected.tokens] * 2
+
+
+def test_add_bos_false_leaves_out_the_first_token(overlay, bundled):
+    out = overlay.generate(PROMPT, add_bos=False, max_new_tokens=3, seed=1)
+    assert out.prompt_tokens == bundled.tokenizer.encode(PROMPT, bos=False)
+    assert out.tokens == overlay.generate(out.prompt_tokens, max_new_tokens=3, seed=1).tokens
+
+
+def test_n_texts_are_those_of_consecutive_seeds(overlay, bundled):
+    alone = [overlay.generate(PROMPT, max_new_tokens=20, seed=s) for s in (7, 8, 9)]
+    texts = overlay.generate(PROMPT, max_new_tokens=20, seed=7, n=3)
+    assert [(out.seed, out.tokens) for out in texts] == [(a.seed, a.tokens) for a in alone]
+    groups = overlay.generate([PROMPT, ""], max_new_tokens=5, seed=2**64 - 1, n=2)
+    assert [[out.seed for out in group] for group in groups] == [[2**64 - 1, 0]] * 2
+    assert len(overlay.generate([PROMPT], max_new_tokens=2, n=1)) == 1
+
+
+def test_list_of_seeds_has_one_for_each_prompt(overlay, bundled):
+    batch = overlay.generate([PROMPT] * 3, max_new_tokens=20, seed=[3, 4, 3])
+    alone = {s: overlay.generate(PROMPT, max_new_tokens=20, seed=s).tokens for s in (3, 4)}
+    assert [(out.seed, out.tokens) for out in batch] == [(s, alone[s]) for s in (3, 4, 3)]
+    with pytest.raises(RequestError, match="params has a seed, and a list"):
+        overlay.generate([PROMPT], seed=[1], params=SamplingParams(seed=2))
+
+
+def test_equal_prompts_without_a_seed_draw_different_texts(overlay, bundled):
+    batch = overlay.generate([PROMPT] * 6, max_new_tokens=30, temperature=1.0)
+    assert len({out.seed for out in batch}) == 6
+    assert len({out.text for out in batch}) > 1
+    texts = overlay.generate(PROMPT, max_new_tokens=30, temperature=1.0, n=4)
+    assert len({out.seed for out in texts}) == 4
+
+
+def test_no_new_tokens_give_an_empty_text(overlay, bundled):
+    out = overlay.generate(PROMPT, max_new_tokens=0, logprobs=2)
+    assert (out.text, out.tokens, out.finish_reason, out.logprobs) == ("", [], "length", [])
+    assert out.prompt_tokens == bundled.tokenizer.encode(PROMPT)
+    done = []
+    assert list(overlay.stream(PROMPT, max_new_tokens=0, on_finish=done.append)) == []
+    assert [d.finish_reason for d in done] == ["length"]
+    assert overlay.generate([PROMPT] * 2, max_new_tokens=0)[1].tokens == []
+    assert overlay.generate(PROMPT, max_new_tokens=2).tokens, "the slot is free again"
+
+
+def test_repetition_penalty_below_one_favours_what_was_said(overlay, bundled):
+    """As transformers: it divides positive logits, which 0.5 doubles."""
+    out = overlay.generate(PROMPT, max_new_tokens=20, temperature=0, repetition_penalty=0.2)
+    assert set(out.tokens) <= {*out.prompt_tokens, *out.tokens[:3]}
+
+
+def test_stop_reason_names_the_string_or_token_that_ended_the_text(overlay, bundled):
+    whole = overlay.generate(PROMPT, max_new_tokens=400, seed=1)
+    assert whole.finish_reason == "stop"
+    assert whole.stop_reason in (bundled.tokenizer.bos_id, bundled.tokenizer.eos_id)
+    word = whole.text.split()[4]
+    cut = overlay.generate(PROMPT, max_new_tokens=400, seed=1, stop=["no such text", word])
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", word)
+    assert overlay.generate(PROMPT, max_new_tokens=2, seed=1).stop_reason is None

@@ -115,8 +115,8 @@ def test_choose_repetition_penalty_truncates_what_it_left():
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("max_new_tokens", 0, "max_new_tokens is 0: it must be at least 1"),
-        ("max_new_tokens", -3, "at least 1"),
+        ("max_new_tokens", -1, "max_new_tokens is -1: it must be 0 or more"),
+        ("max_new_tokens", -3, "0 or more"),
         ("max_new_tokens", 1.5, "max_new_tokens is 1.5: it must be a whole number"),
         ("temperature", -0.1, "temperature is -0.1: it must be 0 (greedy), or 0.001 to 100"),
         ("temperature", math.nan, "temperature is nan"),
@@ -125,7 +125,7 @@ def test_choose_repetition_penalty_truncates_what_it_left():
         ("top_p", 0, "top_p is 0.0: it must be above 0, at most 1 (off)"),
         ("top_p", 1.01, "top_p is 1.01"),
         ("min_p", 1.0, "min_p is 1.0: it must be 0 (off) to below 1"),
-        ("repetition_penalty", 0.5, "repetition_penalty is 0.5: it must be 1 (off) to 100"),
+        ("repetition_penalty", 0, "repetition_penalty is 0.0: it must be above 0, 1 (off), to 100"),
         ("seed", -1, "seed is -1: it must be 0 to 2^64 - 1"),
         ("seed", 2**64, "it must be 0 to 2^64 - 1"),
     ],
