@@ -67,9 +67,8 @@ def load(
             )
     else:
         theta = 10000.0 if rope_theta is None else rope_theta
-        load_checkpoint(
-            source, reading=reading
-        ).close()  # a wrong model file is named before a missing tokenizer
+        with load_checkpoint(source, reading=reading) as checkpoint:
+            check_limits(checkpoint.config, limits)  # before a tokenizer is asked for
         text = _tokenizer_of(source, b"", tokenizer, bundled=path is None)
 
         def pack(rebuild: bool = False) -> PackedModel:
