@@ -89,6 +89,13 @@ def selected_device(args: argparse.Namespace) -> Device:
     return EmulatedDevice(threads=args.threads)
 
 
+def rope_theta_of(args: argparse.Namespace) -> float:
+    """The base of the rotary embedding, for a checkpoint, which lacks it."""
+    from llama_pynq.utils.validate import positive_number
+
+    return 10000.0 if args.rope_theta is None else positive_number("--rope-theta", args.rope_theta)
+
+
 def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
     """Load the model that the options select."""
     return overlay.load_model(

@@ -79,7 +79,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
                 f"there is no shape {args.shape!r}: choose one of {', '.join(SHAPES)}"
             )
         return args.shape, SHAPES[args.shape], args.group_size, bits
-    path = user_path(args.model) if args.model else BUNDLED / "stories.bin"
+    path = user_path(args.model) if args.model is not None else BUNDLED / "stories.bin"
     if path.is_file() and is_packed(path):
         packed = open_packed(path)
         for option, asked, has in (
@@ -92,7 +92,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
                     "give the checkpoint"
                 )
         return path.name, packed.config, packed.group_size, packed.weight_bits
-    with load_checkpoint(path) as checkpoint:
+    with load_checkpoint(path, reading="export") as checkpoint:  # only the shape counts
         return path.name, checkpoint.config, args.group_size, bits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import stat
 import sys
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
         help=r"stop before this text; may be given several times; \n is a newline, \t a tab, \\ a "
         "backslash")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
+
+
+_PATIENCE_S = 1.0  # to wait for standard input in silence
 
 
 def _text(argument: str) -> str:
@@ -87,9 +91,13 @@ def _piped() -> bool:
 
 def _read() -> str:
     """Standard input as text, without the newline at its end."""
+    if sys.stdin is None:
+        raise LlamaPynqError("there is no standard input to read a prompt from: give a prompt")
+    if os.name != "nt" and not select.select([sys.stdin], [], [], _PATIENCE_S)[0]:
+        print("llama-pynq: reading the prompt from standard input", file=sys.stderr, flush=True)
     data = sys.stdin.buffer.read()
     try:
-        return data.decode().removesuffix("\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise LlamaPynqError(
             f"byte {error.start} (0x{data[error.start]:02x}) of standard input is not UTF-8: "

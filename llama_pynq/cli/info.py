@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llama_pynq import __version__
-from llama_pynq.cli.arguments import model_options, open_overlay, selected_device
+from llama_pynq.cli.arguments import model_options, rope_theta_of, selected_device
 from llama_pynq.cli.output import json_option, print_json
-from llama_pynq.errors import DeviceBusy, DeviceNotFound, OverlayMismatch
+from llama_pynq.errors import DeviceNotFound, OverlayMismatch
 from llama_pynq.utils.files import user_path
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _info(args: argparse.Namespace) -> int:
     except DeviceNotFound as error:
         others, problem = [], problem or str(error)
     overlay = {"problem": "no device is selected"} if device is None else _overlay(args, device)
-    limits, source = (None, None) if device is None else _limits(args, device)
+    limits, source = (None, None) if device is None else _limits(device)
     devices = []
     for number, other in enumerate(others):
         selected = device is not None and _same(device, other)
@@ -122,16 +122,10 @@ def _overlay(args: argparse.Namespace, device: Device) -> Facts:
     }
 
 
-def _limits(args: argparse.Namespace, device: Device) -> tuple[KernelLimits | None, str | None]:
+def _limits(device: Device) -> tuple[KernelLimits | None, str | None]:
     """Limits of a device's kernel, and where they stand."""
-    from llama_pynq.overlay_store.devices import header_limits, is_emulated
+    from llama_pynq.overlay_store.devices import header_limits
 
-    if args.overlay is not None and is_emulated(device):  # it may be built from another header
-        try:
-            with open_overlay(args) as overlay:
-                return overlay.llama.limits, "the kernel"
-        except DeviceBusy:
-            pass
     header, limits = header_limits(device)
     if limits is None:
         return None, None
@@ -140,6 +134,7 @@ def _limits(args: argparse.Namespace, device: Device) -> tuple[KernelLimits | No
 
 def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     from llama_pynq.checkpoint.load import load_checkpoint
+    from llama_pynq.engine.loading import cut_padding, packed_problem
     from llama_pynq.errors import LimitError
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
@@ -148,30 +143,41 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     from llama_pynq.weights.quantize import QuantizedModel
     from llama_pynq.weights.tiles import channel_bytes
 
-    path = user_path(args.model) if args.model else BUNDLED / "stories.bin"
-    tokenizer = args.tokenizer or (None if args.model else BUNDLED / "tokenizer.bin")
-    size = None
+    path = user_path(args.model) if args.model is not None else BUNDLED / "stories.bin"
+    tokenizer = args.tokenizer
+    if tokenizer is None and args.model is None:
+        tokenizer = BUNDLED / "tokenizer.bin"
+    size, problem, padding = None, None, ""
+    text = None if tokenizer is None else load_tokenizer(tokenizer)
     if path.is_file() and is_packed(path):
         packed = open_packed(path)
         config, note, size = packed.config, packed.note, packed.weight_bytes
         inside = "in the packed file" if packed.tokenizer else None
+        problem = packed_problem(
+            packed, limits, text, group_size=args.group_size, weight_bits=args.weight_bits,
+            rope_theta=args.rope_theta, reading=args.reading,
+        )  # fmt: skip
     else:
         inside = None
-        with load_checkpoint(path, args.rope_theta or 10000.0, args.reading) as checkpoint:
+        with load_checkpoint(path, rope_theta_of(args), args.reading) as checkpoint:
+            if text is not None:
+                padding = cut_padding(checkpoint, text)
             config = checkpoint.config
             quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
             note = quantized.note
             if limits is not None:
                 group, bits = quantized.group_size, quantized.weight_bits
                 size = sum(channel_bytes(config, group, limits.target, bits))
-    if tokenizer is not None:
-        load_tokenizer(tokenizer).check_vocab(config.vocab_size)
     facts: Facts = {
         "file": path,
         "tokenizer": tokenizer or inside or "none: give --tokenizer FILE",
         "weights": note,
         "weight_bytes": size,
     }
+    if padding:
+        facts["padding"] = padding
+    if problem is not None:
+        facts["problem"] = problem
     if limits is not None:
         try:
             check_limits(config, limits)

@@ -35,13 +35,13 @@ def _model_in(path: Path) -> str | None:
     from llama_pynq.checkpoint.llama2c import has_llama2c_header
     from llama_pynq.tokenizer.llama2c import starts_like_bin
     from llama_pynq.tokenizer.sentencepiece import starts_like_sentencepiece
-    from llama_pynq.utils.foreign import foreign_model
+    from llama_pynq.utils.foreign import foreign_model, is_text
     from llama_pynq.weights.packed import is_packed
 
-    if not path.is_file():
-        return None
     with path.open("rb") as file:
         head = file.read(4096)
+    if is_text(head):
+        return "a tokenizer" if path.name == "tokenizer.json" else None
     if is_packed(path):
         return _PACKED
     if has_llama2c_header(head):
@@ -70,6 +70,8 @@ def file_to_write(name: str, force: bool, packed: bool = False) -> Path:
     path = user_path(name)
     if path.is_dir():
         raise LlamaPynqError(f"{path} is a folder: give the name of the file to write")
+    if os.path.lexists(path) and not path.is_file():
+        raise LlamaPynqError(f"{path} is no regular file: give the name of the file to write")
     if path.exists() and (kind := _model_in(path)) and not (packed and kind == _PACKED):
         raise LlamaPynqError(
             f"{path} is {kind}, and no command writes over one, not even with --force. It would be "

@@ -10,6 +10,7 @@ from llama_pynq.cli.arguments import (
     device_options,
     model_options,
     open_overlay,
+    rope_theta_of,
     selected_device,
 )
 from llama_pynq.cli.output import file_to_write, force_option
@@ -50,9 +51,9 @@ def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.weights.quantize import QuantizedModel
 
     output = file_to_write(args.output, args.force, packed=True)
-    model = user_path(args.model) if args.model else BUNDLED / "stories.bin"
-    tokenizer = user_path(args.tokenizer) if args.tokenizer else None
-    if tokenizer is None and not args.model:
+    model = user_path(args.model) if args.model is not None else BUNDLED / "stories.bin"
+    tokenizer = user_path(args.tokenizer) if args.tokenizer is not None else None
+    if tokenizer is None and args.model is None:
         tokenizer = BUNDLED / "tokenizer.bin"
     for option, given in (("--model", model), ("--tokenizer", tokenizer)):
         if given is not None and output.exists() and given.exists() and output.samefile(given):
@@ -62,15 +63,15 @@ def _pack(args: argparse.Namespace) -> int:
     if model.is_file() and is_packed(model):
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint it was made from")
     if args.board is not None:
+        if args.overlay is not None:
+            raise LlamaPynqError("--board packs without a device: leave out --overlay")
         device, limits = board_limits(args.board)
         if device != limits.board:
             device += f", whose kernel is {limits.board}'s"
     else:
         limits, device = _detected(args)
     target = limits.target
-    with load_checkpoint(
-        model, rope_theta=args.rope_theta or 10000.0, reading=args.reading
-    ) as checkpoint:
+    with load_checkpoint(model, rope_theta=rope_theta_of(args), reading=args.reading) as checkpoint:
         check_limits(checkpoint.config, limits)
         text = b""
         if tokenizer is not None:

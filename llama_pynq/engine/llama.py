@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 """A text, or the ids of its tokens."""
 
+_NO_TOKEN = "no token was generated, so there is no energy"
 _MOST_TEXTS = 1024  # of one prompt
 _STREAM_CALL_SECONDS = 0.04  # a stream's consumer gets text 25 times a second
 
@@ -308,6 +309,9 @@ class Llama:
         results = [s.result(self.driver.device.name) for s in sequences]
         if power is not None and running:
             _measure(power, running, results)
+        elif power is not None:
+            for result in results:
+                result.energy_note = _NO_TOKEN
         if n == 1:
             return results[0] if single else results
         groups = [results[i : i + n] for i in range(0, len(results), n)]
@@ -433,7 +437,9 @@ class Llama:
     ) -> Generator[StreamToken, None, None]:
         def finish() -> None:
             result = s.result(self.driver.device.name)
-            if power is not None and s.tokens:
+            if power is not None and not s.last_token:
+                result.energy_note = _NO_TOKEN
+            elif power is not None:
                 _measure(power, [s], [result])
             if on_finish is not None:
                 on_finish(result)
@@ -540,7 +546,9 @@ def check_model(llama: object) -> None:
 
 
 def _is_list(value: object) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _prompts_of(prompt: object) -> tuple[list[Any], bool]:

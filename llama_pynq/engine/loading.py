@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint
@@ -14,7 +14,7 @@ from llama_pynq.energy import EnergyMeter, check_meter
 from llama_pynq.engine.llama import Llama
 from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
 from llama_pynq.kernel.abi import KV_BITS
-from llama_pynq.kernel.limits import check_limits
+from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.base import Tokenizer
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
@@ -56,15 +56,12 @@ def load(
     repack: Callable[[], PackedModel] | None = None
     if source.is_file() and is_packed(source):
         packed = open_packed(source)
-        _check_packed(packed, group_size=group_size, weight_bits=weight_bits, rope_theta=rope_theta)
+        _check_packed(
+            packed, group_size=group_size, weight_bits=weight_bits, rope_theta=rope_theta,
+            reading=reading,
+        )  # fmt: skip
         text = _tokenizer_of(source, packed.tokenizer, tokenizer, bundled=False)
-        text.check_vocab(packed.config.vocab_size)
-        if packed.config.vocab_size > text.vocab_size:
-            raise TokenizerError(
-                f"{source} was packed with {packed.config.vocab_size} rows of vocabulary, and the "
-                f"tokenizer {text.path} has {text.vocab_size}: pack the checkpoint again with it, "
-                "llama-pynq pack FILE --model ... --tokenizer ..., which leaves out the others"
-            )
+        _check_packed_vocab(packed, text)
     else:
         theta = 10000.0 if rope_theta is None else rope_theta
         with load_checkpoint(source, reading=reading) as checkpoint:
@@ -100,8 +97,55 @@ def load(
     return llama
 
 
-def _check_packed(packed: PackedModel, **asked: float | None) -> None:
+def packed_problem(
+    packed: PackedModel, limits: KernelLimits | None, tokenizer: Tokenizer | None, **asked: Any
+) -> str | None:
+    """Why a packed file cannot be loaded; None if nothing is known against it.
+
+    Parameters
+    ----------
+    packed : PackedModel
+    limits : KernelLimits or None
+        Of the kernel, if they are known.
+    tokenizer : Tokenizer or None
+        Instead of the file's own.
+    **asked
+        The arguments group_size, weight_bits, rope_theta and reading.
+    """
+    try:
+        _check_packed(packed, **asked)
+        if tokenizer is None and packed.tokenizer:
+            tokenizer = tokenizer_from_bytes(packed.tokenizer, packed.path)
+        if tokenizer is not None:
+            _check_packed_vocab(packed, tokenizer)
+    except (RequestError, TokenizerError) as error:
+        return str(error)
+    if limits is None or packed.target == limits.target:
+        return None
+    return (
+        f"it is packed for {packed.target.channels} channels of {packed.target.tile_rows}-row "
+        f"tiles, the kernel has {limits.channels} of {limits.tile_rows}: pack the checkpoint again"
+    )
+
+
+def _check_packed_vocab(packed: PackedModel, text: Tokenizer) -> None:
+    """Raise if a packed file has other rows of vocabulary than the tokenizer has tokens."""
+    text.check_vocab(packed.config.vocab_size)
+    if packed.config.vocab_size > text.vocab_size:
+        raise TokenizerError(
+            f"{packed.path} was packed with {packed.config.vocab_size} rows of vocabulary, and the "
+            f"tokenizer {text.path} has {text.vocab_size}: pack the checkpoint again with it, "
+            "llama-pynq pack FILE --model ... --tokenizer ..., which leaves out the others"
+        )
+
+
+def _check_packed(packed: PackedModel, reading: str | None, **asked: float | None) -> None:
     """Raise if an argument contradicts the packed file."""
+    if reading is not None:
+        raise RequestError(
+            f"reading is {reading!r}, but {packed.path} is packed: it says how to read a "
+            "checkpoint. Leave it out"
+        )
     for name, has, how in (
         ("group_size", packed.group_size, "in groups of "),
         ("weight_bits", packed.weight_bits, "with "),
@@ -131,7 +175,7 @@ def cut_padding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
     checkpoint.cut_vocab(tokens)
     return (
         f"{checkpoint.path} has {rows} rows of vocabulary, its tokenizer {tokens} tokens: the last "
-        f"{rows - tokens} rows are padding, and are left out"
+        f"{rows - tokens} rows have no token, and are left out"
     )
 
 

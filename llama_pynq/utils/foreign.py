@@ -77,6 +77,14 @@ _MODEL_SUFFIXES = (".bin", ".model", ".gguf", ".safetensors", ".pt", ".pth", ".n
 _OVERLAY_SUFFIXES = (".bit", ".hwh", ".xclbin")
 
 
+def is_text(head: bytes) -> bool:
+    """Whether a file starts as UTF-8 text without control characters; so does an empty file."""
+    text = head.decode("utf-8", "ignore")  # the head may end within a character
+    if len(head) - len(text.encode()) > 3:
+        return False
+    return all(character.isprintable() or character in "\t\r\n\ufeff" for character in text)
+
+
 def foreign_model(head: bytes, name: str) -> str | None:
     """What a file is that looks like somebody's model, tokenizer or overlay; None for others.
 
@@ -85,15 +93,11 @@ def foreign_model(head: bytes, name: str) -> str | None:
     head : bytes
         The first few kilobytes.
     name : str
-        Name of the file: one that is called like a model counts as one, unless it is text.
+        Name of the file: one that is called like a model counts as one.
     """
     found = identify_foreign_file(head)
     what = found[0] if found else None
     if name.lower().endswith(_MODEL_SUFFIXES + _OVERLAY_SUFFIXES):
-        if what and (what.startswith(("a text file", "an empty file"))):
-            return None
         return what or "a binary file that is called like a model"
     models = ("a GGUF", "a GGML", "a safetensors", "a zip archive, as torch", "a pickle, as old")
-    if name == "tokenizer.json" and what and what.startswith("a JSON"):
-        return "a tokenizer"
     return what if what and what.startswith((*models, "an overlay")) else None

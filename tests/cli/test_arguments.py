@@ -125,7 +125,7 @@ def test_unknown_overlay_is_refused(refused, tmp_path):
             "of an installed one, such as llama.xclbin"
         )
     (tmp_path / "text.xclbin").write_text("hello\n")
-    assert "text.xclbin is not an .xclbin file" in refused("info", "--overlay", "text.xclbin")
+    assert "text.xclbin is not an .xclbin file" in refused("generate", "--overlay", "text.xclbin")
 
 
 def test_folder_for_locks_that_cannot_be_made(refused, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """llama-pynq generate: its text, its figures and its options."""
 
+import os
 import re
 import subprocess
 import sys
@@ -174,3 +175,17 @@ def test_rope_theta_reaches_the_model(cli):
     cli("pack", "m.safetensors", "--rope-theta", 500)
     packed = cli(*options, "--model", "m.safetensors")[1]
     assert packed == cli(*options, "--rope-theta", 500)[1]
+
+
+def test_standard_input_of_windows_gives_the_same_text(cli):
+    expected = cli("generate", "a\nb", "--seed", 1, "--max-new-tokens", 8)[1]
+    for data in (b"a\r\nb\r\n", b"\xef\xbb\xbfa\nb\n"):
+        assert piped(data, "-").stdout.decode() == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes standard input")
+def test_closed_standard_input_is_named():
+    command = f"{sys.executable} -m llama_pynq generate - <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert b"there is no standard input to read a prompt from" in done.stderr

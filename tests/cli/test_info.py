@@ -4,10 +4,12 @@ import json
 import re
 
 import pytest
+from support.checkpoint_files import write_checkpoint
 from support.plain_device import Plain
 
 from llama_pynq import LlamaOverlay, __version__
 from llama_pynq.boards import boards
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.emulation import build
 from llama_pynq.emulation.device import EmulatedDevice
 from llama_pynq.kernel.limits import KernelLimits
@@ -63,11 +65,11 @@ def test_info_names_the_model_file_it_was_given(cli, shared_models):
     assert info(cli, "--model", model)["model"]["tokenizer"] == "none: give --tokenizer FILE"
 
 
-def test_info_of_a_packed_model_and_of_one_that_does_not_fit(cli):
+def test_info_of_a_model_packed_for_a_real_board(cli):
     cli("pack", "m.safetensors", "--board", "kv260")
     found = info(cli, "--model", "m.safetensors", "--board", "kv260")["model"]
     assert found["tokenizer"] == "in the packed file" and found["weight_bytes"] > 1_000_000
-    assert "problem" not in found
+    assert found["problem"].startswith("it is packed for 4 channels"), "the emulated board has 2"
 
 
 def test_info_of_a_board_in_use_says_by_whom_and_still_works(cli, kv260_in_use):
@@ -129,3 +131,44 @@ def test_device_emulate_and_board_exclude_each_other(cli, capsys):
             cli("info", "--device", "0", *options)
         assert end.value.code == 2
         assert "not allowed with argument --device" in capsys.readouterr().err
+
+
+# ---- what generate would refuse --------------------------------------------------------
+
+
+def test_info_tells_what_generate_would_refuse_of_a_packed_model(cli):
+    cli("pack", "m.safetensors", "--board", "u250")
+    found = info(cli, "--model", "m.safetensors")["model"]
+    assert found["problem"].startswith("it is packed for 8 channels of 32-row tiles, the kernel ")
+    cli("pack", "own.safetensors")
+    assert "problem" not in info(cli, "--model", "own.safetensors")["model"]
+    for option in (["--weight-bits", "4"], ["--rope-theta", "5"], ["--reading", "export"]):
+        problem = info(cli, "--model", "own.safetensors", *option)["model"]["problem"]
+        assert option[0][2:].replace("-", "_") in problem
+
+
+def test_info_of_a_padded_model_counts_what_is_loaded(cli, tmp_path):
+    config = ModelConfig(64, 128, 1, 4, 2, 1040, 64, tied=True)
+    write_checkpoint(tmp_path / "m.bin", config, 1)
+    found = info(cli, "--model", "m.bin", "--tokenizer", BUNDLED / "tokenizer.bin")["model"]
+    assert found["vocab_size"] == 1024 and "16 rows have no token" in found["padding"]
+
+
+def test_info_of_a_damaged_overlay_says_so_and_still_works(cli, tmp_path):
+    (tmp_path / "bad.xclbin").write_bytes(build.emulated_overlay().read_bytes()[:3000])
+    found = info(cli, "--overlay", "bad.xclbin")
+    assert "bad.xclbin is incomplete" in found["overlay"]["problem"]
+    assert found["model"]["weight_bytes"] > 1_000_000
+
+
+@pytest.mark.parametrize("command", ["info", "pack", "boards"])
+def test_empty_model_name_is_not_the_bundled_model(refused, command):
+    more = ["x.safetensors", "--board", "kv260"] if command == "pack" else []
+    assert "is a folder, not a checkpoint" in refused(command, *more, "--model", "")
+
+
+def test_rope_theta_out_of_range_is_refused_by_every_command(refused):
+    for command in (["info"], ["pack", "x.safetensors", "--board", "kv260"], ["generate"]):
+        assert "it must be" in refused(*command, "--rope-theta", 0)
+    message = refused("pack", "x.safetensors", "--board", "kv260", "--overlay", "a.bit")
+    assert message == "--board packs without a device: leave out --overlay"

@@ -1,6 +1,7 @@
 """What commands write: JSON of the commands that have it, and files that are kept."""
 
 import json
+import os
 import shutil
 import struct
 
@@ -118,3 +119,20 @@ def test_pack_never_writes_over_what_it_reads(cli, refused, tmp_path):
     assert cli("pack", "own.safetensors")[0] == 0
     assert cli("pack", "own.safetensors", "--force")[0] == 0, "a packed model may be replaced"
     assert "is a packed model" in refused("boards", "--plot", "own.safetensors", "--force")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_pipes_devices_and_dangling_links_are_never_replaced(refused, tmp_path):
+    fifo, link = tmp_path / "pipe.svg", tmp_path / "link.svg"
+    os.mkfifo(fifo)
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (fifo, link, "/dev/null"):
+        message = refused("selftest", "--quick", "--output", path, "--force")
+        assert message == f"{path} is no regular file: give the name of the file to write"
+    assert fifo.is_fifo() and link.is_symlink()
+
+
+@pytest.mark.parametrize("text", ["", "\n\n\n# report\n", "café\n", '{"a": 1}\n', "ü" * 4096])
+def test_a_text_is_no_model_and_may_be_replaced(cli, tmp_path, text):
+    (tmp_path / "report.svg").write_text(text, encoding="utf-8")
+    assert cli("boards", "--plot", "report.svg", "--force")[0] == 0

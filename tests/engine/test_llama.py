@@ -10,6 +10,7 @@ from support.generating import LENGTH, PROMPT, WAYS, needs_shared, opened, token
 from support.paths import MODELS
 
 from llama_pynq.checkpoint.load import load_checkpoint
+from llama_pynq.energy import Energy
 from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.errors import (
     CheckpointError,
@@ -18,6 +19,7 @@ from llama_pynq.errors import (
     TokenizerError,
 )
 from llama_pynq.kernel.reference import KernelModel
+from llama_pynq.measure.power import PowerRecorder, Rail
 from llama_pynq.models import BUNDLED
 from llama_pynq.weights.quantize import QuantizedModel
 
@@ -378,3 +380,15 @@ def test_stop_reason_names_the_string_or_token_that_ended_the_text(overlay, bund
     cut = overlay.generate(PROMPT, max_new_tokens=400, seed=1, stop=["no such text", word])
     assert (cut.finish_reason, cut.stop_reason) == ("stop", word)
     assert overlay.generate(PROMPT, max_new_tokens=2, seed=1).stop_reason is None
+
+
+def test_energy_of_an_empty_text_says_that_no_token_was_generated(overlay, bundled):
+    rail = Rail("meter", "a test", lambda: 2.0)
+    with PowerRecorder({"meter": rail}) as recorder:
+        done = []
+        list(overlay.stream(PROMPT, max_new_tokens=0, power=recorder, on_finish=done.append))
+        done.append(overlay.generate(PROMPT, max_new_tokens=0, power=recorder))
+        for out in done:
+            assert out.energy is None and "no token was generated" in out.energy_note
+        assert overlay.generate(PROMPT, max_new_tokens=2, power=recorder).energy is not None
+    assert "nan" not in str(Energy(1.0, 1.0, 1.0, 1.0, 1.0, 0, "a test", True))

@@ -52,7 +52,7 @@ def test_rows_that_pad_the_vocabulary_are_never_sampled(overlay, tmp_path, versi
         overlay.load_model(tmp_path / "padded.bin", tokenizer)
     assert [str(w.message) for w in told] == [
         f"{tmp_path / 'padded.bin'} has {tokens + padding} rows of vocabulary, its tokenizer "
-        f"1024 tokens: the last {padding} rows are padding, and are left out"
+        f"1024 tokens: the last {padding} rows have no token, and are left out"
     ]
     assert overlay.generate("Once", max_new_tokens=40, seed=1, temperature=1.5).tokens == (expected)
     assert np.array_equal(overlay.logits([1, 5, 9]), logits)
@@ -81,7 +81,7 @@ def test_tokenizer_that_is_larger_or_much_smaller_is_refused(overlay, tmp_path, 
     config = ModelConfig(64, 128, 1, 4, 2, rows, 64, tied=True)
     write_checkpoint(tmp_path / "m.bin", config, 1, weights=random_weights(config))
     if fits:
-        with pytest.warns(UserWarning, match="256 rows are padding"):
+        with pytest.warns(UserWarning, match="256 rows have no token"):
             overlay.load_model(tmp_path / "m.bin", BUNDLED / "tokenizer.bin")
     else:
         with pytest.raises(TokenizerError, match=f"{rows} tokens, .* has 1024: they do not"):
