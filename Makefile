@@ -43,7 +43,7 @@ test-wheels: $(VENV)/.test-installed  ## the wheels in dist/
 	$(BIN)/python -m pytest -rs tests/wheels
 
 # The package in Debian's userlands for 64- and 32-bit ARM, made by debootstrap in build/arm, run by
-# QEMU. By hand: needs root, debootstrap, qemu-user-static, network, and about half an hour at first.
+# QEMU. By hand: needs root, debootstrap, qemu-user-static and a network; an hour at first.
 test-arm: $(VENV)/.test-installed  ## the package on ARM, in Debian's userlands under QEMU
 	$(BIN)/python -m pytest -rs -s tests/arm
 
