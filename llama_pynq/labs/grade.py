@@ -379,6 +379,10 @@ def _run(lesson: Lesson, answers: Mapping[str, str], timeout: float) -> _Outcome
             except (CellTimeoutError, DeadKernelError) as error:
                 dead = isinstance(error, DeadKernelError)
                 outcome.stopped = ("crashed" if dead else "time-out", current)
+            except KeyboardInterrupt:
+                # The cell's task may still end with the kernel's death, which nobody will ask for.
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+                raise
             if name in lesson.exercises:
                 outcome.seconds[name] = round(time.monotonic() - started[name], 2)
             if outcome.stopped:
