@@ -122,8 +122,10 @@ def buffer_table(names: tuple[str, ...] = ("pynq-z2", "u250", "host")) -> str:
 
 def _list(names: Iterable[str]) -> str:
     """Join names as prose does: a, b and c."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
+    names = list(names)
+    if len(names) < 2:
+        return "".join(names) or "none"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _header(board: Board) -> str:
@@ -142,8 +144,8 @@ def builds() -> str:
     for name, platform in PLATFORMS.items():
         tools["Vivado" if isinstance(platform, Zynq) else "v++"].append(name)
     text = "; ".join(f"{', '.join(names)} ({tool})" for tool, names in tools.items())
-    others = [f"{b.title}: {b.no_build}" for b in boards().values() if b.no_build]
-    return f"Boards: {text}. Not built here: {'; '.join(others)}.\n"
+    others = [f"{b.title} ({b.no_build})" for b in boards().values() if b.no_build]
+    return f"Boards: {text}. Not built here: {_list(others)}.\n"
 
 
 def status_table() -> str:

@@ -61,13 +61,13 @@ class Energy:
         return self.joules - self.idle_watts * self.covered_seconds
 
     def __str__(self) -> str:
-        each = ""
+        per_token = ""
         if self.tokens:
-            each = f": {self.joules_per_token:.3g} J ({self.mwh_per_token:.3g} mWh) a token"
+            per_token = f": {self.joules_per_token:.3g} J ({self.mwh_per_token:.3g} mWh) a token"
         idle = "" if self.idle_watts is None else f", idle {self.idle_watts:.2f} W"
         return (
-            f"{self.joules:.4g} J in {self.seconds:.3g} s for {self.tokens} tokens{each}, mean "
-            f"{self.mean_watts:.2f} W, peak {self.peak_watts:.2f} W{idle}; {self.kind}: "
+            f"{self.joules:.4g} J in {self.seconds:.3g} s for {self.tokens} tokens{per_token}, "
+            f"mean {self.mean_watts:.2f} W, peak {self.peak_watts:.2f} W{idle}; {self.kind}: "
             f"{self.source}"
         )
 

@@ -133,6 +133,13 @@ def test_tables_in_step_with_the_boards(page):
     assert TABLES["updated"](page, text) == text, "run: make tables"
 
 
+@pytest.mark.parametrize(
+    ("names", "text"), [([], "none"), (["a"], "a"), ("ab", "a and b"), ("abc", "a, b and c")]
+)
+def test_names_are_joined_as_prose_does(names, text):
+    assert TABLES["_list"](names) == text
+
+
 def test_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="boards: begin"):
         TABLES["updated"]("README.md", "no markers")

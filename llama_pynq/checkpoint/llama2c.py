@@ -166,8 +166,17 @@ class Checkpoint:
         ----------
         vocab_size : int
             At most that of `config`.
+
+        Raises
+        ------
+        CheckpointError
+            If the vocabulary has no such rows.
         """
-        assert 0 < vocab_size <= self.config.vocab_size
+        if not 0 < vocab_size <= self.config.vocab_size:
+            raise CheckpointError(
+                f"{self.path} has {self.config.vocab_size} rows of vocabulary: it cannot be cut to "
+                f"{vocab_size}"
+            )
         self.config = replace(self.config, vocab_size=vocab_size)
 
     @cached_property
@@ -462,12 +471,12 @@ def _refuse_ambiguous(
             f"{path}: the header's group size is {group_size}: it must be positive; the file "
             f"is corrupt; download or export it again"
         )
-    way_in = ""
+    remedy = ""
     if config.dim % group_size:
         culprit = f"dim {config.dim}"
     elif config.hidden_dim % group_size and reading is None:
         culprit = f"hidden_dim {config.hidden_dim}"
-        way_in = (
+        remedy = (
             '; or read this file in export.py\'s order, load_model(..., reading="export") or '
             "--reading export"
         )
@@ -481,7 +490,7 @@ def _refuse_ambiguous(
         f"belongs to which weight (export.py checks dim only). Export it again with a group "
         f"size that divides both dim {config.dim} and hidden_dim {config.hidden_dim}: "
         f"version2_export(model, path, group_size={best}) (the largest power of two that "
-        f"does), or as float {LLAMA2C_EXPORT} --version 1{way_in}"
+        f"does), or as float {LLAMA2C_EXPORT} --version 1{remedy}"
     )
 
 

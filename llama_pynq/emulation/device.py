@@ -320,7 +320,7 @@ class EmulatedDevice(Device):
         """Names that the device may take, each with the name of its lock.
 
         The user's name; else the board's, and one of this process. Devices of one name exclude
-        each other; a computer can emulate many. Each user of a computer has locks of his own.
+        each other; a computer can emulate many. Users of a computer do not share locks.
         """
         names = [self.name]
         if not self._named:

@@ -285,11 +285,11 @@ class Llama:
         DeviceBusy
             If unfinished streams hold every sequence slot.
         """
-        several = seed if _is_list(seed) else None
+        seeds = seed if _is_list(seed) else None
         params = _one_of(
             params, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
             top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
-            seed=None if several is not None else seed, logprobs=logprobs, ignore_eos=ignore_eos,
+            seed=None if seeds is not None else seed, logprobs=logprobs, ignore_eos=ignore_eos,
         )  # fmt: skip
         check_meter(power)
         prompts, single = _prompts_of(prompt)
@@ -298,8 +298,8 @@ class Llama:
             raise RequestError(f"n is {n}: it must be 1 to {_MOST_TEXTS}")
         sequences = [
             self.new_sequence(p, params, one, add_bos)
-            for p, seeds in zip(prompts, _seeds(several, params, len(prompts), n))
-            for one in seeds
+            for p, drawn in zip(prompts, _seeds(seeds, params, len(prompts), n))
+            for one in drawn
         ]
         running = [s for s in sequences if s.budget > 0]
         if power is not None:

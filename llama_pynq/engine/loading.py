@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint
+from llama_pynq.device.model_memory import check_fits
 from llama_pynq.energy import EnergyMeter, check_meter
 from llama_pynq.engine.llama import Llama
-from llama_pynq.errors import DeviceMemoryError, RequestError, TokenizerError
+from llama_pynq.errors import DeviceMemoryError, LimitError, RequestError, TokenizerError
 from llama_pynq.kernel.abi import KV_BITS
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.models import BUNDLED
@@ -118,14 +119,11 @@ def packed_problem(
             tokenizer = tokenizer_from_bytes(packed.tokenizer, packed.path)
         if tokenizer is not None:
             _check_packed_vocab(packed, tokenizer)
-    except (RequestError, TokenizerError) as error:
+        if limits is not None:
+            check_fits(packed, limits)
+    except (RequestError, TokenizerError, LimitError) as error:
         return str(error)
-    if limits is None or packed.target == limits.target:
-        return None
-    return (
-        f"it is packed for {packed.target.channels} channels of {packed.target.tile_rows}-row "
-        f"tiles, the kernel has {limits.channels} of {limits.tile_rows}: pack the checkpoint again"
-    )
+    return None
 
 
 def _check_packed_vocab(packed: PackedModel, text: Tokenizer) -> None:
@@ -159,9 +157,12 @@ def _check_packed(packed: PackedModel, reading: str | None, **asked: float | Non
 
 
 def cut_padding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:
-    """Leave out the rows of a model's vocabulary that have no token; return a note if any do.
+    """Cut a model's vocabulary to its tokenizer's: no token without a piece is then sampled.
 
-    No token can then be sampled that the tokenizer does not know.
+    Returns
+    -------
+    str
+        What was left out, for the user; empty if nothing was.
 
     Raises
     ------

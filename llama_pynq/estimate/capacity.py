@@ -24,12 +24,8 @@ def buffers(
 
     Parameters
     ----------
-    config : ModelConfig
-    board : Board
-    weight_bits, group_size, kv_bits : int
-        See `predict.predict`.
-    slots : int
-        Sequences in the KV cache, each of the model's seq_len.
+    config, board, weight_bits, group_size, kv_bits, slots
+        As for `fits`.
 
     Returns
     -------

@@ -126,12 +126,8 @@ class FloatModel:
 
         Parameters
         ----------
-        tokens : sequence of int
-            One per row.
-        positions : sequence of int
-            Position of each row in its slot; those before it must have been run.
-        slots : sequence of int, optional
-            Sequence of each row; default 0.
+        tokens, positions, slots
+            As for `FloatModel.forward`.
 
         Returns
         -------
@@ -312,12 +308,8 @@ class KernelModel:
 
         Parameters
         ----------
-        tokens : sequence of int
-            One per row.
-        positions : sequence of int
-            Position of each row in its slot; those before it must have been run.
-        slots : sequence of int, optional
-            Sequence of each row; default 0.
+        tokens, positions, slots
+            As for `FloatModel.forward`.
 
         Returns
         -------

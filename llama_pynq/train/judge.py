@@ -254,7 +254,7 @@ def _draw(logits: np.ndarray, temperature: float, top_p: float, rng: np.random.G
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m llama_pynq.train.judge", description=__doc__)
-    parser.add_argument("folder", type=user_path, help="folder with stories.bin and tokenizer.bin")
+    parser.add_argument("folder", help="folder with stories.bin and tokenizer.bin")
     parser.add_argument("--count", type=int, default=260, help="stories to sample (260)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
     parser.add_argument("--top-p", type=float, default=0.9, help="(0.9)")
@@ -264,7 +264,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     prompts = options.prompt or PROMPTS
     asked = [prompts[index % len(prompts)] for index in range(options.count)]
-    texts = sample(options.folder, asked, options.temperature, options.top_p, options.seed)
+    texts = sample(
+        user_path(options.folder), asked, options.temperature, options.top_p, options.seed
+    )
     plots = [accepts(text) for text in texts]
     for text, plot in list(zip(texts, plots, strict=True))[: options.show]:
         print(f"[{plot or 'not coherent'}] {text}\n")

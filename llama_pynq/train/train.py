@@ -442,7 +442,7 @@ def export(out: Path, trainer: Trainer) -> dict[str, object]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m llama_pynq.train", description=__doc__)
-    parser.add_argument("--out", type=user_path, required=True, help="output folder")
+    parser.add_argument("--out", required=True, help="output folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
     shape = {name: size for name, size in asdict(SHAPE).items() if type(size) is int}
     for name, default in (shape | asdict(TrainArgs())).items():
@@ -452,4 +452,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(options["threads"])
     config = replace(SHAPE, **{name: options[name] for name in shape})
     args = TrainArgs(**{name: options[name] for name in asdict(TrainArgs())})
-    print(json.dumps(train(options["out"], config, args), indent=2))
+    try:
+        print(json.dumps(train(user_path(options["out"]), config, args), indent=2))
+    except LlamaPynqError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")

@@ -271,8 +271,8 @@ def _source_version(source: Path) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run one step and return the exit status."""
-    options = _parser().parse_args(args)
     try:
+        options = _parser().parse_args(args)
         folder = options.folder or Path("build", board_key(options.board))
         project = Project.of(options.board, folder, options.header)
         asked, most = project.constants["kClockMhz"], project.board.max_clock_mhz

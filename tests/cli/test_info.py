@@ -69,7 +69,7 @@ def test_info_of_a_model_packed_for_a_real_board(cli):
     cli("pack", "m.safetensors", "--board", "kv260")
     found = info(cli, "--model", "m.safetensors", "--board", "kv260")["model"]
     assert found["tokenizer"] == "in the packed file" and found["weight_bytes"] > 1_000_000
-    assert found["problem"].startswith("it is packed for 4 channels"), "the emulated board has 2"
+    assert "is packed for 4 channels" in found["problem"], "the emulated board has 2"
 
 
 def test_info_of_a_board_in_use_says_by_whom_and_still_works(cli, kv260_in_use):
@@ -139,7 +139,7 @@ def test_device_emulate_and_board_exclude_each_other(cli, capsys):
 def test_info_tells_what_generate_would_refuse_of_a_packed_model(cli):
     cli("pack", "m.safetensors", "--board", "u250")
     found = info(cli, "--model", "m.safetensors")["model"]
-    assert found["problem"].startswith("it is packed for 8 channels of 32-row tiles, the kernel ")
+    assert "is packed for 8 channels of 32-row tiles; this kernel (host) has 2" in found["problem"]
     cli("pack", "own.safetensors")
     assert "problem" not in info(cli, "--model", "own.safetensors")["model"]
     for option in (["--weight-bits", "4"], ["--rope-theta", "5"], ["--reading", "export"]):

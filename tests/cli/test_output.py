@@ -69,7 +69,7 @@ def test_commands_keep_an_existing_file_unless_forced(cli, refused, tmp_path, co
 # ---- models and tokenizers are never written over --------------------------------------
 
 
-def written_over(name, tmp_path):
+def file_of_others(name, tmp_path):
     """Write a file of others, and return its path and content."""
     path = tmp_path / name
     kinds = {
@@ -99,7 +99,7 @@ FOREIGN = [
     "command", [["pack"], ["boards", "--plot"], ["selftest", "--quick", "--output"]]
 )
 def test_a_model_is_never_written_over_by_any_command(refused, tmp_path, command, name):
-    path, content = written_over(name, tmp_path)
+    path, content = file_of_others(name, tmp_path)
     for force in ([], ["--force"]):
         message = refused(*command, path, *force)
         assert f"{path} is a" in message and "no command writes over one" in message

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import checkpoint_files
 from support.checkpoint_files import random_weights, write_checkpoint
 from support.generating import PROMPT, needs_shared, opened, tokens_of
 from support.paths import MODELS
@@ -56,6 +57,24 @@ def test_rows_that_pad_the_vocabulary_are_never_sampled(overlay, tmp_path, versi
     ]
     assert overlay.generate("Once", max_new_tokens=40, seed=1, temperature=1.5).tokens == (expected)
     assert np.array_equal(overlay.logits([1, 5, 9]), logits)
+
+
+def test_file_with_negative_scales_gives_the_same_bits(overlay, tmp_path, monkeypatch):
+    """q and scale of every group negated: the products are the same, on the device too."""
+    config = ModelConfig(64, 128, 2, 4, 2, 1024, 64, tied=True)
+    weights = random_weights(config, seed=6)
+    original = checkpoint_files.quantize_q80
+    logits = []
+    for sign in (1, -1):
+        monkeypatch.setattr(
+            checkpoint_files, "quantize_q80",
+            lambda w, size, sign=sign: tuple(sign * part for part in original(w, size)),
+        )  # fmt: skip
+        path = tmp_path / f"{sign}.bin"
+        write_checkpoint(path, config, 2, 64, weights=weights)
+        overlay.load_model(path, BUNDLED / "tokenizer.bin")
+        logits.append(overlay.logits([1, 5, 9]))
+    assert logits[0].any() and np.array_equal(*logits)
 
 
 def test_ambiguous_file_loads_where_a_reading_is_given(overlay, tmp_path):

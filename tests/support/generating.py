@@ -28,6 +28,7 @@ WAYS = {
     "min_p": dict(temperature=1.0, top_p=1.0, min_p=0.02),
     "hot": dict(temperature=2.0, top_p=0.95),  # top-p often keeps more tokens than the device sorts
     "repetition_penalty": dict(temperature=0.8, top_p=1.0, repetition_penalty=1.3),
+    "repetition favoured": dict(temperature=0.8, top_p=1.0, repetition_penalty=0.8),
 }
 LENGTH = 48
 

@@ -284,6 +284,18 @@ def import_train():
     return importlib.import_module("llama_pynq.train.train")
 
 
+@pytest.mark.parametrize("name", ["stories.bin", "tokenizer.bin"])
+def test_training_never_writes_over_files_that_it_did_not_make(tmp_path, capsys, name):
+    module = import_train()
+    (tmp_path / name).write_bytes(b"somebody's")
+    with pytest.raises(SystemExit) as end:
+        module.main(["--out", str(tmp_path), "--steps", "1"])
+    assert end.value.code == 1
+    assert f"holds {name}, but no training of this command" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"somebody's"
+
+
 def test_train_few_steps_loss_falls_and_export_reads_back(tmp_path):
     module = import_train()
     args = module.TrainArgs(steps=20, batch_size=2, short_steps=10, short_batch_size=4, warmup=2)
