@@ -1,10 +1,12 @@
 """Base class of the tokenizers, and decoding, which is the same for both formats.
 
-Decoding joins the bytes of the pieces. It differs from other programs in two points:
+Decoding joins the bytes of the pieces. It differs from other programs in three points:
 
-- sentencepiece prints ``⁇`` for token 0; llama2.c and this module print ``<unk>``.
+- sentencepiece prints ``⁇`` for an unknown token, llama2.c ``<unk>``; this module nothing, unless
+  special tokens are asked for.
 - llama2.c drops single unprintable bytes from its output, and so every character that was
   encoded as bytes; this module keeps them.
+- sentencepiece drops a leading space at the start only; llama2.c and this module also after BOS.
 
 References
 ----------
@@ -18,7 +20,7 @@ import hashlib
 import operator
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import SupportsIndex
 
@@ -46,6 +48,8 @@ class Tokenizer(ABC):
         Content of the tokenizer file.
     pieces : sequence of bytes
         Every token's bytes, by id; byte tokens as ``<0x00>`` to ``<0xFF>``.
+    special : mapping of int to str
+        Names of the tokens that stand for no text: unknown, BOS, EOS and control tokens.
 
     Attributes
     ----------
@@ -54,13 +58,21 @@ class Tokenizer(ABC):
         SHA-256 of the file's content, as hex.
     bos_id, eos_id : int
         Begin and end of a sequence: 1 and 2 in every Llama 2 vocabulary.
+    special : dict of int to str
+        As given.
+    leading_spaces : int
+        How many leading spaces decoding drops: 1 where encoding adds one.
     """
 
     bos_id = 1
     eos_id = 2
+    leading_spaces = 1
 
-    def __init__(self, path: Path, data: bytes, pieces: Sequence[bytes]) -> None:
+    def __init__(
+        self, path: Path, data: bytes, pieces: Sequence[bytes], special: Mapping[int, str]
+    ) -> None:
         self.path = path
+        self.special = dict(special)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._pieces = [_piece_bytes(piece) for piece in pieces]
         # The byte token <0x20> is not the dummy prefix.
@@ -75,15 +87,20 @@ class Tokenizer(ABC):
         """Number of tokens; ids run from 0 to vocab_size - 1."""
         return len(self._pieces)
 
-    @abstractmethod
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
+    def encode(
+        self, text: str, bos: bool = True, eos: bool = False, *, parse_special: bool = False
+    ) -> list[int]:
         """Turn text into token ids.
 
         Parameters
         ----------
         text : str
         bos, eos : bool
-            Prepend BOS; append EOS.
+            Prepend BOS, unless `parse_special` finds one there; append EOS.
+        parse_special : bool
+            Take the names of special tokens, such as ``</s>`` or ``[INST]``, for these tokens; the
+            text between two of them is encoded as a text of its own. By default they are text
+            like any other.
 
         Returns
         -------
@@ -95,29 +112,52 @@ class Tokenizer(ABC):
         TokenizerError
             If the text cannot be encoded; the message says which character and why.
         """
+        check_text(text)
+        tokens = self._parsed(text) if parse_special else self._encode(text)
+        if bos and tokens[:1] != [self.bos_id]:
+            tokens.insert(0, self.bos_id)
+        if eos:
+            tokens.append(self.eos_id)
+        return tokens
 
-    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text in which no special token is looked for."""
+
+    def _parsed(self, text: str) -> list[int]:
+        """Ids of a text with the names of special tokens in it; of two names, the longer counts."""
+        ids = {name: token for token, name in self.special.items() if name}
+        names = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
+        tokens: list[int] = []
+        for part in re.split(f"({names})", text) if ids else [text]:
+            tokens += [ids[part]] if part in ids else self._encode(part)
+        return tokens
+
+    def decode(self, tokens: Iterable[SupportsIndex], *, skip_special_tokens: bool = True) -> str:
         """Turn token ids into text.
 
-        BOS and EOS give no text. The leading space of a token is dropped right after BOS
+        Special tokens give no text. The leading space of a token is dropped right after BOS
         and at the start, where encoding adds it. Bytes that are not UTF-8 become U+FFFD.
 
         Parameters
         ----------
         tokens : iterable of int
+        skip_special_tokens : bool
+            False gives the names of special tokens: ``<s>``, ``</s>``, ``<unk>``, ``[INST]``.
 
         Returns
         -------
         str
-            ``decode(encode(text)) == text``, except where a sentencepiece model reads
-            U+2581 as a space.
+            ``decode(encode(text)) == text``, except for what a sentencepiece model changes itself:
+            by its normalisation (NFKC and case), runs of spaces if it removes them, U+2581, which
+            it reads as a space, and the space that it appends if it adds one as a suffix.
 
         Raises
         ------
         TokenizerError
             If an id is out of range.
         """
-        stream = self.stream_decoder()
+        stream = self.stream_decoder(skip_special_tokens=skip_special_tokens)
         parts = [stream.push(token) for token in tokens]
         parts.append(stream.flush())
         return "".join(parts)
@@ -139,7 +179,12 @@ class Tokenizer(ABC):
         """
         return self._pieces[self._checked(token)]
 
-    def stream_decoder(self, prompt_tokens: Iterable[SupportsIndex] = ()) -> StreamDecoder:
+    def stream_decoder(
+        self,
+        prompt_tokens: Iterable[SupportsIndex] = (),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> StreamDecoder:
         """Create a decoder that takes one token at a time.
 
         Parameters
@@ -147,12 +192,14 @@ class Tokenizer(ABC):
         prompt_tokens : iterable of int
             Preceding tokens. Their text is not returned, but they decide whether a leading
             space is dropped. Empty is the same as BOS alone.
+        skip_special_tokens : bool
+            As for `decode`.
 
         Returns
         -------
         StreamDecoder
         """
-        return StreamDecoder(self, prompt_tokens)
+        return StreamDecoder(self, prompt_tokens, skip_special_tokens)
 
     def check_vocab(self, vocab_size: int) -> None:
         """Check that a model's vocabulary is the tokenizer's, or that with a few rows of padding.
@@ -200,13 +247,21 @@ class StreamDecoder:
     tokenizer : Tokenizer
     prompt_tokens : iterable of int
         Preceding tokens, see :meth:`Tokenizer.stream_decoder`.
+    skip_special_tokens : bool
+        As for :meth:`Tokenizer.decode`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: Iterable[SupportsIndex] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_tokens: Iterable[SupportsIndex] = (),
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip_special = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._open = False  # inside a multi-byte character
-        self._drop_space = True
+        self._drop = tokenizer.leading_spaces  # leading spaces still to drop
         for token in prompt_tokens:
             self.push(token)
 
@@ -228,22 +283,23 @@ class StreamDecoder:
             If the id is out of range. The decoder is unchanged.
         """
         tokenizer = self._tokenizer
-        if type(token) is int and not (self._drop_space or self._open):
+        if type(token) is int and not (self._drop or self._open):
             plain = tokenizer._plain.get(token)
             if plain is not None:
                 return plain
         index = tokenizer._checked(token)
-        if index == tokenizer.bos_id or index == tokenizer.eos_id:
+        if index in tokenizer.special:
             # A character cannot continue across the boundary of a sequence.
             text = self.flush()
-            self._drop_space = index == tokenizer.bos_id
-            return text
+            if index == tokenizer.bos_id:
+                self._drop = tokenizer.leading_spaces
+            return text if self._skip_special else text + tokenizer.special[index]
         piece = tokenizer._pieces[index]
-        whole = not self._drop_space
-        if self._drop_space:
-            self._drop_space = False
+        whole = not self._drop
+        if self._drop:
             if tokenizer._leads_with_space[index]:
                 piece = piece[1:]
+            self._drop = 0 if piece else self._drop - 1
         if not self._open and piece.isascii():  # fast path for nearly every token
             text = piece.decode()
             if whole:
@@ -270,6 +326,22 @@ class StreamDecoder:
 def _piece_bytes(piece: bytes) -> bytes:
     match = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(match[1], 16)]) if match else piece
+
+
+def no_token(path: Path, character: str) -> TokenizerError:
+    """Error for a character that no token and no byte tokens can spell.
+
+    Parameters
+    ----------
+    path : Path
+        The tokenizer's file.
+    character : str
+    """
+    return TokenizerError(
+        f"{path} has no token for {character!r} (U+{ord(character):04X}), nor the byte tokens "
+        f"<0x00> to <0xFF> to spell it with: leave the character out, or use a vocabulary trained "
+        f"with byte fallback"
+    )
 
 
 def check_text(text: str) -> None:

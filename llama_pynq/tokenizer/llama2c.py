@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from llama_pynq.errors import TokenizerError
-from llama_pynq.tokenizer.base import MAX_FILE_BYTES, REMEDY, Tokenizer, check_text
+from llama_pynq.tokenizer.base import MAX_FILE_BYTES, REMEDY, Tokenizer, no_token
 from llama_pynq.utils.foreign import identify_foreign_file
 
 _FIRST_BYTE_ID = 3  # run.c: <unk>, <s>, </s>, then the 256 bytes
@@ -52,12 +52,14 @@ class BinTokenizer(Tokenizer):
 
     def __init__(self, path: Path, data: bytes) -> None:
         pieces, self._scores = _parse_bin(path, data)
-        super().__init__(path, data, pieces)
+        names = {i: pieces[i].strip(b"\n").decode("utf-8", "replace") for i in (0, 1, 2)}
+        special = {i: name for i, name in names.items() if i or name == "<unk>"}
+        super().__init__(path, data, pieces, special)
         self._vocab = pieces
         self._ids = _lookup_table(pieces)
 
-    def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
-        """Turn text into token ids, the same as llama2.c's run.c.
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text, the same as llama2.c's run.c.
 
         A space is prepended to a text that is not empty. Each character becomes its token,
         or, if it has none, a token for each of its bytes. Then the adjacent pair whose
@@ -72,28 +74,11 @@ class BinTokenizer(Tokenizer):
         no byte tokens at ids 3 to 258), this method raises. A NUL character ends run.c's
         text, which is a C string; here it is an ordinary character.
 
-        Parameters
-        ----------
-        text : str
-        bos, eos : bool
-            Prepend BOS; append EOS.
-
-        Returns
-        -------
-        list of int
-            Each from 0 to vocab_size - 1.
-
-        Raises
-        ------
-        TokenizerError
-            If the text cannot be encoded; the message says which character and why.
-
         References
         ----------
         llama2.c, run.c, encode()
         """
-        check_text(text)
-        tokens = [self.bos_id] if bos else []
+        tokens = []
         if text:
             space = self._ids.get(b" ")
             if space is None:
@@ -109,19 +94,12 @@ class BinTokenizer(Tokenizer):
                 tokens.append(token)
             else:
                 tokens.extend(self._byte_token(byte, character) for byte in utf8)
-        tokens = self._merge(tokens)
-        if eos:
-            tokens.append(self.eos_id)
-        return tokens
+        return self._merge(tokens)
 
     def _byte_token(self, byte: int, character: str) -> int:
         token = byte + _FIRST_BYTE_ID
         if token >= self.vocab_size or self._vocab[token] != b"<0x%02X>" % byte:
-            raise TokenizerError(
-                f"{self.path} has no token for {character!r} (U+{ord(character):04X}), nor the "
-                f"byte tokens <0x00> to <0xFF> at ids 3 to 258 to spell it with: leave the "
-                f"character out, or use a vocabulary trained with byte fallback"
-            )
+            raise no_token(self.path, character)
         return token
 
     def _merge(self, tokens: list[int]) -> list[int]:

@@ -231,3 +231,12 @@ def test_nul_among_other_tokens_is_corrupt(tmp_path):
     path = tmp_path / "tokenizer.bin"
     path.write_bytes(data[:at] + b"B" + data[at + 1 :])
     refused(path, "token 3 is a NUL, and the tokens behind it are not the other bytes")
+
+
+def test_special_tokens_of_a_bin_file(small):
+    assert small.encode("<s>ab</s>a", parse_special=True) == [1, 262, 261, 2, 262]
+    assert small.decode([1, 262, 0, 2]) == "a"
+    assert small.decode([1, 262, 0, 2], skip_special_tokens=False) == "<s>a<unk></s>"
+    plain = small.encode("</s>")
+    assert 2 not in plain
+    assert small.decode(plain) == "</s>"

@@ -1,13 +1,18 @@
 """SentencePiece models: equality with tokenizer.bin, and refused files."""
 
+import io
+import itertools
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.paths import MODELS, REPOSITORY
 from support.tokenizer_cases import TEXTS, needs_models, quick, refused
+
+from llama_pynq.errors import TokenizerError
+from llama_pynq.tokenizer.load import tokenizer_from_bytes
 
 
 @needs_models
@@ -104,3 +109,103 @@ def test_endless_varint_is_read_once(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"\x0a\x02\x0a\x00" + b"\xff" * 2_000_000)
     refused(path, "corrupt at byte")
+
+
+# ---- models of other settings, trained here, beside the library itself ---------------
+
+
+def trained(**settings):
+    """A small model, and sentencepiece's own reader of it."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="no sentencepiece on this machine")
+    texts = ["hello world the cat sat on the mat", "  two  spaces ", "the dog and the cat "] * 30
+    out = io.BytesIO()
+    chosen = {
+        "vocab_size": 320,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "control_symbols": ["[INST]", "[/INST]", "<pad>"],
+        "user_defined_symbols": ["<u>"],
+        "hard_vocab_limit": False,
+        "minloglevel": 9,
+        **settings,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=out, **chosen
+    )
+    data = out.getvalue()
+    return (
+        tokenizer_from_bytes(data, "trained.model"),
+        sentencepiece.SentencePieceProcessor(model_proto=data),
+    )
+
+
+SPACES = list(itertools.product([False, True], repeat=3))
+
+
+@pytest.fixture(scope="module", params=SPACES, ids=lambda p: "-".join(str(int(x)) for x in p))
+def spaces(request):
+    """Models of every combination of the three settings of spaces."""
+    prefix, remove, suffix = request.param
+    return trained(
+        add_dummy_prefix=prefix, remove_extra_whitespaces=remove, treat_whitespace_as_suffix=suffix
+    )
+
+
+@settings(quick, max_examples=60)
+@given(text=st.text(alphabet="the cat<u>é \n", max_size=12) | st.text(max_size=8))
+@example(text=" the  cat ")
+@example(text="  ")
+@example(text="[INST] the<pad>")
+def test_spaces_are_kept_where_the_library_keeps_them(spaces, text):
+    ours, library = spaces
+    ids = library.encode(text)
+    assert ours.encode(text, bos=False) == ids
+    assert ours.decode(ids) == library.decode(ids)
+    assert ours.decode([ours.bos_id, *ids]) == library.decode(ids)
+
+
+@settings(quick, max_examples=60)
+@given(data=st.data())
+def test_decode_of_any_ids_equals_the_library(spaces, data):
+    ours, library = spaces
+    text = [i for i in range(ours.vocab_size) if not library.is_byte(i)]
+    text = [i for i in text if i not in (ours.bos_id, library.unk_id())]
+    ids = data.draw(st.lists(st.sampled_from(text), max_size=8))
+    assert ours.decode(ids) == library.decode(ids)
+
+
+def test_a_model_without_dummy_prefix_keeps_its_first_space():
+    ours, _ = trained(add_dummy_prefix=False, remove_extra_whitespaces=False)
+    for text in (" hello", "hello", "  the cat "):
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_control_tokens_are_shown_only_when_asked_for():
+    ours, library = trained()
+    inst, pad = library.piece_to_id("[INST]"), library.piece_to_id("<pad>")
+    ids = [1, inst, *library.encode("hello"), pad, 0, 2]
+    assert ours.decode(ids) == "hello"
+    assert ours.decode(ids, skip_special_tokens=False) == "<s>[INST]hello<pad><unk></s>"
+    shown = ours.stream_decoder([1], skip_special_tokens=False)
+    assert [shown.push(i) for i in (inst, pad, 2)] == ["[INST]", "<pad>", "</s>"]
+
+
+def test_special_tokens_are_parsed_only_when_asked_for():
+    ours, library = trained()
+    inst, end = library.piece_to_id("[INST]"), library.piece_to_id("[/INST]")
+    text = "[INST] the cat [/INST]</s><s>hello"
+    assert ours.encode(text) == [1, *library.encode(text)]
+    assert inst not in ours.encode(text)
+    parts = [inst, *library.encode(" the cat "), end, 2, 1, *library.encode("hello")]
+    assert ours.encode(text, parse_special=True) == [1, *parts]
+    assert ours.encode("<s>hello", parse_special=True) == [1, *library.encode("hello")]
+    assert ours.encode("hello", parse_special=True) == ours.encode("hello")
+
+
+def test_a_character_without_a_token_is_refused_as_by_a_bin_file():
+    ours, library = trained(byte_fallback=False, vocab_size=60, model_type="unigram")
+    assert library.unk_id() in library.encode("the \u00e9")
+    with pytest.raises(TokenizerError, match=r"no token for 'é' \(U\+00E9\), nor the byte tokens"):
+        ours.encode("the \u00e9")
+    assert ours.encode("the cat", bos=False) == library.encode("the cat")
