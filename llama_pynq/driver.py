@@ -47,6 +47,7 @@ class LlamaDriver(KernelDriver):
         slots: int | None = None,
         rope_theta: float | None = None,
         reading: str | None = None,
+        context: int | None = None,
         power: EnergyMeter | None = None,
     ) -> Llama:
         """Load a model onto the device; the bundled one by default.
@@ -72,6 +73,10 @@ class LlamaDriver(KernelDriver):
         reading : {"export"}, optional
             How to read a checkpoint of version 2 whose groups straddle rows; see
             `load_checkpoint`.
+        context : int, optional
+            Tokens that a sequence may hold, prompt included; a shorter one makes the KV cache
+            smaller. Default: the model's own, or, with a warning, the kernel's limit if that is
+            shorter.
         power : measure.power.PowerRecorder, optional
             A recorder that is recording; loading is marked on it.
 
@@ -91,7 +96,8 @@ class LlamaDriver(KernelDriver):
         """
         self._llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
-            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, reading=reading, power=power,
+            kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, reading=reading,
+            context=context, power=power,
         )  # fmt: skip
         return self._llama
 

@@ -179,6 +179,26 @@ class Checkpoint:
             )
         self.config = replace(self.config, vocab_size=vocab_size)
 
+    def cut_context(self, seq_len: int) -> None:
+        """Shorten the context; the weights do not depend on its length.
+
+        Parameters
+        ----------
+        seq_len : int
+            At most that of `config`.
+
+        Raises
+        ------
+        CheckpointError
+            If the context is not that long.
+        """
+        if not 0 < seq_len <= self.config.seq_len:
+            raise CheckpointError(
+                f"{self.path} has a context of {self.config.seq_len} tokens: it cannot be cut to "
+                f"{seq_len}"
+            )
+        self.config = replace(self.config, seq_len=seq_len)
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the file's content, as hex; computed on first use, in slices."""

@@ -53,6 +53,9 @@ def model_options(devices: argparse.ArgumentParser | None = None) -> argparse.Ar
                        "embedding; a llama2.c file lacks it (10000)")  # fmt: skip
     group.add_argument("--reading", choices=("export",), help="read a llama2.c file of version 2 "
                        "whose groups straddle rows in export.py's order")  # fmt: skip
+    group.add_argument("--context", type=int, metavar="N", help="tokens that a text may have, "
+                       "prompt included; fewer make the KV cache smaller; default: the model's "
+                       "context, or the kernel's limit")  # fmt: skip
     group.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
                        "scale; default: the checkpoint's, or 64")  # fmt: skip
     group.add_argument("--weight-bits", type=int, choices=(8, 4), help="4: half the weight bytes "
@@ -101,4 +104,5 @@ def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
     return overlay.load_model(
         args.model, args.tokenizer, group_size=args.group_size, weight_bits=args.weight_bits,
         kv_bits=args.kv_bits, reading=args.reading, rope_theta=args.rope_theta,
+        context=args.context,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llama_pynq.cli.output import file_to_write, force_option, json_option, print_json
@@ -23,8 +24,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                        "default: the bundled one")  # fmt: skip
     which.add_argument("--shape", metavar="NAME", help="instead of a file, a shape: stories15M, "
                        "stories42M, stories110M, tinyllama or llama2-7b")  # fmt: skip
-    compare.add_argument("--context", type=int, metavar="N", help="positions in use; default: 256, "
-                         "or the model's context if that is shorter")  # fmt: skip
+    compare.add_argument("--context", type=int, metavar="N", help="positions in use, and room for "
+                         "them in the KV cache; default: 256 in use, and room for the model's "
+                         "whole context")  # fmt: skip
     compare.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
                          "scale; default: the model's, or 64")  # fmt: skip
     compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default: 8, or as "
@@ -46,6 +48,8 @@ def _boards(args: argparse.Namespace) -> int:
         raise LlamaPynqError(
             f"--context is {context}: it must be 1 to {config.seq_len}, the model's context"
         )
+    if args.context is not None:
+        config = replace(config, seq_len=context)
     if weight_bits == 4 and group_size == 32:
         raise LlamaPynqError("--group-size is 32: int4 weights come in groups of 64 only")
     rows = compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from llama_pynq import __version__
@@ -134,7 +134,7 @@ def _limits(device: Device) -> tuple[KernelLimits | None, str | None]:
 
 def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     from llama_pynq.checkpoint.load import load_checkpoint
-    from llama_pynq.engine.loading import cut_padding, packed_problem
+    from llama_pynq.engine.loading import context_of, cut_padding, packed_problem
     from llama_pynq.errors import LimitError
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
@@ -154,8 +154,8 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
         config, note, size = packed.config, packed.note, packed.weight_bytes
         inside = "in the packed file" if packed.tokenizer else None
         problem = packed_problem(
-            packed, limits, text, group_size=args.group_size, weight_bits=args.weight_bits,
-            rope_theta=args.rope_theta, reading=args.reading,
+            packed, limits, text, args.context, group_size=args.group_size,
+            weight_bits=args.weight_bits, rope_theta=args.rope_theta, reading=args.reading,
         )  # fmt: skip
     else:
         inside = None
@@ -176,6 +176,10 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     }
     if padding:
         facts["padding"] = padding
+    context, note = context_of(config, limits, args.context, path)
+    config = replace(config, seq_len=context)
+    if note:
+        facts["context"] = note
     if problem is not None:
         facts["problem"] = problem
     if limits is not None:

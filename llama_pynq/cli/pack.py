@@ -43,7 +43,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
-    from llama_pynq.engine.loading import cut_padding
+    from llama_pynq.engine.loading import context_of, cut_padding
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
     from llama_pynq.tokenizer.load import load_tokenizer
@@ -72,7 +72,11 @@ def _pack(args: argparse.Namespace) -> int:
         limits, device = _detected(args)
     target = limits.target
     with load_checkpoint(model, rope_theta=rope_theta_of(args), reading=args.reading) as checkpoint:
+        context, note = context_of(checkpoint.config, limits, args.context, model)
+        checkpoint.cut_context(context)
         check_limits(checkpoint.config, limits)
+        if note:
+            print(f"llama-pynq: {note}", file=sys.stderr)
         text = b""
         if tokenizer is not None:
             note = cut_padding(checkpoint, load_tokenizer(tokenizer))

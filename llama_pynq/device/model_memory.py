@@ -75,12 +75,27 @@ class ModelMemory:
         # Free all of the old model before allocating the new one: memory may hold only one.
         weights = [f"weights_{c}" for c in range(limits.channels)]
         buffers.replace_by_placeholders(*self._cache_names, "logits", *weights)
-        for channel, size in enumerate(packed.sizes):
-            buffer = buffers.replace(weights[channel], size, np.uint8)
-            self._upload(packed, channel, buffer)
-        buffers.replace("logits", limits.max_rows * packed.config.vocab_size, np.float32)
-        self._place_cache(packed, slots, kv_bits)
+        try:
+            for channel, size in enumerate(packed.sizes):
+                buffer = buffers.replace(weights[channel], size, np.uint8)
+                self._upload(packed, channel, buffer)
+            buffers.replace("logits", limits.max_rows * packed.config.vocab_size, np.float32)
+            self._place_cache(packed, slots, kv_bits)
+        except DeviceMemoryError as error:
+            raise self._too_large(packed, slots, kv_bits, error) from error
         self.config, self.packed = packed.config, packed
+
+    def _too_large(
+        self, packed: PackedModel, slots: int, kv_bits: int, error: DeviceMemoryError
+    ) -> DeviceMemoryError:
+        """The error, and what the model's memory depends on."""
+        context, limits = packed.config.seq_len, self._limits
+        cache = limits.kv_ports * limits.kv_port_bytes(packed.config, kv_bits, slots)
+        return DeviceMemoryError(
+            f"{error}. The model takes {packed.weight_bytes / 2**20:.1f} MiB for its weights, and "
+            f"{cache / 2**20:.1f} MiB for its KV cache with slots={slots}, kv_bits={kv_bits} and "
+            f"context={context}; load_model() takes fewer slots, kv_bits=8, and a shorter context"
+        )
 
     def _upload(self, packed: PackedModel, channel: int, buffer: Any) -> None:
         # On the emulated device, sync part by part and release each part's host copy, which is then

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.device.model_memory import check_fits
@@ -41,6 +43,7 @@ def load(
     slots: int | None = None,
     rope_theta: float | None = None,
     reading: str | None = None,
+    context: int | None = None,
     power: EnergyMeter | None = None,
 ) -> Llama:
     """Load a model onto the driver's device; arguments as for `LlamaDriver.load_model`."""
@@ -55,6 +58,10 @@ def load(
         rope_theta = positive_number("rope_theta", rope_theta)
     source = BUNDLED / "stories.bin" if path is None else user_path(path)
     repack: Callable[[], PackedModel] | None = None
+
+    def fitted(config: ModelConfig) -> ModelConfig:
+        return replace(config, seq_len=context_of(config, limits, context, source)[0])
+
     if source.is_file() and is_packed(source):
         packed = open_packed(source)
         _check_packed(
@@ -63,15 +70,17 @@ def load(
         )  # fmt: skip
         text = _tokenizer_of(source, packed.tokenizer, tokenizer, bundled=False)
         _check_packed_vocab(packed, text)
+        shorter = context_of(packed.config, limits, context, source)[1]
     else:
         theta = 10000.0 if rope_theta is None else rope_theta
         with load_checkpoint(source, reading=reading) as checkpoint:
-            check_limits(checkpoint.config, limits)  # before a tokenizer is asked for
+            shorter = context_of(checkpoint.config, limits, context, source)[1]
+            check_limits(fitted(checkpoint.config), limits)  # before a tokenizer is asked for
         text = _tokenizer_of(source, b"", tokenizer, bundled=path is None)
 
         def pack(rebuild: bool = False) -> PackedModel:
             with load_checkpoint(source, rope_theta=theta, reading=reading) as checkpoint:
-                check_limits(checkpoint.config, limits)
+                check_limits(fitted(checkpoint.config), limits)
                 note = cut_padding(checkpoint, text)
                 if note and not rebuild:
                     warnings.warn(note, stacklevel=5)  # of the caller of overlay.load_model()
@@ -82,8 +91,12 @@ def load(
         packed = pack()
 
         def repack() -> PackedModel:
-            return pack(rebuild=True)
+            again = pack(rebuild=True)
+            return replace(again, config=fitted(again.config))
 
+    if shorter:
+        warnings.warn(shorter, stacklevel=4)  # of the caller of overlay.load_model()
+    packed = replace(packed, config=fitted(packed.config))
     llama = Llama(driver, text, packed, repack, kv_bits)
     try:
         llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
@@ -99,7 +112,11 @@ def load(
 
 
 def packed_problem(
-    packed: PackedModel, limits: KernelLimits | None, tokenizer: Tokenizer | None, **asked: Any
+    packed: PackedModel,
+    limits: KernelLimits | None,
+    tokenizer: Tokenizer | None,
+    context: int | None,
+    **asked: Any,
 ) -> str | None:
     """Why a packed file cannot be loaded; None if nothing is known against it.
 
@@ -110,11 +127,15 @@ def packed_problem(
         Of the kernel, if they are known.
     tokenizer : Tokenizer or None
         Instead of the file's own.
+    context : int or None
+        As for `load`.
     **asked
         The arguments group_size, weight_bits, rope_theta and reading.
     """
     try:
         _check_packed(packed, **asked)
+        seq_len, _ = context_of(packed.config, limits, context, packed.path)
+        packed = replace(packed, config=replace(packed.config, seq_len=seq_len))
         if tokenizer is None and packed.tokenizer:
             tokenizer = tokenizer_from_bytes(packed.tokenizer, packed.path)
         if tokenizer is not None:
@@ -154,6 +175,52 @@ def _check_packed(packed: PackedModel, reading: str | None, **asked: float | Non
                 f"{name} is {asked[name]}, but {packed.path} is packed {how}{has}: leave {name} "
                 "out, or pack the checkpoint again"
             )
+
+
+def context_of(
+    config: ModelConfig, limits: KernelLimits | None, asked: int | None, path: Path
+) -> tuple[int, str]:
+    """The context that a model is loaded with.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        The model's own shape.
+    limits : KernelLimits or None
+        Of the kernel, if they are known.
+    asked : int or None
+        What the user asked for.
+    path : Path
+        The model's file, for messages.
+
+    Returns
+    -------
+    seq_len : int
+        As asked; by default the model's own, or the kernel's limit if that is shorter.
+    note : str
+        For the user, if the kernel's limit counts; else empty.
+
+    Raises
+    ------
+    RequestError
+        If the context asked for is longer than the model's, or than the kernel's limit.
+    """
+    longest = config.seq_len if limits is None else min(config.seq_len, limits.max_seq_len)
+    if asked is not None:
+        asked = whole_number("context", asked)
+        if not 1 <= asked <= longest:
+            whose = f"the context of {path}"
+            if limits is not None and longest < config.seq_len:
+                whose = f"the limit of the kernel on {limits.board}"
+            raise RequestError(f"context is {asked}: it must be 1 to {longest}, {whose}")
+        return asked, ""
+    if limits is None or longest == config.seq_len:
+        return longest, ""
+    return longest, (
+        f"{path} has a context of {config.seq_len} tokens, the kernel on {limits.board} takes "
+        f"{longest} at most: it is loaded with that. Give context={longest}, or less, to load it "
+        "without this warning"
+    )
 
 
 def cut_padding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:

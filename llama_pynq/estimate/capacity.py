@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llama_pynq.boards import MIB, Board
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.errors import LimitError
@@ -56,7 +58,8 @@ def fits(
     weight_bits, group_size, kv_bits : int
         See `predict.predict`.
     slots : int
-        Sequences in the KV cache, each of the model's seq_len.
+        Sequences in the KV cache, each of the model's seq_len, or of the kernel's limit if that is
+        shorter, as the model is loaded.
 
     Returns
     -------
@@ -64,8 +67,10 @@ def fits(
     reason : str
         Empty if the model fits.
     """
+    limits = KernelLimits.from_header(board_headers()[board.header])
+    config = replace(config, seq_len=min(config.seq_len, limits.max_seq_len))
     try:
-        check_limits(config, KernelLimits.from_header(board_headers()[board.header]))
+        check_limits(config, limits)
     except LimitError as error:
         return False, str(error)
     sizes, port = buffers(
@@ -80,8 +85,9 @@ def fits(
     total = sum(sizes) + ports * port
     if total > memory.pool_bytes:
         return False, (
-            f"weights and KV cache take {total / MIB:.0f} MiB of contiguous memory, "
-            f"{board.title} has {memory.pool_bytes / MIB:.0f} MiB"
+            f"weights and KV cache take {total / MIB:.0f} MiB of contiguous memory (slots {slots}, "
+            f"kv_bits {kv_bits}, context {config.seq_len}), {board.title} has "
+            f"{memory.pool_bytes / MIB:.0f} MiB"
         )
     # Buffers go to the banks round-robin, weights first. A master reaches one bank only.
     banks = [0] * memory.banks
@@ -91,6 +97,7 @@ def fits(
     if max(banks) > memory.bank_bytes:
         return False, (
             f"one of {memory.banks} banks would hold {max(banks) / MIB:.0f} MiB of weights and "
-            f"KV cache, and has {memory.bank_bytes / MIB:.0f} MiB"
+            f"KV cache (slots {slots}, kv_bits {kv_bits}, context {config.seq_len}), and has "
+            f"{memory.bank_bytes / MIB:.0f} MiB"
         )
     return True, ""

@@ -11,7 +11,8 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.estimate.capacity import fits
 from llama_pynq.estimate.power import ERROR, TERMS, joules_per_token
 from llama_pynq.estimate.predict import Prediction, predict
-from llama_pynq.kernel.config import kernel_of
+from llama_pynq.kernel.config import board_headers, kernel_of
+from llama_pynq.kernel.limits import KernelLimits
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ def compare(
         _, reason = fits(
             config, board, weight_bits=weight_bits, group_size=group_size, kv_bits=kv_bits
         )
+        longest = KernelLimits.from_header(board_headers()[board.header]).max_seq_len
+        if not reason and context > longest:
+            reason = f"the kernel holds a context of {longest} tokens at most, not {context}"
         rows.append(BoardRow(board, one, batch, reason))
     return rows
 

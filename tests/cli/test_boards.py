@@ -1,5 +1,11 @@
 """llama-pynq boards: the table, the plot and the options."""
 
+import json
+from dataclasses import replace
+
+from support.checkpoint_files import write_checkpoint
+from support.cli_cases import SHAPE
+
 
 def test_boards_has_a_line_for_every_board_and_says_that_it_is_modelled(cli):
     from llama_pynq.boards import boards
@@ -17,6 +23,27 @@ def test_boards_takes_a_shape_a_context_and_bits(cli):
     _, out, _ = cli("boards", *flags)
     assert out.startswith("tinyllama: int4 weights, 8-bit KV cache, context 1024\n")
     assert "dim 2048 (at most 1024)" in out
+
+
+def test_boards_makes_room_for_the_context_asked_for(cli):
+    def fits(*options):
+        return {
+            row["board"]: row["fits"]
+            for row in json.loads(cli("boards", "--json", *options)[1])["boards"]
+        }
+
+    whole = fits("--shape", "stories110M")
+    assert not whole["pynq-z2"] and whole["kv260"]
+    assert not fits("--shape", "stories110M", "--context", 1024)["pynq-z2"]
+    assert fits("--shape", "stories110M", "--context", 64)["pynq-z2"]
+
+
+def test_boards_names_a_context_beyond_a_kernels_limit(cli, tmp_path):
+    write_checkpoint(tmp_path / "m.bin", replace(SHAPE, seq_len=9000), 1)
+    found = json.loads(cli("boards", "--model", "m.bin", "--context", 9000, "--json")[1])["boards"]
+    reasons = {row["board"]: row["reason"] for row in found}
+    assert reasons["kv260"] == "the kernel holds a context of 8192 tokens at most, not 9000"
+    assert reasons["u50"] == ""
 
 
 def test_boards_reads_a_packed_model_and_how_it_is_packed(cli, tmp_path):

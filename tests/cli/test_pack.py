@@ -1,5 +1,6 @@
 """llama-pynq pack: for this device and for boards."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from support.cli_cases import SHAPE
 from llama_pynq import llama_overlay
 from llama_pynq.boards import boards
 from llama_pynq.emulation.build import emulated_overlay
+from llama_pynq.weights.packed import open_packed
 
 
 def test_packed_file_holds_model_and_tokenizer(cli):
@@ -124,3 +126,34 @@ def test_packed_for_another_board_is_refused_with_the_remedy(cli, tmp_path):
     status, _, err = cli("generate", "--model", tmp_path / "model")
     assert status == 1
     assert "is packed for 4 channels of 32-row tiles; this kernel (host) has 2 of 32" in err
+
+
+def test_a_context_is_packed(cli, refused, tmp_path):
+    for version in (0, 1, 2):
+        write_checkpoint(
+            tmp_path / "m.bin", replace(SHAPE, seq_len=100), version, 32 if version == 2 else None
+        )
+        args = ["--model", "m.bin", "--context", 40, "--force"]
+        assert cli("pack", "m.safetensors", *args)[0] == 0
+        cli("pack", "whole.safetensors", "--model", "m.bin", "--force")
+        whole, cut = (open_packed(tmp_path / f"{n}.safetensors") for n in ("whole", "m"))
+        assert cut.crcs == whole.crcs and whole.config.seq_len == 100
+        out = cli("info", "--model", "m.safetensors", "--json")[1]
+        assert json.loads(out)["model"]["seq_len"] == 40
+        out = cli("info", "--model", "m.bin", "--context", 30, "--json")[1]
+        assert json.loads(out)["model"]["seq_len"] == 30
+    assert refused("pack", "n.safetensors", "--model", "m.bin", "--context", 101) == (
+        "context is 101: it must be 1 to 100, the context of m.bin"
+    )
+    assert refused("info", "--model", "m.safetensors", "--context", 41) == (
+        "context is 41: it must be 1 to 40, the context of m.safetensors"
+    )
+
+
+def test_a_model_longer_than_a_boards_limit_is_packed_for_it(cli, tmp_path):
+    write_checkpoint(tmp_path / "m.bin", replace(SHAPE, seq_len=5000), 1)
+    status, _, err = cli("pack", "m.safetensors", "--board", "pynq-z2", "--model", "m.bin")
+    assert status == 0
+    assert "m.bin has a context of 5000 tokens, the kernel on pynq-z2 takes 4096" in err
+    found = json.loads(cli("info", "--board", "pynq-z2", "--model", "m.bin", "--json")[1])["model"]
+    assert found["seq_len"] == 4096 and "5000" in found["context"]

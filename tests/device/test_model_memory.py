@@ -22,7 +22,7 @@ def test_load_model_beyond_the_limits_names_each(tmp_path):
         with pytest.raises(LimitError) as error:
             overlay.load_model(tmp_path / "wide.bin")
     assert "hidden_dim 20000 (at most 14336)" in str(error.value)
-    assert "seq_len 40000 (at most 32768)" in str(error.value)
+    assert "seq_len" not in str(error.value), "a longer context is cut"
 
 
 def test_run_without_a_model_says_so():

@@ -143,6 +143,81 @@ def test_load_model_device_memory_full_is_named_and_a_smaller_one_loads(tmp_path
         assert overlay.generate("a", max_new_tokens=2).tokens
 
 
+def test_a_shorter_context_takes_less_memory_and_gives_the_same_text(overlay, bundled):
+    whole = overlay.generate(PROMPT, max_new_tokens=200, seed=2, ignore_eos=True)
+    size = overlay.llama.buffers["kv_cache_0"].nbytes
+    short = overlay.load_model(context=64)
+    assert short.config.seq_len == 64
+    assert short.packed.path == bundled.packed.path, "the packed file serves every context"
+    assert overlay.llama.buffers["kv_cache_0"].nbytes == size * 64 // bundled.config.seq_len
+    out = overlay.generate(PROMPT, max_new_tokens=200, seed=2, ignore_eos=True)
+    assert len(out.prompt_tokens) + len(out.tokens) == 65
+    assert out.tokens == whole.tokens[: len(out.tokens)]
+    overlay.reset()
+    assert overlay.llama.config.seq_len == 64
+    again = overlay.generate(PROMPT, max_new_tokens=200, seed=2, ignore_eos=True)
+    assert again.tokens == out.tokens
+    with pytest.raises(RequestError, match="the model's context holds 64"):
+        overlay.generate([1] * 65)
+
+
+@pytest.mark.parametrize("context", [0, -1, 513, True, 1.5, "64"])
+def test_a_context_that_the_model_lacks_is_refused(overlay, bundled, context):
+    with pytest.raises(RequestError, match=f"context is {context!r}"):
+        overlay.load_model(context=context)
+    assert overlay.generate(PROMPT, max_new_tokens=2).tokens
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_longer_than_the_kernels_limit_loads_with_that(
+    overlay, tmp_path, monkeypatch, version, packed
+):
+    """Also from a packed file, and again after its cache was damaged."""
+    limits = overlay.llama.limits
+    longest = limits.max_seq_len
+    config = ModelConfig(64, 128, 1, 4, 2, 1024, longest, tied=False)
+    weights = random_weights(config, seed=8)
+    tokenizer, paths = BUNDLED / "tokenizer.bin", []
+    for name, seq_len in (("fits", longest), ("long", longest + 1)):
+        path = tmp_path / f"{name}.bin"
+        shape = replace(config, seq_len=seq_len)
+        write_checkpoint(path, shape, version, 64 if version == 2 else None, weights=weights)
+        if packed:
+            with load_checkpoint(path) as checkpoint:
+                path = tmp_path / f"{name}.safetensors"
+                write_packed(QuantizedModel(checkpoint), limits.target, path)
+        paths.append(path)
+    overlay.load_model(paths[0], tokenizer, slots=1)
+    expected = overlay.generate("Once", max_new_tokens=9, seed=1).tokens
+    note = f"has a context of {longest + 1} tokens, the kernel on host takes {longest} at most"
+    with pytest.warns(UserWarning, match=note) as told:
+        model = overlay.load_model(paths[1], tokenizer, slots=1)
+    assert told[0].filename == __file__
+    assert model.config.seq_len == longest
+    assert overlay.generate("Once", max_new_tokens=9, seed=1).tokens == expected
+    if not packed:
+        model.packed.path.write_bytes(b"")
+        overlay.reset()
+        assert overlay.llama.config.seq_len == longest
+    shorter = overlay.load_model(paths[1], tokenizer, context=100)  # no warning
+    assert shorter.config.seq_len == 100
+    assert overlay.generate("Once", max_new_tokens=9, seed=1).tokens == expected
+    with pytest.raises(RequestError, match=f"1 to {longest}, the limit of the kernel on host"):
+        overlay.load_model(paths[1], tokenizer, context=longest + 1)
+
+
+def test_memory_that_is_short_names_what_the_cache_depends_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_PYNQ_LOCKS", str(tmp_path))
+    with opened(memory_bytes=12 << 20) as overlay:
+        with pytest.raises(DeviceMemoryError) as caught:
+            overlay.load_model(slots=64)
+        for part in ("slots=64", "kv_bits=32", "context=512", "MiB for its KV cache"):
+            assert part in str(caught.value)
+        overlay.load_model(slots=64, context=16)
+        assert overlay.generate("a", max_new_tokens=2).tokens
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 100, None])
 def test_load_model_damaged_cache_is_rebuilt(overlay, bundled, expected, damage):
     path = bundled.packed.path

@@ -6,13 +6,18 @@ from support.estimated import BOARDS, KV260, STORIES110M, U50
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.estimate.capacity import buffers, fits
+from llama_pynq.kernel.config import board_headers
+from llama_pynq.kernel.limits import KernelLimits
 
 
 def test_a_model_fits_where_its_buffers_do():
     assert fits(STORIES110M, KV260) == (True, "")
     fitting, reason = fits(STORIES110M, BOARDS["pynq-z2"])
     assert not fitting
-    assert reason == ("weights and KV cache take 183 MiB of contiguous memory, PYNQ-Z2 has 128 MiB")
+    assert reason == (
+        "weights and KV cache take 183 MiB of contiguous memory (slots 1, kv_bits 32, "
+        "context 1024), PYNQ-Z2 has 128 MiB"
+    )
     assert fits(STORIES110M, BOARDS["pynq-z2"], weight_bits=4, kv_bits=8)[0]
 
 
@@ -29,6 +34,13 @@ def test_a_pseudo_channel_bounds_one_channels_buffer():
     assert not fitting
     assert "one of 32 banks would hold" in reason or "contiguous" in reason
     assert fits(large, BOARDS["u55c"], weight_bits=4, kv_bits=8)[0]
+
+
+def test_a_context_beyond_the_kernels_limit_is_cut_as_when_it_is_loaded():
+    longest = KernelLimits.from_header(board_headers()["kv260"]).max_seq_len
+    long = replace(STORIES110M, seq_len=100 * longest)
+    assert fits(long, KV260) == fits(replace(long, seq_len=longest), KV260) == (True, "")
+    assert f"context {longest})" in fits(long, KV260, slots=64)[1]
 
 
 def test_more_sequences_take_more_room():
