@@ -43,6 +43,11 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     add("--stop", action="append", default=[], metavar="TEXT", type=_stop_text,
         help=r"stop before this text; may be given several times; \n is a newline, \t a tab, \\ a "
         "backslash")  # fmt: skip
+    add(
+        "--parse-special",
+        action="store_true",
+        help="take names of special tokens in a prompt, such as </s>, for these tokens",
+    )
     add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
 
 
@@ -108,7 +113,7 @@ def _read() -> str:
 def _generate(args: argparse.Namespace) -> int:
     from llama_pynq.engine.sampling import SamplingParams
 
-    prompts = _prompts(args.prompt)
+    prompts, special = _prompts(args.prompt), args.parse_special
     params = SamplingParams(
         args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p,
         args.repetition_penalty, args.stop, args.seed,
@@ -117,7 +122,9 @@ def _generate(args: argparse.Namespace) -> int:
     with open_overlay(args) as overlay:
         llama = load_model(overlay, args)
         if len(prompts) == 1:
-            pieces = overlay.stream(prompts[0], params=params, on_finish=finished.append)
+            pieces = overlay.stream(
+                prompts[0], parse_special=special, params=params, on_finish=finished.append
+            )
             print(prompts[0], end="", flush=True)
             try:
                 for piece in pieces:
@@ -125,7 +132,7 @@ def _generate(args: argparse.Namespace) -> int:
             finally:
                 print(flush=True)
         else:
-            batch: Any = llama.generate(prompts, params=params)
+            batch: Any = llama.generate(prompts, parse_special=special, params=params)
             finished += batch
             print("\n\n".join(p + out.text for p, out in zip(prompts, finished)), flush=True)
         print(file=sys.stderr)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.energy import Energy, EnergyMeter, check_meter
-from llama_pynq.engine.results import Generation, StreamToken
+from llama_pynq.engine.results import Generation, StreamToken, TokenLogprob
 from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.engine.scheduler import Scheduler
-from llama_pynq.engine.sequence import SequenceState, StopText
+from llama_pynq.engine.sequence import SequenceState, StopText, token_logprobs
 from llama_pynq.engine.slots import Session, Slots
 from llama_pynq.errors import CheckpointError, RequestError
 from llama_pynq.kernel.abi import RowFlag, make_rows
@@ -138,7 +139,12 @@ class Llama:
         return self.tokenizer.bos_id, self.tokenizer.eos_id
 
     def new_sequence(
-        self, prompt: Prompt, params: SamplingParams, seed: int, add_bos: bool = True
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        seed: int,
+        add_bos: bool = True,
+        parse_special: bool = False,
     ) -> SequenceState:
         """Make a sequence for the scheduler from a prompt.
 
@@ -159,7 +165,9 @@ class Llama:
             row_flags |= RowFlag.HOST_CHOOSES
         if params.on_host or beyond_top:
             row_flags |= RowFlag.FULL_LOGITS
-        tokens = self._tokens_of(prompt, flag("add_bos", add_bos))
+        tokens = self._tokens_of(
+            prompt, flag("add_bos", add_bos), flag("parse_special", parse_special)
+        )
         room = self.config.seq_len - len(tokens) + 1
         if room < 1:
             raise RequestError(
@@ -179,9 +187,9 @@ class Llama:
             finish_reason="" if params.max_new_tokens else "length",
         )
 
-    def _tokens_of(self, prompt: Prompt, add_bos: bool) -> list[int]:
+    def _tokens_of(self, prompt: Prompt, add_bos: bool, parse_special: bool) -> list[int]:
         if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, bos=add_bos)
+            tokens = self.tokenizer.encode(prompt, bos=add_bos, parse_special=parse_special)
             if not tokens:
                 raise RequestError("the prompt is empty and add_bos is False: give a first token")
             return tokens
@@ -228,6 +236,8 @@ class Llama:
         logprobs: int | None = None,
         ignore_eos: bool = False,
         add_bos: bool = True,
+        parse_special: bool = False,
+        echo: bool = False,
         n: int = 1,
         params: SamplingParams | None = None,
         power: EnergyMeter | None = None,
@@ -265,6 +275,12 @@ class Llama:
             Go on after BOS or EOS. Default False.
         add_bos : bool
             Begin a text with BOS. Default True. Token ids are taken as they are.
+        parse_special : bool
+            Take the names of special tokens in a text, such as ``</s>`` or ``[INST]``, for these
+            tokens. Default False: they are text like any other.
+        echo : bool
+            Begin each result's text with the prompt, and its logprobs with those of the prompt's
+            tokens; with `max_new_tokens` 0, this scores the prompt. Default False.
         n : int
             Texts of each prompt: with a seed, those of seed, seed + 1 and so on. Default 1.
         params : SamplingParams, optional
@@ -296,8 +312,9 @@ class Llama:
         n = whole_number("n", n)
         if not 1 <= n <= _MOST_TEXTS:
             raise RequestError(f"n is {n}: it must be 1 to {_MOST_TEXTS}")
+        echo = flag("echo", echo)
         sequences = [
-            self.new_sequence(p, params, one, add_bos)
+            self.new_sequence(p, params, one, add_bos, parse_special)
             for p, drawn in zip(prompts, _seeds(seeds, params, len(prompts), n))
             for one in drawn
         ]
@@ -312,10 +329,34 @@ class Llama:
         elif power is not None:
             for result in results:
                 result.energy_note = _NO_TOKEN
+        if echo:
+            for i in range(0, len(results), n):
+                self._echo(prompts[i // n], params.logprobs, results[i : i + n])
         if n == 1:
             return results[0] if single else results
         groups = [results[i : i + n] for i in range(0, len(results), n)]
         return groups[0] if single else groups
+
+    def _echo(self, prompt: Prompt, logprobs: int | None, results: Sequence[Generation]) -> None:
+        """Put the prompt in front of the results of its texts."""
+        tokens = results[0].prompt_tokens
+        scores = None if logprobs is None else self._scores(tokens, logprobs)
+        text = prompt if isinstance(prompt, str) else None
+        if text is None:
+            decoder = self.tokenizer.stream_decoder()
+            text = "".join(map(decoder.push, tokens))
+        for result in results:
+            result.text = text + result.text
+            if scores is not None:
+                result.logprobs = [*scores, *(result.logprobs or ())]
+
+    def _scores(self, tokens: Sequence[int], n: int) -> list[TokenLogprob]:
+        """Log-probability of each token after those before it; nothing comes before the first."""
+        scores = [TokenLogprob(tokens[0], None, {})]
+        for token, (result, logits) in zip(tokens[1:], self._forced(tokens)):
+            full = partial(np.asarray, logits)
+            scores += token_logprobs([token], [float(logits[token])], result[None], n, full)
+        return scores
 
     def stream(
         self,
@@ -331,6 +372,7 @@ class Llama:
         seed: int | None = None,
         ignore_eos: bool = False,
         add_bos: bool = True,
+        parse_special: bool = False,
         params: SamplingParams | None = None,
         power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
@@ -346,7 +388,7 @@ class Llama:
             A text, or the ids of its tokens; an empty text starts from BOS.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
             As for `generate`.
-        ignore_eos, add_bos, params, power
+        ignore_eos, add_bos, parse_special, params, power
             As for `generate`; `on_finish` receives the result, with its energy.
         on_finish : callable, optional
             Called with the `Generation` when the text is complete, or when the stream is
@@ -361,7 +403,8 @@ class Llama:
             top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
             seed=seed, ignore_eos=ignore_eos,
         )  # fmt: skip
-        return _texts(self._stream(prompt, add_bos, params, power, on_finish, _STREAM_CALL_SECONDS))
+        sequence = self.new_sequence(prompt, params, params.draw_seed(), add_bos, parse_special)
+        return _texts(self._stream(sequence, power, on_finish, _STREAM_CALL_SECONDS))
 
     def stream_tokens(
         self,
@@ -378,6 +421,7 @@ class Llama:
         logprobs: int | None = None,
         ignore_eos: bool = False,
         add_bos: bool = True,
+        parse_special: bool = False,
         params: SamplingParams | None = None,
         power: EnergyMeter | None = None,
         on_finish: Callable[[Generation], None] | None = None,
@@ -394,7 +438,7 @@ class Llama:
             A text, or the ids of its tokens; an empty text starts from BOS.
         max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, seed
             As for `generate`.
-        logprobs, ignore_eos, add_bos, params, power
+        logprobs, ignore_eos, add_bos, parse_special, params, power
             As for `generate`.
         on_finish : callable, optional
             As for `stream`.
@@ -412,20 +456,18 @@ class Llama:
             top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop,
             seed=seed, logprobs=logprobs, ignore_eos=ignore_eos,
         )  # fmt: skip
-        return self._stream(prompt, add_bos, params, power, on_finish, call_seconds)
+        sequence = self.new_sequence(prompt, params, params.draw_seed(), add_bos, parse_special)
+        return self._stream(sequence, power, on_finish, call_seconds)
 
     def _stream(
         self,
-        prompt: Prompt,
-        add_bos: bool,
-        params: SamplingParams,
+        sequence: SequenceState,
         power: EnergyMeter | None,
         on_finish: Callable[[Generation], None] | None,
         call_seconds: float,
     ) -> Generator[StreamToken, None, None]:
         """Check the arguments at once; the first call comes when a token is requested."""
         check_meter(power)
-        sequence = self.new_sequence(prompt, params, params.draw_seed(), add_bos)
         sequence.call_seconds = positive_number("call_seconds", call_seconds)
         return self._tokens(sequence, power, on_finish)
 
@@ -515,19 +557,24 @@ class Llama:
                 f"{len(ids)} tokens are more than the model's context of {self.config.seq_len}"
             )
         result = np.empty((len(ids), self.config.vocab_size), np.float32)
+        for row, (_, logits) in zip(result, self._forced(ids.tolist())):
+            row[:] = logits
+        return result
+
+    def _forced(self, tokens: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The kernel's result, and the (vocab_size,) float32 logits, after each of the tokens."""
         step = self.driver.limits.max_rows
         with self.session() as session:
-            for first in range(0, len(ids), step):
-                part = ids[first : first + step]
+            for first in range(0, len(tokens), step):
+                part = tokens[first : first + step]
                 rows = make_rows(len(part))
                 rows["token"], rows["slot"] = part, session.slot
                 rows["position"] = np.arange(first, first + len(part))
                 rows["flags"] = RowFlag.SAMPLE | RowFlag.FULL_LOGITS
                 with session.device() as driver:
-                    driver.run(rows)
-                    for i in range(len(part)):
-                        result[first + i] = driver.read_logits(i)
-        return result
+                    results = driver.run(rows).rows[0]
+                    logits = [driver.read_logits(i) for i in range(len(part))]
+                yield from zip(results, logits)
 
 
 def check_model(llama: object) -> None:

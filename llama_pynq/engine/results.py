@@ -16,19 +16,19 @@ def shorten(text: str, most: int) -> str:
 
 @dataclass
 class TokenLogprob:
-    """Log-probability of one generated token under the untempered model.
+    """Log-probability of one token under the untempered model.
 
     Attributes
     ----------
     token : int
-    logprob : float
-        Natural logarithm.
+    logprob : float or None
+        Natural logarithm; None for a prompt's first token, which nothing comes before.
     top : dict of int to float
         The most probable tokens and their log-probabilities, as many as requested.
     """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: dict[int, float]
 
 
@@ -39,7 +39,7 @@ class Generation:
     Attributes
     ----------
     text : str
-        The generated text, without the prompt.
+        The generated text; with `echo`, behind the prompt.
     tokens : list of int
         The generated tokens only: no prompt, no stop token.
     prompt_tokens : list of int
@@ -57,7 +57,8 @@ class Generation:
         waits for a stream's consumer does not count. Neither does a call that ended unobserved
         while the consumer was busy; `tokens_per_second` leaves out its tokens, too.
     logprobs : list of TokenLogprob or None
-        One per generated token; None unless requested.
+        One per generated token, with `echo` behind one per token of the prompt; None unless
+        requested.
     device : str
         Name of the device.
     energy : Energy or None

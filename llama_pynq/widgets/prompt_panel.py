@@ -87,7 +87,7 @@ def token_html(token: StreamToken, name: Callable[[int], str]) -> str:
         Returns the text of a token id, as HTML with visible spaces.
     """
     text = escape(token.text)
-    if token.logprob is None:
+    if token.logprob is None or token.logprob.logprob is None:
         return text
     exp, own = math.exp, token.logprob.token
     thousandths = round(1000 * min(exp(token.logprob.logprob), 1.0))

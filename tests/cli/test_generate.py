@@ -177,6 +177,19 @@ def test_rope_theta_reaches_the_model(cli):
     assert packed == cli(*options, "--rope-theta", 500)[1]
 
 
+def test_context_ends_the_text(cli):
+    options = ["generate", "Once", "--seed", 1, "--max-new-tokens", 60]
+    whole, short = cli(*options)[1], cli(*options, "--context", 20)[1]
+    assert whole.startswith(short.rstrip("\n")) and len(short) < len(whole)
+
+
+def test_special_tokens_are_parsed_when_asked_for(cli):
+    options = ["generate", "The end.</s>Once", "--seed", 1, "--max-new-tokens", 9]
+    assert cli(*options)[1] != cli(*options, "--parse-special")[1]
+    many = [*options[:2], "</s>Once", *options[2:], "--parse-special"]
+    assert cli(*many)[1].split("\n\n")[0].strip() == cli(*options, "--parse-special")[1].strip()
+
+
 def test_standard_input_of_windows_gives_the_same_text(cli):
     expected = cli("generate", "a\nb", "--seed", 1, "--max-new-tokens", 8)[1]
     for data in (b"a\r\nb\r\n", b"\xef\xbb\xbfa\nb\n"):

@@ -366,6 +366,60 @@ def test_no_new_tokens_give_an_empty_text(overlay, bundled):
     assert overlay.generate(PROMPT, max_new_tokens=2).tokens, "the slot is free again"
 
 
+@pytest.mark.parametrize("logprobs", [0, 3, 20, 100])
+def test_echo_scores_the_prompt(overlay, bundled, logprobs):
+    out = overlay.generate(PROMPT, max_new_tokens=0, echo=True, logprobs=logprobs)
+    ids, logits = out.prompt_tokens, overlay.logits(out.prompt_tokens).astype(np.float64)
+    assert (out.text, out.tokens) == (PROMPT, [])
+    assert [score.token for score in out.logprobs] == ids
+    first, *scores = out.logprobs
+    assert (first.logprob, first.top) == (None, {})
+    for score, row, token in zip(scores, logits, ids[1:], strict=False):
+        total = np.log(np.exp(row - row.max()).sum()) + row.max()
+        assert score.logprob == pytest.approx(row[token] - total, abs=1e-4)
+        best = np.argsort(-row, kind="stable")[:logprobs]
+        assert list(score.top) == best.tolist()
+        assert list(score.top.values()) == pytest.approx(list(row[best] - total), abs=1e-4)
+    json.dumps(dataclasses.asdict(out), allow_nan=False)
+
+
+def test_echo_of_generated_text_scores_it_as_generate_did(overlay, bundled):
+    told = overlay.generate(PROMPT, max_new_tokens=20, seed=4, logprobs=2)
+    whole = overlay.generate(PROMPT, max_new_tokens=20, seed=4, logprobs=2, echo=True)
+    assert (whole.text, whole.tokens) == (PROMPT + told.text, told.tokens)
+    n = len(told.prompt_tokens)
+    assert whole.logprobs[n:] == told.logprobs
+    ids = told.prompt_tokens + told.tokens
+    again = overlay.generate(ids, max_new_tokens=0, echo=True, logprobs=2)
+    assert again.text == PROMPT + told.text
+    assert again.logprobs == whole.logprobs
+    a, b = overlay.generate([PROMPT, "a"], n=2, max_new_tokens=1, seed=1, echo=True, logprobs=0)
+    assert [len(out.logprobs) - len(out.tokens) for out in a] == [n, n]
+    assert all(out.text.startswith("a") for out in b)
+
+
+def test_echo_without_logprobs_gives_text_alone(overlay, bundled):
+    out = overlay.generate(PROMPT, max_new_tokens=3, seed=4, echo=True)
+    assert out.text.startswith(PROMPT) and out.logprobs is None
+    assert overlay.generate(PROMPT, max_new_tokens=0, echo=True).text == PROMPT
+
+
+def test_special_tokens_of_a_prompt_are_parsed_when_asked_for(overlay, bundled):
+    text = "The end.</s><s>" + PROMPT
+    expected = [*bundled.tokenizer.encode("The end."), 2, *bundled.tokenizer.encode(PROMPT)]
+    plain, parsed = (
+        overlay.generate(text, max_new_tokens=5, seed=1, parse_special=on) for on in (False, True)
+    )
+    assert parsed.prompt_tokens == expected != plain.prompt_tokens
+    assert "".join(overlay.stream(text, max_new_tokens=5, seed=1, parse_special=True)) == (
+        parsed.text
+    )
+    tokens = overlay.stream_tokens(text, max_new_tokens=5, seed=1, parse_special=True)
+    assert [t.token for t in tokens if t.token is not None] == parsed.tokens
+    with pytest.raises(RequestError, match="parse_special is 'yes': it must be"):
+        overlay.generate(text, parse_special="yes")
+
+
 def test_repetition_penalty_below_one_favours_what_was_said(overlay, bundled):
     """As transformers: it divides positive logits, which 0.5 doubles."""
     out = overlay.generate(PROMPT, max_new_tokens=20, temperature=0, repetition_penalty=0.2)
