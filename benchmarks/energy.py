@@ -54,8 +54,8 @@ def measure_device(shape: str, tokens: int, batches: list[int]) -> list[Cost]:
 def measure_gpu(command: str) -> Cost:
     """Measure a program on the first NVIDIA card; watts over its whole run, loading included."""
     found = gpu_rails()
-    if not found:
-        sys.exit("--gpu-command: NVML finds no card; install a driver, and nvidia-ml-py with pip")
+    if "gpu 0" not in found:
+        sys.exit(f"--gpu-command: no reading of the first card: {'; '.join(found.why)}")
     rail = {"gpu 0": found["gpu 0"]}
     with PowerRecorder(rail, idle_s=IDLE_S) as recorder:
         begin = time.perf_counter()

@@ -8,6 +8,7 @@ a KV260.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -39,7 +40,9 @@ class Rails(dict[str, Rail]):
     def take(self, found: Mapping[str, Rail], source: str, nothing: str) -> None:
         """Add the rails of a source, and report them, or why there are none, in `why`."""
         self.update(found)
-        self.why.append(f"{source}: {', '.join(found) if found else nothing}")
+        lost = found.why if isinstance(found, Rails) else []
+        said = [", ".join(found), *lost] if found else lost[:1] or [nothing]
+        self.why.append(f"{source}: {'; '.join(said)}")
 
 
 def rails(
@@ -73,7 +76,8 @@ def rails(
     states = getattr(device, "capabilities", {})
     if states.get("EMULATED"):
         if device.limits is None:
-            found.take(cpu_rails(powercap), "RAPL of the CPU that emulates", _no_rapl(powercap))
+            none = f"no zone under {powercap}: a virtual machine, another processor, or no module"
+            found.take(cpu_rails(powercap), "RAPL of the CPU that emulates", none)
         else:
             rail = _modelled_rail(overlay, device)
             found.take({"board": rail} if rail else {}, "the model", _NO_TERMS)
@@ -92,7 +96,7 @@ def rails(
         return found
     found.take(_board_rails(), "PYNQ's libsensors", "PYNQ has no configuration for this board")
     if not found:
-        found.take(hwmon_rails(hwmon), "hwmon", _no_hwmon(hwmon))
+        found.take(hwmon_rails(hwmon), "hwmon", f"no chip under {hwmon} measures power")
     return found
 
 
@@ -142,15 +146,23 @@ def _watts_of(rail: Any) -> Callable[[], float] | None:
     def watts() -> float:
         try:
             return _sane(math.prod(float(sensor.value) for sensor in factors), rail.name)
-        except (OSError, ValueError, TypeError) as error:  # the file is gone or holds no number
+        except SensorLost:
+            raise
+        except Exception as error:  # the type depends on the source: a file, libsensors or XRT
             raise SensorLost(f"{rail.name}: {error}") from error
 
     return watts
 
 
+_MOST_WATTS = 1e5
+"""A larger reading is a fault: of a sensor, of its unit, or of its scale."""
+
+
 def _sane(watts: float, name: str) -> float:
     if not math.isfinite(watts):
         raise SensorLost(f"{name} reads {watts}")
+    if abs(watts) > _MOST_WATTS:
+        raise SensorLost(f"{name} reads {watts:.3g} W: no device draws that")
     return watts
 
 
@@ -194,14 +206,16 @@ def _read(path: Path, remedy: str) -> str:
 
 def _number(path: Path, remedy: str) -> float:
     text = _read(path, remedy)
-    try:
-        return float(text)
-    except ValueError:
-        raise SensorLost(f"{path} holds {text[:40]!r}: not a number") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise SensorLost(f"{path} holds {text[:40]!r}: not a number")
 
 
-def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
+def hwmon_rails(root: Path = HWMON) -> Rails:
     """Rails of every hwmon chip that measures power, such as a KV260's INA260.
+
+    A chip that cannot be read is left out, and named in `why`.
 
     Parameters
     ----------
@@ -212,23 +226,27 @@ def hwmon_rails(root: Path = HWMON) -> dict[str, Rail]:
     ----------
     Linux, Documentation/hwmon/sysfs-interface.rst: power*_input is in microwatts.
     """
-    found: dict[str, Rail] = {}
+    found = Rails()
     for file in sorted(root.glob("hwmon*/power*_input")):
         remedy = _remedy(file)
         label = file.with_name(file.name.replace("_input", "_label"))
         interval = file.parent / "update_interval"
         try:
-            chip = _read(file.parent / "name", remedy)
             _number(file, remedy)
-            name = f"{chip} {_read(label, remedy)}" if label.exists() else chip
-            period = _number(interval, remedy) / 1000 if interval.exists() else math.nan
-        except SensorLost:
-            continue  # `_no_hwmon` reports the reason
+            chip = _read(file.parent / "name", remedy)
+        except SensorLost as error:
+            found.why.append(str(error))
+            continue
+        name, period = chip, math.nan
+        with contextlib.suppress(SensorLost):  # the power is known without it
+            name = f"{chip} {_read(label, remedy)}"
+        with contextlib.suppress(SensorLost):
+            period = _number(interval, remedy) / 1000
         while name in found:
             name += "'"
 
         def watts(file: Path = file, remedy: str = remedy) -> float:
-            return _number(file, remedy) * 1e-6
+            return _sane(_number(file, remedy) * 1e-6, str(file))
 
         # An INA260 counts in steps of 10 mW (TI, SBOS656).
         resolution = 0.01 if chip.startswith("ina260") else math.nan
@@ -240,36 +258,64 @@ def _remedy(file: Path) -> str:
     return f"Allow it: sudo chmod a+r {file}"
 
 
-def _no_hwmon(root: Path) -> str:
-    """Why `hwmon_rails` found nothing."""
-    for file in sorted(root.glob("hwmon*/power*_input")):
-        try:
-            _number(file, _remedy(file))
-        except SensorLost as error:
-            return str(error)
-    return f"no chip under {root} measures power"
+_COUNTER_PERIOD_S = 0.001
+_STUCK_S = 1.0  # a thousand periods of RAPL's counter
+_MOST_ZONE_WATTS = 1e4
 
 
 class _Counter:
-    """Mean power since the last reading, from a wrapping microjoule counter."""
+    """Mean power since the last reading, from a microjoule counter that wraps.
+
+    A counter without a plausible range wraps nowhere: if it goes back, it was set anew, and the
+    energy in between is unknown.
+    """
 
     def __init__(self, zone: Path) -> None:
         self._file = zone / "energy_uj"
         self._remedy = f"Until the next start: sudo chmod a+r {self._file}"
-        self._range = _number(zone / "max_energy_range_uj", self._remedy) + 1
-        self._time, self._count = time.perf_counter(), _number(self._file, self._remedy)
+        self._range: float | None = None
+        with contextlib.suppress(SensorLost):  # missing or unreadable
+            largest = _number(zone / "max_energy_range_uj", self._remedy)
+            self._range = largest if largest > 0 else None
+        self._begin(*self._read())
+
+    def _read(self) -> tuple[float, float]:
+        return time.perf_counter(), _number(self._file, self._remedy)
+
+    def _begin(self, now: float, count: float) -> None:
+        self._time, self._count, self._moved = now, count, now
+
+    def _microjoules(self, count: float) -> float | None:
+        """Return the energy since the last reading; None if it is unknown."""
+        if min(count, self._count) < 0:
+            return None
+        if self._range is not None and max(count, self._count) > self._range:
+            self._range = None  # not this counter's
+        if count >= self._count:
+            return count - self._count
+        return None if self._range is None else count - self._count + self._range + 1
 
     def __call__(self) -> float:
-        now, count = time.perf_counter(), _number(self._file, self._remedy)
-        seconds, joules = now - self._time, (count - self._count) % self._range * 1e-6
+        now, count = self._read()
+        seconds, energy = now - self._time, self._microjoules(count)
+        if energy is None or energy * 1e-6 > _MOST_ZONE_WATTS * (seconds + _COUNTER_PERIOD_S):
+            why = f"went from {self._count:.0f} to {count:.0f}"
+            self._begin(now, count)
+            raise SensorLost(f"{self._file} {why}: the counter was set anew")
         if seconds <= 0:
             raise SensorLost(f"{self._file}: read twice at once")
+        if energy == 0 and now - self._moved >= _STUCK_S:
+            raise SensorLost(f"{self._file} has not moved for {now - self._moved:.1f} s")
         self._time, self._count = now, count
-        return joules / seconds
+        if energy:
+            self._moved = now
+        return energy * 1e-6 / seconds
 
 
-def cpu_rails(root: Path = POWERCAP) -> dict[str, Rail]:
+def cpu_rails(root: Path = POWERCAP) -> Rails:
     """RAPL zones: packages and DRAM count towards the total, zones inside a package do not.
+
+    A zone that cannot be read is left out, and named in `why`.
 
     Parameters
     ----------
@@ -280,72 +326,97 @@ def cpu_rails(root: Path = POWERCAP) -> dict[str, Rail]:
     ----------
     Linux, Documentation/power/powercap/powercap.rst
     """
-    found: dict[str, Rail] = {}
+    found = Rails()
     for zone in sorted(root.glob("intel-rapl:*")):
         try:
             name = _read(zone / "name", "")
             counter = _Counter(zone)
-        except SensorLost:
+        except SensorLost as error:
+            found.why.append(str(error))
             continue
         inside = zone.name.count(":") > 1
         if inside and name != "dram":
-            parent = _read(root / zone.name.rpartition(":")[0] / "name", "")
+            parent = zone.name.rpartition(":")[0]
+            with contextlib.suppress(SensorLost):
+                parent = _read(root / parent / "name", "")
             name = f"{parent} {name}"
         while name in found:
             name += "'"
         counts = name.startswith("package") and not inside or name.startswith("dram")
         source = f"RAPL, {name}"
-        found[name] = Rail(name, source, counter, True, 0.001, counts=counts, is_mean=True)
+        found[name] = Rail(
+            name, source, counter, True, _COUNTER_PERIOD_S, counts=counts, is_mean=True
+        )
     return found
-
-
-def _no_rapl(root: Path) -> str:
-    """Why `cpu_rails` found nothing."""
-    zones = sorted(root.glob("intel-rapl:*"))
-    if not zones:
-        return f"no zone under {root}: a virtual machine, another processor, or no kernel module"
-    try:
-        _Counter(zones[0])
-    except SensorLost as error:
-        return str(error)
-    return "no package among its zones"
 
 
 # ---- NVIDIA ---------------------------------------------------------------------------
 
 
-def gpu_rails(nvml: Any = None) -> dict[str, Rail]:
+def gpu_rails(nvml: Any = None) -> Rails:
     """Rails of NVIDIA cards, through nvidia-ml-py (``pip install 'llama_pynq[power]'``).
 
     Parameters
     ----------
     nvml : module, optional
-        Default: ``pynvml`` from that package; no rails if it or a driver is missing.
+        Default: ``pynvml`` from that package.
+
+    Returns
+    -------
+    Rails
+        Of the cards that give a reading. `why` names the others, and what NVML says of them, or
+        why there is no card.
     """
+    found = Rails()
     if nvml is None:
         try:
             nvml = import_module("pynvml")
         except ImportError:
-            return {}
+            found.why.append("nvidia-ml-py is not installed: pip install 'llama_pynq[power]'")
+            return found
     try:
         nvml.nvmlInit()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-    except nvml.NVMLError:
-        return {}
+        count = nvml.nvmlDeviceGetCount()
+    except nvml.NVMLError as error:
+        found.why.append(f"NVML: {error}")
+        return found
+    for index in range(count):
+        name = f"gpu {index}"
+        try:
+            found[name] = _gpu_rail(nvml, index, found.why)
+        except SensorLost as error:
+            found.why.append(str(error))
+    return found
 
-    def rail(index: int, handle: Any) -> Rail:
-        name = nvml.nvmlDeviceGetName(handle)
-        name = name.decode() if isinstance(name, bytes) else name
 
-        def watts() -> float:
-            try:
-                return nvml.nvmlDeviceGetPowerUsage(handle) / 1000
-            except nvml.NVMLError as error:
-                raise SensorLost(f"{name}: NVML: {error}") from error
+def _gpu_rail(nvml: Any, index: int, why: list[str]) -> Rail:
+    """Return a card's rail; a card without a name is read, and reported in `why`.
 
-        return Rail(f"gpu {index}", f"NVML, {name}", watts, True, 0.1, 0.001)
+    Raises
+    ------
+    SensorLost
+        If the card has no handle or no reading.
+    """
+    card = f"gpu {index}"
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    except nvml.NVMLError as error:
+        raise SensorLost(f"{card}: NVML gives no handle: {error}") from error
+    name = card
+    try:
+        given = nvml.nvmlDeviceGetName(handle)
+        name = given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)
+    except (nvml.NVMLError, UnicodeDecodeError) as error:
+        why.append(f"{card}: NVML gives no name: {error}")
 
-    return {f"gpu {i}": rail(i, handle) for i, handle in enumerate(handles)}
+    def watts() -> float:
+        try:
+            return _sane(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, f"{card}, {name}")
+        except (nvml.NVMLError, TypeError) as error:
+            raise SensorLost(f"{card}, {name}: NVML: {error}") from error
+
+    watts()
+    return Rail(card, f"NVML, {name}", watts, True, 0.1, 0.001)
 
 
 # ---- an external meter ----------------------------------------------------------------

@@ -1,11 +1,14 @@
 """Every power sensor, on fake sysfs trees and devices; a missing sensor is explained."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import llama_pynq.measure.sensors as module
 from llama_pynq import EmulatedDevice
@@ -80,6 +83,26 @@ def test_hwmon_sensor_that_disappears_is_lost_and_may_come_back(tmp_path, break_
         rail.watts()
     write(folder, power1_input=1000000)
     assert rail.watts() == 1.0
+
+
+def test_hwmon_chip_that_cannot_be_read_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("pynq.get_rails", dict)
+    kv260(tmp_path)
+    write(tmp_path / "hwmon2", name="ina226", power1_input="busy")
+    write(tmp_path / "hwmon3", name="psu", power1_input=1000000, update_interval="often")
+    found = rails(SimpleNamespace(name="board"), hwmon=tmp_path)
+    assert list(found) == ["ina260_u14", "psu"] and math.isnan(found["psu"].period_s)
+    assert found.why[-1].startswith("hwmon: ina260_u14, psu; ")
+    assert found.why[-1].endswith("hwmon2/power1_input holds 'busy': not a number")
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e18"])
+def test_hwmon_reading_that_no_device_draws_is_lost(tmp_path, text):
+    folder = kv260(tmp_path)
+    rail = hwmon_rails(tmp_path)["ina260_u14"]
+    write(folder, power1_input=text)
+    with pytest.raises(SensorLost, match="not a number|no device draws that"):
+        rail.watts()
 
 
 def test_hwmon_permission_denied_names_the_file_and_the_remedy(tmp_path, monkeypatch):
@@ -158,6 +181,104 @@ def test_rapl_energy_of_a_recording_is_the_counters_own(tmp_path, monkeypatch):
     energy = recorder.energy(50.1, clock.now)
     assert energy.joules == pytest.approx(joules, rel=0.005)
     assert energy.covered_seconds == pytest.approx(0.45)
+
+
+@pytest.mark.parametrize("range_uj", ["0", "-1", "", "unknown", "nan", None])
+def test_rapl_counter_without_a_range_has_no_modulus(tmp_path, clock, range_uj):
+    """Taken modulo 1, 30 W would be 0 W."""
+    zone = packages(tmp_path, **{"package-0": 50_000_000}) / "intel-rapl:0"
+    write(zone, max_energy_range_uj=range_uj)
+    if range_uj is None:
+        (zone / "max_energy_range_uj").unlink()
+    rail = cpu_rails(tmp_path)["package-0"]
+    write(zone, energy_uj=80_000_000)
+    clock.now += 1
+    assert rail.watts() == pytest.approx(30)
+    write(zone, energy_uj=5_000_000)
+    clock.now += 1
+    with pytest.raises(SensorLost, match="from 80000000 to 5000000: the counter was set anew"):
+        rail.watts()
+    write(zone, energy_uj=15_000_000)
+    clock.now += 2
+    assert rail.watts() == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((2_000_000, 1_999_000), "set anew"),  # a whole turn in a second would be 262 kW
+        ((RANGE + 5, 4), "set anew"),  # the range is not this counter's
+        ((-1,), "set anew"),
+        ((10**15,), "set anew"),
+        (("nan",), "not a number"),
+        (("inf",), "not a number"),
+        ((1000,), "has not moved for 1.0 s"),
+    ],
+)
+def test_rapl_counter_that_cannot_be_believed_is_a_gap(tmp_path, clock, counts, text):
+    zone = packages(tmp_path) / "intel-rapl:0"
+    rail = cpu_rails(tmp_path)["package-0"]
+    *before, last = counts
+    for count in before:
+        write(zone, energy_uj=count)
+        clock.now += 1000  # plausible watts
+        assert rail.watts() > 0
+    write(zone, energy_uj=last)
+    clock.now += 1
+    with pytest.raises(SensorLost, match=text):
+        rail.watts()
+
+
+def test_rapl_counter_that_stood_still_goes_on_with_the_mean_of_that_time(tmp_path, clock):
+    zone = packages(tmp_path) / "intel-rapl:0"
+    rail = cpu_rails(tmp_path)["package-0"]
+    for _ in range(3):
+        clock.now += 1
+        with pytest.raises(SensorLost):
+            rail.watts()
+    write(zone, energy_uj=1000 + 20_000_000)
+    clock.now += 1
+    assert rail.watts() == pytest.approx(5)
+    with pytest.raises(SensorLost, match="read twice at once"):
+        rail.watts()
+
+
+@settings(
+    derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    largest=st.one_of(st.none(), st.integers(10**8, 2**48)),
+    start=st.floats(0, 1),
+    steps=st.lists(st.tuples(st.integers(10**4, 10**8), st.floats(0.01, 10)), min_size=1),
+)
+def test_rapl_mean_times_its_interval_is_the_counters_energy(tmp_path, largest, start, steps):
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(now=50.0)
+        patch.setattr(module.time, "perf_counter", lambda: clock.now)
+        energy = int(start * (largest or 10**9))
+        zone = write(tmp_path / "intel-rapl:0", name="package-0", energy_uj=energy,
+                     max_energy_range_uj=largest or 0)  # fmt: skip
+        rail = cpu_rails(tmp_path)["package-0"]
+        for step, seconds in steps:
+            energy += step
+            if largest:
+                energy %= largest + 1
+            write(zone, energy_uj=energy)
+            clock.now += seconds
+            if step * 1e-6 <= 9e3 * seconds:
+                assert rail.watts() * seconds == pytest.approx(step * 1e-6, rel=1e-6)
+            elif step * 1e-6 > 1e4 * (seconds + 0.001):
+                with pytest.raises(SensorLost):
+                    rail.watts()
+
+
+def test_rapl_zone_that_cannot_be_read_leaves_the_others(tmp_path):
+    packages(tmp_path)
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("busy")
+    (tmp_path / "intel-rapl:0" / "name").unlink()  # and its parts are named after the folder
+    found = rails(EmulatedDevice(), powercap=tmp_path)
+    assert list(found) == ["intel-rapl:0 core", "dram"]
+    assert "name: No such file" in found.why[0] and "holds 'busy': not a number" in found.why[0]
 
 
 def test_rapl_without_permission_is_explained(tmp_path, monkeypatch):
@@ -278,6 +399,21 @@ def test_pynq_sensor_that_disappears_is_lost():
         rails(FakeCard({"12v_pex": rail}))["12v_pex"].watts()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("ioctl"), KeyError("12v_pex_i"), OSError(5, "EIO")])
+def test_rail_whose_current_fails_leaves_the_others(error):
+    class Broken:
+        @property
+        def value(self):
+            raise error
+
+    aux = SimpleNamespace(name="12v_aux", power=None, voltage=SimpleNamespace(value=12.0),
+                          current=Broken())  # fmt: skip
+    found = rails(FakeCard({"12v_pex": pynq_rail("12v_pex", power=20.0), "12v_aux": aux}))
+    assert found["12v_pex"].watts() == 20.0
+    with pytest.raises(SensorLost, match="12v_aux: "):
+        found["12v_aux"].watts()
+
+
 def test_alveo_card_whose_sensors_fail_is_named():
     with pytest.raises(RequestError, match=r"xilinx_u250: XRT gives no sensors \(no sysfs\)"):
         rails(FakeCard(None))
@@ -298,8 +434,12 @@ class FakeNvml:
     class NVMLError(Exception):
         pass
 
-    def __init__(self, working=True):
-        self.working, self.milliwatts = working, [31000, 126900]
+    def __init__(self, working=True, **failing):
+        self.working, self.milliwatts, self.failing = working, [31000, 126900], failing
+
+    def fail(self, what, handle):
+        if self.failing.get(what) == handle:
+            raise self.NVMLError(f"{what} fails")
 
     def nvmlInit(self):  # noqa: N802
         if not self.working:
@@ -309,14 +449,17 @@ class FakeNvml:
         return 2
 
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        self.fail("handle", index)
         return index
 
     def nvmlDeviceGetName(self, handle):  # noqa: N802
+        self.fail("name", handle)
         return b"RTX 3090" if handle else "RTX 3080"
 
     def nvmlDeviceGetPowerUsage(self, handle):  # noqa: N802
         if not self.working:
             raise self.NVMLError("GPU is lost")
+        self.fail("power", handle)
         return self.milliwatts[handle]
 
 
@@ -327,7 +470,33 @@ def test_nvml_cards_are_read_in_watts():
 
 
 def test_nvml_without_a_driver_has_no_rail():
-    assert gpu_rails(FakeNvml(working=False)) == {}
+    found = gpu_rails(FakeNvml(working=False))
+    assert found == {} and found.why == ["NVML: Driver Not Loaded"]
+
+
+@pytest.mark.parametrize("gpu", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("handle", "gpu {}: NVML gives no handle: handle fails"),
+        ("power", "gpu {}, RTX 30{}0: NVML: power fails"),
+        ("name", "gpu {}: NVML gives no name: name fails"),
+    ],
+)
+def test_nvml_card_that_fails_is_named_and_leaves_the_others(gpu, what, text):
+    found = gpu_rails(FakeNvml(**{what: gpu}))
+    other = f"gpu {1 - gpu}"
+    assert found[other].watts() == (126.9, 31.0)[gpu]
+    assert found.why == [text.format(gpu, 8 + gpu)]
+    if what == "name":  # the power is known all the same
+        assert found[f"gpu {gpu}"].source == f"NVML, gpu {gpu}"
+    else:
+        assert list(found) == [other]
+
+
+def test_nvml_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_rails().why == ["nvidia-ml-py is not installed: pip install 'llama_pynq[power]'"]
 
 
 def test_nvml_card_that_falls_off_the_bus_is_lost():
