@@ -166,11 +166,17 @@ class PowerRecorder:
             now, row = time.perf_counter(), []
             for name, rail in self.rails.items():
                 try:
-                    row.append(rail.watts())
-                    self.lost.pop(name, None)
+                    watts = float(rail.watts())
+                    lost = "" if math.isfinite(watts) else f"it reads {watts}"
                 except SensorLost as error:
-                    row.append(math.nan)
-                    self.lost[name] = str(error)
+                    lost = str(error)
+                except Exception as error:  # of a user's rail: it must not end the recording
+                    lost = f"{type(error).__name__}: {error}"
+                row.append(math.nan if lost else watts)
+                if lost:
+                    self.lost[name] = lost
+                else:
+                    self.lost.pop(name, None)
             self._times.append(now)
             self._watts.append(row)
 

@@ -261,3 +261,24 @@ def test_ctrl_c_while_idle_power_is_measured_ends_the_sampling(monkeypatch):
     monkeypatch.setattr("llama_pynq.measure.power.time.sleep", lambda seconds: None)
     with recorder:
         assert recorder.running
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        (lambda: math.nan, "it reads nan"),
+        (lambda: math.inf, "it reads inf"),
+        (lambda: "much", "ValueError: could not convert"),
+        (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_rail_that_fails_in_its_own_way_is_a_gap_and_leaves_the_others(bad, text):
+    recorder = PowerRecorder(
+        {"bad": Rail("bad", "a test", bad, counts=False), "good": Rail("good", "b", lambda: 2.0)}
+    )
+    recorder.sample()
+    recorder.sample()
+    assert recorder.lost["bad"].startswith(text) and list(recorder.lost) == ["bad"]
+    assert math.isnan(recorder.watts("bad")[0])
+    begin, end = recorder.times
+    assert recorder.energy(begin, end).mean_watts == 2.0
