@@ -32,7 +32,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     bench.add_argument("--power", action="store_true", help="also measure power and energy with "
                        "the sensors found; modelled for an emulated board")  # fmt: skip
     bench.add_argument("--meter", metavar="FILE", help="with --power: CSV file of an external "
-                       "meter, with a column 'watts', or 'volts' and 'amperes'")  # fmt: skip
+                       "meter, with a column 'watts', or 'volts' and 'amperes', or with a unit: "
+                       "Power [mW]")  # fmt: skip
     json_option(bench)
 
     selftest = commands.add_parser(

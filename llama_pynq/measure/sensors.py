@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -19,6 +20,7 @@ from typing import Any
 from llama_pynq.boards import boards
 from llama_pynq.errors import RequestError
 from llama_pynq.estimate.power import TERMS, EnergyModel
+from llama_pynq.measure.meter_file import MeterFile
 from llama_pynq.measure.rails import Rail, SensorLost
 from llama_pynq.utils.files import user_path
 
@@ -430,8 +432,17 @@ def meter_rail(meter: Meter) -> Rail:
     Parameters
     ----------
     meter : callable or path
-        A function that returns watts, or a CSV file that grows while the meter runs. The file's
-        header line names a column ``watts``, or ``volts`` and ``amperes``; its last line is read.
+        A function that returns watts, or a CSV file that grows while the meter runs. The last line
+        that has ended is read, at the time when it is read: a column of times has no effect. The
+        header names a column ``watts``, or ``volts`` and ``amperes``; names and units of other
+        tools are understood, such as ``Power [mW]``, ``P/W`` or ``voltage_V``. Without a unit
+        they are W, V and A. The file may be UTF-8, UTF-16 or Windows-1252, separated by commas,
+        semicolons, tabs or bars, with decimal commas and with comments (``#``, ``;``).
+
+    Raises
+    ------
+    RequestError
+        If the file cannot be read, or its header names no power, or two.
     """
     if callable(meter):
 
@@ -444,31 +455,19 @@ def meter_rail(meter: Meter) -> Rail:
                 raise SensorLost(f"the meter: {error}") from error
 
         return Rail("meter", "external meter", watts)
+    if not isinstance(meter, (str, os.PathLike)):
+        raise RequestError(
+            f"{type(meter).__name__} given for the meter: give a function or a file's path"
+        )
     path = user_path(meter)
-    columns = _csv_columns(path)
+    file = MeterFile(path)
 
     def last_line() -> float:
         try:
             if time.time() - path.stat().st_mtime > _STALE_S:
                 raise SensorLost(f"{path} has not grown for {_STALE_S:g} s: is the meter running?")
-            cells = path.read_text(encoding="utf-8").strip().splitlines()[-1].split(",")
-            return _sane(math.prod(float(cells[c]) for c in columns), str(path))
-        except (OSError, ValueError, IndexError) as error:
+            return _sane(file.watts(), str(path))
+        except OSError as error:
             raise SensorLost(f"{path}: {error}") from error
 
     return Rail("meter", f"external meter, {path.name}", last_line)
-
-
-def _csv_columns(path: Path) -> list[int]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            names = [name.strip().lower() for name in file.readline().split(",")]
-    except OSError as error:
-        raise RequestError(f"the meter's file {path} cannot be read: {error.strerror}") from error
-    for wanted in (["watts"], ["volts", "amperes"]):
-        if all(name in names for name in wanted):
-            return [names.index(name) for name in wanted]
-    raise RequestError(
-        f"{path} begins with {','.join(names)!r}: its first line must name a column 'watts', or "
-        "'volts' and 'amperes'"
-    )

@@ -1,0 +1,411 @@
+"""CSV files that the tools of power meters write, while they write them.
+
+The tools agree on little: encoding, separator, decimal sign, names and units of the columns
+differ. What cannot be told apart is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_pynq.errors import RequestError
+from llama_pynq.measure.rails import SensorLost
+
+_WANTED = (
+    "it must name a column 'watts', or 'volts' and 'amperes', with or without a unit, such as "
+    "Power [mW]"
+)
+_TAIL_BYTES = 1 << 16
+"""The last line is looked for in these, so that a sample takes no longer in a long recording."""
+
+_BOMS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+# ---- columns --------------------------------------------------------------------------
+
+_PREFIXES = {"": 1.0, "m": 1e-3, "u": 1e-6, "\u00b5": 1e-6, "\u03bc": 1e-6, "k": 1e3}
+_UNITS = {
+    prefix + letter: (quantity, scale)
+    for letter, quantity in (("W", "watts"), ("V", "volts"), ("A", "amperes"))
+    for prefix, scale in _PREFIXES.items()
+}
+_LOWER_UNITS = {unit.lower(): found for unit, found in _UNITS.items()}
+_WRITTEN_OUT = {
+    prefix + name: (quantity, scale)
+    for prefix, scale in (("", 1.0), ("milli", 1e-3), ("micro", 1e-6), ("kilo", 1e3))
+    for quantity, names in (
+        ("watts", ("watt", "watts")),
+        ("volts", ("volt", "volts")),
+        ("amperes", ("amp", "amps", "ampere", "amperes")),
+    )
+    for name in names
+}
+_SYMBOLS = {"P": "watts", "U": "volts", "I": "amperes"}
+_QUANTITIES = {
+    "power": "watts", "voltage": "volts", "current": "amperes",
+    **{name: quantity for name, (quantity, scale) in _WRITTEN_OUT.items() if scale == 1},
+    **{symbol.lower(): quantity for symbol, quantity in _SYMBOLS.items()},
+}  # fmt: skip
+_NOT_THE_POWER = frozenset("max maximum min minimum peak limit rated set setpoint shunt".split())
+
+_BRACKETED = re.compile(r"(.*?)[\s_]*[\[({]\s*([^\])}]*?)\s*[\])}]")
+_DIVIDED = re.compile(r"(.*?)\s*(?:/|,|\bin\b)\s*(\w+)")
+_JOINED = re.compile(r"(.+?)[\s_-]+(\w+)")
+
+
+@dataclass(frozen=True)
+class _Column:
+    index: int
+    name: str  # as in the header
+    quantity: str
+    scale: float  # to W, V, A
+    rank: int  # 0: the name that the documentation gives; 1: the quantity's; 2: another
+
+
+def _unit(text: str) -> tuple[str, float] | None:
+    """Return a unit's quantity and scale; None for MW and MV, which may be mW in capitals."""
+    if text in _UNITS:
+        return _UNITS[text]
+    if text[:1] == "M" and text.upper() == text:
+        return None
+    return _LOWER_UNITS.get(text.lower()) or _WRITTEN_OUT.get(text.lower())
+
+
+def _column(index: int, cell: str) -> _Column | None:
+    """Return what a cell of the header names; None if it is no power, voltage or current."""
+    plain = cell.strip().strip("\"'").strip()
+    alone = _unit(plain) if plain[:1].isupper() or len(plain) > 1 else None
+    if plain in _SYMBOLS:
+        alone = _SYMBOLS[plain], 1.0
+    elif len(plain) > 1 and plain.lower() in _QUANTITIES:
+        alone = _WRITTEN_OUT.get(plain.lower(), (_QUANTITIES[plain.lower()], 1.0))
+    if alone is not None:
+        return _Column(index, plain, *alone, rank=0 if plain.lower() == alone[0] else 1)
+    found, words = None, set[str]()
+    for pattern in (_BRACKETED, _DIVIDED, _JOINED):
+        if match := pattern.fullmatch(plain):
+            found = _unit(match[2])
+            words = set(re.split(r"[\W_]+", match[1].lower())) - {""}
+            named = {_QUANTITIES[word] for word in words if word in _QUANTITIES}
+            if pattern is _JOINED and len(match[2]) == 1 and not named:
+                found = None  # "phase A" is no current
+            if found is not None or pattern is _BRACKETED:
+                break
+    if found is None or named - {found[0]} or words & _NOT_THE_POWER:
+        return None
+    return _Column(index, plain, *found, rank=1 if not words - set(_QUANTITIES) else 2)
+
+
+def _factors(cells: Sequence[str]) -> list[_Column]:
+    """Return the columns whose product is the power; empty if the cells name none.
+
+    Raises
+    ------
+    RequestError
+        If two columns are equally likely.
+    """
+    found = [column for i, cell in enumerate(cells) if (column := _column(i, cell))]
+    for wanted in (["watts"], ["volts", "amperes"]):
+        chosen = []
+        for quantity in wanted:
+            named = [column for column in found if column.quantity == quantity]
+            best = [c for c in named if c.rank == min(other.rank for other in named)]
+            if len(best) > 1:
+                names = " and ".join(repr(column.name) for column in best)
+                raise RequestError(
+                    f"the columns {names} both hold {quantity}: keep one, or give a function that "
+                    "reads the meter"
+                )
+            chosen += best
+        if len(chosen) == len(wanted):
+            return chosen
+    return []
+
+
+# ---- lines ----------------------------------------------------------------------------
+
+_WHITE_SPACE, _ONE_CELL = " ", ""
+_SEPARATORS = ("\t", ";", "|", ",", _WHITE_SPACE, _ONE_CELL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
+_COMMA_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
+_POINT_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d*", re.ASCII)
+
+
+def _split(line: str, separator: str) -> list[str]:
+    """Return a line's cells."""
+    if separator == _WHITE_SPACE:
+        return line.split()
+    if separator == _ONE_CELL:
+        return [line.strip().strip('"')]
+    return next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+
+
+def _number(cell: str, separator: str) -> float:
+    """Return a cell's number.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or could be two.
+    """
+    text = cell.strip().strip("'").strip()
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    groups = _COMMA_GROUPS.fullmatch(text)
+    if groups and (groups[2] or text.count(",") > 1):
+        return float(text.replace(",", ""))
+    if groups and separator in (",", _ONE_CELL):
+        raise ValueError("its comma may be a decimal sign or a separator of thousands")
+    if _DECIMAL_COMMA.fullmatch(text):
+        return float(text.replace(",", "."))
+    if _POINT_GROUPS.fullmatch(text):
+        return float(text.replace(".", "").replace(",", "."))
+    raise ValueError("not a number")
+
+
+def _complete_lines(text: str) -> list[str]:
+    """Return the lines that have ended; the last may still be in the writing."""
+    end = "\n" if "\n" in text else "\r"
+    return [line.rstrip("\r") for line in text.split(end)[:-1]]
+
+
+def _is_remark(line: str) -> bool:
+    """Whether a line is a comment, or blank."""
+    return line.lstrip()[:1] in ("#", ";") or not line.strip()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the header says about the lines."""
+
+    encoding: str
+    header: int  # lines up to the header's end
+    separator: str
+    cells: int
+    columns: Sequence[_Column]
+
+    def is_data(self, line: str) -> bool:
+        """Whether a line is neither a comment nor blank; ``;`` may end an empty first cell."""
+        if not _is_remark(line):
+            return True
+        return (
+            self.separator == ";" and line.startswith(";") and len(_split(line, ";")) == self.cells
+        )
+
+    def watts(self, line: str) -> float:
+        """Return a line's power.
+
+        Raises
+        ------
+        ValueError
+            If it has none; the message goes on after the line's name.
+        """
+        try:
+            cells = _split(line, self.separator)
+        except csv.Error as error:
+            raise ValueError(f"is unreadable: {error}") from error
+        if any(cell.strip() for cell in cells[self.cells :]):
+            raise ValueError(
+                f"has {len(cells)} cells, the header {self.cells}; numbers with a decimal comma "
+                "need another separator, or quotes"
+            )
+        factors = []
+        for column in self.columns:
+            cell = cells[column.index].strip() if column.index < len(cells) else ""
+            if not cell:
+                raise ValueError(f"has nothing in the column {column.name!r}")
+            try:
+                factors.append(_number(cell, self.separator) * column.scale)
+            except ValueError as error:
+                raise ValueError(
+                    f"has {cell[:40]!r} in the column {column.name!r}: {error}"
+                ) from error
+        return math.prod(factors)
+
+    def fits(self, line: str) -> bool:
+        """Whether a line has a power."""
+        try:
+            self.watts(line)
+        except ValueError:
+            return False
+        return True
+
+
+# ---- the header -----------------------------------------------------------------------
+
+
+def _encoding(data: bytes) -> str:
+    """Return the encoding of a file by its first bytes."""
+    for bom, encoding in _BOMS:
+        if data.startswith(bom):
+            return encoding
+    if data[1:2] == b"\0":
+        return "utf-16-le"
+    if data[:1] == b"\0":
+        return "utf-16-be"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def _layout(path: Path, data: bytes) -> _Layout:
+    """Return the layout of a file that begins with `data`.
+
+    Raises
+    ------
+    RequestError
+        If there is no header yet, or it names no power.
+    """
+    encoding = _encoding(data)
+    lines = _complete_lines(data.decode(encoding, "replace").lstrip("\ufeff"))
+    separators: Sequence[str] = _SEPARATORS
+    in_a_remark: _Layout | None = None  # numpy.savetxt writes the header as a comment
+    for i, line in enumerate(lines):
+        below = next((text for text in lines[i + 1 :] if not _is_remark(text)), None)
+        if named := re.fullmatch(r"\"?sep=(.)\"?", line.strip()):  # for Excel
+            separators = (named[1], _ONE_CELL)
+        elif _is_remark(line):
+            # As it is, too: pandas begins the header with a separator, for the index.
+            for text in (line, line.strip().lstrip("#;").strip()):
+                with contextlib.suppress(RequestError, csv.Error):
+                    layouts = _layouts(text, encoding, i + 1, separators)
+                    in_a_remark = next((x for x in layouts if below and x.fits(below)), in_a_remark)
+        elif in_a_remark is not None and in_a_remark.fits(line):
+            return in_a_remark
+        else:
+            where = f"{path}, line {i + 1}"
+            try:
+                layouts = _layouts(line, encoding, i + 1, separators)
+            except (RequestError, csv.Error) as error:
+                raise RequestError(f"{where}: {error}") from None
+            if not layouts:
+                raise RequestError(f"{where} is {line[:80]!r}: {_WANTED}")
+            return next((x for x in layouts if below and x.fits(below)), layouts[0])
+    where = f"{path}, line {len(lines) + 1}"
+    begun = "there is no complete line yet" if data else "the file is empty"
+    raise RequestError(f"{where}: {begun}: {_WANTED}")
+
+
+def _layouts(line: str, encoding: str, number: int, separators: Sequence[str]) -> list[_Layout]:
+    """Return the readings of a header, the most likely first.
+
+    Raises
+    ------
+    RequestError
+        If every reading has two columns that are equally likely.
+    """
+    found, doubt = list[_Layout](), None
+    divided, bracketed = False, re.search(r"[\[({]", line) is not None
+    for separator in separators:
+        cells = _split(line, separator)
+        if separator in (_WHITE_SPACE, _ONE_CELL) and divided:
+            continue
+        if separator != _ONE_CELL and (len(cells) < 2 or separator == _WHITE_SPACE and bracketed):
+            continue  # Power [W] is one cell
+        divided = divided or separator not in (_WHITE_SPACE, _ONE_CELL)
+        try:
+            columns = _factors(cells)
+        except RequestError as error:
+            doubt = doubt or error
+            continue
+        other_words = len(line.split()) > 1 and any(column.rank > 1 for column in columns)
+        if separator == _ONE_CELL and other_words and not bracketed:
+            continue  # time watts are two cells
+        if columns:
+            found.append(_Layout(encoding, number, separator, len(cells), columns))
+    if doubt is not None and not found:
+        raise doubt
+    return found
+
+
+# ---- the file -------------------------------------------------------------------------
+
+
+class MeterFile:
+    """The file that a power meter's tool writes: its last complete line is the present power.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    RequestError
+        If the file cannot be read, or its header names no power.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._begin = self._first_bytes(_TAIL_BYTES)
+        except OSError as error:
+            raise RequestError(
+                f"the meter's file {path} cannot be read: {error.strerror}"
+            ) from error
+        self._layout = _layout(path, self._begin)
+
+    def watts(self) -> float:
+        """Return the power of the last complete line.
+
+        Raises
+        ------
+        SensorLost
+            If there is none; the message names the file and the line.
+        OSError
+            If the file cannot be read.
+        """
+        begin = self._first_bytes(len(self._begin))
+        if begin != self._begin:  # the tool began a new file
+            try:
+                layout = _layout(self._path, self._first_bytes(_TAIL_BYTES))
+            except RequestError as error:
+                raise SensorLost(str(error)) from error
+            self._begin, self._layout = begin, layout
+        for lines_after, line in enumerate(self._lines_from_the_end()):
+            if self._layout.is_data(line):
+                try:
+                    return self._layout.watts(line)
+                except ValueError as error:
+                    raise SensorLost(f"{self._where(lines_after)} {error}") from error
+        raise SensorLost(
+            f"{self._path}, line {self._layout.header}: only the header so far: is the meter "
+            "running?"
+        )
+
+    def _first_bytes(self, n: int) -> bytes:
+        with self._path.open("rb") as file:
+            return file.read(n)
+
+    def _lines_from_the_end(self) -> Iterator[str]:
+        """Complete lines after the header, the last first."""
+        layout, size = self._layout, self._path.stat().st_size
+        first = max(0, size - _TAIL_BYTES) // 4 * 4  # at a whole character of UTF-16 and UTF-32
+        for begin in dict.fromkeys((first, 0)):
+            with self._path.open("rb") as file:
+                file.seek(begin)
+                text = file.read().decode(layout.encoding, "replace")
+            # A tail's first line may be cut, or be the header.
+            lines = _complete_lines(text)[1 if begin else layout.header :]
+            if not begin or any(map(layout.is_data, lines)):
+                yield from reversed(lines)
+                return
+
+    def _where(self, lines_after: int) -> str:
+        """Return file and line for a message; only then are the lines counted."""
+        text = self._path.read_bytes().decode(self._layout.encoding, "replace")
+        return f"{self._path}, line {max(1, len(_complete_lines(text)) - lines_after)}"

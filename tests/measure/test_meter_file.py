@@ -1,0 +1,213 @@
+"""Files of power meters, as tools write them: encodings, separators, names, units, lines."""
+
+import codecs
+import csv
+import io
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llama_pynq.errors import RequestError
+from llama_pynq.measure.meter_file import MeterFile
+from llama_pynq.measure.rails import SensorLost
+
+quiet = settings(
+    derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "usb.csv"
+
+
+def watts(file, content):
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return MeterFile(file).watts()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("time,watts\n1,2.5\n2,2.75\n", 2.75),
+        ("watts\r\n2.5\r\n", 2.5),
+        ("watts\r2.5\r", 2.5),
+        ('"Time","Power [W]"\n"1","2.5"\n', 2.5),
+        ("time, 'Power [W]'\n1, '2.5'\n", 2.5),
+        ("# a meter\n; its owner\n\ntime,power (mW)\n1,2500\n# a pause\n\n", 2.5),
+        ("P/W\n2.5\n", 2.5),
+        ("Zeit;Leistung [W]\n1;2,75\n", 2.75),
+        ("time;Power, W\n1;2,5\n", 2.5),
+        ("time\tPower_mW\n1\t2,750.5\n", 2.7505),
+        ("time|watts\n1|2.5\n", 2.5),
+        ("time;Power in mW\n1;1.234,5\n", 1.2345),
+        ("watts\n2,75\n", 2.75),
+        ("U [V];I [A]\n5,1;0,5\n", 2.55),
+        ("t,Voltage(V),Current(mA)\n1,5.0,500\n", 2.5),
+        ("time,V,A\n1,5,.5\n", 2.5),
+        ("volts,amperes,watts\n5,1,4.9\n", 4.9),  # the product leaves the phase out
+        ("timestamp sample voltage_V current_A dp_V\n1 0 5.0 0.5 0.6\n", 2.5),
+        ("power factor,Power [W],max power [W],Energy [Wh]\n1,2.5,9,3\n", 2.5),
+        ("phase A,bus voltage V,bus current A\n9,5,0.5\n", 2.5),
+        ("sep=;\ntime;watts\n1;2,5\n", 2.5),
+        ("sep=;\nwatts\n2,5\n", 2.5),
+        ("Input power [W]\n2,5\n", 2.5),
+        ("# time,watts\n1,2.5\n", 2.5),  # numpy.savetxt
+        (";watts\n0;2,5\n", 2.5),  # pandas
+        ("time;watts\n;2,5\n", 2.5),
+        ("time,watts,\n1,2.5,\n", 2.5),
+        ("mW\n2500\n", 2.5),
+        ("Milliwatts\n2500\n", 2.5),
+        ("Zeit;Leistung (\u00b5W)\n1;2500000\n".encode("cp1252"), 2.5),
+        ("P [\u03bcW]\n2.5e6\n", 2.5),
+    ],
+)
+def test_meter_file_is_read_as_its_tool_writes_it(file, content, expected):
+    assert watts(file, content) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bom"),
+    [
+        ("utf-8", codecs.BOM_UTF8),
+        ("utf-16-le", codecs.BOM_UTF16_LE),
+        ("utf-16-be", codecs.BOM_UTF16_BE),
+        ("utf-32-le", codecs.BOM_UTF32_LE),
+        ("utf-32-be", codecs.BOM_UTF32_BE),
+        ("utf-16-le", b""),
+        ("utf-16-be", b""),
+    ],
+)
+def test_meter_file_in_any_unicode_counts_lines_that_have_ended(file, encoding, bom):
+    content = bom + "Power [W]\n2.5\n3.5\n".encode(encoding)
+    file.write_bytes(content)
+    meter = MeterFile(file)
+    width = len("\n".encode(encoding))
+    for cut in range(1, 4 * width):  # the last line is in the writing
+        file.write_bytes(content[:-cut])
+        assert meter.watts() == 2.5
+    file.write_bytes(content)
+    assert meter.watts() == 3.5
+
+
+def test_meter_file_that_is_long_is_read_from_its_end(file):
+    for encoding in ("utf-8", "utf-16"):
+        lines = "time,Power [W]\n" + "1,2.5\n" * 40000
+        assert watts(file, f"{lines}2,7.5\n".encode(encoding)) == 7.5
+        with pytest.raises(SensorLost, match=r"usb\.csv, line 40002 has 'x'"):
+            watts(file, f"{lines}2,x\n".encode(encoding))
+        assert watts(file, f"{lines}{'# pause' * 12000}\n".encode(encoding)) == 2.5
+
+
+def test_meter_file_that_the_tool_begins_anew_is_read_with_its_new_header(file):
+    file.write_text("time,watts\n1,2.5\n")
+    meter = MeterFile(file)
+    assert meter.watts() == 2.5
+    file.write_text("")
+    with pytest.raises(SensorLost, match=r"usb\.csv, line 1: the file is empty"):
+        meter.watts()
+    file.write_text("time;Power [mW];note\n1;3500;\n")
+    assert meter.watts() == 3.5
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("watts\n", "line 1: only the header so far: is the meter running"),
+        ("# a\ntime,watts\n\n# b\n", "line 2: only the header so far"),
+        ("watts\n2.5", "line 1: only the header so far"),
+        ("watts\nmany\n", "line 2 has 'many' in the column 'watts': not a number"),
+        ("a,watts\n1,2\n\n1,\n", "line 4 has nothing in the column 'watts'"),
+        ("time,watts\n5\n", "line 2 has nothing in the column 'watts'"),
+        ("CH1,Volts,Amps\n5,1\n", "line 2 has nothing in the column 'Amps'"),
+        ("time,watts\n1,2,75\n", "line 2 has 3 cells, the header 2; numbers with a decimal comma"),
+        ("watts\n2,750\n", "comma may be a decimal sign or a separator of thousands"),
+        ('time,watts\n1,"2,750"\n', "comma may be a decimal sign or a separator of thousands"),
+        ("watts\nnan\n", "'nan' in the column 'watts': not a number"),
+        ("watts\n1_0\n", "'1_0' in the column 'watts': not a number"),
+        ("watts\n-\n", "'-' in the column 'watts': not a number"),
+        ("time,watts\n1,2\0\n", "line 2 "),
+    ],
+)
+def test_meter_file_line_without_a_power_is_named(file, content, text):
+    with pytest.raises(SensorLost) as error:
+        watts(file, content)
+    assert f"{file}, {text}" in str(error.value) or (
+        f"{file}, line" in str(error.value) and text in str(error.value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "line 1: the file is empty: it must name a column 'watts'"),
+        ("watts", "line 1: there is no complete line yet"),
+        ("# watts are below\n", "line 2: there is no complete line yet"),
+        ("a,b\n1,2\n", "line 1 is 'a,b': it must name a column 'watts', or 'volts' and 'amperes'"),
+        ("\n# x\n1,2.5\n", "line 3 is '1,2.5': it must name"),
+        ("volts\n5\n", "line 1 is 'volts': it must name"),
+        ("Power (dBm)\n1\n", "line 1 is 'Power (dBm)': it must name"),
+        ("POWER (MW)\n1\n", "line 1 is 'POWER (MW)': it must name"),
+        ("Energy [Wh]\n1\n", "line 1 is 'Energy [Wh]': it must name"),
+        ("CH1 (W),CH2 (W)\n1,2\n", "line 1: the columns 'CH1 (W)' and 'CH2 (W)' both hold watts"),
+        ("watts,watts\n1,2\n", "line 1: the columns 'watts' and 'watts' both hold watts"),
+    ],
+)
+def test_meter_file_without_one_power_is_refused(file, content, text):
+    with pytest.raises(RequestError) as error:
+        watts(file, content)
+    assert str(error.value).startswith(f"{file}, {text}")
+
+
+# ---- properties -----------------------------------------------------------------------
+
+UNITS = {"W": 1, "mW": 1e-3, "\u00b5W": 1e-6, "kW": 1e3}
+HEADERS = ["{} [{}]", "{} ({})", "{}/{}", "{}_{}", "{} {}", "{} in {}"]
+
+
+@quiet
+@given(
+    power=st.floats(0.001, 9999),
+    unit=st.sampled_from(list(UNITS)),
+    header=st.sampled_from(HEADERS),
+    name=st.sampled_from(["power", "Power", "P"]),
+    separator=st.sampled_from([",", ";", "\t", "|"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    end=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+    others=st.integers(0, 3),
+    comma=st.booleans(),
+    remark=st.sampled_from(["", "# watts: see below", "; a comment"]),
+)
+def test_meter_file_of_any_dialect_gives_the_same_power(
+    file, power, unit, header, name, separator, quoting, end, encoding, others, comma, remark
+):
+    if header.startswith("{} in") and separator == " ":
+        return
+    number = f"{power / UNITS[unit]:.4f}"
+    comma = comma and separator != ","
+    out = io.StringIO()
+    write = csv.writer(out, delimiter=separator, quoting=quoting, lineterminator=end)
+    write.writerow([*(f"n{i}" for i in range(others + 1)), header.format(name, unit)])
+    for value in ("1.5", number):
+        write.writerow([*"1234"[: others + 1], value.replace(".", ",") if comma else value])
+    text = f"{remark}{end if remark else ''}{out.getvalue()}9"
+    read = watts(file, text.encode(encoding))
+    assert read == pytest.approx(float(number) * UNITS[unit])
+
+
+@quiet
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.text("watts,;\t|\n\r\"'#[]()VAmW/0123456789.-e ", max_size=80).map(str.encode),
+        st.text("0123456789.,;-eE\"'\n \0#", max_size=40).map(lambda s: b"t,watts\n" + s.encode()),
+    )
+)
+def test_meter_file_of_anything_gives_a_number_or_the_packages_error(file, content):
+    try:
+        assert math.isfinite(watts(file, content)) or b"e" in content.lower()  # 1e999
+    except (SensorLost, RequestError) as error:
+        assert str(error).startswith(f"{file}, line ")
