@@ -6,13 +6,13 @@ import contextlib
 import errno
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.utils.temporary import temporary_path
 
 BOARD_MARKS = (
     Path("/proc/device-tree/chosen/pynq_board"),
@@ -74,22 +74,24 @@ def data_folder() -> Path:
     return _folder("LLAMA_PYNQ_OVERLAYS", "XDG_DATA_HOME", ".local/share")
 
 
+def _new_file(path: str) -> BinaryIO:
+    """Make a file that nobody else may read yet."""
+    return open(path, "x+b", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` when the block ends without an error.
 
-    Until then, and after an error, `path` is unchanged.
+    Until then, and after an error, `path` is unchanged. An interrupt leaves the old file or the
+    new one, and no other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w+b") as file:
+    with temporary_path(path.parent, path.name) as temporary:
+        with _new_file(temporary) as file:
             yield file
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -107,9 +109,8 @@ def write_new(path: Path, data: bytes) -> None:
         If `path` exists; it is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with temporary_path(path.parent, path.name) as temporary:
+        with _new_file(temporary) as file:
             file.write(data)
         os.chmod(temporary, 0o644)
         try:
@@ -120,9 +121,6 @@ def write_new(path: Path, data: bytes) -> None:
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             os.rename(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,7 +1,9 @@
 """Cache and data folders, and atomic writes."""
 
+import gc
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,13 @@ from llama_pynq.errors import LlamaPynqError
 from llama_pynq.measure.sensors import meter_rail
 from llama_pynq.models import BUNDLED
 from llama_pynq.utils import files
-from llama_pynq.utils.files import cache_folder, data_folder, user_path, write_atomically
+from llama_pynq.utils.files import (
+    cache_folder,
+    data_folder,
+    user_path,
+    write_atomically,
+    write_new,
+)
 from llama_pynq.utils.lock import lock_folder
 
 
@@ -52,6 +60,50 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def interrupt_at(count: int, call) -> bool:
+    """Raise KeyboardInterrupt at the `count`-th line that `call` runs; whether it got there."""
+    reached = False
+
+    def trace(frame, event, arg):
+        nonlocal count, reached
+        if event == "line":
+            count -= 1
+            if count == 0:
+                reached = True
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        assert reached
+    finally:
+        sys.settrace(before)
+    return reached
+
+
+@pytest.mark.parametrize("write", [write_atomically, write_new])
+def test_interrupt_at_any_line_leaves_the_old_file_or_the_new_one(tmp_path, write):
+    path = tmp_path / "model.bin"
+    seen = set()
+    for count in range(1, 10_000):
+        if write is write_atomically:
+            path.write_bytes(b"old")
+        reached = interrupt_at(count, lambda: write(path, b"new"))
+        if len(list(tmp_path.iterdir())) > 1:
+            gc.collect()  # closes a generator that was interrupted in contextlib's frames
+        content = path.read_bytes() if path.exists() else None
+        seen.add(content)
+        assert [p for p in tmp_path.iterdir() if p != path] == [], count
+        path.unlink(missing_ok=True)
+        if not reached:
+            break
+    assert count > 50
+    assert seen == ({b"old", b"new"} if write is write_atomically else {None, b"new"})
 
 
 # ---- paths as users write them --------------------------------------------------------
