@@ -35,6 +35,7 @@ from llama_pynq.utils.files import (
     package_folders,
     write_atomically,
 )
+from llama_pynq.utils.temporary import temporary_folder
 
 # -ffp-contract=off: the kernel's arithmetic is specified, and a fused multiply-add rounds once
 # instead of twice. The other -f flags change no result. -fno-sanitize=undefined: zig's compiler
@@ -120,14 +121,14 @@ def compile_kernel(
     output.parent.mkdir(parents=True, exist_ok=True)
     remedy = "The kernel compiles with g++ 9 or newer (apt install g++)."
     compiler = shlex.split(cxx or default_compiler())
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+    with temporary_folder(output.parent, output.name) as folder:
         objects = []
         for index, source in enumerate(sources):
-            objects.append(str(Path(folder) / f"{index}.o"))
+            objects.append(str(folder / f"{index}.o"))
             command = [*compiler, *FLAGS, f"-march={march}", *extra_flags]
             command += [*(f"-I{path}" for path in include), "-c", str(source), "-o", objects[-1]]
             _run(command, remedy)
-        temporary = Path(folder) / output.name
+        temporary = folder / output.name
         _run([*compiler, *_LINK_FLAGS, *objects, "-o", str(temporary)], remedy)
         os.replace(temporary, output)
 
@@ -187,8 +188,8 @@ def build_payloads(
 
     def build(level: str) -> Payload:
         features = required_features(level, cxx)
-        with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder) / f"{registers.IP_NAME}.so"
+        with temporary_folder(Path(tempfile.gettempdir()), registers.IP_NAME) as folder:
+            library = folder / f"{registers.IP_NAME}.so"
             tuning = _X86_NATIVE_FLAGS if level == "native" else _X86_FLAGS
             flags = [*(tuning if is_x86 else ()), *extra_flags]
             compile_kernel(sources, include, library, level, cxx, flags)
@@ -249,8 +250,8 @@ def build_emulated_overlay(
             f"cannot build the emulated overlay: {hls_src} holds no .cpp files. "
             f"The sdist or checkout is incomplete; fetch it again."
         )
-    with tempfile.TemporaryDirectory() as folder:
-        top = Path(folder) / "top.cpp"
+    with temporary_folder(Path(tempfile.gettempdir()), registers.IP_NAME) as folder:
+        top = folder / "top.cpp"
         top.write_text(top_function(header), encoding="utf-8")
         flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"', *extra_flags]
         payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags, target)

@@ -122,6 +122,20 @@ def temporary_path(folder: Path, name: str) -> Iterator[str]:
         _remove(path)
 
 
+@contextlib.contextmanager
+def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Make a folder that only this user may enter, and remove it when the block ends.
+
+    Parameters
+    ----------
+    parent, name
+        See `temporary_path`.
+    """
+    with temporary_path(parent, name) as path:
+        os.mkdir(path, 0o700)
+        yield Path(path)
+
+
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):  # what stays is cleared by the next start
         if os.path.isdir(path):

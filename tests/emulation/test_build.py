@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -168,3 +172,41 @@ def test_vectors_are_as_wide_as_is_fastest_on_x86_alone(hls_src, tmp_path, machi
     for line in compiled:
         assert ("-mprefer-vector-width=256" in line) == there
         assert ("-mtune=generic" in line) == (there and level == "native")
+
+
+COMPILES_FOREVER = """
+import sys, time
+if "-c" in sys.argv:
+    print("compiling", file=open(sys.argv[1], "w"), flush=True)
+    time.sleep(600)
+"""
+
+BUILDS = """
+import sys
+from pathlib import Path
+from llama_pynq.emulation import build
+build.build_emulated_overlay(
+    Path(sys.argv[1]), Path(sys.argv[2]), top_function=lambda _: "", cxx=sys.argv[3]
+)
+"""
+
+
+def test_build_that_is_killed_is_cleared_by_the_next_one(hls_src, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    compiler, mark = tmp_path / "cxx.py", tmp_path / "mark"
+    compiler.write_text(COMPILES_FOREVER)
+    cxx = shlex.join([sys.executable, str(compiler), str(mark)])
+    killed = subprocess.Popen(
+        [sys.executable, "-c", BUILDS, hls_src, tmp_path / "out", cxx], start_new_session=True
+    )
+    while not mark.exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert len(list(scratch.iterdir())) == 2, "a folder for the top function, and one to compile in"
+    build.build_emulated_overlay(hls_src, tmp_path / "out", top_function=fake_top)
+    assert list(scratch.iterdir()) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_pynq.utils.files import write_atomically
-from llama_pynq.utils.temporary import MAX_AGE_S, clear_left_over, temporary_path
+from llama_pynq.utils.temporary import MAX_AGE_S, clear_left_over, temporary_folder, temporary_path
 
 MIB = 1 << 20
 
@@ -128,3 +128,10 @@ def test_name_as_long_as_a_file_system_allows_has_a_temporary(tmp_path):
     for name in ("x" * 255, "ü" * 127):
         write_atomically(tmp_path / name, b"new")
         assert (tmp_path / name).read_bytes() == b"new"
+
+
+def test_folder_is_this_users_alone_and_goes_with_its_block(tmp_path):
+    with temporary_folder(tmp_path, "llama.so") as folder:
+        (folder / "0.o").write_bytes(b"x")
+        assert os.name == "nt" or folder.stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == []
