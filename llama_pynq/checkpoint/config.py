@@ -27,6 +27,10 @@ NORMS = ("rms_att_weight", "rms_ffn_weight", "rms_final_weight")
 """Tensors that are vectors; float32 in every checkpoint version."""
 
 
+MAX_DIMENSION = 1 << 20
+"""Largest size in a file, whatever its format: far above any Llama's, and the kernel's limit."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of a model, in llama2.c's vocabulary.

@@ -29,7 +29,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, NORMS, ModelConfig
+from llama_pynq.checkpoint.config import (
+    GLOBAL_TENSORS,
+    LAYER_TENSORS,
+    MAX_DIMENSION,
+    NORMS,
+    ModelConfig,
+)
 from llama_pynq.errors import CheckpointError
 from llama_pynq.utils.foreign import LLAMA2C_EXPORT, identify_foreign_file
 
@@ -37,10 +43,6 @@ _MAGIC = 0x616B3432  # "ak42"
 _HEADER_BYTES = 256  # of versions 1 and 2
 _HEADER = "<7i"  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 _LEGACY_HEADER_BYTES = struct.calcsize(_HEADER)  # version 0 has nothing else
-
-# Far above any Llama. The first integer of a text, zip, GGUF or safetensors file is larger, or
-# the second is zero.
-_MAX_DIMENSION = 1 << 20
 
 _SLICE_BYTES = 1 << 20
 
@@ -458,13 +460,16 @@ def _parse_versioned_header(
 
 
 def _plausible_sizes(header: bytes, allow_negative_vocab: bool) -> _Sizes | None:
-    """Return the seven integers, or None if no model has such sizes."""
+    """Return the seven integers, or None if no model has such sizes.
+
+    The first integer of a text, zip, GGUF or safetensors file is larger, or the second is zero.
+    """
     if len(header) < _LEGACY_HEADER_BYTES:
         return None
     sizes: _Sizes = struct.unpack_from(_HEADER, header)
     for i, size in enumerate(sizes):
         magnitude = abs(size) if i == 5 and allow_negative_vocab else size
-        if not 0 < magnitude <= _MAX_DIMENSION:
+        if not 0 < magnitude <= MAX_DIMENSION:
             return None
     return sizes
 

@@ -129,6 +129,12 @@ def kv_in_uram(constants: Mapping[str, int]) -> bool:
 
 # ---- configuration of a kernel --------------------------------------------------------
 
+TILE_ROWS = (16, 32)
+"""Values of kTileRows, see ``hls_src/config.h``."""
+
+MAX_CHANNELS = 64
+"""Weight channels that a packed file may have: more than any card has banks of memory."""
+
 
 @dataclass(frozen=True)
 class Target:

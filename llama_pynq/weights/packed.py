@@ -8,19 +8,25 @@ the checkpoint's content and the layout.
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.checkpoint.config import MAX_DIMENSION, ModelConfig
 from llama_pynq.checkpoint.llama2c import Checkpoint
+from llama_pynq.checkpoint.safetensors import LENGTH_BYTES, Header, SafetensorsError, read_header
 from llama_pynq.errors import CheckpointError
-from llama_pynq.kernel.abi import ABI_VERSION, WORD_BYTES
-from llama_pynq.kernel.config import Target
+from llama_pynq.kernel.abi import ABI_VERSION, MAX_GROUP, MIN_GROUP, WEIGHT_BITS, WORD_BYTES
+from llama_pynq.kernel.config import MAX_CHANNELS, TILE_ROWS, Target
+from llama_pynq.utils import strict_json
 from llama_pynq.utils.files import cache_folder, replacing
+from llama_pynq.utils.strict_json import shown
+from llama_pynq.utils.temporary import clear_left_over
 from llama_pynq.weights.quantize import QuantizedModel
 from llama_pynq.weights.tiles import blocks, channel_bytes
 
@@ -30,14 +36,26 @@ PACK_VERSION = 4
 UPLOAD_SLICE_BYTES = 8 << 20
 """Slice size of an upload: a board's memory cannot hold a model twice."""
 
+FORMAT, TOKENIZER = "llama_pynq", "tokenizer"
+"""Value of the metadata's ``format``; name of the tokenizer's tensor."""
+
+MAX_TOKENIZER_BYTES = 64 << 20
+"""Longest tokenizer file that a packed file holds."""
+
 _CRC_DIGITS = 8
+_CRC, _DECIMAL = re.compile(r"[0-9a-f]{8}"), re.compile(r"0|[1-9][0-9]{0,8}")
+_FORMAT_KEY = re.compile(rb'"format"\s*:\s*"llama_pynq"')
+_META_KEYS = {
+    *("format", "pack_version", "abi", "config", "group_size", "weight_bits", "channels"),
+    *("tile_rows", "note", "crc32", "meta_crc32"),
+}
 
 
 def _header(
     model: QuantizedModel, target: Target, crcs: list[str], sizes: list[int], tokenizer: bytes
 ) -> bytes:
     meta = {
-        "format": "llama_pynq",
+        "format": FORMAT,
         "pack_version": str(PACK_VERSION),
         "abi": str(ABI_VERSION),
         "config": json.dumps(asdict(model.config), sort_keys=True),
@@ -53,7 +71,7 @@ def _header(
     }
     at = 0
     names = [f"channel_{c}" for c in range(target.channels)]
-    blobs = [*zip(names, sizes), ("tokenizer", len(tokenizer))]
+    blobs = [*zip(names, sizes), (TOKENIZER, len(tokenizer))]
     for name, size in blobs:
         tensors[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
         at += size
@@ -78,7 +96,17 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
         Replaced only when the new file is complete.
     tokenizer : bytes, optional
         Content of a tokenizer file, stored with the weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the tokenizer has more than `MAX_TOKENIZER_BYTES`.
     """
+    if len(tokenizer) > MAX_TOKENIZER_BYTES:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} bytes: a packed file holds one of at most "
+            f"{MAX_TOKENIZER_BYTES}"
+        )
     sizes = channel_bytes(model.config, model.group_size, target, model.weight_bits)
 
     def header(crcs: list[str]) -> bytes:
@@ -117,8 +145,8 @@ class PackedModel:
     target : Target
     note : str
         Origin of the weights, as text for the user.
-    sizes : tuple of int
-        Bytes of each channel.
+    sizes, offsets : tuple of int
+        Bytes of each channel, and where they start in the file.
     crcs : tuple of int
         CRC-32 of each channel.
     tokenizer : bytes
@@ -132,6 +160,7 @@ class PackedModel:
     target: Target
     note: str
     sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
     crcs: tuple[int, ...]
     tokenizer: bytes
 
@@ -141,14 +170,22 @@ class PackedModel:
         return sum(self.sizes)
 
     def _slices(self, channel: int, slice_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-        from safetensors import SafetensorError, safe_open
-
+        """Read a channel by plain reads: a file cut short meanwhile is an error, no SIGBUS."""
+        size = self.sizes[channel]
+        buffer = np.empty(min(slice_bytes, size), np.uint8)
         try:
-            with safe_open(str(self.path), framework="numpy") as file:
-                whole = file.get_slice(f"channel_{channel}")
-                for at in range(0, self.sizes[channel], slice_bytes):
-                    yield at, whole[at : min(at + slice_bytes, self.sizes[channel])]
-        except (SafetensorError, OSError) as error:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offsets[channel])
+                for at in range(0, size, slice_bytes):
+                    part = buffer[: min(slice_bytes, size - at)]
+                    done = 0
+                    while done < len(part):
+                        n = file.readinto(part.data[done:])
+                        if not n:
+                            raise OSError(f"it ends at byte {self.offsets[channel] + at + done}")
+                        done += n
+                    yield at, part
+        except OSError as error:
             raise CheckpointError(
                 f"{self.path}: cannot be read any more ({error}). Load the checkpoint again"
             ) from error
@@ -165,7 +202,7 @@ class PackedModel:
         ----------
         channel : int
         write : callable
-            Takes an offset in bytes and a (n,) uint8 part.
+            Takes an offset in bytes and a (n,) uint8 part, which the next slice overwrites.
         slice_bytes : int
             Maximum bytes per slice.
 
@@ -194,7 +231,7 @@ def is_packed(path: Path) -> bool:
     """
     with open(path, "rb") as file:
         start = file.read(4096)
-    return start[8:9] == b"{" and b'"format": "llama_pynq"' in start
+    return start[LENGTH_BYTES:].startswith(b"{") and _FORMAT_KEY.search(start) is not None
 
 
 def open_packed(path: Path) -> PackedModel:
@@ -209,51 +246,126 @@ def open_packed(path: Path) -> PackedModel:
     CheckpointError
         If the file is not a packed model, is damaged, or was packed by another version.
     """
-    from safetensors import SafetensorError, safe_open
-
+    path = Path(path)
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != "llama_pynq":
-                raise CheckpointError(
-                    f"{path}: a safetensors file, but not a packed model of llama_pynq. "
-                    "Give a llama2.c checkpoint (.bin), or pack one: llama-pynq pack"
-                )
-            if (meta["pack_version"], meta["abi"]) != (str(PACK_VERSION), str(ABI_VERSION)):
-                raise CheckpointError(
-                    f"{path}: packed for version {meta['pack_version']}.{meta['abi']} of the "
-                    f"layout, this is {PACK_VERSION}.{ABI_VERSION}. Pack the model again: "
-                    "llama-pynq pack"
-                )
-            tokenizer = file.get_tensor("tokenizer").tobytes()
-            if meta["meta_crc32"] != _meta_crc(meta, tokenizer):
-                raise CheckpointError(
-                    f"{path}: a damaged packed model (wrong checksum of its metadata and "
-                    "tokenizer). Pack it again: llama-pynq pack"
-                )
-            config = ModelConfig(**json.loads(meta["config"]))
-            target = Target(int(meta["channels"]), int(meta["tile_rows"]))
-            group_size = int(meta["group_size"])
-            bits = int(meta["weight_bits"])
-            sizes = channel_bytes(config, group_size, target, bits)
-            stored = [file.get_slice(f"channel_{c}").get_shape()[0] for c in range(target.channels)]
-            if stored != sizes:
-                raise CheckpointError(f"{path}: channel sizes {stored}, expected {sizes}: damaged")
-            return PackedModel(
-                path=Path(path),
-                config=config,
-                group_size=group_size,
-                weight_bits=bits,
-                target=target,
-                note=meta["note"],
-                sizes=tuple(sizes),
-                crcs=tuple(int(crc, 16) for crc in meta["crc32"].split(",")),
-                tokenizer=tokenizer,
+        with open(path, "rb") as file:
+            return _read(file, path)
+    except FileNotFoundError:
+        raise
+    except SafetensorsError as error:
+        raise _damaged(path, error.why) from None
+    except OSError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: a damaged packed model ({why}). Pack it again: llama-pynq pack"
+    )
+
+
+def _read(file: BinaryIO, path: Path) -> PackedModel:
+    header = read_header(file, path)
+    meta = header.metadata
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a packed model of llama_pynq. "
+            "Give a llama2.c checkpoint (.bin), or pack one: llama-pynq pack"
+        )
+    versions = meta.get("pack_version"), meta.get("abi")
+    if None not in versions and versions != (str(PACK_VERSION), str(ABI_VERSION)):
+        raise CheckpointError(
+            f"{path}: packed for version {versions[0]}.{versions[1]} of the layout, this is "
+            f"{PACK_VERSION}.{ABI_VERSION}. Pack the model again: llama-pynq pack"
+        )
+    try:
+        tokenizer = _tokenizer(file, header)
+        if meta.get("meta_crc32") != _meta_crc(meta, tokenizer):
+            raise ValueError("wrong checksum of its metadata and tokenizer")
+        return _described(path, header, tokenizer)
+    except ValueError as error:  # a CheckpointError of ModelConfig, too
+        raise _damaged(path, str(error)) from None
+
+
+def _tokenizer(file: BinaryIO, header: Header) -> bytes:
+    tensor = header.tensors.get(TOKENIZER)
+    if tensor is None or tensor.dtype != "U8" or len(tensor.shape) != 1:
+        raise ValueError(f"its tensor {TOKENIZER!r} is missing, or not a list of U8")
+    if tensor.n_bytes > MAX_TOKENIZER_BYTES:
+        raise ValueError(
+            f"its tokenizer has {tensor.n_bytes} bytes, at most {MAX_TOKENIZER_BYTES} are read"
+        )
+    file.seek(tensor.offset)
+    data = file.read(tensor.n_bytes)
+    if len(data) != tensor.n_bytes:
+        raise ValueError("it ends in its tokenizer")
+    return data
+
+
+def _described(path: Path, header: Header, tokenizer: bytes) -> PackedModel:
+    """The model that a header describes, every value checked before it is used."""
+    meta = header.metadata
+    if set(meta) != _META_KEYS:
+        raise ValueError(f"its metadata has the keys {shown(sorted(meta), 400)}")
+    group_size = _integer(meta, "group_size", (MIN_GROUP, MAX_GROUP))
+    bits = _integer(meta, "weight_bits", WEIGHT_BITS)
+    if bits == 4 and group_size != MAX_GROUP:
+        raise ValueError(f"int4 weights in groups of {group_size}")
+    channels = _integer(meta, "channels", range(1, MAX_CHANNELS + 1))
+    target = Target(channels, _integer(meta, "tile_rows", TILE_ROWS))
+    config = _config(meta["config"])
+    if not meta["note"].isprintable():
+        raise ValueError(f"note is {shown(meta['note'])}")
+    crcs = meta["crc32"].split(",")
+    if len(crcs) != channels or not all(_CRC.fullmatch(crc) for crc in crcs):
+        raise ValueError(f"crc32 is {shown(meta['crc32'])}, not a checksum of each channel")
+    names = [f"channel_{c}" for c in range(channels)]
+    if set(header.tensors) != {*names, TOKENIZER}:
+        raise ValueError(f"its tensors are {shown(sorted(header.tensors), 400)}")
+    tensors = [header.tensors[name] for name in names]
+    sizes = channel_bytes(config, group_size, target, bits)
+    for name, tensor, size in zip(names, tensors, sizes):
+        if (tensor.dtype, tensor.shape) != ("U8", (size,)):
+            raise ValueError(
+                f"{name} is {tensor.dtype} {shown(list(tensor.shape))}, expected U8 [{size}]"
             )
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, CheckpointError) or isinstance(error, FileNotFoundError):
-            raise
-        raise CheckpointError(f"{path}: a damaged packed model ({error}). Pack it again") from error
+    return PackedModel(
+        path=path,
+        config=config,
+        group_size=group_size,
+        weight_bits=bits,
+        target=target,
+        note=meta["note"],
+        sizes=tuple(sizes),
+        offsets=tuple(tensor.offset for tensor in tensors),
+        crcs=tuple(int(crc, 16) for crc in crcs),
+        tokenizer=tokenizer,
+    )
+
+
+def _integer(meta: dict[str, str], key: str, allowed: Sequence[int]) -> int:
+    if not _DECIMAL.fullmatch(meta[key]) or (value := int(meta[key])) not in allowed:
+        raise ValueError(f"{key} is {shown(meta[key])}")
+    return value
+
+
+def _config(text: str) -> ModelConfig:
+    try:
+        values = strict_json.parse(text)
+    except ValueError as error:
+        raise ValueError(f"config: {error}") from None
+    names = [item.name for item in fields(ModelConfig)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ValueError(f"config is {shown(values, 400)}, expected {', '.join(names)}")
+    for name in names[:7]:
+        if type(values[name]) is not int or not 1 <= values[name] <= MAX_DIMENSION:
+            raise ValueError(f"config: {name} is {shown(values[name])}")
+    if type(values["tied"]) is not bool:
+        raise ValueError(f"config: tied is {shown(values['tied'])}")
+    theta = values["rope_theta"]
+    if type(theta) not in (int, float):  # 10000 and 10000.0 are one number in JSON
+        raise ValueError(f"config: rope_theta is {shown(theta)}")
+    return ModelConfig(**{**values, "rope_theta": float(theta)})
 
 
 def pack_cached(
@@ -283,6 +395,7 @@ def pack_cached(
         f"-v{PACK_VERSION}.{ABI_VERSION}"
     )
     path = cache_folder() / "models" / f"{key}.safetensors"
+    clear_left_over(path.parent)
     if not rebuild and path.exists():
         try:
             return open_packed(path)

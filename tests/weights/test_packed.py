@@ -1,9 +1,17 @@
 """Packed files, and their cache."""
 
 import json
+import subprocess
+import sys
+import zlib
+from dataclasses import fields
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from support.weight_shapes import CONFIG, HALF, TARGETS, UNTIED
 
 from llama_pynq.errors import CheckpointError
@@ -11,7 +19,7 @@ from llama_pynq.kernel.config import Target
 from llama_pynq.weights import packed
 from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_cached, write_packed
 from llama_pynq.weights.quantize import QuantizedModel
-from llama_pynq.weights.tiles import pack_channels
+from llama_pynq.weights.tiles import channel_bytes, pack_channels
 
 f32 = np.float32
 
@@ -47,6 +55,27 @@ def test_packed_file_holds_what_pack_channels_makes(new_checkpoint, tmp_path, co
     assert packed.weight_bytes == sum(packed.sizes)
     for found, expected in zip(uploaded(packed), pack_channels(model, target)):
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_packed_file_is_one_that_the_safetensors_library_reads(new_checkpoint, tmp_path, target):
+    model = QuantizedModel(new_checkpoint())
+    path = tmp_path / "m.safetensors"
+    write_packed(model, target, path, tokenizer=b"tokens\0here")
+    with safe_open(str(path), framework="numpy") as file:
+        assert file.metadata()["format"] == "llama_pynq"
+        assert file.get_tensor("tokenizer").tobytes() == b"tokens\0here"
+        for channel, expected in enumerate(pack_channels(model, target)):
+            np.testing.assert_array_equal(file.get_tensor(f"channel_{channel}"), expected)
+    # Written again by the library, it is a packed file still, whatever the order in its header.
+    again = {f"channel_{c}": part for c, part in enumerate(uploaded(open_packed(path)))}
+    again["tokenizer"] = np.frombuffer(b"tokens\0here", np.uint8)
+    with safe_open(str(path), framework="numpy") as file:
+        save_file(again, str(tmp_path / "again.safetensors"), file.metadata())
+    assert is_packed(tmp_path / "again.safetensors")
+    rewritten = open_packed(tmp_path / "again.safetensors")
+    assert rewritten.crcs == open_packed(path).crcs
+    uploaded(rewritten)
 
 
 def test_packed_file_keeps_rope_theta_to_the_last_bit(new_checkpoint, tmp_path):
@@ -143,8 +172,6 @@ def test_packed_file_lacking_metadata_is_refused(packed_path, key):
 
 
 def test_packed_file_of_something_else_is_refused(tmp_path):
-    from safetensors.numpy import save_file
-
     path = tmp_path / "other.safetensors"
     save_file({"a": np.zeros(4, f32)}, str(path), metadata={"format": "pt"})
     assert not is_packed(path)
@@ -190,6 +217,157 @@ def test_write_packed_that_fails_keeps_the_old_file(new_checkpoint, packed_path,
         write_packed(QuantizedModel(new_checkpoint()), Target(2, 32), packed_path)
     assert packed_path.read_bytes() == before
     assert [p.name for p in packed_path.parent.glob(".m*")] == []
+
+
+# ---- a header that lies, with the right checksum -----------------------------------------
+
+
+def with_meta(path, change):
+    """Change a packed file's header and correct its checksum; `change` takes the whole header."""
+    data = path.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+    change(header)
+    meta, text = header["__metadata__"], data[-len(b"tokenizer") :]
+    rest = {key: value for key, value in meta.items() if key != "meta_crc32"}
+    crc = zlib.crc32(text, zlib.crc32(json.dumps(rest, sort_keys=True).encode()))
+    meta["meta_crc32"] = f"{crc:08x}"
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + n :])
+
+
+def test_header_with_a_corrected_checksum_is_read(packed_path):
+    with_meta(packed_path, lambda header: header["__metadata__"].update(note="another note"))
+    assert open_packed(packed_path).note == "another note"
+
+
+CONFIG_CASES = [
+    *(("tied", tied) for tied in (1, 0, 0.5, "0", 4294967296, None, [])),
+    *(("dim", dim) for dim in (64.0, "64", True, 0, -64, 1 << 20, (1 << 20) + 1, 1 << 40, None)),
+    *(("vocab_size", size) for size in (100.0, 1000, 1 << 31, [100], {})),
+    *(("n_layers", n) for n in (2.5, 0, 3, 1 << 20, 1 << 64)),
+    *(("n_heads", n) for n in (3, 0, True)),
+    *(("rope_theta", theta) for theta in (0, -1.0, True, "10000", None, 10**20 * 10)),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), CONFIG_CASES, ids=str)
+def test_packed_file_with_a_wrong_config_is_refused(packed_path, key, value):
+    def change(header):
+        config = json.loads(header["__metadata__"]["config"])
+        header["__metadata__"]["config"] = json.dumps({**config, key: value})
+
+    with_meta(packed_path, change)
+    with pytest.raises(CheckpointError, match="a damaged packed model .*Pack it again"):
+        open_packed(packed_path)
+
+
+TEXT_CASES = [
+    ("config", "[" * 100_000), ("config", '{"a":' * 100_000), ("config", "{}"), ("config", "7"),
+    ("config", '{"dim": NaN}'), ("config", "9" * 100_000), ("config", ""),
+    ("channels", "0"), ("channels", "1"), ("channels", "-2"), ("channels", "2.0"),
+    ("channels", "02"), ("channels", " 2"), ("channels", "\u0662"), ("channels", "9" * 30),
+    ("channels", "1000000000"), ("channels", "4"), ("channels", ""), ("channels", "1_0"),
+    ("tile_rows", "0"), ("tile_rows", "33"), ("tile_rows", "4294967328"),
+    ("group_size", "0"), ("group_size", "32"), ("group_size", "128"), ("group_size", "64.0"),
+    ("weight_bits", "4"), ("weight_bits", "0"), ("weight_bits", "16"), ("weight_bits", "+8"),
+    ("crc32", ""), ("crc32", "00000000"), ("crc32", "0" * 17), ("crc32", "xxxxxxxx,00000000"),
+    ("crc32", "+0000000,00000000"), ("crc32", "00000000,00000000,00000000"),
+    ("note", "\x1b[2J"), ("another", "key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "text"), TEXT_CASES, ids=lambda text: text[:12])
+def test_packed_file_with_wrong_metadata_is_refused(packed_path, key, text):
+    with_meta(packed_path, lambda header: header["__metadata__"].update({key: text}))
+    with pytest.raises(CheckpointError, match="a damaged packed model .*Pack it again"):
+        open_packed(packed_path)
+
+
+@pytest.mark.parametrize("dtype", ["BOOL", "F8_E4M3", "I8"])
+@pytest.mark.parametrize("name", ["channel_0", "channel_1", "tokenizer"])
+def test_packed_file_of_another_dtype_is_refused(packed_path, name, dtype):
+    with_meta(packed_path, lambda header: header[name].update(dtype=dtype))
+    with pytest.raises(CheckpointError, match=f"a damaged packed model .*{name}"):
+        open_packed(packed_path)
+
+
+def test_packed_file_with_tensors_of_other_names_is_refused(packed_path):
+    with_meta(packed_path, lambda header: header.update(channel_2=header.pop("channel_1")))
+    with pytest.raises(CheckpointError, match="its tensors are .*channel_2"):
+        open_packed(packed_path)
+
+
+def test_packed_file_with_another_shape_of_as_many_bytes_is_refused(packed_path):
+    with_meta(
+        packed_path, lambda h: h["channel_1"].update(shape=[2, h["channel_1"]["shape"][0] // 2])
+    )
+    with pytest.raises(CheckpointError, match="channel_1 is U8 .*expected U8"):
+        open_packed(packed_path)
+
+
+VALUES = (
+    st.none() | st.booleans() | st.floats() | st.text(max_size=6) | st.integers(-1, 1 << 70)
+    | st.lists(st.integers(), max_size=2)
+    | st.sampled_from(["0", "1", "2", "4", "8", "16", "32", "64", "true", "1e9", "{}", "[]"])
+)  # fmt: skip
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_the_header_is_refused_or_gives_a_model_of_the_files_size(packed_path, data):
+    before, content = open_packed(packed_path), packed_path.read_bytes()
+
+    def change(header):
+        meta = header["__metadata__"]
+        where = data.draw(st.sampled_from(["metadata", "config", "tensor"]))
+        if where == "config":
+            config = json.loads(meta["config"])
+            config[data.draw(st.sampled_from(sorted(config)))] = data.draw(VALUES)
+            meta["config"] = json.dumps(config)
+        elif where == "metadata":
+            meta[data.draw(st.sampled_from(sorted(meta)))] = data.draw(VALUES)
+        else:
+            tensor = header[data.draw(st.sampled_from(["channel_0", "channel_1", "tokenizer"]))]
+            tensor[data.draw(st.sampled_from(sorted(tensor)))] = data.draw(VALUES)
+
+    try:
+        with_meta(packed_path, change)
+        after = open_packed(packed_path)
+    except CheckpointError:
+        return
+    finally:
+        packed_path.write_bytes(content)
+    assert after.sizes == before.sizes
+    sizes = [getattr(after.config, item.name) for item in fields(after.config)[:7]]
+    assert all(type(size) is int and 0 < size <= 1 << 20 for size in sizes)
+    assert type(after.config.tied) is bool and type(after.config.rope_theta) is float
+    expected = channel_bytes(after.config, after.group_size, after.target, after.weight_bits)
+    assert list(after.sizes) == expected
+
+
+TRUNCATES = """
+import sys
+from pathlib import Path
+from llama_pynq.errors import CheckpointError
+from llama_pynq.weights.packed import open_packed
+path = Path(sys.argv[1])
+packed = open_packed(path)
+def write(at, part):
+    with path.open("r+b") as file:
+        file.truncate(packed.offsets[0] + 64)
+try:
+    packed.upload(0, write, slice_bytes=64)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_packed_file_truncated_during_its_upload_is_an_error(packed_path):
+    """In a process of its own: with a mapped file this is SIGBUS."""
+    done = subprocess.run([sys.executable, "-c", TRUNCATES, packed_path], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"cannot be read any more (it ends at byte" in done.stdout
 
 
 # ---- the cache -----------------------------------------------------------------------
