@@ -70,6 +70,21 @@ class _BoardLock(FileLock):
             f"{self.board}: wait until it has ended, then give the command again"
         )
 
+    def _unusable(self, why: str, path: Path) -> LlamaPynqError:
+        if path == self.path:
+            return InstallError(
+                f"the overlays of {self.board} cannot be changed: {path} is unusable, {why}. "
+                "Nothing was changed. Remove it, or set LLAMA_PYNQ_OVERLAYS to a folder of your own"
+            )
+        return _not_written(why)
+
+
+def _not_written(why: str) -> InstallError:
+    return InstallError(
+        f"{data_folder()} cannot be written ({why}): set LLAMA_PYNQ_OVERLAYS to a folder that you "
+        "may write to, or make room there"
+    )
+
 
 @contextlib.contextmanager
 def _at_work_on(board: str) -> Iterator[None]:
@@ -81,10 +96,7 @@ def _at_work_on(board: str) -> Iterator[None]:
                     shutil.rmtree(left)  # left by a process that was killed
             yield
     except OSError as error:
-        raise InstallError(
-            f"{data_folder()} cannot be written ({error.strerror or error}): set "
-            "LLAMA_PYNQ_OVERLAYS to a folder that you may write to, or make room there"
-        ) from error
+        raise _not_written(error.strerror or str(error)) from error
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -74,15 +75,34 @@ def lock_folder() -> Path:
     """
     if folder := os.environ.get("LLAMA_PYNQ_LOCKS"):
         return user_path(folder)
-    # Every user must get the same folder: ignore the permissions and the TMPDIR of this one.
+    # Every user must get the same folder: ignore the permissions and the TMPDIR of this one. In a
+    # folder without the sticky bit any user could replace the locks of others.
     for shared in (Path("/run/lock"), Path("/tmp")):
-        if shared.is_dir() and shared.stat().st_mode & stat.S_IWOTH:
+        if shared.is_dir() and shared.stat().st_mode & _SHARED == _SHARED:
             return shared
     return Path(tempfile.gettempdir())
 
 
+_SHARED = stat.S_IWOTH | stat.S_ISVTX
+# No link is followed, and no FIFO waited for: another user may have put one at the lock's path.
+_SAFELY = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_MOST_RECORD_BYTES = 4096
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device file",
+    stat.S_IFBLK: "a device file",
+}
+
+
+class _Unusable(Exception):
+    """What lies at a lock's path is no lock file; the message completes "is unusable"."""
+
+
 def _open(path: Path) -> int:
-    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDWR | _SAFELY
     # In a sticky folder Linux may forbid O_CREAT on another user's file
     # (fs.protected_regular), so an existing file is opened without it.
     for _ in range(2):
@@ -91,7 +111,7 @@ def _open(path: Path) -> int:
         except FileNotFoundError:
             pass
         except PermissionError:
-            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            return os.open(path, os.O_RDONLY | _SAFELY)
         try:
             handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -100,6 +120,61 @@ def _open(path: Path) -> int:
             os.fchmod(handle, 0o666)  # despite the umask: other users lock it too
         return handle
     return os.open(path, flags)
+
+
+def _open_checked(path: Path, opened: Callable[[Path], int]) -> int:
+    """Open the file at `path` if it can be a lock file; it is unchanged.
+
+    Raises
+    ------
+    _Unusable
+        If it is no regular file, has a second name, is another user's outside a sticky folder, or
+        cannot be opened.
+    OSError
+        If there is none.
+    """
+    try:
+        handle = opened(path)
+    except OSError as error:
+        if not os.path.lexists(path):
+            raise  # the fault is its folder's
+        raise _Unusable(_oddity(path) or error.strerror or str(error)) from error
+    try:
+        _check_file(handle, path)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _oddity(path: Path) -> str | None:
+    """What lies at a path instead of a regular file; None for one, or if it cannot be seen."""
+    try:
+        kind = _KINDS.get(stat.S_IFMT(path.lstat().st_mode))
+    except OSError:
+        return None
+    return kind and f"it is {kind}, not a file of its own"
+
+
+def _check_file(handle: int, path: Path) -> None:
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        raise _Unusable(_oddity(path) or "it is no regular file")
+    if found.st_nlink > 1:
+        raise _Unusable("it is a hard link: the file has another name, too")
+    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+        # Where users share a board, the first of them made the file. A sticky folder keeps others
+        # from moving a foreign file there.
+        if not path.parent.stat().st_mode & stat.S_ISVTX:
+            raise _Unusable(f"it belongs to another user (uid {found.st_uid})")
+
+
+def _check_content(handle: int) -> None:
+    """Refuse a file that is not empty and was not written by a lock: locking would erase it."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    content = os.read(handle, _MOST_RECORD_BYTES + 1)
+    if len(content) > _MOST_RECORD_BYTES or not re.match(rb"[0-9]*(\n|\Z)", content):
+        raise _Unusable("it holds something else than a lock does")
 
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
@@ -129,17 +204,21 @@ class FileLock:
         Raises
         ------
         LlamaPynqError
-            If another process, or another lock in this process, holds it. A `DeviceLock`
-            raises DeviceBusy.
+            If another process, or another lock in this process, holds it (a `DeviceLock` raises
+            DeviceBusy), or if what lies at its path is no lock file: a link, a folder, another
+            user's file outside a sticky folder, or a file of other content, which is unchanged.
         """
         if self.held:
             raise self._busy(os.getpid(), "")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _open(self.path)
+        handle = self._opened(_open)
         try:
             if not _try_lock_twice(handle):
                 raise self._busy(*self._holder(handle))
+            _check_content(handle)
             self._record(handle)
+        except _Unusable as error:
+            os.close(handle)
+            raise self._unusable(str(error), self.path) from error
         except BaseException:
             os.close(handle)
             raise
@@ -161,11 +240,17 @@ class FileLock:
             os.close(detached[2][0])
 
     def holder(self) -> str | None:
-        """Who holds the lock, as in "process 7858 (lesson.ipynb)"; None if nobody does."""
+        """Who holds the lock, as in "process 7858 (lesson.ipynb)"; None if nobody does.
+
+        Raises
+        ------
+        LlamaPynqError
+            If what lies at its path is no lock file, as for `acquire`.
+        """
         if self.held:
             return _described(os.getpid(), _program())
         try:
-            handle = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            handle = self._opened(lambda path: os.open(path, os.O_RDONLY | _SAFELY), make=False)
         except FileNotFoundError:
             return None
         try:
@@ -175,6 +260,20 @@ class FileLock:
             return None
         finally:
             os.close(handle)
+
+    def _opened(self, opened: Callable[[Path], int], make: bool = True) -> int:
+        try:
+            if make:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            return _open_checked(self.path, opened)
+        except _Unusable as error:
+            raise self._unusable(str(error), self.path) from error
+        except FileNotFoundError:
+            if make:
+                raise self._unusable("its folder is gone", self.path.parent) from None
+            raise
+        except OSError as error:
+            raise self._unusable(error.strerror or str(error), self.path.parent) from error
 
     def __enter__(self) -> FileLock:
         self.acquire()
@@ -201,12 +300,17 @@ class FileLock:
         try:
             os.ftruncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
-            os.write(handle, f"{os.getpid()}\n{_program()}\n".encode(errors="replace"))
+            record = f"{os.getpid()}\n{_program()}\n".encode(errors="replace")
+            os.write(handle, record[:_MOST_RECORD_BYTES])
         except OSError:
             pass  # another user's file, opened read-only: the lock works without the pid
 
     def _busy(self, pid: int | None, program: str) -> LlamaPynqError:
         """Error for a lock that process `pid` holds; None if the holder is unknown."""
+        raise NotImplementedError
+
+    def _unusable(self, why: str, path: Path) -> LlamaPynqError:
+        """Error for a lock file, or its folder, that cannot be used: `path`, and why."""
         raise NotImplementedError
 
 
@@ -251,6 +355,13 @@ class DeviceLock(FileLock):
             f"device {self.name} is in use by {_described(pid, program)}. Shut that notebook or "
             "program down (in Jupyter: Running > Shut Down), then try again."
         ).held_by(pid)
+
+    def _unusable(self, why: str, path: Path) -> LlamaPynqError:
+        return LlamaPynqError(
+            f"the lock of device {self.name} cannot be taken: {path} is unusable, {why}. Nothing "
+            "was changed. Remove it (its owner, or root, can), or set LLAMA_PYNQ_LOCKS to a folder "
+            "that all users of the device may write, with the sticky bit: chmod 1777"
+        )
 
 
 def _forget_in_child() -> None:

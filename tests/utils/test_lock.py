@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,7 @@ import warnings
 import pytest
 from support.paths import REPOSITORY
 
-from llama_pynq.errors import DeviceBusy
+from llama_pynq.errors import DeviceBusy, LlamaPynqError
 from llama_pynq.utils import lock
 from llama_pynq.utils.lock import DeviceLock
 
@@ -156,3 +157,135 @@ def test_folder_comes_from_the_environment(tmp_path, monkeypatch):
         assert held.path.parent == tmp_path / "locks"
     monkeypatch.delenv("LLAMA_PYNQ_LOCKS")
     assert lock.lock_folder().is_dir()
+
+
+# ---- what others may have put at the lock's path ----------------------------------------
+
+TEXT = b"somebody's only copy\n"
+
+
+def put_link(path):
+    (path.parent / "target").write_bytes(TEXT)
+    path.symlink_to(path.parent / "target")
+
+
+def put_hard_link(path):
+    (path.parent / "target").write_bytes(b"1\n")
+    os.link(path.parent / "target", path)
+
+
+def put_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        folder = os.open(path.parent, os.O_RDONLY)  # a socket's path has 107 characters at most
+        made.bind(f"/proc/self/fd/{folder}/{path.name}")
+        os.close(folder)
+
+
+ODD = {
+    "a symbolic link": put_link,
+    "a symbolic link to nothing": lambda path: path.symlink_to(path.parent / "nowhere"),
+    "a hard link": put_hard_link,
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": lambda path: os.mkfifo(path),
+    "a socket": put_socket,
+}
+
+
+@pytest.fixture
+def at_path(tmp_path):
+    """Path of the lock of "board"; its folder is sticky and all may write there, as /tmp."""
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return DeviceLock("board", folder).path
+
+
+def refused(path, message):
+    for call in (DeviceLock("board", path.parent).acquire, DeviceLock("board", path.parent).holder):
+        with pytest.raises(LlamaPynqError, match=message) as caught:
+            call()
+        assert f"{path} is unusable" in str(caught.value)
+        assert "Remove it" in str(caught.value) and "LLAMA_PYNQ_LOCKS" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the odd files are Linux's")
+@pytest.mark.parametrize("kind", ODD)
+def test_lock_that_is_no_regular_file_is_refused_and_unchanged(at_path, kind):
+    ODD[kind](at_path)
+    refused(at_path, f"it is {kind.removesuffix(' to nothing')}")
+    assert not (at_path.parent / "nowhere").exists()
+    if (at_path.parent / "target").exists():
+        assert (at_path.parent / "target").read_bytes() in (TEXT, b"1\n")
+
+
+@pytest.mark.parametrize("content", [TEXT, b"12 monkeys", b"1" * 5000, bytes(16)])
+def test_lock_with_other_content_is_not_erased(at_path, content):
+    at_path.write_bytes(content)
+    with pytest.raises(LlamaPynqError, match="it holds something else than a lock does"):
+        DeviceLock("board", at_path.parent).acquire()
+    assert at_path.read_bytes() == content
+    assert DeviceLock("board", at_path.parent).holder() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"7858", b"7858\n", b"7858\nlesson.ipynb\n"])
+def test_lock_left_by_a_crash_is_taken(at_path, content):
+    at_path.write_bytes(content)
+    with DeviceLock("board", at_path.parent) as held:
+        assert held.path.read_bytes().startswith(b"%d\n" % os.getpid())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("mode", [0o666, 0o600])
+def test_lock_of_another_user_serves_in_a_sticky_folder_only(at_path, mode):
+    at_path.write_bytes(b"1\n")
+    at_path.chmod(mode)
+    os.chown(at_path, 65534, 65534)
+    with DeviceLock("board", at_path.parent):
+        pass
+    at_path.parent.chmod(0o777)
+    before = at_path.read_bytes()
+    refused(at_path, r"it belongs to another user \(uid 65534\)")
+    assert at_path.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_lock_that_may_not_be_read_names_it(run_as_nobody, at_path):
+    at_path.touch(mode=0o600)
+    run_as_nobody(lambda: refused(at_path, "Permission denied"))
+    at_path.parent.chmod(0o755)
+    at_path.unlink()
+    with pytest.raises(LlamaPynqError, match=f"{at_path.parent} is unusable, Permission denied"):
+        run_as_nobody(DeviceLock("board", at_path.parent).acquire)
+
+
+@pytest.fixture
+def run_as_nobody(tmp_path):
+    """Call a function as another user, in folders that root's tests make."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+
+    def call(function):
+        os.seteuid(65534)
+        try:
+            return function()
+        finally:
+            os.seteuid(0)
+
+    return call
+
+
+def test_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "locks"):
+        with pytest.raises(LlamaPynqError, match=f"{folder} is unusable"):
+            DeviceLock("board", folder).acquire()
+
+
+def test_folder_that_all_may_write_without_the_sticky_bit_is_not_shared(monkeypatch):
+    monkeypatch.delenv("LLAMA_PYNQ_LOCKS")
+    modes = {"/run/lock": 0o40777, "/tmp": 0o41777}
+    monkeypatch.setattr(
+        lock.Path, "stat", lambda path: os.stat_result((modes[str(path)], *range(9)))
+    )
+    monkeypatch.setattr(lock.Path, "is_dir", lambda path: True)
+    assert str(lock.lock_folder()) == "/tmp"
