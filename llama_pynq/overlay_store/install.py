@@ -19,7 +19,7 @@ from llama_pynq.boards import board_key, boards
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import OverlayMetadata, read_metadata
-from llama_pynq.overlay_store.record import RECORD_NAME, OverlayFile, OverlayRecord
+from llama_pynq.overlay_store.record import MOST_BYTES, RECORD_NAME, OverlayFile, OverlayRecord
 from llama_pynq.overlay_store.search import (
     ADDED,
     INSTALLED,
@@ -33,7 +33,6 @@ from llama_pynq.utils.download import Progress, fetch, is_fetchable, read_small
 from llama_pynq.utils.files import data_folder, sha256_of, user_path
 from llama_pynq.utils.lock import FileLock
 
-_MOST_RECORD_BYTES = 1 << 20
 _UNKNOWN = "unknown"
 _UTF8_MARK = b"\xef\xbb\xbf"
 
@@ -210,7 +209,7 @@ def _record_from(source: str) -> tuple[OverlayRecord, str]:
             raise InstallError(f"{source} is not https: it is not trusted")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / RECORD_NAME
-            data, base = read_small(source, _MOST_RECORD_BYTES)
+            data, base = read_small(source, MOST_BYTES)
             if data.lstrip(_UTF8_MARK).lstrip().startswith(b"<"):
                 raise InstallError(
                     f"{source} is a web page, no record: give the URL of {RECORD_NAME} itself"
@@ -309,7 +308,7 @@ def _build_at(path: Path) -> tuple[Path, OverlayRecord | None]:
     _check_version(record, beside)
     for file in record.files:
         found = path.parent / file.name
-        if not found.exists():
+        if not found.is_file():
             raise OverlayMismatch(f"{found} is missing, which {beside} names")
         if sha256_of(found) != file.sha256:
             raise OverlayMismatch(

@@ -17,11 +17,16 @@ from typing import Any
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.utils.bounded import parse_json, read_file
 from llama_pynq.utils.download import is_fetchable
 from llama_pynq.utils.files import sha256_of, write_atomically
 
 RECORD_NAME = "overlay.json"
 FORMAT = 1
+MOST_BYTES = 1 << 20
+"""Largest size of a record; one has some hundred bytes."""
+
+_MOST_FILE_BYTES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,14 @@ def _known(kind: type, values: Any) -> dict[str, Any]:
         if name not in values and field.default is MISSING:
             raise KeyError(name)
     return values
+
+
+def _check_kind(name: str, value: Any, *kinds: type | None) -> None:
+    """Check the type of a value; a bool is no number, and None stands for null."""
+    if value is None and None in kinds:
+        return
+    if type(value) not in kinds:
+        raise TypeError(f"{name} is {value!r}")
 
 
 @dataclass(frozen=True)
@@ -148,14 +161,19 @@ class OverlayRecord:
         Raises
         ------
         OverlayMismatch
-            If it is damaged, of another format, or names files that an overlay cannot have.
+            If it cannot be read, is damaged, of another format, or names files that an overlay
+            cannot have.
         FileNotFoundError
             If there is none.
         """
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = parse_json(read_file(path, MOST_BYTES))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OverlayMismatch(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
-            raise OverlayMismatch(f"{path} is damaged: it is not JSON ({error})") from error
+            raise OverlayMismatch(f"{path} is damaged: {error}") from error
         try:
             return cls._checked(fields)
         except (KeyError, TypeError, ValueError) as error:
@@ -172,19 +190,24 @@ class OverlayRecord:
                 f"its format is {found!r}, this version of llama_pynq reads {FORMAT}: install "
                 "the version that it came with"
             )
+        if not isinstance(fields["files"], list):
+            raise TypeError(f"files is {fields['files']!r}, not a list")
         files = tuple(OverlayFile(**_known(OverlayFile, f)) for f in fields["files"])
         record = cls(**{**_known(cls, fields), "files": files})
-        if record.board not in boards():
+        if not isinstance(record.board, str) or record.board not in boards():
             raise ValueError(f"it names a board {record.board!r}, not one of {', '.join(boards())}")
-        none = type(None)
-        kinds_of: dict[str, tuple[type, ...]] = {
-            "abi": (int, none), "clock_mhz": (int, float, none), "tools": (dict,), "built": (str,),
-            "built_by": (str,), "source": (str,), "platform": (str, none), "report": (dict, none),
-            "measured": (str, none),
-        }  # fmt: skip
-        for name, allowed in kinds_of.items():
-            if not isinstance(getattr(record, name), allowed):
-                raise TypeError(f"{name} is {getattr(record, name)!r}")
+        for name, allowed in {
+            "abi": (int, None), "clock_mhz": (int, float, None), "tools": (dict,),
+            "built": (str,), "built_by": (str,), "source": (str,), "platform": (str, None),
+            "report": (dict, None), "measured": (str, None),
+        }.items():  # fmt: skip
+            _check_kind(name, getattr(record, name), *allowed)
+        for name, version in record.tools.items():
+            _check_kind(f"the version of {name}", version, str)
+        for name, figure in (record.report or {}).items():
+            _check_kind(f"{name} of the report", figure, int, float)
+        if record.clock_mhz is not None and not 0 < record.clock_mhz < 1e6:
+            raise ValueError(f"clock_mhz is {record.clock_mhz!r}")
         datetime.date.fromisoformat(record.built)
         for file in record.files:
             cls._check_file(file)
@@ -197,12 +220,16 @@ class OverlayRecord:
 
     @staticmethod
     def _check_file(file: OverlayFile) -> None:
+        for name, value in (("name", file.name), ("sha256", file.sha256)):
+            _check_kind(f"{name} of a file", value, str)
         # A record may come from the network: a name must not lead out of its folder.
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", file.name):
             raise ValueError(f"{file.name!r} is no plain file name")
         if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
             raise ValueError(f"the sha256 of {file.name} is {file.sha256!r}")
-        if not isinstance(file.n_bytes, int) or file.n_bytes < 0:
+        _check_kind(f"n_bytes of {file.name}", file.n_bytes, int)
+        if not 0 <= file.n_bytes <= _MOST_FILE_BYTES:
             raise ValueError(f"n_bytes of {file.name} is {file.n_bytes!r}")
+        _check_kind(f"the URL of {file.name}", file.url, str, None)
         if file.url is not None and not is_fetchable(file.url):
             raise ValueError(f"the URL of {file.name} is {file.url!r}: https or file is expected")

@@ -148,7 +148,7 @@ def _damage(board: str, folder: Path, record: OverlayRecord) -> str | None:
     if record.board != board:
         return f"is of another board by its record, {record.board}"
     sizes = {f.name: (folder / f.name).stat().st_size for f in record.files
-             if (folder / f.name).exists()}  # fmt: skip
+             if (folder / f.name).is_file()}  # fmt: skip
     if not sizes and all(f.url for f in record.files):
         return None
     for file in record.files:

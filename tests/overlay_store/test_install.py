@@ -359,7 +359,9 @@ def test_folder_of_another_user_is_named(user, build, monkeypatch):
             states = [(o.origin, o.damage) for o in overlays_of("kv260")]
         finally:
             os.seteuid(0)
-        assert states[0] == ("added", "cannot be read (Permission denied)")
+        record = f"{folder}/mine/added/kv260/overlay.json"
+        said = f"cannot be used: {record} cannot be read (Permission denied)"
+        assert states[0] == ("added", said)
 
 
 # ---- add ------------------------------------------------------------------------------

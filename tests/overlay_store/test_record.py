@@ -1,11 +1,12 @@
 """Overlay records: written, read back, and refused if damaged."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.boards import boards
@@ -106,6 +107,19 @@ def first_file(**changes):
         (first_file(url="https://[::1/llama.bit"), "https or file is expected"),
         (first_file(url="ftp://localhost/llama.bit"), "https or file is expected"),
         (damage(measured=True), "measured is True"),
+        (damage(abi=True), "abi is True"),
+        (damage(clock_mhz=-1), "clock_mhz is -1"),
+        (damage(clock_mhz=10**400), "clock_mhz is 1000"),
+        (damage(board=["kv260"]), "names a board"),
+        (damage(files={"name": "llama.bit"}), "not a list"),
+        (damage(files=None), "files is None, not a list"),
+        (damage(tools={"vivado": 2022.1}), "the version of vivado is 2022.1"),
+        (damage(report={"lut": "many"}), "lut of the report is 'many'"),
+        (first_file(url=5), "the URL of llama.bit is 5"),
+        (first_file(name=None), "name of a file is None"),
+        (first_file(sha256=0), "sha256 of a file is 0"),
+        (first_file(n_bytes=True), "n_bytes of llama.bit is True"),
+        (first_file(n_bytes=1 << 60), "n_bytes of llama.bit is 1152921504606846976"),
         (lambda f: {**f, "files": f["files"][:1]}, r"its files are \['.bit'\]"),
     ],
 )
@@ -115,6 +129,65 @@ def test_damaged_record_is_refused_by_name(tmp_path, fields, change, message):
     with pytest.raises(OverlayMismatch, match=message) as caught:
         OverlayRecord.read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"a":' * 100_000, "it is nested too deeply"),
+        (b'{"format": NaN}', "the number NaN, which JSON does not know"),
+        (b'{"format": 1e999}', "Out of range float"),
+        (b'{"format": 1, "format": 1}', "the key 'format' twice"),
+        (rb'{"format": "\ud800"}', "a lone surrogate"),
+        (rb'{"\udc80": 1}', "a lone surrogate"),
+        (b"\xff{}", "byte 0 is not UTF-8"),
+        (b"", "it is not JSON"),
+    ],
+)
+def test_record_of_malicious_json_is_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "overlay.json"
+    path.write_bytes(text)
+    with pytest.raises(OverlayMismatch, match=f"^{path} is damaged: .*{message}"):
+        OverlayRecord.read(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "endless"])
+def test_record_that_is_no_file_is_refused_by_name(tmp_path, kind):
+    path = tmp_path / "overlay.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(OverlayMismatch, match=f"^{path} cannot be read"):
+        OverlayRecord.read(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300)
+@given(record=records(), data=st.data())
+def test_any_change_of_a_record_is_read_or_refused(tmp_path_factory, record, data):
+    """Replace a value anywhere, or flip a bit: never another error than the package's own."""
+    path = record.write(tmp_path_factory.mktemp("record"))
+    fields = json.loads(path.read_text())
+    place = data.draw(st.sampled_from([fields, *fields["files"]]))
+    place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON)
+    text = bytearray(json.dumps(fields).encode())
+    if data.draw(st.booleans()):
+        text[data.draw(st.integers(0, len(text) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(text)
+    try:
+        assert isinstance(OverlayRecord.read(path).origin, str)
+    except OverlayMismatch as error:
+        assert str(path) in str(error)
 
 
 def test_record_that_is_no_json_is_refused(tmp_path):
