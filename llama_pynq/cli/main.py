@@ -31,11 +31,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if given and not given[0].startswith("-") and given[0] not in commands.choices:
         meant = _meant(given[0], commands.choices) or ": llama-pynq --help lists them"
         parser.error(f"there is no command {given[0]!r}{meant}")
+    if given[:1] == ["lab"]:
+        options = {name: _options(command) for name, command in commands.choices.items()}
+        if problem := notebooks.misplaced(arguments, options):
+            commands.choices["lab"].error(problem)
     args, unknown = parser.parse_known_args(given, argparse.Namespace(passed_on=passed_on))
     if unknown:
         parser = commands.choices.get(args.command, parser)
-        options = re.findall(r"--[a-z][a-z0-9-]+", parser.format_help())
-        meant = _meant(unknown[0].partition("=")[0], options)
+        meant = _meant(unknown[0].partition("=")[0], _options(parser))
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
     if problem := excluded(args):
         commands.choices[args.command].error(problem)
@@ -43,6 +46,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.print_help()
         parser.exit()
     return args
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return re.findall(r"--[a-z][a-z0-9-]+", parser.format_usage())
 
 
 def _meant(given: str, known: Iterable[str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import collections
+import difflib
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from llama_pynq.cli.output import file_to_write, force_option
 from llama_pynq.errors import LlamaPynqError
@@ -16,6 +17,14 @@ from llama_pynq.utils.files import user_path
 
 DEFAULT_FOLDER = "llama_pynq_notebooks"
 """Not ``notebooks``: a checkout keeps the originals there."""
+
+_WITHOUT_A_VALUE = frozenset(
+    "--allow-root --autoreload --collaborative --core-mode --custom-css --debug --dev-mode "
+    "--expose-app-in-browser --extensions-in-dev-mode --generate-config --help-all --no-browser "
+    "--no-script --script --show-config --show-config-json --skip-dev-build --splice-source "
+    "--version --watch -y".split()
+)
+"""JupyterLab's options after which a word is no value: it is the folder."""
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:
@@ -35,10 +44,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
     lab = commands.add_parser(
         "lab",
-        usage="llama-pynq lab [-h] [DIR] [-- ARGUMENT ...]",
+        usage="llama-pynq lab [-h] [DIR] [OPTION OF JUPYTERLAB ...]",
         help="open JupyterLab on the notebooks",
         description="Copy the notebooks that are missing to a folder, and open JupyterLab on it. "
-        "Arguments after -- go to JupyterLab: llama-pynq lab -- --no-browser",
+        "Options that are not its own go to JupyterLab: llama-pynq lab --port 9000 --no-browser. "
+        "So does all after --. JupyterLab starts for root, too, as on a board, and asks for its "
+        "token; jupyter lab --help lists its options.",
     )
     lab.add_argument("folder", **folder)
 
@@ -65,12 +76,49 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split off the arguments after ``--`` of ``lab``: argparse would take them for the folder."""
-    given = list(arguments)
-    if given[:1] == ["lab"] and "--" in given:
-        at = given.index("--")
-        return given[:at], given[at + 1 :]
-    return given, []
+    """Split off JupyterLab's options from those of ``lab``, and all after ``--``.
+
+    argparse would take their values for the folder.
+    """
+    if list(arguments[:1]) != ["lab"]:
+        return list(arguments), []
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    given, passed_on = ["lab"], list[str]()
+    takes_a_value = False
+    for word in arguments[1:end]:
+        option = word.startswith("-") and word != "-"
+        if word in ("-h", "--help"):
+            given.append(word)
+        elif option or takes_a_value:
+            passed_on.append(word)
+        else:
+            given.append(word)
+        takes_a_value = option and "=" not in word and word not in _WITHOUT_A_VALUE
+    return given, passed_on + list(arguments[end + 1 :])
+
+
+def misplaced(arguments: Sequence[str], options: Mapping[str, Collection[str]]) -> str | None:
+    """What is wrong with an option of ``lab`` that is meant for this program, not for JupyterLab.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Of the whole command line.
+    options : mapping of str to collection of str
+        The options of each command.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for word in split(arguments[:end])[1]:
+        option = word.partition("=")[0]
+        if not option.startswith("--") or option in _WITHOUT_A_VALUE:
+            continue
+        of = [command for command, known in options.items() if option in known]
+        if of:
+            return f"{option} is no option of lab, but of llama-pynq {of[0]}"
+        own = ["--help", *options["notebooks"]]
+        if close := difflib.get_close_matches(option, own, n=1, cutoff=0.8):
+            return f"unrecognized argument {option}; did you mean {close[0]}?"
+    return None
 
 
 def _notebooks(args: argparse.Namespace) -> int:
@@ -104,6 +152,8 @@ def _lab(args: argparse.Namespace) -> int:
     print(f"{folder}: {states['copied']} notebooks copied, {states.total() - states['copied']} "
           "there already", flush=True)  # fmt: skip
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # the users of a board are root
     command += args.passed_on
     os.chdir(folder)
     if os.name == "nt":

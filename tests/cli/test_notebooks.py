@@ -59,6 +59,8 @@ def test_notebooks_in_a_files_place_are_refused(refused, tiny, tmp_path):
 
 # ---- lab -----------------------------------------------------------------------------
 
+AS_ROOT = ["--allow-root"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
+
 LAB = """
 import json, os, pathlib, signal, sys, time
 try:
@@ -93,8 +95,72 @@ def test_lab_opens_jupyterlab_on_the_folder_with_further_arguments(tmp_path, nam
     said, found = out.splitlines()
     folder = str(tmp_path / name)
     assert re.fullmatch(rf"{re.escape(folder)}: \d+ notebooks copied, 0 there already", said)
-    expected = [f"--ServerApp.root_dir={folder}", "--no-browser", "--port", "9"]
+    expected = [f"--ServerApp.root_dir={folder}", *AS_ROOT, "--no-browser", "--port", "9"]
     assert json.loads(found) == {"arguments": expected, "folder": folder}
+
+
+@pytest.mark.parametrize(
+    ("given", "folder", "passed_on"),
+    [
+        (["--port", "9000", "--no-browser"], None, ["--port", "9000", "--no-browser"]),
+        (["ada", "--port", "9000"], "ada", ["--port", "9000"]),
+        (["--no-browser", "ada"], "ada", ["--no-browser"]),
+        (["--port=9000", "ada", "-y"], "ada", ["--port=9000", "-y"]),
+        (
+            ["--ip", "0.0.0.0", "ada", "--", "x", "--help"],
+            "ada",
+            ["--ip", "0.0.0.0", "x", "--help"],
+        ),
+        (["--ServerApp.token=x"], None, ["--ServerApp.token=x"]),
+        (["--", "--reset"], None, ["--reset"]),
+    ],
+)
+def test_lab_passes_jupyterlabs_options_on(tmp_path, given, folder, passed_on):
+    with lab(tmp_path, *given) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    found = json.loads(out.splitlines()[1])
+    assert found["folder"] == str(tmp_path / (folder or "llama_pynq_notebooks"))
+    assert found["arguments"][1:] == [*AS_ROOT, *passed_on]
+
+
+@pytest.mark.parametrize("uid, expected", [(0, ["--allow-root"]), (1000, [])])
+def test_lab_lets_root_start_jupyterlab(cli, tiny, tmp_path, monkeypatch, uid, expected):
+    ran = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(os, "geteuid", lambda: uid, raising=False)
+    monkeypatch.setattr(os, "name", "posix")
+    monkeypatch.setattr(os, "chdir", lambda folder: None)
+    monkeypatch.setattr(os, "execv", lambda program, command: ran.append(command))
+    cli("lab", "--port=9000")
+    folder = tmp_path / "llama_pynq_notebooks"
+    assert ran[0][3:] == [f"--ServerApp.root_dir={folder}", *expected, "--port=9000"]
+    assert not any("token" in word or "password" in word for word in ran[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--hlep", "unrecognized argument --hlep; did you mean --help?"),
+        ("--rest", "unrecognized argument --rest; did you mean --reset?"),
+        ("--reset", "--reset is no option of lab, but of llama-pynq notebooks"),
+        ("--model=a.bin", "--model is no option of lab, but of llama-pynq generate"),
+    ],
+)
+def test_lab_refuses_options_that_are_this_programs(cli, capsys, tmp_path, option, message):
+    with pytest.raises(SystemExit) as status:
+        cli("lab", option)
+    assert status.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "llama_pynq_notebooks").exists()
+
+
+def test_lab_help_says_where_options_go(cli, capsys):
+    for given in (["--help"], ["--port", "9000", "-h"]):
+        with pytest.raises(SystemExit) as status:
+            cli("lab", *given)
+        text = " ".join(capsys.readouterr().out.split())
+        assert status.value.code == 0
+        assert "go to JupyterLab: llama-pynq lab --port 9000 --no-browser" in text
 
 
 @needs_signals
@@ -112,6 +178,8 @@ def contents(url):
         try:
             with urllib.request.urlopen(url, timeout=30) as answer:
                 return {entry["name"] for entry in json.load(answer)["content"]}
+        except urllib.error.HTTPError:
+            raise
         except urllib.error.URLError:
             time.sleep(0.1)
     raise TimeoutError(url)
@@ -120,8 +188,8 @@ def contents(url):
 @needs_signals
 def test_lab_serves_the_notebooks_in_the_jupyterlab_that_is_here(tmp_path):
     pytest.importorskip("jupyterlab")
-    options = ["--no-browser", "--allow-root", "--port=0", "--ServerApp.token=x"]
-    command = [sys.executable, "-m", "llama_pynq", "lab", "übung", "--", *options]
+    options = ["--no-browser", "--port=0", "--ServerApp.token=x"]
+    command = [sys.executable, "-m", "llama_pynq", "lab", "übung", *options]
     environment = {**os.environ, "HOME": str(tmp_path)}
     with subprocess.Popen(
         command,
@@ -135,6 +203,8 @@ def test_lab_serves_the_notebooks_in_the_jupyterlab_that_is_here(tmp_path):
             for line in process.stdout:
                 if found := re.search(r"http://127\.0\.0\.1:\d+/", line):
                     break
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                contents(f"{found[0]}api/contents")
             listed = contents(f"{found[0]}api/contents?token=x")
             process.send_signal(signal.SIGINT)  # the server asks for confirmation
             with suppress(subprocess.TimeoutExpired):  # two signals at once count as one
