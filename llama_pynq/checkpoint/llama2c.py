@@ -14,14 +14,11 @@ karpathy/llama2.c at 350e04f: export.py (the writer), run.c and runq.c (the read
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 import struct
-import threading
 import weakref
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -36,6 +33,7 @@ from llama_pynq.checkpoint.config import (
     NORMS,
     ModelConfig,
 )
+from llama_pynq.checkpoint.steady import SteadyFile
 from llama_pynq.errors import CheckpointError
 from llama_pynq.utils.foreign import LLAMA2C_EXPORT, identify_foreign_file
 
@@ -43,8 +41,6 @@ _MAGIC = 0x616B3432  # "ak42"
 _HEADER_BYTES = 256  # of versions 1 and 2
 _HEADER = "<7i"  # dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len
 _LEGACY_HEADER_BYTES = struct.calcsize(_HEADER)  # version 0 has nothing else
-
-_SLICE_BYTES = 1 << 20
 
 _Sizes = tuple[int, int, int, int, int, int, int]
 
@@ -135,9 +131,8 @@ class Checkpoint:
     version: int
     group_size: int | None
     n_bytes: int
-    _file: BinaryIO = field(repr=False)
+    _file: SteadyFile = field(repr=False)
     _places: dict[str, Place] = field(repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         # Notebooks rarely close anything: the finalizer closes the file with the object, so
@@ -201,16 +196,17 @@ class Checkpoint:
             )
         self.config = replace(self.config, seq_len=seq_len)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
-        """SHA-256 of the file's content, as hex; computed on first use, in slices."""
-        digest = hashlib.sha256()
-        buffer = np.empty(min(_SLICE_BYTES, self.n_bytes), np.uint8)
-        for offset in range(0, self.n_bytes, _SLICE_BYTES):
-            part = buffer[: min(_SLICE_BYTES, self.n_bytes - offset)]
-            self._read_into(part, offset)
-            digest.update(part.data)
-        return digest.hexdigest()
+        """SHA-256 of the file's content, as hex; computed on first use, in slices.
+
+        From then on, a read is of the content that was hashed, or an error.
+        """
+        return self._file.sha256
+
+    def freeze(self) -> None:
+        """Hash the file: from now on, a read is of the content it has now, or an error."""
+        _ = self.sha256
 
     def tensor(self, name: str, layer: int | None = None) -> npt.NDArray[np.float32]:
         """Read one tensor as float32; int8 files are dequantised.
@@ -232,7 +228,7 @@ class Checkpoint:
         ------
         CheckpointError
             If there is no such tensor or layer, it holds NaN or infinite values, or
-            the checkpoint is closed or the file has shrunk.
+            the checkpoint is closed, or the file has shrunk or was changed after `sha256`.
         """
         place, offset, label = self._locate(name, layer)
         if self.group_size is not None and name not in NORMS:
@@ -328,21 +324,8 @@ class Checkpoint:
         return place, place.offset + layer * place.stride, f"{name}, layer {layer}"
 
     def _read_into(self, array: npt.NDArray[Any], offset: int) -> None:
-        """Fill a C-contiguous array from the file, in slices short enough for any system's read."""
-        if self._file.closed:
-            raise CheckpointError(f"{self.path} is closed: open it again with load_checkpoint()")
-        view = array.data.cast("B")
-        with self._lock:
-            self._file.seek(offset)
-            done = 0
-            while done < len(view):
-                n = self._file.readinto(view[done : done + _SLICE_BYTES])  # type: ignore[attr-defined]
-                if not n:
-                    raise CheckpointError(
-                        f"{self.path} now ends at or before byte {offset + done} of "
-                        f"{self.n_bytes}: it changed since it was opened; load it again"
-                    )
-                done += n
+        """Fill a C-contiguous array from the file."""
+        self._file.read_into(array.data.cast("B"), offset)
 
     def _refuse_nonfinite(self, values: npt.NDArray[np.float32], label: str) -> None:
         # min and max propagate NaN, so two reductions replace a mask as large as the tensor.
@@ -393,7 +376,8 @@ def read_llama2c(
     if group_size is not None:
         _refuse_ambiguous(path, config, group_size, reading)
     places, expected = layout(config, version, group_size)
-    checkpoint = Checkpoint(path, config, version, group_size, n_bytes, file, places)
+    steady = SteadyFile(path, file, head, n_bytes)
+    checkpoint = Checkpoint(path, config, version, group_size, n_bytes, steady, places)
     if n_bytes != expected:
         raise CheckpointError(_wrong_size(checkpoint, expected))
     return checkpoint

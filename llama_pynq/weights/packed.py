@@ -88,6 +88,8 @@ def _meta_crc(meta: dict[str, str], tokenizer: bytes) -> str:
 def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: bytes = b"") -> None:
     """Pack a model into a safetensors file, atomically and without holding it in memory.
 
+    A checkpoint that changes meanwhile gives an error, and no file.
+
     Parameters
     ----------
     model : QuantizedModel
@@ -100,13 +102,15 @@ def write_packed(model: QuantizedModel, target: Target, path: Path, tokenizer: b
     Raises
     ------
     CheckpointError
-        If the tokenizer has more than `MAX_TOKENIZER_BYTES`.
+        If the tokenizer has more than `MAX_TOKENIZER_BYTES`, or the checkpoint cannot be read,
+        holds NaN or infinite weights, or changed meanwhile.
     """
     if len(tokenizer) > MAX_TOKENIZER_BYTES:
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} bytes: a packed file holds one of at most "
             f"{MAX_TOKENIZER_BYTES}"
         )
+    model.freeze()
     sizes = channel_bytes(model.config, model.group_size, target, model.weight_bits)
 
     def header(crcs: list[str]) -> bytes:

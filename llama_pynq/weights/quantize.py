@@ -143,6 +143,10 @@ class QuantizedModel:
                 f"{self.group_size}: the kernel reads 32 or 64"
             )
 
+    def freeze(self) -> None:
+        """See `Checkpoint.freeze`."""
+        self._checkpoint.freeze()
+
     def matrix(self, name: str, layer: int | None = None) -> QuantizedMatrix:
         """One weight matrix, (out, groups * group_size) int8 with its scales.
 

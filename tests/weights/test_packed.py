@@ -1,8 +1,10 @@
 """Packed files, and their cache."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import zlib
 from dataclasses import fields
 
@@ -12,8 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from support.checkpoint_files import write_checkpoint
 from support.weight_shapes import CONFIG, HALF, TARGETS, UNTIED
 
+from llama_pynq import load_checkpoint
 from llama_pynq.errors import CheckpointError
 from llama_pynq.kernel.config import Target
 from llama_pynq.weights import packed
@@ -436,6 +440,126 @@ def test_pack_cached_folder_that_cannot_be_written_is_named(new_checkpoint, cach
     cache.write_text("a file, not a folder")
     with pytest.raises(CheckpointError, match="cannot write the packed model .*LLAMA_PYNQ_CACHE"):
         pack_cached(new_checkpoint(), Target(2, 32))
+
+
+def rewritten(path, config, seed):
+    """Write another model of the same shape over a file, in place, and keep its time."""
+    before, content = path.stat(), write_checkpoint_bytes(path, config, seed)
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def write_checkpoint_bytes(path, config, seed) -> bytes:
+    other = path.with_suffix(".other")
+    write_checkpoint(other, config, 0, seed=seed)
+    content = other.read_bytes()
+    other.unlink()
+    return content
+
+
+def test_checkpoint_rewritten_in_place_after_its_hash_is_not_packed(new_checkpoint, cache):
+    checkpoint = new_checkpoint(seed=1)
+    assert checkpoint.sha256
+    rewritten(checkpoint.path, CONFIG, seed=2)
+    with pytest.raises(CheckpointError, match="model.bin was changed while it was read"):
+        pack_cached(checkpoint, Target(2, 32))
+    assert list((cache / "models").iterdir()) == []
+    assert pack_cached(load_checkpoint(checkpoint.path), Target(2, 32)).path.exists()
+
+
+def test_checkpoint_rewritten_while_it_is_packed_gives_no_file(
+    new_checkpoint, tmp_path, monkeypatch
+):
+    checkpoint = new_checkpoint(seed=1)
+    whole = packed.blocks
+
+    def rewrites(*args):
+        rest = whole(*args)
+        yield next(rest)
+        rewritten(checkpoint.path, CONFIG, seed=2)
+        yield from rest
+
+    monkeypatch.setattr(packed, "blocks", rewrites)
+    path = tmp_path / "folder" / "m.safetensors"
+    with pytest.raises(CheckpointError, match="model.bin was changed while it was read"):
+        write_packed(QuantizedModel(checkpoint), Target(2, 32), path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_checkpoint_rewritten_at_any_time_never_gets_anothers_name_in_the_cache(tmp_path, cache):
+    """Two models take turns in one file while it is loaded again and again."""
+    path = tmp_path / "model.bin"
+    contents = [write_checkpoint_bytes(path, CONFIG, seed) for seed in (1, 2)]
+    expected = {}
+    for content in contents:
+        path.write_bytes(content)
+        with load_checkpoint(path) as checkpoint:
+            model = QuantizedModel(checkpoint)
+            expected[checkpoint.sha256[:32]] = pack_channels(model, Target(2, 32))
+    stop = threading.Event()
+
+    def rewrite():
+        while not stop.is_set():
+            for content in contents:
+                with path.open("r+b") as file:
+                    for at in range(0, len(content), 4096):
+                        file.seek(at)
+                        file.write(content[at : at + 4096])
+                        file.flush()
+                stop.wait(0.002)
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        outcomes = []
+        for _ in range(40):
+            try:
+                with load_checkpoint(path) as checkpoint:
+                    pack_cached(checkpoint, Target(2, 32), rebuild=True)
+                outcomes.append("packed")
+            except CheckpointError as error:
+                outcomes.append("changed" if "was changed while" in str(error) else str(error))
+    finally:
+        stop.set()
+        thread.join()
+    assert set(outcomes) <= {"packed", "changed"} and "changed" in outcomes
+    for file in (cache / "models").iterdir():
+        for key, channels in expected.items():
+            if file.name.startswith(key):
+                for found, part in zip(uploaded(open_packed(file)), channels, strict=True):
+                    np.testing.assert_array_equal(found, part)
+
+
+def test_what_a_killed_load_left_in_the_cache_is_cleared_by_the_next(new_checkpoint, cache):
+    checkpoint = new_checkpoint()
+    pack_cached(checkpoint, Target(2, 32))
+    process = subprocess.Popen(
+        [sys.executable, "-c", PACKS_FOREVER, checkpoint.path], stdout=subprocess.PIPE,
+        env={**os.environ, "LLAMA_PYNQ_CACHE": str(cache)},
+    )  # fmt: skip
+    assert process.stdout.readline() == b"packing\n"
+    assert len(list((cache / "models").iterdir())) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    packed = pack_cached(checkpoint, Target(2, 32))  # packs nothing: its file is there
+    assert list((cache / "models").iterdir()) == [packed.path]
+
+
+PACKS_FOREVER = """
+import sys, time
+from llama_pynq import load_checkpoint
+from llama_pynq.kernel.config import Target
+from llama_pynq.weights import packed
+whole = packed.blocks
+def blocks(*args):
+    yield next(whole(*args))
+    print("packing", flush=True)
+    time.sleep(600)
+packed.blocks = blocks
+packed.pack_cached(load_checkpoint(sys.argv[1]), Target(2, 32), rebuild=True)
+"""
 
 
 # ---- changed files -------------------------------------------------------------------
