@@ -29,6 +29,7 @@ from numpy.typing import DTypeLike
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
+from llama_pynq.device import bitfiles
 from llama_pynq.device.memory_bank import MemoryBank
 from llama_pynq.errors import DeviceBusy, DeviceMemoryError, KernelError, KernelTimeout
 from llama_pynq.kernel.control import ControlUnit
@@ -231,10 +232,15 @@ class PyxrtDevice(Device):
     # ---- metadata and download -------------------------------------------------------
 
     def get_bitfile_metadata(self, bitfile_name: str, partial: bool = False) -> Any:
-        """The overlay's metadata, read by PYNQ's own parser."""
-        from pynq.pl_server.xclbin_parser import XclBin
+        """The overlay's metadata, read by PYNQ's own parser.
 
-        return XclBin(xclbin_data=Path(bitfile_name).read_bytes())
+        Raises
+        ------
+        OverlayMismatch
+            If the file is damaged.
+        """
+        path = Path(bitfile_name)
+        return bitfiles.parse_xclbin(bitfiles.read_overlay(path), str(path))
 
     def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
         """Do nothing: PYNQ caches a board's metadata, but a card's is in the xclbin itself."""

@@ -29,14 +29,23 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llama_pynq.emulation.design import Bank, Design, PlacedArgument
+from llama_pynq.emulation.design import PROTOCOLS, Bank, Design, PlacedArgument
 from llama_pynq.errors import OverlayMismatch
+from llama_pynq.utils.bounded import parse_json
 from llama_pynq.utils.files import cache_folder, write_atomically
 
 MAGIC = b"LLPYEMU1"
 _HEADER_START = 44
 _ALIGNMENT = 64
+
+# Bounds of what a header may say, far above what a build writes.
+_MOST_HEADER_BYTES = 1 << 20
+_MOST_PAYLOADS, _MOST_FEATURES = 64, 256
+_MOST_ARGUMENTS = 128  # as many words does the emulated kernel take
+_MOST_CHARACTERS = 200
+_MOST_ADDRESS, _MOST_RANGE = (1 << 64) - 1, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -129,27 +138,106 @@ def unpack(data: bytes, source: str) -> Container:
         raise damaged
     (length,) = struct.unpack_from("<I", data, 8)
     header = data[_HEADER_START : _HEADER_START + length]
-    if hashlib.sha256(header).digest() != data[12:_HEADER_START]:
+    if len(header) != length or hashlib.sha256(header).digest() != data[12:_HEADER_START]:
         raise damaged
-    fields = json.loads(header)
-    start = len(_padded(data[: _HEADER_START + length]))
-    payloads = []
-    for entry in fields["payloads"]:
-        begin = start + entry["offset"]
-        payload = Payload(
-            entry["level"],
-            entry["system"],
-            entry["machine"],
-            tuple(entry["features"]),
-            bytes(data[begin : begin + entry["size"]]),
-        )
+    try:
+        if length > _MOST_HEADER_BYTES:
+            raise ValueError(f"it has {length} bytes")
+        fields = _object(parse_json(header), "design", "metadata_sha256", "payloads")
+        entries = _list(fields["payloads"], _MOST_PAYLOADS)
+        payloads = [_payload(e, data, _HEADER_START + length) for e in entries]
+        design = _design(fields["design"])
+        metadata = fields["metadata_sha256"]
+        if metadata is not None:
+            metadata = _text(metadata)
+    except ValueError as error:
+        raise OverlayMismatch(
+            f"{source} is damaged: the header of its emulated kernel is wrong, {error}. "
+            "Reinstall llama_pynq, or build the emulated overlay again."
+        ) from None
+    for entry, payload in zip(entries, payloads, strict=True):
         if payload.sha256 != entry["sha256"]:
             raise damaged
-        payloads.append(payload)
-    design = dict(fields["design"])
-    design["arguments"] = tuple(PlacedArgument(**a) for a in design["arguments"])
-    design["banks"] = tuple(Bank(**b) for b in design["banks"])
-    return Container(Design(**design), tuple(payloads), fields["metadata_sha256"])
+    return Container(design, tuple(payloads), metadata)
+
+
+# ---- the header's schema ------------------------------------------------------------------
+
+
+def _object(value: Any, *names: str) -> dict[str, Any]:
+    """A JSON object with exactly these keys."""
+    if not isinstance(value, dict) or sorted(value) != sorted(names):
+        raise ValueError(f"{_short(value)} is no object of {', '.join(names)}")
+    return value
+
+
+def _list(value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"{_short(value)} is no list of up to {most}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MOST_CHARACTERS or not value.isprintable():
+        raise ValueError(f"{_short(value)} is no name")
+    return value
+
+
+def _number(value: Any, least: int, most: int, multiple: int = 1) -> int:
+    if type(value) is not int or not least <= value <= most or value % multiple:
+        raise ValueError(f"{_short(value)} is no multiple of {multiple} from {least} to {most}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."
+
+
+def _payload(entry: Any, data: bytes, header_end: int) -> Payload:
+    fields = _object(entry, "level", "system", "machine", "features", "sha256", "offset", "size")
+    start = header_end + -header_end % _ALIGNMENT
+    size = _number(fields["size"], 0, len(data))
+    begin = start + _number(fields["offset"], 0, len(data), _ALIGNMENT)
+    if begin + size > len(data):
+        raise ValueError(f"a payload ends at byte {begin + size} of {len(data)}")
+    level, system, machine = (_text(fields[name]) for name in ("level", "system", "machine"))
+    features = tuple(map(_text, _list(fields["features"], _MOST_FEATURES)))
+    return Payload(level, system, machine, features, bytes(data[begin : begin + size]))
+
+
+def _design(value: Any) -> Design:
+    fields = _object(value, *(field.name for field in dataclasses.fields(Design)))
+    if fields["protocol"] not in PROTOCOLS:
+        raise ValueError(f"{_short(fields['protocol'])} is no protocol")
+    banks = []
+    for bank in _list(fields["banks"], _MOST_ARGUMENTS):
+        bank = _object(bank, "tag", "base_address")
+        banks.append(Bank(_text(bank["tag"]), _number(bank["base_address"], 0, _MOST_ADDRESS)))
+    size = _number(fields["address_range"], 4, _MOST_RANGE, 4)
+    names = [field.name for field in dataclasses.fields(PlacedArgument)]
+    arguments = []
+    for argument in _list(fields["arguments"], _MOST_ARGUMENTS):
+        argument = _object(argument, *names)
+        for name in ("name", "ctype", "depth"):
+            _text(argument[name])
+        for name in ("bundle", "bank"):
+            if argument[name] is not None:
+                _text(argument[name])
+        if argument["bank"] not in (None, *(bank.tag for bank in banks)):
+            raise ValueError(f"{argument['name']!r} is connected to no bank of the design")
+        bits = _number(argument["size_bits"], 32, 64, 32)
+        # Behind the four control registers.
+        _number(argument["offset"], 0x10, size - bits // 8, 4)
+        arguments.append(PlacedArgument(**argument))
+    return Design(
+        fields["protocol"],
+        _number(fields["base_address"], 0, _MOST_ADDRESS),
+        size,
+        tuple(arguments),
+        tuple(banks),
+        _number(fields["clock_mhz"], 0, 100_000),
+    )
 
 
 def extract(payload: Payload) -> Path:

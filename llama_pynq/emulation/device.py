@@ -17,6 +17,7 @@ from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
 from llama_pynq.boards import MIB, board_key, boards
+from llama_pynq.device import bitfiles
 from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import PROTOCOLS, Design, PlacedArgument
@@ -365,7 +366,7 @@ class EmulatedDevice(Device):
 
     def _read_overlay(self, path: Path) -> Container:
         """Read and check an overlay file; for a .bit, check its .hwh, too."""
-        data = path.read_bytes()
+        data = bitfiles.read_overlay(path)
         if path.suffix == ".xclbin":
             return xclbin.read(data, str(path))
         if path.suffix != ".bit":
@@ -379,7 +380,8 @@ class EmulatedDevice(Device):
                 f"{metadata} is missing: PYNQ needs it beside {path.name}. "
                 f"Copy both files of the overlay."
             )
-        if hashlib.sha256(metadata.read_bytes()).hexdigest() != contents.metadata_sha256:
+        found = hashlib.sha256(bitfiles.read_overlay(metadata)).hexdigest()
+        if found != contents.metadata_sha256:
             raise OverlayMismatch(
                 f"{metadata} does not belong to {path.name}: they come from different builds. "
                 f"Copy both files of one build."
@@ -399,9 +401,7 @@ class EmulatedDevice(Device):
         path = Path(bitfile_name)
         self._read_overlay(path)
         if path.suffix == ".xclbin":
-            from pynq.pl_server.xclbin_parser import XclBin
-
-            parser = XclBin(xclbin_data=path.read_bytes())
+            parser = bitfiles.parse_xclbin(bitfiles.read_overlay(path), str(path))
             for bank in parser.mem_dict.values():
                 bank["size"] = self.memory.size_bytes  # all banks share the board's memory
         else:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import struct
 from xml.etree import ElementTree
 
+from llama_pynq.device.bitfiles import BIT_PREFIX, check_bit
 from llama_pynq.emulation import container
 from llama_pynq.emulation.design import Design
-from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel import registers
-
-_BIT_PREFIX = bytes.fromhex("0009 0ff00ff00ff00ff000 0001".replace(" ", ""))
 
 # name, offset, access, fields (name, bit offset, bit width, access)
 _CONTROL_REGISTERS: tuple[tuple[str, int, str, tuple[tuple[str, int, int, str], ...]], ...] = (
@@ -178,7 +176,7 @@ def write_bit(data: bytes) -> bytes:
     ):
         value = text.encode() + b"\0"
         fields += key + struct.pack(">H", len(value)) + value
-    return _BIT_PREFIX + fields + b"e" + struct.pack(">I", len(data)) + data
+    return BIT_PREFIX + fields + b"e" + struct.pack(">I", len(data)) + data
 
 
 def read_bit(data: bytes, source: str) -> container.Container:
@@ -189,18 +187,4 @@ def read_bit(data: bytes, source: str) -> container.Container:
     OverlayMismatch
         If the file is not a .bit, is damaged, or was not built for emulation.
     """
-    if not data.startswith(_BIT_PREFIX):
-        raise OverlayMismatch(
-            f"{source} is not a Xilinx .bit file. Check the path, or download the file again."
-        )
-    position = len(_BIT_PREFIX)
-    while data[position : position + 1] in (b"a", b"b", b"c", b"d"):
-        position += 3 + int.from_bytes(data[position + 1 : position + 3], "big")
-    length = int.from_bytes(data[position + 1 : position + 5], "big")
-    payload = data[position + 5 :]
-    if data[position : position + 1] != b"e" or len(payload) != length:
-        raise OverlayMismatch(
-            f"{source} is incomplete: it announces {length} bytes of configuration data "
-            f"and holds {len(payload)}. Reinstall llama_pynq, or download the file again."
-        )
-    return container.unpack(payload, source)
+    return container.unpack(check_bit(data, source), source)

@@ -11,21 +11,26 @@ import hashlib
 import struct
 from xml.etree import ElementTree
 
+from llama_pynq.device.bitfiles import (
+    BITSTREAM,
+    CLOCK_FREQ_TOPOLOGY,
+    CONNECTIVITY,
+    EMBEDDED_METADATA,
+    HEADER,
+    IP_LAYOUT,
+    MEM_TOPOLOGY,
+    SECTION,
+    UUID,
+    XCLBIN_MAGIC,
+    check_xclbin,
+)
 from llama_pynq.emulation import container
 from llama_pynq.emulation.design import BANK_STRIDE, Design
 from llama_pynq.errors import OverlayMismatch
 from llama_pynq.kernel import registers
 
-MAGIC = b"xclbin2\0"
-BITSTREAM, EMBEDDED_METADATA, MEM_TOPOLOGY = 0, 2, 6
-CONNECTIVITY, IP_LAYOUT, CLOCK_FREQ_TOPOLOGY = 7, 8, 11
-
 _MODE_SW_EMU = 6
 _MEM_DDR4, _IP_KERNEL, _CLOCK_KERNEL = 1, 1, 2
-_UUID = slice(416, 432)
-_SECTIONS_OFFSET = 456
-_HEADER = struct.Struct("<8s i 28s 256s Q  QQQ HBB I 16s 64s 16s 16s I 4x")
-_SECTION = struct.Struct("<I 16s 4x QQ")
 _KERNEL_ARGUMENT_TYPES = {"uint32_t": "unsigned int"}
 
 
@@ -119,19 +124,19 @@ def write(bitstream: bytes, design: Design) -> bytes:
         (BITSTREAM, b"bitstream", bitstream),
     ]
     headers, body = b"", b""
-    start = _SECTIONS_OFFSET + _SECTION.size * len(sections)
+    start = HEADER.size + SECTION.size * len(sections)
     for kind, name, data in sections:
         body += bytes(-(start + len(body)) % 8)
-        headers += _SECTION.pack(kind, name, start + len(body), len(data))
+        headers += SECTION.pack(kind, name, start + len(body), len(data))
         body += data
     signature_length, unused = -1, b"\xff"
-    header = _HEADER.pack(
-        MAGIC, signature_length, unused * 28, unused * 256, 0,
+    header = HEADER.pack(
+        XCLBIN_MAGIC, signature_length, unused * 28, unused * 256, 0,
         start + len(body), 0, 0, 0, 2, 0, _MODE_SW_EMU, b"", b"llama_pynq_emulated", b"", b"",
         len(sections),
     )  # fmt: skip
     file = bytearray(header + headers + body)
-    file[_UUID] = hashlib.sha256(file).digest()[:16]
+    file[UUID] = hashlib.sha256(file).digest()[:16]
     return bytes(file)
 
 
@@ -143,32 +148,22 @@ def read(data: bytes, source: str) -> container.Container:
     OverlayMismatch
         If the file is not an xclbin, is damaged, or was not built for emulation.
     """
-    if data[:8] != MAGIC:
-        raise OverlayMismatch(
-            f"{source} is not an .xclbin file: it does not start with 'xclbin2'. "
-            f"Check the path, or download the file again."
-        )
-    if len(data) < _SECTIONS_OFFSET or _HEADER.unpack_from(data)[5] != len(data):
+    header, sections = check_xclbin(data, source)
+    if header.n_bytes != len(data):
         raise OverlayMismatch(
             f"{source} is incomplete: its header and its size ({len(data)} bytes) disagree. "
             f"Reinstall llama_pynq, or build the emulated overlay again."
         )
-    fields = _HEADER.unpack_from(data)
-    mode, uuid, sections = fields[11], fields[14], fields[16]
-    if mode != _MODE_SW_EMU:
+    if header.mode != _MODE_SW_EMU:
         raise OverlayMismatch(
-            f"{source} was built for hardware (mode {mode}, not software emulation) and "
+            f"{source} was built for hardware (mode {header.mode}, not software emulation) and "
             f"cannot run on an emulated device. Load it on its card, or use the package's "
             f"own llama.xclbin here."
         )
-    found = {}
-    for index in range(sections):
-        kind, _, offset, size = _SECTION.unpack_from(data, _SECTIONS_OFFSET + index * _SECTION.size)
-        found[kind] = data[offset : offset + size]
-    result = container.unpack(found.get(BITSTREAM, b""), source)
+    result = container.unpack(sections.get(BITSTREAM, b""), source)
     blanked = bytearray(data)
-    blanked[_UUID] = bytes(16)
-    if hashlib.sha256(blanked).digest()[:16] != uuid:
+    blanked[UUID] = bytes(16)
+    if hashlib.sha256(blanked).digest()[:16] != header.uuid:
         raise OverlayMismatch(
             f"{source} is damaged: its contents do not match its UUID. "
             f"Reinstall llama_pynq, or build the emulated overlay again."

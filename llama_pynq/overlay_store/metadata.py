@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from llama_pynq.boards import board_key, boards
+from llama_pynq.device import bitfiles
 from llama_pynq.emulation import container
 from llama_pynq.errors import BoardNotFound, OverlayMismatch
 from llama_pynq.kernel.registers import IP_NAME, VLNV, VLNVS, arguments
@@ -87,7 +88,7 @@ def read_metadata(path: Path) -> OverlayMetadata:
             f"{path.with_suffix('.hwh')} is missing: PYNQ reads it beside {path.name}. Put both "
             "files of the build there"
         )
-    data = path.read_bytes()
+    data = bitfiles.read_overlay(path)
     if container.MAGIC in data:
         raise OverlayMismatch(
             f"{path} was built for the emulated device, and no board can load it. The emulated "
@@ -100,31 +101,17 @@ def read_metadata(path: Path) -> OverlayMetadata:
     except OverlayMismatch:
         raise
     except Exception as error:  # a damaged file may raise anything in the parsers
-        raise OverlayMismatch(
-            f"PYNQ cannot read {path} ({type(error).__name__}: {error}): it is damaged or no "
-            "overlay. Copy or build it again"
-        ) from error
+        raise bitfiles.unreadable(path, error) from error
     _check_ip(path, ips)
     return found
 
 
 def _xclbin(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
-    from pynq._3rdparty import xclbin
-    from pynq.pl_server.xclbin_parser import XclBin
-
-    file = xclbin.axlf.from_buffer_copy(data)
-    header = file.m_header
-    # The parser may stop before the configuration data, and miss that the file is truncated.
-    if file.m_magic == b"xclbin2" and len(data) < header.m_length:
-        raise OverlayMismatch(
-            f"{path} is incomplete: its header says {header.m_length} bytes, it has {len(data)}. "
-            "Copy it again"
-        )
-    parser = XclBin(xclbin_data=data)
-    platform = bytes(header.m_platformVBNV).split(b"\0")[0].decode("ascii", "replace")
+    header, _ = bitfiles.check_xclbin(data, str(path))
+    parser = bitfiles.parse_xclbin(data, str(path))
     clocks = [clock["frequency"] for clock in parser.clock_dict.values()]
     return (
-        OverlayMetadata(float(clocks[0]) if clocks else None, None, platform, {}, None),
+        OverlayMetadata(float(clocks[0]) if clocks else None, None, header.platform, {}, None),
         parser.ip_dict,
     )
 
@@ -134,13 +121,16 @@ def _bit(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
     from pynq.pl_server.embedded_device import parse_bit_header
     from pynqmetadata.frontends import Metadata
 
+    bitfiles.check_bit(data, str(path))
+    metadata = path.with_suffix(".hwh")
+    bitfiles.check_hwh(bitfiles.read_overlay(metadata), str(metadata))
     header = parse_bit_header(data)
-    parser = RuntimeMetadataParser(Metadata(input=str(path.with_suffix(".hwh"))))
+    parser = RuntimeMetadataParser(Metadata(input=str(metadata)))
     version = re.match(r"Version=(\S+)", header.get("version", ""))
     date = re.fullmatch(r"(\d{4})/(\d\d)/(\d\d)", header.get("date", ""))
     return (
         OverlayMetadata(
-            _clock_mhz(path.with_suffix(".hwh")),
+            _clock_mhz(metadata),
             header["part"],
             None,
             {"vivado": version.group(1)} if version else {},

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_pynq.boards import boards
+from llama_pynq.device import bitfiles
 from llama_pynq.errors import OverlayMismatch, OverlayNotFound
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import read_metadata
@@ -222,11 +223,13 @@ def overlay_file(name: str | Path, device: Device) -> Path:
     ------
     OverlayNotFound
         If there is none.
+    OverlayMismatch
+        If the file, or the .hwh beside it, is damaged so that PYNQ's parsers could fail on it.
     """
     import pynq  # loads for seconds
 
     try:
-        return Path(pynq.Bitstream(str(user_path(name)), device=device).bitfile_name)
+        path = Path(pynq.Bitstream(str(user_path(name)), device=device).bitfile_name)
     except OSError as error:
         # PYNQ's error if neither the path nor an installed package has the file.
         if error.errno is None and "does not exist" in str(error):
@@ -235,6 +238,8 @@ def overlay_file(name: str | Path, device: Device) -> Path:
                 "name of an installed one, such as llama.xclbin"
             ) from None
         raise
+    bitfiles.check_overlay_file(path)
+    return path
 
 
 def overlay_for(device: Device) -> Path:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import random
+import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llama_pynq.emulation import container
 from llama_pynq.emulation.container import Container, Payload
-from llama_pynq.emulation.design import xclbin_design, zynq_design
+from llama_pynq.emulation.design import Design, xclbin_design, zynq_design
 from llama_pynq.errors import OverlayMismatch
 
 PAYLOADS = (
@@ -58,6 +63,85 @@ def test_container_cut_short_is_refused(size):
     # Padding follows the last payload: cut into the payload itself.
     with pytest.raises(OverlayMismatch, match=r"file\.bit is damaged"):
         container.unpack(data[: size if size > 0 else size - 64], "file.bit")
+
+
+def signed(data: bytes, change) -> bytes:
+    """The container with another header, its checksum right."""
+    length = int.from_bytes(data[8:12], "little")
+    fields = json.loads(data[44 : 44 + length])
+    fields = change(fields) or fields
+    header = fields if isinstance(fields, bytes) else json.dumps(fields, sort_keys=True).encode()
+    start = 44 + len(header)
+    prefix = data[:8] + struct.pack("<I", len(header)) + hashlib.sha256(header).digest()
+    return prefix + header + bytes(-start % 64) + data[44 + length + -(44 + length) % 64 :]
+
+
+def setting(place: str, value):
+    """A change of one field; `place` is its path in the header."""
+
+    def change(fields) -> None:
+        *names, last = [int(name) if name.isdigit() else name for name in place.split(".")]
+        for name in names:
+            fields = fields[name]
+        fields[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(setting("payloads.1.size", n) for n in (-1, 1 << 62, 2.0, True, None, "3")),
+        *(setting("payloads.1.offset", n) for n in (-64, 1, 1 << 62, 1e300, [])),
+        *(setting("payloads.0.features", v) for v in ("avx2", [1], {}, ["x"] * 1000)),
+        *(setting("payloads.0.level", v) for v in (7, None, "x" * 1000, "\x1b[2J")),
+        setting("payloads", {}),
+        setting("payloads", [5]),
+        setting("metadata_sha256", 5),
+        *(setting("design.arguments.0.offset", n) for n in (-4, 0, 17, 0x10000, 1 << 70, "16")),
+        *(setting("design.arguments.0.size_bits", n) for n in (0, 33, 1 << 40)),
+        setting("design.arguments.0.bank", "DDR[9]"),
+        setting("design.arguments.0.depth", []),
+        setting("design.protocol", "ap_ctrl_none"),
+        setting("design.protocol", []),
+        setting("design.base_address", -1),
+        setting("design.address_range", 1 << 60),
+        setting("design.clock_mhz", "100"),
+        setting("design.colour", "red"),
+        lambda fields: fields["design"].update(arguments=fields["design"]["arguments"] * 40),
+        lambda fields: fields["design"].pop("banks"),
+        lambda fields: b"[" * 100_000,
+        lambda fields: b'{"design": NaN}',
+        lambda fields: b"\xff",
+        lambda fields: b" " * (2 << 20),
+    ],
+)
+def test_container_whose_header_is_wrong_is_refused(change):
+    data = container.pack(Container(xclbin_design(2, 2, 100), PAYLOADS))
+    with pytest.raises(OverlayMismatch, match=r"^file\.bit is damaged: the header .* is wrong, "):
+        container.unpack(signed(data, change), "file.bit")
+
+
+JSON = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]) | st.just({})
+)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_container_of_any_header_is_one_or_refused(data):
+    def change(fields) -> None:
+        place = data.draw(
+            st.sampled_from(
+                [fields, fields["design"], fields["payloads"][1], fields["design"]["banks"][0]]
+                + fields["design"]["arguments"]
+            )
+        )
+        place[data.draw(st.sampled_from(sorted(place)))] = data.draw(JSON)
+
+    good = container.pack(Container(xclbin_design(2, 2, 100), PAYLOADS))
+    with contextlib.suppress(OverlayMismatch):
+        assert isinstance(container.unpack(signed(good, change), "file").design, Design)
 
 
 def test_container_of_another_kind_is_refused():
