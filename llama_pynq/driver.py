@@ -14,6 +14,7 @@ from llama_pynq.energy import EnergyMeter
 from llama_pynq.engine.llama import Llama
 from llama_pynq.engine.loading import load
 from llama_pynq.engine.results import Generation, StreamToken
+from llama_pynq.engine.watchers import model_loaded
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.registers import VLNVS
 from llama_pynq.utils.signature import delegates_to
@@ -99,6 +100,7 @@ class LlamaDriver(KernelDriver):
             kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, reading=reading,
             context=context, power=power,
         )  # fmt: skip
+        model_loaded(self._llama)
         return self._llama
 
     @property
@@ -131,6 +133,7 @@ class LlamaDriver(KernelDriver):
         """
         model.upload(max(self.slots, 1))
         self._llama = model
+        model_loaded(model)
 
     def _drop(self) -> None:
         super()._drop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -98,6 +99,15 @@ class Llama:
             "tokenizer": str(self.tokenizer.path),
             "device": driver.device.name,
         }
+
+    @property
+    def summary(self) -> str:
+        """Shape, origin and checksum of the model in one line: what tells it from another."""
+        c, crc = self.config, zlib.crc32(repr(self.packed.crcs).encode())
+        return (
+            f"{c.n_layers} layers of {c.dim}, vocabulary {c.vocab_size:,}, context {c.seq_len}; "
+            f"{self.packed.note}; checksum {crc:08x}"
+        )
 
     def __repr__(self) -> str:
         c = self.config

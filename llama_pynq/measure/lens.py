@@ -42,6 +42,8 @@ class Inside:
     keys, values : (n_layers, n_kv_heads, n, head_size) float32
         Read from the device's KV cache.
     device : str
+    model : str
+        `Llama.summary`; empty if unknown.
     """
 
     tokens: list[int]
@@ -50,6 +52,7 @@ class Inside:
     keys: np.ndarray
     values: np.ndarray
     device: str
+    model: str = ""
 
 
 def look(llama: Llama, text: str) -> Inside:
@@ -88,7 +91,7 @@ def look(llama: Llama, text: str) -> Inside:
         with session.device() as driver:
             keys, values = driver.read_cache(session.slot, len(tokens))
     pieces = _shown(llama, tokens)
-    return Inside(tokens, pieces, stream, keys, values, llama.driver.device.name)
+    return Inside(tokens, pieces, stream, keys, values, llama.driver.device.name, llama.summary)
 
 
 def _shown(llama: Llama, tokens: Sequence[int]) -> list[str]:
@@ -161,11 +164,14 @@ class Lens:
         Their texts.
     probability : (n_layers + 1, n) float32
         Of that token.
+    model : str
+        `Llama.summary`; empty if unknown.
     """
 
     tokens: np.ndarray
     pieces: list[list[str]]
     probability: np.ndarray
+    model: str = ""
 
 
 def logit_lens(llama: Llama, inside: Inside) -> Lens:
@@ -177,11 +183,20 @@ def logit_lens(llama: Llama, inside: Inside) -> Lens:
     inside : Inside
         From `look`, of the same model.
 
+    Raises
+    ------
+    RequestError
+        If it is of another model.
+
     References
     ----------
     nostalgebraist, interpreting GPT: the logit lens, 2020
     """
     check_model(llama)
+    if inside.model not in ("", llama.summary):
+        raise RequestError(
+            f"the activations are of another model ({inside.model}): look(llama, text) again"
+        )
     depth, n, _ = inside.stream.shape
     end, most = llama.config.n_layers, llama.driver.limits.max_rows
     tokens = np.empty((depth, n), np.int64)
@@ -200,7 +215,7 @@ def logit_lens(llama: Llama, inside: Inside) -> Lens:
                 tokens[level, part] = best["id"]
                 probability[level, part] = np.exp(best["logit"] - out["lse"])
     pieces = [_shown(llama, row) for row in tokens.tolist()]
-    return Lens(tokens, pieces, probability)
+    return Lens(tokens, pieces, probability, llama.summary)
 
 
 def quantization_error(inside: Inside, model: FloatModel) -> np.ndarray:
@@ -240,6 +255,8 @@ class CacheUse:
     used : tuple of int
         Positions used by each text.
     kv_format : str
+    model : str
+        `Llama.summary`; empty if unknown.
     """
 
     slots: int
@@ -247,6 +264,7 @@ class CacheUse:
     position_bytes: int
     used: tuple[int, ...]
     kv_format: str
+    model: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -281,4 +299,4 @@ def cache_use(llama: Llama, lengths: Sequence[int]) -> CacheUse:
         )
     ports = driver.limits.kv_ports
     one = ports * driver.limits.kv_port_bytes(c, driver.kv_bits, 1) // c.seq_len
-    return CacheUse(driver.slots, c.seq_len, one, tuple(lengths), driver.kv_format)
+    return CacheUse(driver.slots, c.seq_len, one, tuple(lengths), driver.kv_format, llama.summary)

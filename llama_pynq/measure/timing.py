@@ -48,6 +48,8 @@ class StepTimes:
     roof_seconds : float or None
         Time to read the bytes at the memory's peak times its efficiency; None if the memory is
         unknown.
+    model : str
+        `Llama.summary`; empty if unknown.
     """
 
     position: int
@@ -57,6 +59,7 @@ class StepTimes:
     source: str
     measured: bool
     roof_seconds: float | None = None
+    model: str = ""
 
     @property
     def kind(self) -> str:
@@ -180,6 +183,7 @@ def measure_steps(
                     f"the kernel's time stamps on {where}, fastest of {repeats}",
                     True,
                     None if board is None else board.memory.read_seconds(work.total_bytes),
+                    llama.summary,
                 )
             )
     return steps
@@ -258,6 +262,7 @@ def model_steps(llama: Llama, board: Board | str, positions: Sequence[int]) -> l
                 f"llama_pynq's cycle model of a {board.title}",
                 False,
                 p.roof_seconds,
+                llama.summary,
             )
         )
     return steps

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_pynq.errors import RequestError
 from llama_pynq.measure.lens import CacheUse, Lens
+from llama_pynq.widgets.notice import VIEW_CLASS, Notice, View, of_model
 from llama_pynq.widgets.svg import INK, PALE, Drawing, colour, escape, shade, ticks
 
 _THUMB = 56
@@ -30,7 +31,7 @@ def _shown(piece: str) -> str:
     return piece.replace(" ", "·").replace("\n", "⏎") or "∅"
 
 
-class AttentionView(widgets.VBox):
+class AttentionView(View, widgets.VBox):
     """Attention weights: a thumbnail of every head, and the selected head enlarged.
 
     Parameters
@@ -41,15 +42,21 @@ class AttentionView(widgets.VBox):
         The n tokens' texts.
     source : str
         Origin of the weights, shown below the picture.
+    model : str, optional
+        The model, `Inside.model`: the view says so when another one is loaded. Default: the model
+        that was loaded last.
     """
 
-    def __init__(self, weights: np.ndarray, pieces: Sequence[str], source: str) -> None:
+    def __init__(
+        self, weights: np.ndarray, pieces: Sequence[str], source: str, model: str = ""
+    ) -> None:
         if weights.ndim != 4 or weights.shape[2:] != (len(pieces),) * 2:
             raise RequestError(
                 f"weights of shape {weights.shape} and {len(pieces)} pieces: give weights of "
                 "(n_layers, n_heads, n, n), and one piece for each of the n tokens"
             )
-        self._weights, self._pieces, self._source = weights, list(pieces), source
+        self._weights, self._pieces = weights, list(pieces)
+        self._source = f"<p style='font-size:11px;color:#555'>{escape(source)}</p>{of_model(model)}"
         n_layers, n_heads = weights.shape[:2]
         slider = {"layout": widgets.Layout(width="320px")}
         self.layer = widgets.IntSlider(0, 0, n_layers - 1, description="layer", **slider)
@@ -58,14 +65,15 @@ class AttentionView(widgets.VBox):
         self._drawn = widgets.HTML()
         for control in (self.layer, self.head):
             control.observe(self._draw, names="value")
+        self._notice = Notice("the sliders have", model, self._draw)
         self._draw()
         super().__init__([widgets.HBox([self.layer, self.head]), self._drawn])
+        self.add_class(VIEW_CLASS)
 
     def _draw(self, _: object = None) -> None:
         layer, head = self.layer.value, self.head.value
-        self._drawn.value = (
-            f"{_FRAME}{self._thumbnails(layer, head)}{self._large(layer, head)}"
-            f"<p style='font-size:11px;color:#555'>{escape(self._source)}</p></div>"
+        self._drawn.value = self._notice.html + (
+            f"{_FRAME}{self._thumbnails(layer, head)}{self._large(layer, head)}{self._source}</div>"
         )
 
     def _thumbnails(self, layer: int, head: int) -> str:
@@ -117,7 +125,22 @@ class AttentionView(widgets.VBox):
         return drawing.render()
 
 
-class LensView(widgets.HTML):
+class _Picture(View, widgets.HTML):
+    """View without controls; above the picture it says so when another model is loaded."""
+
+    def __init__(self, picture: str, source: str, model: str) -> None:
+        self._picture = (
+            f"{_FRAME}{picture}<p style='font-size:11px;color:#555'>{escape(source)}</p>"
+            f"{of_model(model)}</div>"
+        )
+        self._notice = Notice("", model, self._draw)
+        super().__init__(self._picture)
+
+    def _draw(self) -> None:
+        self.value = self._notice.html + self._picture
+
+
+class LensView(_Picture):
     """Logit lens: the classifier's most probable token after every layer, and its probability.
 
     Parameters
@@ -149,14 +172,15 @@ class LensView(widgets.HTML):
                 f"<tr><th style='text-align:right'>{names[level]}</th>{''.join(cells)}</tr>"
             )
         super().__init__(
-            f"{_FRAME}<p><b>Logit lens</b>: the most probable next token after each token (top "
+            f"<p><b>Logit lens</b>: the most probable next token after each token (top "
             "row), if the layer were the last</p><table style='font-size:11px;border-collapse:"
-            f"collapse'><tr><th></th>{head}</tr>{''.join(rows)}</table>"
-            f"<p style='font-size:11px;color:#555'>{escape(source)}</p></div>"
+            f"collapse'><tr><th></th>{head}</tr>{''.join(rows)}</table>",
+            source,
+            lens.model,
         )
 
 
-class ErrorView(widgets.HTML):
+class ErrorView(_Picture):
     """Chart of the quantisation error after the embedding and after each layer.
 
     Parameters
@@ -165,9 +189,11 @@ class ErrorView(widgets.HTML):
         From `lens.quantization_error`.
     source : str
         Origin of the error, shown below the chart.
+    model : str, optional
+        As for `AttentionView`.
     """
 
-    def __init__(self, error: np.ndarray, source: str) -> None:
+    def __init__(self, error: np.ndarray, source: str, model: str = "") -> None:
         depth, width, height, left = len(error), 640, 230, 60
         drawing = Drawing(width, height + 20, "Quantisation error by layer")
         drawing.text(4, 16, "Residual stream: relative difference from float32", size=13,
@@ -189,13 +215,10 @@ class ErrorView(widgets.HTML):
             drawing.text(x, foot + 14, name, size=10, anchor="middle")
         drawing.text(left, height + 10, "bar: mean over positions; line: maximum", size=11,
                      ink=PALE)  # fmt: skip
-        super().__init__(
-            f"{_FRAME}{drawing.render()}<p style='font-size:11px;color:#555'>{escape(source)}</p>"
-            "</div>"
-        )
+        super().__init__(drawing.render(), source, model)
 
 
-class CacheView(widgets.VBox):
+class CacheView(View, widgets.VBox):
     """KV cache occupancy by slot, with a slider for the tokens in slot 0.
 
     Parameters
@@ -212,8 +235,10 @@ class CacheView(widgets.VBox):
         )
         self._drawn = widgets.HTML()
         self.tokens.observe(self._draw, names="value")
+        self._notice = Notice("the slider has", use.model, self._draw)
         self._draw()
         super().__init__([self.tokens, self._drawn])
+        self.add_class(VIEW_CLASS)
 
     def _draw(self, _: object = None) -> None:
         use = self._use
@@ -234,4 +259,5 @@ class CacheView(widgets.VBox):
             drawing.box(left, y, (width - left) * n / use.seq_len, 18, style=0,
                         title=f"slot {slot}: {n} of {use.seq_len} positions")  # fmt: skip
             drawing.text(width + 6, y + 14, f"{n}/{use.seq_len}", size=11)
-        self._drawn.value = f"{_FRAME}{drawing.render()}</div>"
+        frame = f"{_FRAME}{drawing.render()}{of_model(use.model)}</div>"
+        self._drawn.value = self._notice.html + frame

@@ -9,6 +9,7 @@ import ipywidgets as widgets
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import Stage
 from llama_pynq.measure.timing import StepTimes
+from llama_pynq.widgets.notice import VIEW_CLASS, Notice, View, of_model
 from llama_pynq.widgets.svg import INK, PALE, STYLES, Drawing, escape, ticks
 
 _NAMES = {
@@ -40,8 +41,10 @@ def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
 
 
-class LayerTiming(widgets.VBox):
+class LayerTiming(View, widgets.VBox):
     """Stage times of one token, measured and modelled, with a slider for the position.
+
+    The view says so when another model is loaded than that of its times.
 
     Parameters
     ----------
@@ -72,8 +75,10 @@ class LayerTiming(widgets.VBox):
         )
         self._drawn = widgets.HTML()
         self.position.observe(self._draw, names="value")
+        self._notice = Notice("the slider has", self._measured[0].model, self._draw)
         self._draw()
         super().__init__([self.position, self._drawn])
+        self.add_class(VIEW_CLASS)
 
     def _draw(self, _: object = None) -> None:
         at = list(self.position.options).index(self.position.value)
@@ -81,9 +86,10 @@ class LayerTiming(widgets.VBox):
         sets = [self._measured, *([self._modelled] if self._modelled else [])]
         parts = [_gantt(step) for step in steps]
         parts += [_bars(steps_of, at) for steps_of in sets]
-        self._drawn.value = (
+        self._drawn.value = self._notice.html + (
             "<div style='background:#fff;color:#222;padding:6px;max-width:920px'>"
-            f"{''.join(parts)}{_legend(self._measured + self._modelled)}{_table(steps)}</div>"
+            f"{''.join(parts)}{_legend(self._measured + self._modelled)}{_table(steps)}"
+            f"{of_model(self._measured[0].model)}</div>"
         )
 
 

@@ -9,8 +9,11 @@ import ipywidgets as widgets
 import numpy as np
 
 from llama_pynq.energy import Energy
+from llama_pynq.engine.llama import Llama
+from llama_pynq.engine.watchers import loaded_last, watch_loads
 from llama_pynq.errors import RequestError
 from llama_pynq.measure.power import PowerRecorder
+from llama_pynq.widgets.notice import VIEW_CLASS, Notice, View, of_model
 from llama_pynq.widgets.svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
 from llama_pynq.widgets.worker import Worker
 
@@ -19,7 +22,7 @@ _UPDATES_PER_SECOND = 5.0
 _MOST_POINTS = 400
 
 
-class PowerView(widgets.VBox):
+class PowerView(View, widgets.VBox):
     """Live plot of a running recorder; it ends with the recorder, and `follow` resumes it.
 
     Parameters
@@ -40,7 +43,12 @@ class PowerView(widgets.VBox):
             layout=widgets.Layout(width="180px"),
         )  # fmt: skip
         self.window.observe(lambda _: self.draw(), names="value")
+        self._model, self._of_before = loaded_last(), ""
+        self._before: Energy | str | None = None
+        self._notice = Notice("the plot stands still, and the field has")
         super().__init__([self._drawn, self.window])
+        self.add_class(VIEW_CLASS)
+        watch_loads(self._loaded)
         self.draw()
         self.follow()
 
@@ -59,12 +67,28 @@ class PowerView(widgets.VBox):
         self._worker.stop.set()
         super().close()
 
+    def _loaded(self, llama: Llama) -> None:
+        """Keep what was generated last as the earlier model's."""
+        if llama.summary != self._model:
+            if self._recorder.last is not self._before:
+                self._before, self._of_before = self._recorder.last, self._model
+            self._model = llama.summary
+            self.draw()
+
     def draw(self) -> None:
         """Draw the recording as it is now."""
         picture = _plot(self._recorder, self.window.value)
-        self._drawn.value = (
+        last = self._recorder.last
+        earlier = ""
+        if isinstance(last, Energy) and last is self._before:
+            earlier = (
+                f", with an earlier model ({self._of_before})"
+                if self._of_before
+                else (", with an earlier model")
+            )
+        self._drawn.value = self._notice.html + (
             "<div style='background:#fff;color:#222;padding:6px;max-width:920px'>"
-            f"{picture}{_summary(self._recorder)}</div>"
+            f"{picture}{_summary(last, earlier)}{of_model(self._model)}</div>"
         )
 
 
@@ -155,9 +179,11 @@ def _runs(times: np.ndarray, watts: np.ndarray) -> list[list[tuple[float, float]
     return [run for run in runs if run]
 
 
-def _summary(recorder: PowerRecorder) -> str:
-    """Return the energy of the last text or batch, or why there is none, as HTML."""
-    last = recorder.last
+def _summary(last: Energy | str | None, earlier: str) -> str:
+    """Return the energy of the last text or batch, or why there is none, as HTML.
+
+    `earlier` says that it was an earlier model's.
+    """
     if last is None:
         return "<p style='margin:4px 0'>Nothing was generated with this recorder yet.</p>"
     if not isinstance(last, Energy):
@@ -165,4 +191,4 @@ def _summary(recorder: PowerRecorder) -> str:
     note = ""
     if not last.measured:
         note = " Joules and seconds are the modelled board's; the plot's time is this computer's."
-    return f"<p style='margin:4px 0'>Generated last: {escape(last)}.{note}</p>"
+    return f"<p style='margin:4px 0'>Generated last{escape(earlier)}: {escape(last)}.{note}</p>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -12,9 +13,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from llama_pynq.energy import Energy, EnergyMeter
+from llama_pynq.engine.llama import Llama
 from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.engine.sampling import SamplingParams
+from llama_pynq.engine.watchers import watch_loads
 from llama_pynq.errors import RequestError
+from llama_pynq.widgets.notice import STATUS_CLASS, VIEW_CLASS, Notice, View
 from llama_pynq.widgets.svg import escape, shade
 from llama_pynq.widgets.worker import Pacer, Worker
 
@@ -116,12 +120,15 @@ class Run:
     settings : SamplingParams
         The arguments of `generate`, with the seed that was used.
     result : Generation
+    model : str
+        `Llama.summary` of the model that generated it.
     """
 
     prompt: str
     text: str
     settings: SamplingParams
     result: Generation
+    model: str = ""
 
     @property
     def label(self) -> str:
@@ -132,8 +139,11 @@ class Run:
         return f"seed {self.settings.seed}, {n} tokens{speed}: {begin}…"
 
 
-class PromptPanel(widgets.VBox):
+class PromptPanel(View, widgets.VBox):
     """Panel with a prompt, sampling controls, the streamed text, and the runs so far.
+
+    The panel follows the overlay's model: once another one is loaded, limits and token names are
+    the new model's, and the texts so far are marked as the earlier one's.
 
     Parameters
     ----------
@@ -162,9 +172,12 @@ class PromptPanel(widgets.VBox):
             )
         self._overlay, self._power = overlay, power
         self._chunks = [widgets.HTML()]  # reused: creating a widget takes longer than a token
-        self._names: dict[int, str] = {}
         self.runs: list[Run] = []
-        c = overlay.llama.model.config
+        self._llama: Llama = overlay.llama.model
+        self._model = self._llama.summary
+        self._names = _Names(self._llama)
+        self._text_of = ""  # the model that the text is of; empty: there is no text
+        c = self._llama.config
         wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="330px")}
         self.prompt = widgets.Textarea(
             prompt, placeholder="Type how the text begins", rows=2, description="prompt",
@@ -188,6 +201,9 @@ class PromptPanel(widgets.VBox):
         self.status = widgets.HTML("Ready.")
         self.text = widgets.Box(self._chunks)
         self.text.add_class("llama-text")
+        self.status.add_class(STATUS_CLASS)
+        self._about = widgets.HTML(_STYLE + self._facts())
+        self._earlier = widgets.HTML()
         self.history = widgets.Select(options=[], rows=3, description="runs",
                                       style=wide["style"],
                                       layout=widgets.Layout(width="670px"))  # fmt: skip
@@ -198,18 +214,65 @@ class PromptPanel(widgets.VBox):
         self.again.on_click(lambda _: self._repeat())
         self.history.observe(self._choose, names="index")
         super().__init__([
-            widgets.HTML(_STYLE + _about(overlay)),
+            self._about,
             self.prompt,
             widgets.HBox([self.max_new_tokens, self.temperature]),
             widgets.HBox([self.top_k, self.top_p]),
             widgets.HBox([self.seed, self.new_seed]),
             widgets.HBox([self.pace, self.generate, self.stop]),
             self.status,
+            widgets.HTML(Notice("the buttons have").html),
             self.history,
             widgets.HBox([self.again, self.copy]),
             widgets.HTML(_LEGEND),
+            self._earlier,
             self.text,
         ])  # fmt: skip
+        self.add_class(VIEW_CLASS)
+        watch_loads(self._loaded)
+
+    # ---- the model -------------------------------------------------------------------
+
+    def _facts(self) -> str:
+        """Return device and model as HTML."""
+        return (
+            "<div style='color:var(--jp-ui-font-color1,#222)'>"
+            f"<b>{escape(self._overlay.describe())}</b><br>model: {escape(self._model)}</div>"
+        )
+
+    def _loaded(self, llama: Llama) -> None:
+        self.follow()
+
+    def follow(self) -> None:
+        """Show the model that is loaded on the overlay now; do nothing if there is none.
+
+        Loading a model calls it, and so does each text that is begun.
+        """
+        llama = None if self._overlay.closed else self._overlay.llama.loaded_model
+        if llama is None or llama is self._llama:
+            return
+        self._llama, self._names = llama, _Names(llama)
+        if llama.summary == self._model:
+            return  # loaded again
+        self._model = llama.summary
+        self._about.value = _STYLE + self._facts()
+        self.max_new_tokens.max = max(1, llama.config.seq_len)  # a larger value becomes this one
+        self.top_k.max = min(100, llama.config.vocab_size)
+        if not self._worker.busy:
+            self.status.value = "Another model is loaded. Ready."
+        self._mark_text()
+        self._list_runs(self.history.index)
+
+    def _mark_text(self) -> None:
+        """Say above the text if it is of another model than the loaded one."""
+        mark = ""
+        if self._text_of not in ("", self._model):
+            mark = (
+                f"<small role='note'><b>Text of an earlier model</b>: {escape(self._text_of)}"
+                "</small>"
+            )
+        if self._earlier.value != mark:
+            self._earlier.value = mark
 
     # ---- running ---------------------------------------------------------------------
 
@@ -222,7 +285,7 @@ class PromptPanel(widgets.VBox):
             top_k=self.top_k.value,
             top_p=self.top_p.value,
             seed=None if self.new_seed.value else self.seed.value,
-            logprobs=ALTERNATIVES,
+            logprobs=min(ALTERNATIVES, self._llama.config.vocab_size),
         )
 
     def start(self, settings: SamplingParams | None = None) -> None:
@@ -233,6 +296,7 @@ class PromptPanel(widgets.VBox):
         settings : SamplingParams, optional
             Default: the controls'.
         """
+        self._follow_quietly()
         prompt, chosen, pace = self.prompt.value, settings or self.settings, self.pace.value
         power = self._power if not pace else None  # a paced text's energy would include the pauses
         show = _Shown(self, prompt, chosen.max_new_tokens, power, paced=pace > 0)
@@ -245,12 +309,17 @@ class PromptPanel(widgets.VBox):
             show.release()
             raise
 
+    def _follow_quietly(self) -> None:
+        """Follow the model; the text itself reports what is wrong with the overlay."""
+        with contextlib.suppress(Exception):
+            self.follow()
+
     def _expected_seconds(self, prompt: str, settings: SamplingParams) -> float:
-        """Estimate a text's seconds from the rates of the last run; infinite if there is none."""
-        rate = self.runs[-1].result.tokens_per_second if self.runs else None
-        if rate is None:
+        """Estimate a text's seconds from the model's last run; infinite if there is none."""
+        last = self.runs[-1] if self.runs and self.runs[-1].model == self._model else None
+        rate = last.result.tokens_per_second if last is not None else None
+        if last is None or rate is None:
             return math.inf
-        last = self.runs[-1]
         reading = last.result.prompt_seconds * max(1.0, len(prompt) / max(1, len(last.prompt)))
         return reading + settings.max_new_tokens / rate
 
@@ -271,17 +340,12 @@ class PromptPanel(widgets.VBox):
             self._chunks.append(widgets.HTML(layout=first.layout, style=first.style))
         return self._chunks[i]
 
-    def _name(self, token: int) -> str:
-        if token not in self._names:
-            piece = self._overlay.llama.model.tokenizer.piece(token)
-            self._names[token] = visible(piece.decode("utf-8", "replace"))
-        return self._names[token]
-
     def _generate(
         self, prompt: str, settings: SamplingParams, pace: float, show: _Shown
     ) -> None:  # fmt: skip
         """Generate one text, until it ends or Stop is pressed; runs in the worker's thread."""
         finished: list[Generation] = []
+        model = self._model
         try:
             tokens = self._overlay.stream_tokens(
                 prompt, params=settings, power=show.power, on_finish=finished.append,
@@ -296,7 +360,7 @@ class PromptPanel(widgets.VBox):
                 tokens.close()
             show.finish(finished[0] if finished else None)
             if finished:
-                self._remember(prompt, settings, finished[0])
+                self._remember(prompt, settings, finished[0], model)
         except Exception as error:  # nothing else would report an exception of a thread
             show.fail(error)
         finally:
@@ -306,14 +370,25 @@ class PromptPanel(widgets.VBox):
 
     # ---- history ---------------------------------------------------------------------
 
-    def _remember(self, prompt: str, settings: SamplingParams, result: Generation) -> None:
+    def _remember(
+        self, prompt: str, settings: SamplingParams, result: Generation, model: str
+    ) -> None:
         self.seed.value = result.seed
-        self.runs.append(Run(prompt, result.text, replace(settings, seed=result.seed), result))
-        labels = [f"{i}. {run.label}" for i, run in enumerate(self.runs, 1)]
+        chosen = replace(settings, seed=result.seed)
+        self.runs.append(Run(prompt, result.text, chosen, result, model))
+        self._list_runs(len(self.runs) - 1)
+
+    def _list_runs(self, chosen: int | None) -> None:
+        if chosen is None:
+            return
+        labels = [
+            f"{i}. {'' if run.model == self._model else 'earlier model, '}{run.label}"
+            for i, run in enumerate(self.runs, 1)
+        ]
         self.history.unobserve(self._choose, names="index")  # setting options selects index 0
         with self.history.hold_sync():
             self.history.options = labels
-            self.history.index = len(labels) - 1
+            self.history.index = chosen
         self.history.observe(self._choose, names="index")
         self._choose()
 
@@ -334,6 +409,18 @@ class PromptPanel(widgets.VBox):
             self.start(run.settings)
 
 
+class _Names(dict[int, str]):
+    """Texts of a model's tokens, as HTML, each made once."""
+
+    def __init__(self, llama: Llama) -> None:
+        super().__init__()
+        self._piece = llama.tokenizer.piece
+
+    def __missing__(self, token: int) -> str:
+        self[token] = visible(self._piece(token).decode("utf-8", "replace"))
+        return self[token]
+
+
 class _Shown:
     """Display of one text in the panel, with rate-limited updates."""
 
@@ -348,6 +435,7 @@ class _Shown:
         self._count = 0
         self._started, self._begin = time.perf_counter(), 0.0
         self._energy = ""
+        self._names, self._model = panel._names, panel._model
         self._prompt = f"<span class='llama-prompt'>{escape(prompt)}</span>"
         self._parts, self._pieces = [self._prompt], 1
         self.at_once = False
@@ -388,7 +476,7 @@ class _Shown:
         if token.token is not None:
             self._count += 1
             self._begin = self._begin or time.perf_counter()
-        self._parts.append(token_html(token, self._panel._name))
+        self._parts.append(token_html(token, self._names.__getitem__))
         if (self._paced or not token.more) and self._pacer.due():
             self._send()
 
@@ -404,6 +492,8 @@ class _Shown:
     def _show_pieces(self) -> None:
         """Show exactly the pieces of this text, none of the previous one."""
         panel = self._panel
+        panel._text_of = self._model
+        panel._mark_text()
         if len(panel.text.children) != self._pieces:
             panel.text.children = panel._chunks[: self._pieces]
 
@@ -468,6 +558,8 @@ class _Shown:
         self._await_begin()
         self._panel.text.children = self._panel.text.children[:1]
         self._panel._chunk(0).value = ""
+        self._panel._text_of = ""
+        self._panel._mark_text()
         if getattr(self._panel._overlay, "closed", False):
             self._panel.status.value = (
                 "<b role='alert'>The overlay is closed.</b> Run the notebook's first code cell "
@@ -477,16 +569,6 @@ class _Shown:
         self._panel.status.value = (
             f"<b role='alert'>{escape(type(error).__name__)}:</b> {escape(error)}"
         )
-
-
-def _about(overlay: Any) -> str:
-    model = overlay.llama.model
-    c = model.config
-    return (
-        f"<div style='color:var(--jp-ui-font-color1,#222)'><b>{escape(overlay.describe())}</b><br>"
-        f"model: {c.n_layers} layers of {c.dim}, vocabulary {c.vocab_size:,}, context "
-        f"{c.seq_len}; {escape(model.packed.note)}</div>"
-    )
 
 
 _LEGEND = (
