@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from llama_pynq.emulation.build import build_emulated_overlay, default_compiler  # noqa: E402
 from llama_pynq.emulation.targets import WheelTarget, target_named  # noqa: E402
+from llama_pynq.emulation.trust import write_manifest  # noqa: E402
 from llama_pynq.errors import BuildError  # noqa: E402
 from llama_pynq.utils.files import BOARD_MARKS  # noqa: E402
 
@@ -113,9 +114,10 @@ class BuildOverlay(build_ext):
         if TARGET is not None:
             levels, cxx = TARGET.levels, shlex.join(TARGET.compiler)
         self.announce(f"compiling hls_src for -march={','.join(levels)}", level=2)
-        build_emulated_overlay(
-            ROOT / "hls_src", folder / "overlay" / "llama", levels, cxx=cxx, target=TARGET
-        )
+        out = folder / "overlay" / "llama"
+        build_emulated_overlay(ROOT / "hls_src", out, levels, cxx=cxx, target=TARGET, record=False)
+        if folder == ROOT:  # a wheel has a RECORD of its own
+            write_manifest(out)
 
     def get_outputs(self) -> list[str]:
         out = Path(self.build_lib) / "llama_pynq" / "overlay" / "llama"

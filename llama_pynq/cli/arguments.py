@@ -21,6 +21,8 @@ def device_options(
     where = argparse.ArgumentParser(add_help=False)
     group = where.add_argument_group("device")
     group.add_argument("--overlay", metavar="FILE", help="default: the one for the detected device")
+    group.add_argument("--trust", action="store_true", help="load an emulated FILE that is not "
+                       "known: it contains native code, and loading it runs that code")  # fmt: skip
     group.add_argument("--device", metavar="NAME", help="one of several boards or cards: its "
                         "number, name or address, as llama-pynq info lists them")  # fmt: skip
     group.add_argument("--emulate", action="store_true", help="use no board, even if there is one")
@@ -80,16 +82,18 @@ def selected_device(args: argparse.Namespace) -> Device:
     if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
         raise LlamaPynqError(f"--threads is {args.threads}: it must be 1 to {MAX_THREADS}")
     if args.board is not None:
-        return EmulatedDevice(args.board, threads=args.threads)
+        return EmulatedDevice(args.board, threads=args.threads, trust=args.trust)
     device = EmulatedDevice() if args.emulate else find_device(args.device)
-    if args.threads is None:
-        return device
     if not is_emulated(device):
+        if args.threads is None:
+            return device
         raise LlamaPynqError(
             f"--threads is for the emulated device, and {device.name} is a board: add --emulate, "
             "or leave out --threads"
         )
-    return EmulatedDevice(threads=args.threads)
+    if args.threads is None and not args.trust:
+        return device
+    return EmulatedDevice(threads=args.threads, trust=args.trust)
 
 
 def rope_theta_of(args: argparse.Namespace) -> float:

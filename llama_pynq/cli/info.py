@@ -99,13 +99,13 @@ def _overlay(args: argparse.Namespace, device: Device) -> Facts:
     from llama_pynq.overlay_store.devices import is_emulated
     from llama_pynq.overlay_store.search import overlay_file, overlay_for, record_of
 
-    if args.overlay is not None:
-        path = overlay_file(args.overlay, device)
-    else:
-        try:
+    try:
+        if args.overlay is not None:
+            path = overlay_file(args.overlay, device)
+        else:
             path = built_overlay() if is_emulated(device) else overlay_for(device)
-        except OverlayMismatch as error:
-            return {"problem": str(error)}
+    except OverlayMismatch as error:
+        return {"problem": str(error)}
     if is_emulated(device):
         try:
             return {"file": path, "compiled_for": f"-march={device.level_of(path)}"}

@@ -71,6 +71,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
                      "says, or the file itself, or the detected board"})  # fmt: skip
     add.add_argument("--force", action="store_true",
                      help="replace the one added before; it is kept as a backup")  # fmt: skip
+    add.add_argument("--trust", action="store_true",
+                     help="FILE is an emulated overlay: let the emulated device load it from now "
+                     "on. It contains native code, and loading it runs that code")  # fmt: skip
     remove = tools.add_parser("remove", help="delete the added overlay, or else the installed one")
     remove.add_argument("board", **board)
 
@@ -248,9 +251,17 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    from llama_pynq.overlay_store.install import add
+    from llama_pynq.overlay_store.install import add, is_emulated_build, trust_emulated
 
-    done = add(user_path(args.file), args.board, args.force, _board_found)
+    path = user_path(args.file)
+    if is_emulated_build(path):
+        if args.board is not None:
+            raise LlamaPynqError(f"{path} is for the emulated device: leave out --board")
+        record = trust_emulated(path, args.trust)
+        print(f"{path}: trusted, the emulated device loads it from now on: --overlay {path}")
+        print(f"To withdraw the trust, delete {record}")
+        return 0
+    done = add(path, args.board, args.force, _board_found)
     print(f"{done.overlay.path}: {'added' if done.changed else 'there already, unchanged'}, for "
           f"{done.overlay.board}; {_known(done.overlay.record)}")  # fmt: skip
     if done.backup is not None:

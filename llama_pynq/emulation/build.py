@@ -22,7 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llama_pynq.emulation import container, cpu, hwh, xclbin
+from llama_pynq.device.bitfiles import read_overlay
+from llama_pynq.emulation import container, cpu, hwh, trust, xclbin
 from llama_pynq.emulation.container import Container, Payload
 from llama_pynq.emulation.design import xclbin_design, zynq_design
 from llama_pynq.emulation.targets import WheelTarget
@@ -133,8 +134,15 @@ def compile_kernel(
         os.replace(temporary, output)
 
 
-def write_overlays(folder: Path, payloads: Sequence[Payload], constants: Mapping[str, int]) -> None:
+def write_overlays(
+    folder: Path,
+    payloads: Sequence[Payload],
+    constants: Mapping[str, int],
+    record: bool = True,
+) -> None:
     """Write ``llama.xclbin``, ``llama.bit`` and ``llama.hwh`` into `folder`.
+
+    This user's emulated devices trust them from then on: their hashes are recorded.
 
     Parameters
     ----------
@@ -144,6 +152,8 @@ def write_overlays(folder: Path, payloads: Sequence[Payload], constants: Mapping
         One for each instruction-set level.
     constants : mapping of str to int
         Constants of the compiled kernel's header (`config.board_constants`).
+    record : bool
+        False: record no trust.
     """
     name = registers.IP_NAME
     shape = (
@@ -154,14 +164,24 @@ def write_overlays(folder: Path, payloads: Sequence[Payload], constants: Mapping
     )
     alveo = xclbin_design(*shape)
     bitstream = container.pack(Container(alveo, tuple(payloads)))
-    write_atomically(folder / f"{name}.xclbin", xclbin.write(bitstream, alveo))
+    files = {folder / f"{name}.xclbin": xclbin.write(bitstream, alveo)}
 
     zynq = zynq_design(*shape)
     metadata = hwh.write_hwh(zynq)
     digest = hashlib.sha256(metadata).hexdigest()
     bitstream = container.pack(Container(zynq, tuple(payloads), digest))
     write_atomically(folder / f"{name}.hwh", metadata)
-    write_atomically(folder / f"{name}.bit", hwh.write_bit(bitstream))
+    files[folder / f"{name}.bit"] = hwh.write_bit(bitstream)
+    unrecorded = None
+    for path, data in files.items():
+        write_atomically(path, data)
+        if record:
+            unrecorded = trust.record_build(trust.digest_of(data), path) or unrecorded
+    if unrecorded is not None:
+        print(
+            f"llama_pynq: {folder} can be loaded by this process only: {unrecorded}",
+            file=sys.stderr,
+        )
 
 
 def build_payloads(
@@ -211,6 +231,7 @@ def build_emulated_overlay(
     cxx: str | None = None,
     extra_flags: Sequence[str] = (),
     target: WheelTarget | None = None,
+    record: bool = True,
 ) -> None:
     """Compile the kernel in `hls_src` and write the emulated overlay into `out`.
 
@@ -235,6 +256,8 @@ def build_emulated_overlay(
         More compiler flags.
     target : WheelTarget, optional
         Platform that `cxx` compiles for; default this computer.
+    record : bool
+        Whether this user's emulated devices are to trust the overlay: `write_overlays`.
 
     Raises
     ------
@@ -255,7 +278,7 @@ def build_emulated_overlay(
         top.write_text(top_function(header), encoding="utf-8")
         flags = [f'-DLLAMA_BOARD_HEADER="boards/{board}.h"', *extra_flags]
         payloads = build_payloads([top, *sources], [hls_src], levels, cxx, flags, target)
-    write_overlays(out, payloads, constants)
+    write_overlays(out, payloads, constants, record)
 
 
 def own_build_folder() -> Path:
@@ -288,7 +311,10 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
         If the compiler fails.
     """
     try:
-        return built_overlay(suffix)
+        path = built_overlay(suffix)
+        # An older build of this checkout may have left no record of trust.
+        if _is_trusted(path) or not _compiles_by_itself():
+            return path
     except OverlayMismatch:
         if not _compiles_by_itself():
             raise
@@ -299,7 +325,7 @@ def emulated_overlay(suffix: str = ".xclbin") -> Path:
         file=sys.stderr,
         flush=True,
     )
-    build_emulated_overlay(Path(package_folders("hls_src")[0]), folder)
+    _build_own(folder)
     return folder / f"{registers.IP_NAME}{suffix}"
 
 
@@ -313,15 +339,33 @@ def built_overlay(suffix: str = ".xclbin") -> Path:
     """
     folders = [own_build_folder()]
     folders += [Path(folder) / registers.IP_NAME for folder in package_folders("overlay")]
-    for folder in folders:
-        path = folder / f"{registers.IP_NAME}{suffix}"
-        if path.exists():
-            return path
+    paths = [folder / f"{registers.IP_NAME}{suffix}" for folder in folders]
+    found = [path for path in paths if os.path.isfile(path)]
+    if found:
+        # The device says why it does not load one that is not trusted.
+        return next((path for path in found if _is_trusted(path)), found[0])
     raise OverlayMismatch(
         "the emulated overlay is not installed: it is left out on boards, and where the package "
         "was built without a C++ compiler. To compile it for this computer: python -m "
         "llama_pynq.emulation.build (it needs g++; Debian, Ubuntu: apt install g++)"
     )
+
+
+def _is_trusted(path: Path) -> bool:
+    try:
+        return trust.is_trusted(trust.digest_of(read_overlay(path)))
+    except OverlayMismatch:
+        return False
+
+
+def _build_own(folder: Path) -> None:
+    try:
+        build_emulated_overlay(Path(package_folders("hls_src")[0]), folder)
+    except OSError as error:
+        raise BuildError(
+            f"the emulated overlay cannot be written to {folder} ({error.strerror or error}): set "
+            "LLAMA_PYNQ_CACHE to a folder that you may write to, or make room there"
+        ) from error
 
 
 def _compiles_by_itself() -> bool:
@@ -345,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = own_build_folder()
         print(f"Compiling the emulated overlay into {folder}", flush=True)
-        build_emulated_overlay(Path(package_folders("hls_src")[0]), folder)
+        _build_own(folder)
     except LlamaPynqError as error:
         print(f"llama_pynq.emulation.build: {error}", file=sys.stderr)
         return 1

@@ -22,18 +22,26 @@ compiler's -march), ``system`` and ``machine`` (as Python's `platform` names the
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import errno
+import functools
 import hashlib
 import json
+import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_pynq.emulation.design import PROTOCOLS, Bank, Design, PlacedArgument
+from llama_pynq.emulation.trust import only_mine
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.utils.bounded import parse_json
+from llama_pynq.utils.bounded import parse_json, read_file
 from llama_pynq.utils.files import cache_folder, write_atomically
 
 MAGIC = b"LLPYEMU1"
@@ -244,20 +252,31 @@ def extract(payload: Payload) -> Path:
     """Write a payload to a file in the cache, for the dynamic loader; its path.
 
     A cached file may be damaged: it is compared with the checksum every time, and rewritten
-    if it differs.
+    if it differs. Where another user could change the file before it is loaded, as in a shared
+    cache folder, it is written to a temporary folder of this process instead.
 
     Raises
     ------
     OverlayMismatch
-        If the cache folder cannot be written.
+        If the cache folder cannot be written, or is another user's.
     """
-    path = cache_folder() / "kernels" / f"{payload.sha256}.so"
+    folder = cache_folder() / "kernels"
+    path = folder / f"{payload.sha256}.so"
     try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() == payload.sha256:
-            return path
-    except OSError:
-        pass
-    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if hasattr(os, "geteuid"):
+            if folder.stat().st_uid != os.geteuid():
+                raise OSError(errno.EPERM, f"it is of another user, uid {folder.stat().st_uid}")
+            with contextlib.suppress(OSError):  # a file system without modes
+                folder.chmod(0o700)
+        if not only_mine(folder):
+            path = _own_folder() / path.name
+        try:
+            if read_file(path, len(payload.data)) == payload.data:
+                return path
+        except OSError:
+            pass
         write_atomically(path, payload.data)
     except OSError as error:
         raise OverlayMismatch(
@@ -265,6 +284,18 @@ def extract(payload: Payload) -> Path:
             f"Set LLAMA_PYNQ_CACHE to a folder that can be written."
         ) from error
     return path
+
+
+@functools.cache
+def _own_folder() -> Path:
+    folder, process = tempfile.mkdtemp(prefix="llama_pynq-"), os.getpid()
+
+    @atexit.register
+    def remove() -> None:
+        if os.getpid() == process:  # not a forked child
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return Path(folder)
 
 
 def describe_levels(payloads: Sequence[Payload]) -> str:

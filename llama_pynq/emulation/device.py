@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import mmap
 import os
 import threading
@@ -18,7 +17,7 @@ from pynq.pl_server.device import Device
 
 from llama_pynq.boards import MIB, board_key, boards
 from llama_pynq.device import bitfiles
-from llama_pynq.emulation import container, cpu, hwh, memory, xclbin
+from llama_pynq.emulation import container, cpu, hwh, memory, overlay_file, trust
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import PROTOCOLS, Design, PlacedArgument
 from llama_pynq.emulation.emulator import ArgumentWords, Emulator
@@ -29,7 +28,7 @@ from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
 from llama_pynq.utils.html import facts_table
-from llama_pynq.utils.validate import whole_number
+from llama_pynq.utils.validate import flag, whole_number
 
 POLL_US = 20_000
 """Longest time that a read of CTRL waits for a running kernel, without the GIL; microseconds.
@@ -213,7 +212,7 @@ class EmulatedDevice(Device):
     """A device that PYNQ drives like a board, emulated on the CPU of any computer.
 
     ``pynq.Overlay(path, device=device)``, ``pynq.allocate(..., target=device)``, register
-    maps and syncs work on it unmodified. It loads emulated overlays only.
+    maps and syncs work on it unmodified. It loads emulated overlays only, and only trusted ones.
 
     Parameters
     ----------
@@ -230,6 +229,10 @@ class EmulatedDevice(Device):
     name : str, optional
         Default ``emulated-<board>``. Devices of one name share a lock: two overlays exclude each
         other, as on a board.
+    trust : bool
+        Load any emulated overlay. Its file contains native code, and loading it runs that code. By
+        default only those of the package, of this user's builds, and those that
+        ``llama-pynq overlay add --trust`` took are loaded (`emulation.trust`).
 
     Attributes
     ----------
@@ -260,6 +263,7 @@ class EmulatedDevice(Device):
         memory_bytes: int | None = None,
         threads: int | None = None,
         name: str | None = None,
+        trust: bool = False,
     ) -> None:
         pools = emulated_boards()
         board = board_key(board, pools, "emulated board")
@@ -277,6 +281,7 @@ class EmulatedDevice(Device):
             raise ValueError(f"threads is 1 to {MAX_THREADS}, not {threads}.")
         super().__init__(f"emulated_{board}")
         self.board = board
+        self.trust = flag("trust", trust)
         pool_bytes, self._pool_base = pools[board]
         self.name = name or f"emulated-{board}"
         self._named = name is not None
@@ -365,27 +370,10 @@ class EmulatedDevice(Device):
         }
 
     def _read_overlay(self, path: Path) -> Container:
-        """Read and check an overlay file; for a .bit, check its .hwh, too."""
-        data = bitfiles.read_overlay(path)
-        if path.suffix == ".xclbin":
-            return xclbin.read(data, str(path))
-        if path.suffix != ".bit":
-            raise OverlayMismatch(
-                f"{path} is neither an .xclbin nor a .bit file; emulated devices load these."
-            )
-        contents = hwh.read_bit(data, str(path))
-        metadata = path.with_suffix(".hwh")
-        if not metadata.exists():
-            raise OverlayMismatch(
-                f"{metadata} is missing: PYNQ needs it beside {path.name}. "
-                f"Copy both files of the overlay."
-            )
-        found = hashlib.sha256(bitfiles.read_overlay(metadata)).hexdigest()
-        if found != contents.metadata_sha256:
-            raise OverlayMismatch(
-                f"{metadata} does not belong to {path.name}: they come from different builds. "
-                f"Copy both files of one build."
-            )
+        """Read and check an overlay file, and refuse one whose code is not trusted."""
+        contents, digest = overlay_file.read(path)
+        if not self.trust:
+            trust.check(digest, path)
         return contents
 
     def get_bitfile_metadata(self, bitfile_name: str, partial: bool = False) -> Any:
@@ -394,7 +382,7 @@ class EmulatedDevice(Device):
         Raises
         ------
         OverlayMismatch
-            If the file is damaged or was not built for emulation.
+            If the file is damaged, was not built for emulation, or is not trusted.
         """
         if partial:
             raise OverlayMismatch("emulated devices have no partial reconfiguration.")
@@ -448,7 +436,7 @@ class EmulatedDevice(Device):
         Raises
         ------
         OverlayMismatch
-            If the file is damaged, or needs CPU features this machine lacks.
+            If the file is damaged or not trusted, or needs CPU features this machine lacks.
         """
         path = Path(bitstream.bitfile_name)
         contents = self._read_overlay(path)
@@ -477,7 +465,7 @@ class EmulatedDevice(Device):
         Raises
         ------
         OverlayMismatch
-            If the file is damaged, or needs CPU features this machine lacks.
+            If the file is damaged or not trusted, or needs CPU features this machine lacks.
         """
         return cpu.choose(self._read_overlay(path).payloads, str(path)).level
 

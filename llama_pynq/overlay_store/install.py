@@ -16,6 +16,8 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from llama_pynq.boards import board_key, boards
+from llama_pynq.device import bitfiles
+from llama_pynq.emulation import container, overlay_file, trust
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
 from llama_pynq.kernel.abi import ABI_VERSION
 from llama_pynq.overlay_store.metadata import OverlayMetadata, read_metadata
@@ -288,14 +290,53 @@ def add(path: Path, board: str | None, force: bool, board_found: Callable[[], st
         return _copy(path.parent, record, force)
 
 
+def is_emulated_build(path: Path) -> bool:
+    """Whether a file is an emulated overlay, or the .hwh beside one.
+
+    Parameters
+    ----------
+    path : Path
+    """
+    path = _loaded(path)
+    return path.is_file() and container.MAGIC in bitfiles.read_overlay(path)
+
+
+def trust_emulated(path: Path, trusted: bool) -> Path:
+    """Let this user's emulated devices load a file from now on; return the record of that.
+
+    Parameters
+    ----------
+    path : Path
+        An emulated overlay.
+    trusted : bool
+        Whether the user said that its code may run.
+
+    Raises
+    ------
+    OverlayMismatch
+        If the user did not, or the file is damaged.
+    InstallError
+        If the record cannot be written.
+    """
+    path = _loaded(path)
+    _, digest = overlay_file.read(path)
+    if not trusted:
+        raise OverlayMismatch(trust.untrusted(path))
+    return trust.record(digest, str(path.absolute()), "llama-pynq overlay add --trust")
+
+
+def _loaded(path: Path) -> Path:
+    """The file that is loaded, where the one beside it may be given."""
+    return path.with_suffix(".bit") if path.suffix == ".hwh" else path
+
+
 def _build_at(path: Path) -> tuple[Path, OverlayRecord | None]:
     """The file to load, and the record beside it, whose files are checked."""
     if path.is_dir():
         path = path / RECORD_NAME
         if not path.exists():
             raise InstallError(f"there is no {path}: give the .bit or .xclbin file itself")
-    if path.suffix == ".hwh":
-        path = path.with_suffix(".bit")
+    path = _loaded(path)
     if not path.is_file():
         raise InstallError(f"there is no file {path}: give a .bit or .xclbin file")
     beside = path.parent / RECORD_NAME

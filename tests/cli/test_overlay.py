@@ -17,6 +17,7 @@ from support.file_server import serving
 
 from llama_pynq.boards import boards
 from llama_pynq.cli.main import main
+from llama_pynq.emulation import container, overlay_file, xclbin
 from llama_pynq.emulation.build import emulated_overlay
 from llama_pynq.overlay_store.record import OverlayRecord
 
@@ -336,6 +337,80 @@ def test_commands_use_what_was_added(cli, capsys, tmp_path, monkeypatch):
     cli("remove", "kv260")
     assert main(["generate"]) == 1
     assert "there is no overlay of kv260 on this computer" in capsys.readouterr()[1]
+
+
+# ---- emulated overlays, which are native code -------------------------------------------
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """The package's emulated overlay with another level, as somebody else might build it."""
+    contents, _ = overlay_file.read(emulated_overlay())
+    payloads = tuple(replace(p, level="a stranger's") for p in contents.payloads)
+    data = container.pack(replace(contents, payloads=payloads))
+    path = tmp_path / "theirs" / "llama.xclbin"
+    path.parent.mkdir()
+    path.write_bytes(xclbin.write(data, contents.design))
+    return path
+
+
+def test_emulated_overlay_is_added_only_if_its_code_is_trusted(cli, capsys, tmp_path, stranger):
+    generate = [
+        "generate",
+        "--emulate",
+        "--overlay",
+        str(stranger),
+        "--max-new-tokens",
+        "2",
+        "Once",
+    ]
+    for call in (lambda: cli("add", stranger), lambda: (main(generate), *capsys.readouterr())):
+        status, out, err = call()
+        assert (status, out) == (1, "") and err.count("\n") == 1
+        assert f"{stranger} is an emulated overlay, which contains native code" in err
+        assert f"llama-pynq overlay add {stranger} --trust" in err
+    assert not (tmp_path / "user" / "trusted").exists()
+    assert main([*generate, "--trust"]) == 0
+    capsys.readouterr()
+    assert not (tmp_path / "user" / "trusted").exists(), "--trust is for this once"
+    status, out, err = cli("add", stranger, "--trust")
+    assert (status, err) == (0, "")
+    assert f"{stranger}: trusted, the emulated device loads it from now on" in out
+    (record,) = (tmp_path / "user" / "trusted").iterdir()
+    assert f"To withdraw the trust, delete {record}" in out
+    assert main(generate) == 0
+    record.unlink()
+    assert main(generate) == 1
+
+
+def test_info_runs_no_code_of_an_overlay_that_is_not_trusted(cli, capsys, stranger, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("llama_pynq.emulation.cpu.host_features", lambda: None)
+    monkeypatch.setattr("llama_pynq.emulation.emulator.cpu_features", loaded.append)
+    monkeypatch.setattr("llama_pynq.emulation.emulator._load", loaded.append)
+    assert main(["info", "--emulate", "--overlay", str(stranger)]) == 0
+    assert "contains native code" in capsys.readouterr().out and not loaded
+
+
+def test_emulated_overlay_that_is_damaged_is_not_trusted(cli, tmp_path, stranger):
+    data = bytearray(stranger.read_bytes())
+    data[-1] ^= 1
+    stranger.write_bytes(data)
+    status, _, err = cli("add", stranger, "--trust")
+    assert status == 1 and f"{stranger} is damaged" in err
+    assert not (tmp_path / "user" / "trusted").exists()
+
+
+def test_emulated_overlay_is_for_no_board(cli, stranger):
+    status, _, err = cli("add", stranger, "--trust", "--board", "kv260")
+    assert status == 1 and "is for the emulated device: leave out --board" in err
+
+
+def test_hardware_overlay_needs_no_trust(cli, tmp_path):
+    path = write_files(tmp_path / "plain", "kv260")
+    assert cli("add", path)[0] == 0
+    assert cli("add", path, "--trust")[0] == 0
+    assert not (tmp_path / "user" / "trusted").exists()
 
 
 def test_help_names_every_command(cli, capsys):

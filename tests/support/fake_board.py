@@ -13,7 +13,7 @@ class FakeBoard(Device):
     """Device with a board's name; an inner EmulatedDevice does the work."""
 
     def __init__(self, name: str) -> None:
-        inner = EmulatedDevice(threads=1, name=name)
+        inner = EmulatedDevice(threads=1, name=name, trust=True)
         inner.capabilities["EMULATED"] = False
         object.__setattr__(self, "inner", inner)
 

@@ -107,7 +107,7 @@ class FakeCard:
     ddr = 0x8_0000_0000
 
     def __init__(self, programmed: bool = True) -> None:
-        self.device = EmulatedDevice(threads=1, name="behind")
+        self.device = EmulatedDevice(threads=1, name="behind", trust=True)
         self.programmed = programmed
         self.log: list[tuple[Any, ...]] = []
         self.base = 0
