@@ -45,7 +45,8 @@ class SentencePieceTokenizer(Tokenizer):
             ) from error
         try:
             model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        except RuntimeError as error:
+        # Its own message holds bytes of the file, which need not be UTF-8.
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise TokenizerError(
                 f"{path} starts like a sentencepiece model, but sentencepiece cannot read it: "
                 f"the file is corrupt; download it again"

@@ -12,6 +12,7 @@ from support.paths import MODELS, REPOSITORY
 from support.tokenizer_cases import TEXTS, needs_models, quick, refused
 
 from llama_pynq.errors import TokenizerError
+from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.load import tokenizer_from_bytes
 
 
@@ -109,6 +110,20 @@ def test_endless_varint_is_read_once(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"\x0a\x02\x0a\x00" + b"\xff" * 2_000_000)
     refused(path, "corrupt at byte")
+
+
+def test_damage_that_sentencepiece_reports_with_the_files_bytes_is_refused(tmp_path):
+    """Its message for a piece that comes twice holds the piece, which is no UTF-8 here."""
+    pytest.importorskip("sentencepiece", reason="no sentencepiece on this machine")
+    data = (BUNDLED / "tokenizer.model").read_bytes()
+    piece = "\u2581the".encode()
+    begin = data.index(piece) - 4  # tag and length of the record, tag and length of the piece
+    record = data[begin : begin + 2 + data[begin + 1]]
+    assert record[0] == 0x0A and record[2] == 0x0A
+    broken = record.replace(piece, piece[:-1] + b"\xc4")
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(data[:begin] + broken + broken + data[begin + len(record) :])
+    refused(path, "sentencepiece cannot read it: the file is corrupt; download it again")
 
 
 # ---- models of other settings, trained here, beside the library itself ---------------
