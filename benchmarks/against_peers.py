@@ -113,9 +113,9 @@ def kernel_clock() -> Iterator[SimpleNamespace]:
     clock, began = SimpleNamespace(seconds=0.0, calls=0), list[float]()
     really_start, really_wait = Emulator.start, Emulator.wait
 
-    def start(emulator: Emulator, *arguments: Any) -> None:
+    def start(emulator: Emulator, memory: Any) -> None:
         began.append(time.perf_counter())
-        really_start(emulator, *arguments)
+        really_start(emulator, memory)
 
     def wait(emulator: Emulator, timeout_us: int) -> bool:
         done = really_wait(emulator, timeout_us)
@@ -182,8 +182,8 @@ def host_alone_us(llama: Llama, temperature: float, n_steps: int) -> float:
     names = [a.name for a in arguments(limits.channels, limits.kv_ports)]
     places = [names.index(name) for name in ("request", "results", "sequence")]
 
-    def start(emulator: Emulator, words: Any, memory: Any) -> None:
-        request, results, sequence = (words[place] for place in places)
+    def start(emulator: Emulator, memory: Any) -> None:
+        request, results, sequence = (emulator.arguments[place] for place in places)
         status = (ctypes.c_uint32 * STATUS_WORDS).from_address(results)
         status[STATUS_STEPS] = ctypes.c_uint32.from_address(request + 4 * REQUEST_STEPS).value
         status[STATUS_SEQUENCE] = sequence

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "host/call_bytes.h"
 #include "host/deep_thread.h"
 #include "host/library.h"
 #include "host/thread_pool.h"
@@ -52,6 +53,21 @@ class Emulator {
     changed_.notify_all();
     return true;
   }
+
+  // As Start, if the call stays within its buffers: see emulator_start_within.
+  int StartWithin(const uint64_t* args, const uint64_t* sizes, uint64_t* needed) {
+    if (busy_) return -1;
+    const kernel::FlushToZero flush;  // as the kernel will read it: a subnormal temperature is 0
+    const int too_small = kernel::CheckCall(args, sizes, told_, *needed);
+    if (too_small >= 0) return 1 + too_small;
+    uint64_t own[kMaxArguments];
+    for (int i = 0; i < kMaxArguments; ++i) own[i] = args[i];
+    own[kernel::kRequestArgument] = reinterpret_cast<uint64_t>(told_.request);
+    own[kernel::kModelArgument] = reinterpret_cast<uint64_t>(told_.model);
+    return Start(own) ? 0 : -1;
+  }
+
+  uint32_t* AbortWord() { return &told_.request[kernel::kRequestAbort]; }
 
   Ended Wait(int timeout_us) {
     if (!busy_) return kBefore;
@@ -98,6 +114,7 @@ class Emulator {
   bool started_ = false;
   std::atomic<bool> busy_{false}, leaving_{false};
   uint64_t args_[kMaxArguments] = {};
+  kernel::ToldWords told_ = {};
 };
 
 }  // namespace
@@ -115,6 +132,19 @@ LLAMA_EXPORT void* emulator_new(int threads) {
 // busy.
 LLAMA_EXPORT int emulator_start(void* emulator, const uint64_t* args) {
   return static_cast<Emulator*>(emulator)->Start(args) ? 0 : -1;
+}
+
+// As emulator_start, for a driver that is not trusted: `sizes` holds the bytes behind each pointer.
+// 1 + i: argument i needs `needed` bytes, more than are there, and nothing was started. The kernel
+// reads its own copy of the request and of the model's descriptor, made here.
+LLAMA_EXPORT int emulator_start_within(void* emulator, const uint64_t* args, const uint64_t* sizes,
+                                       uint64_t* needed) {
+  return static_cast<Emulator*>(emulator)->StartWithin(args, sizes, needed);
+}
+
+// The abort word in the copy of the request: the host's goes there while the kernel runs.
+LLAMA_EXPORT uint32_t* emulator_abort_word(void* emulator) {
+  return static_cast<Emulator*>(emulator)->AbortWord();
 }
 
 // 0 if the kernel still runs after `timeout_us`, 1 if it was idle before, 2 if it ended meanwhile.

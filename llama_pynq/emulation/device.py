@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import threading
@@ -20,10 +21,10 @@ from llama_pynq.device import bitfiles
 from llama_pynq.emulation import container, cpu, hwh, memory, overlay_file, trust
 from llama_pynq.emulation.container import Container
 from llama_pynq.emulation.design import PROTOCOLS, Design, PlacedArgument
-from llama_pynq.emulation.emulator import ArgumentWords, Emulator
+from llama_pynq.emulation.emulator import Emulator, ShortBuffer
 from llama_pynq.emulation.memory import DeviceMemory, EmulatedMemory
-from llama_pynq.errors import OverlayMismatch
-from llama_pynq.kernel import config, registers
+from llama_pynq.errors import KernelError, OverlayMismatch
+from llama_pynq.kernel import abi, config, registers
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.utils.files import BOARD_MARKS
@@ -104,7 +105,9 @@ class _Hardware:
         self._words: dict[int, int] = {}
         self._names = _word_names(design)
         self._call: list[tuple[PlacedArgument, memory.Allocation]] = []
-        self._arguments = ArgumentWords()
+        self._arguments, self._sizes = emulator.arguments, emulator.sizes
+        self.request: memory.Allocation | None = None
+        self._abort_word = 0  # in the request's buffer
         self._mappings: list[mmap.mmap] = []
         # Pointers are looked up again only after one was written or a buffer was freed. A dozen
         # look-ups at each AP_START would cost more than the rest of the call's overhead here.
@@ -164,7 +167,16 @@ class _Hardware:
             self._look_up_pointers()
         for index, arg in self._scalars:
             self._arguments[index] = self._value(arg)
-        self.emulator.start(self._arguments, self._mappings)
+        try:
+            self.emulator.start(self._mappings)
+        except ShortBuffer as error:
+            arg = self.design.arguments[error.index]
+            raise KernelError(
+                f"AP_START refused: the call needs {error.needed} bytes of argument {arg.name!r}, "
+                f"and its buffer has {self._sizes[error.index]} from {self._value(arg):#x} on. "
+                f"Allocate a buffer as large as the model's descriptor and the request ask for, or "
+                f"correct these two."
+            ) from None
 
     def _look_up_pointers(self) -> None:
         self._pointers_changed = True  # stays set if a look-up raises
@@ -173,11 +185,22 @@ class _Hardware:
             if arg.is_pointer:
                 address = self._value(arg)
                 allocation = self._allocation(arg, address)
-                self._arguments[index] = allocation.device_pointer + address - allocation.address
+                inside = address - allocation.address
+                self._arguments[index] = allocation.device_pointer + inside
+                self._sizes[index] = allocation.n_bytes - inside
+                if arg.name == "request":
+                    self.request = allocation
+                    self._abort_word = self._arguments[index] + 4 * abi.REQUEST_ABORT
                 call.append((arg, allocation))
         self._call = call
         self._mappings = [allocation.device for _, allocation in call]
         self._frees, self._pointers_changed = frees, False
+
+    def pass_on_abort(self) -> None:
+        """Show the running kernel, which has its own copy of the request, the abort word in it."""
+        to = self.emulator.abort_word
+        if to is not None and self._control.running:
+            ctypes.memmove(to, self._abort_word, 4)
 
     def retire(self) -> None:
         """Drop the kernel; buffers that it may still write move to other host memory.
@@ -192,6 +215,11 @@ class _Hardware:
         self._retire()
 
     def _allocation(self, arg: PlacedArgument, address: int) -> memory.Allocation:
+        if address % (abi.WORD_BYTES if "Beat" in arg.ctype else 4):
+            raise RuntimeError(
+                f"AP_START refused: argument {arg.name!r} holds {address:#x}, which is no multiple "
+                f"of its port's width. Write the device_address of a whole buffer."
+            )
         allocation = self._memory.find(address)
         if allocation is None:
             raise RuntimeError(
@@ -526,6 +554,9 @@ class EmulatedDevice(Device):
     def flush(self, bo: memory.Allocation, offset: int, ptr: int, size: int) -> None:
         """Copy part of a buffer to the device; PYNQ's ``sync_to_device`` calls it."""
         memory.copy_to_device(bo, ptr, size)
+        hardware = self._hardware
+        if hardware is not None and bo is hardware.request:
+            hardware.pass_on_abort()
 
     def invalidate(self, bo: memory.Allocation, offset: int, ptr: int, size: int) -> None:
         """Copy part of a buffer from the device; PYNQ's ``sync_from_device`` calls it."""
@@ -593,7 +624,8 @@ class EmulatedDevice(Device):
         ------
         RuntimeError
             If there is no such register; or, on AP_START, if a pointer argument lies in no
-            live buffer or in a bank the argument is not connected to.
+            live buffer, in a bank the argument is not connected to, or at an address that its port
+            cannot start at; a KernelError if the call would leave a buffer.
         """
         data = bytes(data)
         with self._lock:

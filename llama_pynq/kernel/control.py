@@ -61,6 +61,11 @@ class ControlUnit:
         # ap_ready is cleared by reading in both protocols, ap_done in ap_ctrl_hs only.
         self._cleared = AP_READY if self._chained else AP_READY | AP_DONE
 
+    @property
+    def running(self) -> bool:
+        """Whether a call was started whose end no access has seen yet."""
+        return bool(self._state & _RUNNING)
+
     def read(self) -> int:
         """Read the register, with the side effects of a read."""
         self._update()
