@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import errno
 import http.client
+import os
 import re
 import shutil
 import ssl
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import urljoin, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener, url2pathname
 
 from llama_pynq.errors import InstallError
 from llama_pynq.utils.files import sha256_of
 
 TIMEOUT_S = 30.0
 """Socket timeout: how long a server may be silent."""
+ANSWER_S = 120.0
+"""How long a server may take until its answer's headers are complete, redirects included."""
+GRACE_S = 60.0
+LEAST_BYTES_PER_S = 4096
+"""Slowest mean rate of a transfer; the first `GRACE_S` do not count."""
 
 _BLOCK = 1 << 18
 _MIB = 1 << 20
@@ -49,6 +58,97 @@ def is_fetchable(url: str) -> bool:
     return parts.scheme == "file" or (parts.scheme == "https" and bool(host))
 
 
+def _safe_redirect(old: str, new: str) -> bool:
+    """Whether a redirect keeps to places as trustworthy as the link: https, or this computer."""
+    target = urlsplit(new).scheme
+    if urlsplit(old).scheme == "https":
+        return target == "https" and is_fetchable(new)
+    return target in ("http", "https") and is_fetchable(new)
+
+
+class RedirectsToSafePlaces(HTTPRedirectHandler):
+    """Follows redirects, but none to another kind of place."""
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        if not _safe_redirect(req.full_url, newurl):
+            raise InstallError(
+                f"{req.full_url} redirects to {_shown(newurl)}, which is not https: it is not "
+                "trusted"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        # urllib refuses a redirect to file: and the like itself, in words of its own.
+        target = headers.get("Location") or headers.get("URI")
+        if target is not None:
+            full = urljoin(req.full_url, target)
+            if not _safe_redirect(req.full_url, full):
+                self.redirect_request(req, fp, code, msg, headers, full)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def urlopen(request: Request, timeout: float) -> Any:
+    """Open a URL as `urllib.request.urlopen` does, within `ANSWER_S`, with safe redirects.
+
+    Parameters
+    ----------
+    request : Request
+    timeout : float
+        How long the server may be silent, seconds.
+
+    Raises
+    ------
+    TimeoutError
+        If the headers take longer: a server that sends a byte now and then never is silent.
+    """
+    answer: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put((build_opener(RedirectsToSafePlaces).open(request, timeout=timeout), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=ask, name="llama_pynq-download", daemon=True).start()
+    try:
+        response, error = answer.get(timeout=ANSWER_S)
+    except Empty:
+        raise TimeoutError(f"no complete answer within {ANSWER_S:g} s") from None
+    if error is not None:
+        raise error
+    return response
+
+
+class _Pace:
+    """Watches that a transfer keeps its least mean rate, so that it ends in bounded time."""
+
+    def __init__(self) -> None:
+        self._start, self._got = time.monotonic(), 0
+
+    def add(self, n_bytes: int) -> None:
+        """Count bytes received.
+
+        Raises
+        ------
+        TimeoutError
+            If the rate is too low.
+        """
+        self._got += n_bytes
+        seconds = time.monotonic() - self._start
+        if seconds > GRACE_S + self._got / LEAST_BYTES_PER_S:
+            raise TimeoutError(f"the server is too slow: {self._got} bytes in {seconds:.0f} s")
+
+
+def _shown(text: object) -> str:
+    """What a server said, in one line of printable characters."""
+    line = " ".join(str(text).split())
+    return "".join(filter(str.isprintable, line))[:200]
+
+
 def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -> None:
     """Download a file, resuming from the partial file at `part`.
 
@@ -70,8 +170,11 @@ def fetch(url: str, part: Path, sha256: str, n_bytes: int, progress: Progress) -
     Raises
     ------
     InstallError
-        If the transfer fails, the disk is full, or the file has another size or hash.
+        If the transfer fails or is too slow, the disk is full, or the file has another size or
+        hash.
     """
+    if part.is_dir() or part.is_fifo() or part.is_socket():
+        raise InstallError(f"{part} is no regular file: remove it, and run the command again")
     have = part.stat().st_size if part.exists() else 0
     if have > n_bytes:
         have = 0
@@ -95,19 +198,25 @@ def read_small(url: str, most_bytes: int) -> tuple[bytes, str]:
     Raises
     ------
     InstallError
-        If the file cannot be read, is longer than `most_bytes`, or a redirect leads to a URL
-        that is not fetchable.
+        If the file cannot be read, is longer than `most_bytes`, comes too slowly, or a redirect
+        leads to a place that is not trusted.
     """
     with _open(url, 0) as response:
         final = response.url
-        if not is_fetchable(final):
-            raise InstallError(f"{url} redirects to {final}, which is not https: it is not trusted")
+        announced = _announced(url, response)
+        data, pace = b"", _Pace()
         try:
-            data: bytes = response.read(most_bytes + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise InstallError(f"{url} could not be read ({error}): try again") from error
+            while len(data) <= most_bytes and (block := response.read1(_BLOCK)):
+                data += block
+                pace.add(len(block))
+        except _FAILURES as error:
+            raise InstallError(f"{url} could not be read ({_shown(error)}): try again") from error
     if len(data) > most_bytes:
         raise InstallError(f"{url} has more than {most_bytes} bytes: is it the right link?")
+    if announced not in (None, len(data)):
+        raise InstallError(
+            f"{url} could not be read (it ended after {len(data)} of {announced} bytes): try again"
+        )
     return data, final
 
 
@@ -126,33 +235,58 @@ def _no_room(folder: Path, why: str) -> InstallError:
 
 def _open(url: str, start: int) -> Any:
     """Request a URL from byte `start` on; return the response."""
-    request = Request(url, headers={"User-Agent": "llama_pynq"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
     try:
+        request = Request(url, headers={"User-Agent": "llama_pynq"})
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+        if request.type == "file" and not os.path.isfile(url2pathname(urlsplit(url).path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return urlopen(request, timeout=TIMEOUT_S)
     except HTTPError as error:
         error.close()
         if error.code == _RANGE_NOT_SATISFIABLE and start:
             return _open(url, 0)
         raise InstallError(
-            f"{url} cannot be fetched: the server answered {error.code} {error.reason}"
+            f"{url} cannot be fetched: the server answered {error.code} {_shown(error.reason)}"
         ) from error
-    except (OSError, http.client.HTTPException) as error:
+    except _FAILURES as error:
         reason = error.reason if isinstance(error, URLError) else error
         hint = "is this computer connected? Behind a proxy, set https_proxy"
         if url.lower().startswith("file:"):
             hint = "is it there, and may you read it?"
         elif isinstance(reason, ssl.SSLCertVerificationError):
             hint = "is this computer's clock right? A board without a battery starts in the past"
-        raise InstallError(f"{url} cannot be fetched ({reason}): {hint}") from error
+        raise InstallError(f"{url} cannot be fetched ({_shown(reason)}): {hint}") from error
+
+
+_FAILURES = (OSError, http.client.HTTPException, ValueError)
+_NUMBER = r"[0-9]{1,18}"
+
+
+def _announced(url: str, response: Any) -> int | None:
+    """Bytes that the response announces; None if it does not say.
+
+    Raises
+    ------
+    InstallError
+        If it announces something else than a number.
+    """
+    text = response.headers.get("Content-Length")
+    if text is None:
+        return None
+    if not re.fullmatch(_NUMBER, text.strip()):
+        raise InstallError(
+            f"{url} cannot be fetched: the server announces {_shown(text)!r} bytes "
+            "(Content-Length), which is no length. Is it the right link?"
+        )
+    return int(text)
 
 
 def _first_byte(response: Any) -> int:
     """Offset of a response in its file, as servers may ignore a range request; -1 if unknown."""
     if getattr(response, "status", None) != _PARTIAL_CONTENT:
         return 0
-    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    found = re.match(rf"bytes ({_NUMBER})-", response.headers.get("Content-Range", ""))
     return int(found.group(1)) if found else -1
 
 
@@ -163,15 +297,21 @@ def _transfer(url: str, part: Path, have: int, n_bytes: int, progress: Progress)
         have, response = 0, _open(url, 0)
     with response:
         done = _first_byte(response)
-        announced = response.headers.get("Content-Length")
-        if announced is not None and done + int(announced) != n_bytes:
+        if done not in (0, have):
             raise InstallError(
-                f"{url} has {done + int(announced)} bytes, not the {n_bytes} of its record: the "
+                f"{url} cannot be fetched: the server sends a part of the file that was not asked "
+                f"for (Content-Range: {_shown(response.headers.get('Content-Range'))})"
+            )
+        announced = _announced(url, response)
+        if announced is not None and done + announced != n_bytes:
+            raise InstallError(
+                f"{url} has {done + announced} bytes, not the {n_bytes} of its record: the "
                 "file behind the link was changed. Tell whoever gave you the link"
             )
         progress(done, n_bytes)
+        pace = _Pace()
         with part.open("ab" if done else "wb") as file:
-            while block := _read(response, url, done, n_bytes):
+            while block := _read(response, pace, url, done, n_bytes):
                 done += len(block)
                 if done > n_bytes:
                     break
@@ -193,12 +333,13 @@ def _transfer(url: str, part: Path, have: int, n_bytes: int, progress: Progress)
         raise _broken_off(url, done, n_bytes, "the connection ended")
 
 
-def _read(response: Any, url: str, done: int, n_bytes: int) -> bytes:
+def _read(response: Any, pace: _Pace, url: str, done: int, n_bytes: int) -> bytes:
     try:
         block: bytes = response.read1(_BLOCK)
+        pace.add(len(block))
         return block
-    except (OSError, http.client.HTTPException) as error:
-        raise _broken_off(url, done, n_bytes, str(error)) from error
+    except _FAILURES as error:
+        raise _broken_off(url, done, n_bytes, _shown(error)) from error
 
 
 def _broken_off(url: str, done: int, n_bytes: int, why: str) -> InstallError:

@@ -1,11 +1,14 @@
 """Downloads: cut connections, wrong files, full disks."""
 
+import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import socket
 import ssl
 import sys
+import time
 from collections import namedtuple
 from urllib.error import URLError
 
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.file_server import serving
+from support.raw_server import sending
 
 from llama_pynq.errors import InstallError
 from llama_pynq.utils import download
@@ -200,3 +204,220 @@ def test_file_that_is_not_there_is_no_matter_of_proxies(tmp_path):
             (tmp_path / "none").as_uri(), tmp_path / "part", "0" * 64, 4, lambda *_: None
         )
     assert "proxy" not in str(error.value)
+
+
+# ---- servers that are broken, or hostile --------------------------------------------------
+
+
+def answer(body: bytes, *headers: str, status: str = "200 OK") -> list[bytes]:
+    head = "".join(f"{line}\r\n" for line in (f"HTTP/1.1 {status}", *headers))
+    return [head.encode("latin-1") + b"\r\n" + body]
+
+
+def both(url, tmp_path, message):
+    """Neither a file of known size nor a small one: each time an error of the package's own."""
+    sha256 = hashlib.sha256(b"12345").hexdigest()
+    said = []
+    for call in (
+        lambda: download.fetch(url, tmp_path / "part", sha256, 5, lambda *_: None),
+        lambda: download.read_small(url, 100),
+    ):
+        with pytest.raises(InstallError, match=message) as caught:
+            call()
+        text = str(caught.value)
+        assert url in text and text.isprintable(), "one line, which moves no cursor"
+        said.append(text)
+    return said
+
+
+@pytest.mark.parametrize(
+    "length", ["-1", "-5", "five", "", "5, 5", "0x5", "1e3", "+5", "5_0", "9" * 5000, "٥"]
+)
+def test_length_that_is_none_is_refused(tmp_path, length):
+    header = f"Content-Length: {length}".encode().decode("latin-1")
+    with sending(answer(b"12345", header)) as url:
+        both(url, tmp_path, r"bytes \(Content-Length\), which is no length")
+
+
+@pytest.mark.parametrize("length", [0, 4, 6, 10**17])
+def test_length_that_is_wrong_is_refused(tmp_path, length):
+    with sending(answer(b"12345", f"Content-Length: {length}")) as url:
+        sha256 = hashlib.sha256(b"12345").hexdigest()
+        with pytest.raises(InstallError, match=f"has {length} bytes, not the 5 of its record"):
+            download.fetch(url, tmp_path / "part", sha256, 5, lambda *_: None)
+        if length > 5:
+            with pytest.raises(InstallError, match=f"ended after 5 of {length} bytes"):
+                download.read_small(url, 100)
+
+
+@pytest.mark.parametrize(
+    "range_",
+    ["", "bytes", "bytes -3-4/5", "bytes x-4/5", f"bytes {'9' * 5000}-/5", "bytes ٣-4/5",
+     "bytes 1-4/5", "bytes 3-\x07"],
+)  # fmt: skip
+def test_part_of_another_place_is_not_taken(tmp_path, range_):
+    """A server that ignores or invents ranges: begin anew, and give up if that fails, too."""
+    (tmp_path / "part").write_bytes(b"123")
+    header = f"Content-Range: {range_}".encode().decode("latin-1")
+    partial = answer(b"45", header, status="206 Partial Content")
+    sha256 = hashlib.sha256(b"12345").hexdigest()
+
+    def fetch(url):
+        download.fetch(url, tmp_path / "part", sha256, 5, lambda *_: None)
+
+    with sending(partial, answer(b"12345", "Content-Length: 5")) as url:
+        if "3-\x07" in range_:
+            fetch(url)  # what follows the offset is not needed: the hash is checked
+            return
+        fetch(url)
+    assert (tmp_path / "part").read_bytes() == b"12345"
+    (tmp_path / "part").write_bytes(b"123")
+    with sending(partial) as url:
+        with pytest.raises(InstallError, match="a part of the file that was not asked for"):
+            fetch(url)
+    assert (tmp_path / "part").read_bytes() == b"123"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["file:///etc/passwd", "ftp://127.0.0.1/f", "http://example.invalid/f", "gopher://x/",
+     "data:,12345", "http://[::1/f", "//example.invalid/f", "javascript:1", "FILE:/etc/passwd"],
+)  # fmt: skip
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirect_to_another_kind_of_place_is_refused(tmp_path, target, code):
+    with sending(answer(b"", f"Location: {target}", status=f"{code} Moved")) as url:
+        both(url, tmp_path, r"redirects to .*, which is not https|cannot be fetched \(")
+
+
+def test_redirect_from_https_goes_to_https_only():
+    handler = download.RedirectsToSafePlaces()
+    request = download.Request("https://example.org/f")
+    for target in ("http://127.0.0.1/f", "http://localhost/f", "file:///f", "http://example.org/f"):
+        with pytest.raises(InstallError, match=f"redirects to {target}, which is not https"):
+            handler.redirect_request(request, None, 302, "Found", {}, target)
+    moved = handler.redirect_request(request, None, 302, "Found", {}, "https://example.com/g")
+    assert moved.full_url == "https://example.com/g"
+
+
+def test_redirects_in_a_circle_end(tmp_path):
+    for location in ("/f", "f?again", ""):
+        with sending(answer(b"", f"Location: {location}", status="302 Found")) as url:
+            both(url, tmp_path, "cannot be fetched: the server answered 302")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b""],
+        [b"HTTP/1.1 "],
+        [b"\x00\xff" * 50 + b"\r\n\r\n"],
+        [b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500 + b"\r\n12345"],
+        [b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n12345"],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n12345"],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n12345"],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\n12345"],
+        [b"HTTP/1.1 404 \x1b[2Jgone\r\n\r\n"],
+        [b"HTTP/1.1 99999 odd\r\n\r\n"],
+        [b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: odd\r\n\r\n"],
+    ],
+)
+def test_answer_that_is_no_http_is_refused(tmp_path, pieces):
+    with sending(pieces) as url:
+        both(url, tmp_path, "cannot be fetched|could not be read|the transfer stopped")
+
+
+def endless(piece=b"x" * 65536):
+    yield b"HTTP/1.1 200 OK\r\n\r\n"
+    while True:
+        yield piece
+
+
+def test_body_without_an_end_is_cut(tmp_path):
+    with sending(endless()) as url:
+        with pytest.raises(InstallError, match="has more than the 5 bytes of its record"):
+            download.fetch(url, tmp_path / "part", "0" * 64, 5, lambda *_: None)
+    with sending(endless()) as url:
+        with pytest.raises(InstallError, match="has more than 100 bytes"):
+            download.read_small(url, 100)
+
+
+def slowly(data, pause=0.05):
+    for byte in data:
+        time.sleep(pause)
+        yield bytes([byte])
+
+
+def test_server_of_a_byte_a_second_is_given_up(tmp_path, monkeypatch):
+    """It is never silent for `TIMEOUT_S`: the mean rate ends it."""
+    monkeypatch.setattr(download, "GRACE_S", 0.3)
+    head = answer(b"", "Content-Length: 100")
+    sha256 = hashlib.sha256(bytes(100)).hexdigest()
+    with sending(itertools.chain(head, slowly(bytes(100)))) as url:
+        with pytest.raises(InstallError, match="stopped after .* is too slow: .* resume"):
+            download.fetch(url, tmp_path / "part", sha256, 100, lambda *_: None)
+    assert 0 < (tmp_path / "part").stat().st_size < 100
+    with sending(itertools.chain(head, slowly(bytes(100)))) as url:
+        with pytest.raises(InstallError, match="could not be read .*is too slow"):
+            download.read_small(url, 100)
+
+
+def test_headers_of_a_byte_a_second_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "ANSWER_S", 0.3)
+    head = b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100
+    for call in (
+        lambda url: download.fetch(url, tmp_path / "part", "0" * 64, 5, lambda *_: None),
+        lambda url: download.read_small(url, 100),
+    ):
+        with sending(slowly(head)) as url:
+            with pytest.raises(InstallError, match=r"no complete answer within 0\.3 s"):
+                call(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:99999/f", "http://localhost:x/f", "http://127.0.0.1/\x01", "file:///\0",
+     "http://127.0.0.1:1/ä b", "http://127.0.0.1:1/ä", "file:///etc", "file://elsewhere/f",
+     "https://\ud800.org/"],
+)  # fmt: skip
+def test_url_that_is_none_is_refused(tmp_path, url):
+    for call in (
+        lambda: download.fetch(url, tmp_path / "part", "0" * 64, 5, lambda *_: None),
+        lambda: download.read_small(url, 100),
+    ):
+        with pytest.raises(InstallError, match="cannot be fetched"):
+            call()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_fifo_is_neither_read_nor_written(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InstallError, match="is it there, and may you read it"):
+        download.read_small((tmp_path / "fifo").as_uri(), 5)
+    with pytest.raises(InstallError, match=f"{tmp_path}/fifo is no regular file: remove it"):
+        download.fetch("http://127.0.0.1:1/", tmp_path / "fifo", "0" * 64, 5, lambda *_: None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.binary(max_size=80)
+    | st.lists(
+        st.sampled_from(
+            [b"HTTP/1.1 ", b"200", b"206", b"302", b" OK", b"\r\n", b"\r\n\r\n", b"12345",
+             b"Content-Length: ", b"Content-Range: bytes ", b"Location: ", b"/f", b"-", b"5",
+             b"Transfer-Encoding: chunked", b"\0", b"\xff"]
+        ),
+        max_size=20,
+    ).map(b"".join)
+)  # fmt: skip
+def test_any_answer_gives_the_file_or_the_packages_error(tmp_path_factory, data):
+    part = tmp_path_factory.mktemp("parts") / "part"
+    sha256 = hashlib.sha256(b"12345").hexdigest()
+    with sending([data]) as url:
+        try:
+            download.fetch(url, part, sha256, 5, lambda *_: None)
+        except InstallError as error:
+            assert url in str(error)
+        else:
+            assert part.read_bytes() == b"12345"
+        with contextlib.suppress(InstallError):
+            assert len(download.read_small(url, 100)[0]) <= 100
