@@ -34,6 +34,7 @@ from llama_pynq.utils.files import (
     cache_folder,
     checkout_folder,
     package_folders,
+    user_path,
     write_atomically,
 )
 from llama_pynq.utils.temporary import temporary_folder
@@ -264,7 +265,12 @@ def build_emulated_overlay(
     BuildError
         If there is nothing to compile, or the compiler is missing or fails.
     """
+    hls_src, out = user_path(hls_src), user_path(out)
     header = hls_src / "boards" / f"{board}.h"
+    if not os.path.isfile(header):
+        raise BuildError(
+            f"there is no config header {header}: give the folder of the kernel, hls_src"
+        )
     constants = config.board_constants(header)
     if sources is None:
         sources = [*sorted(hls_src.glob("*.cpp")), *sorted((hls_src / "host").glob("*.cpp"))]

@@ -27,7 +27,7 @@ from llama_pynq.errors import KernelError, OverlayMismatch
 from llama_pynq.kernel import abi, config, registers
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.limits import KernelLimits
-from llama_pynq.utils.files import BOARD_MARKS
+from llama_pynq.utils.files import BOARD_MARKS, user_path
 from llama_pynq.utils.html import facts_table
 from llama_pynq.utils.validate import flag, whole_number
 
@@ -495,6 +495,7 @@ class EmulatedDevice(Device):
         OverlayMismatch
             If the file is damaged or not trusted, or needs CPU features this machine lacks.
         """
+        path = user_path(path)
         return cpu.choose(self._read_overlay(path).payloads, str(path)).level
 
     def open_context(self, description: dict[str, Any], shared: bool = True) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from llama_pynq.errors import LlamaPynqError
-from llama_pynq.utils.files import package_folders, write_atomically, write_new
+from llama_pynq.utils.files import package_folders, user_path, write_atomically, write_new
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ def _in(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*.ipynb") if not path.name.startswith(".")]
 
 
-def copy_notebooks(folder: Path, *, reset: bool = False, now: datetime | None = None) -> list[Copy]:
+def copy_notebooks(
+    folder: str | os.PathLike[str], *, reset: bool = False, now: datetime | None = None
+) -> list[Copy]:
     """Copy the notebooks to a folder; existing files are never lost.
 
     Parameters
     ----------
-    folder : Path
-        Created if missing.
+    folder : str or path
+        Created if missing; ``~`` is the home folder.
     reset : bool
         Replace changed notebooks, each after a backup of it beside it:
         ``01_prompting.backup-20261123-104500.ipynb``. By default, changed notebooks are kept.
@@ -63,6 +66,7 @@ def copy_notebooks(folder: Path, *, reset: bool = False, now: datetime | None = 
     LlamaPynqError
         If `folder` is a file, or is not writable.
     """
+    folder = user_path(folder)
     if folder.exists() and not folder.is_dir():
         raise LlamaPynqError(f"{folder} is a file: give a folder for the notebooks")
     stamp = f"{now or datetime.now():%Y%m%d-%H%M%S}"

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.labs import RESULT_TYPE, Exercise, exercises
 from llama_pynq.labs.files import notebook_sources
+from llama_pynq.utils.files import user_path
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -145,7 +146,7 @@ def lessons(sources: Sequence[Path] | None = None) -> dict[str, Lesson]:
 # ---- submissions ----------------------------------------------------------------------
 
 
-def submissions(folder: Path) -> list[Path]:
+def submissions(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the notebooks in a folder tree, without checkpoints, hidden files and backups.
 
     Raises
@@ -153,6 +154,7 @@ def submissions(folder: Path) -> list[Path]:
     LlamaPynqError
         If there is no such folder, or no notebook in it.
     """
+    folder = user_path(folder)
     if not folder.is_dir():
         raise LlamaPynqError(f"there is no folder {folder}: give the one with the submissions")
     found = []
@@ -445,14 +447,19 @@ def _grade(row: Grade, lesson: Lesson, answers: Mapping[str, str], timeout: floa
     return list(rows.values())
 
 
-def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float) -> list[Grade]:
+def grade(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    known: Mapping[str, Lesson],
+    timeout: float,
+) -> list[Grade]:
     """Grade one file.
 
     Parameters
     ----------
-    path : Path
+    path : str or path
         The submission.
-    folder : Path
+    folder : str or path
         The graded folder: the first folder from there to `path` is the student's name.
     known : mapping of str to Lesson
         See `lessons`.
@@ -465,7 +472,8 @@ def grade(path: Path, folder: Path, known: Mapping[str, Lesson], timeout: float)
     list of Grade
         One for each exercise of its lesson, or a single one if the file cannot be graded.
     """
-    inside = path.relative_to(folder)
+    path = user_path(path)
+    inside = path.relative_to(user_path(folder))
     student = inside.parts[0] if len(inside.parts) > 1 else path.stem
     row = Grade(student, inside.as_posix())
     try:

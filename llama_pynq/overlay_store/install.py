@@ -271,7 +271,7 @@ def add(path: Path, board: str | None, force: bool, board_found: Callable[[], st
     """
     if board is not None:
         board = board_key(board)
-    path, record = _build_at(path)
+    path, record = _build_at(user_path(path))
     metadata = read_metadata(path)
     if record is None:
         record = _make_record(path, metadata, board, board_found)
@@ -327,6 +327,7 @@ def trust_emulated(path: Path, trusted: bool) -> Path:
 
 def _loaded(path: Path) -> Path:
     """The file that is loaded, where the one beside it may be given."""
+    path = user_path(path)
     return path.with_suffix(".bit") if path.suffix == ".hwh" else path
 
 

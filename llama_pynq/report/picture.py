@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from llama_pynq.errors import LlamaPynqError
+from llama_pynq.utils.files import user_path
 
 MARKERS = "os^Dv<>ph"  # distinguish curves without their colours
 
@@ -26,24 +27,32 @@ class Picture:
     figure: Any = field(repr=False)
     text: str
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the figure to a file, whose suffix selects the format.
 
         Parameters
         ----------
-        path : Path
+        path : str or path
+            ``~`` is the home folder.
 
         Raises
         ------
         LlamaPynqError
-            If matplotlib does not know the format.
+            If matplotlib does not know the format, or the file cannot be written.
         """
+        path = user_path(path)
         if path.suffix[1:] not in self.figure.canvas.get_supported_filetypes():
             raise LlamaPynqError(
                 f"{path}: matplotlib writes no {path.suffix or 'file without a suffix'}; "
                 "end the name in .png, .svg or .pdf"
             )
-        self.figure.savefig(path, dpi=150)
+        try:
+            self.figure.savefig(path, dpi=150)
+        except OSError as error:
+            raise LlamaPynqError(
+                f"{path} cannot be written ({error.strerror or error}): give a file in a folder "
+                "that is there, and that you may write to"
+            ) from error
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         file = io.StringIO()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from llama_pynq.errors import LlamaPynqError
@@ -37,7 +37,7 @@ def roofline(rows: Sequence[BoardRow], title: str) -> Picture:
     return Picture(figure, f"Roofline, {title}. Modelled tokens/s of one sequence: {speeds}.")
 
 
-def plot_roofline(rows: Sequence[BoardRow], title: str, path: Path) -> None:
+def plot_roofline(rows: Sequence[BoardRow], title: str, path: str | os.PathLike[str]) -> None:
     """Write the `roofline` to a file, whose suffix selects the format."""
     roofline(rows, title).save(path)
 

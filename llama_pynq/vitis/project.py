@@ -29,7 +29,7 @@ from llama_pynq.kernel.registers import (
     board_arguments,
 )
 from llama_pynq.kernel.top import top_function
-from llama_pynq.utils.files import write_atomically
+from llama_pynq.utils.files import user_path, write_atomically
 from llama_pynq.vitis.platforms import CONTROL_RANGE, PLATFORMS, Card, ProcessorPort, Zynq
 from llama_pynq.vitis.tools import seen_from_here
 
@@ -116,7 +116,8 @@ class Project:
             raise BuildError(
                 f"cannot build for {board.name}: {board.no_build}. Choose {', '.join(PLATFORMS)}"
             )
-        source = source_folder()
+        source, folder = source_folder(), user_path(folder)
+        header = None if header is None else user_path(header)
         if header is not None and not header.is_file():
             raise BuildError(
                 f"{header} is missing{seen_from_here(header)}: name a config header like those in "
