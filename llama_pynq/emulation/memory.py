@@ -202,11 +202,9 @@ class DeviceMemory:
     def free(self, allocation: Allocation) -> None:
         """Free a buffer; a second call does nothing."""
         self._returned.append(allocation)
-        if self._lock.acquire(blocking=False):
-            try:
+        if not self._lock.locked():  # not acquire(): Ctrl-C right after it would leave it locked
+            with self._lock:
                 self._drain()
-            finally:
-                self._lock.release()
 
     def _drain(self) -> None:
         while self._returned:

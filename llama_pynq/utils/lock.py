@@ -228,10 +228,11 @@ class FileLock:
     def release(self) -> None:
         """Release the lock; does nothing if it is not held."""
         # Keep the file: after its removal, two processes could lock two files of one name.
-        close, self._close = self._close, None
-        _held.discard(self)
+        close = self._close
         if close is not None:
-            close()
+            close()  # once; after Ctrl-C before it, the next call does it
+        self._close = None
+        _held.discard(self)
 
     def _abandon(self) -> None:
         """Close the file in a forked child without unlocking: the lock is the parent's."""
