@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from llama_pynq.device.kernel_driver import KernelDriver
-from llama_pynq.device.model_memory import NO_MODEL
+from llama_pynq.device.model_memory import LoadedModel
 from llama_pynq.energy import EnergyMeter
 from llama_pynq.engine.llama import Llama
 from llama_pynq.engine.loading import load
 from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.engine.watchers import model_loaded
-from llama_pynq.errors import RequestError
 from llama_pynq.kernel.registers import VLNVS
 from llama_pynq.utils.signature import delegates_to
 
@@ -32,10 +31,6 @@ class LlamaDriver(KernelDriver):
     """
 
     bindto = list(VLNVS)  # in this class's body, where PYNQ looks for it
-
-    def __init__(self, description: dict[str, Any]) -> None:
-        super().__init__(description)
-        self._llama: Llama | None = None
 
     def load_model(
         self,
@@ -95,19 +90,19 @@ class LlamaDriver(KernelDriver):
         RequestError
             If an argument is out of range.
         """
-        self._llama = load(
+        llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
             kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, reading=reading,
             context=context, power=power,
         )  # fmt: skip
-        model_loaded(self._llama)
-        return self._llama
+        model_loaded(llama)
+        return llama
 
     @property
     def loaded_model(self) -> Llama | None:
         """The loaded model; None if there is none."""
-        llama = self._llama
-        return llama if llama is not None and llama.packed is self.packed else None
+        owner = self.owner
+        return owner if isinstance(owner, Llama) else None
 
     @property
     def model(self) -> Llama:
@@ -121,7 +116,7 @@ class LlamaDriver(KernelDriver):
         self._check_open()
         llama = self.loaded_model
         if llama is None:
-            raise RequestError(NO_MODEL)
+            raise self._no_model()
         return llama
 
     def adopt(self, model: Llama) -> None:
@@ -132,12 +127,13 @@ class LlamaDriver(KernelDriver):
         model : Llama
         """
         model.upload(max(self.slots, 1))
-        self._llama = model
         model_loaded(model)
 
-    def _drop(self) -> None:
-        super()._drop()
-        self._llama = None
+    def _restore(self, model: LoadedModel) -> None:
+        if isinstance(model.owner, Llama):
+            model.owner.upload(model.slots)  # which packs it again if its file is gone
+        else:
+            super()._restore(model)
 
     @delegates_to(Llama.generate)
     def generate(

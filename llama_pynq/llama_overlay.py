@@ -73,7 +73,10 @@ def _close_older(device: Device, path: Path) -> None:
     """
     paths = lock_paths(device)
     for older in list(_open):
-        if older.closed or older.lock_path not in paths:
+        if older.lock_path not in paths:
+            continue
+        if older.closed:
+            older.close()  # whose close() an interrupt ended
             continue
         model = older.llama.loaded_model
         if older.llama.running or (model is not None and model.slots.in_use):
@@ -145,7 +148,7 @@ class LlamaOverlay(pynq.Overlay):
         path = overlay_file(bitfile_name, device)
         _close_older(device, path)
         self._device_lock = lock_device(device)
-        self._opened, self._clock_note = False, ""
+        self._opened, self._has_driver, self._closing, self._clock_note = False, False, False, ""
         self._clock_mhz: float | None = None
         try:
             with warnings.catch_warnings():
@@ -154,6 +157,7 @@ class LlamaOverlay(pynq.Overlay):
             description = self.ip_dict.get(IP_NAME)
             if description is None or not isinstance(self.llama, LlamaDriver):
                 raise _not_ours(path, self.ip_dict)
+            self._has_driver = True
             self._limits = self.llama.limits
             self._record = record_of(Path(self.bitfile_name))
         except BaseException:
@@ -244,13 +248,13 @@ class LlamaOverlay(pynq.Overlay):
     # ---- life ------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Download the overlay again, as after a hung kernel, and reload the model."""
+        """Download the overlay again, as after a hung kernel, and reload the model.
+
+        Texts that are unfinished end with an error. After Ctrl-C inside of it, call it again.
+        """
         self._check_open()
-        loaded = self.llama.loaded_model
-        self.llama.forget(self.download)
+        self.llama.reset(self._program)
         self._limits = self.llama.limits
-        if loaded is not None:
-            self.llama.adopt(loaded)
 
     def download(self, *args: Any, **kwargs: Any) -> None:
         """As in PYNQ, but only with the device locked. A loaded model is lost: see `reset`.
@@ -261,6 +265,13 @@ class LlamaOverlay(pynq.Overlay):
             For `pynq.Overlay.download`.
         """
         self._check_open()
+        if self._has_driver:
+            self.llama.forget(lambda: self._program(*args, **kwargs))
+        else:  # PYNQ's constructor: there is no driver yet
+            self._program(*args, **kwargs)
+
+    def _program(self, *args: Any, **kwargs: Any) -> None:
+        """Download the overlay; the driver holds the device meanwhile."""
         self._clock_mhz, self._clock_note = None, ""
         with active(self.device):
             if self.device.has_capability("REMOTE"):
@@ -292,8 +303,8 @@ class LlamaOverlay(pynq.Overlay):
 
     @property
     def closed(self) -> bool:
-        """Whether the device's lock is not held: `close` was called, or opening failed."""
-        return not self._device_lock.held
+        """Whether `close` was called, or opening failed."""
+        return self._closing or not self._device_lock.held
 
     def _check_open(self) -> None:
         if self.closed:
@@ -305,13 +316,14 @@ class LlamaOverlay(pynq.Overlay):
         super().free()
 
     def close(self) -> None:
-        """Free the buffers and release the device; may be called twice."""
+        """Free the buffers and release the device; may be called twice, as after Ctrl-C."""
+        self._closing = True
         if self._device_lock.held:
             try:
                 self.llama.close()
             finally:
-                _open.discard(self)
                 self._give_back()
+                _open.discard(self)
 
     def _give_back(self) -> None:
         """Release the device: XRT reserves a card for whoever has a context open."""

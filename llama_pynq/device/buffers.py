@@ -38,6 +38,8 @@ class Buffers:
     ----------
     arguments : sequence of Argument
         The kernel's arguments; empty until the driver knows them.
+    unfinished : set of str
+        Buffers that an interrupt kept from being replaced: see `repair`.
     """
 
     def __init__(
@@ -47,6 +49,9 @@ class Buffers:
         self._device, self._registers, self._write = device, registers, write
         self._remote = device.has_capability("REMOTE")
         self._held: dict[str, Any] = {}
+        # Buffers whose replacement was begun and has not ended: after Ctrl-C, one may be missing,
+        # or its register may still hold the old address.
+        self.unfinished: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         return self._held[name]
@@ -118,6 +123,7 @@ class Buffers:
         DeviceMemoryError
             If there is no room; a placeholder then takes the buffer's place.
         """
+        self.unfinished.add(name)
         if name in self._held:
             # No reference to the old buffer may stay: pyxrt frees only what nobody holds.
             _free(self._held.pop(name))
@@ -128,7 +134,12 @@ class Buffers:
                 self._held[name] = self.allocate(name, PLACEHOLDER_WORDS, np.uint32)
             for argument in self.pointers(name):
                 self._point(argument)
+            self.unfinished.discard(name)
         return self._held[name]
+
+    def repair(self) -> None:
+        """Put placeholders where an interrupt left no buffer."""
+        self.replace_by_placeholders(*self.unfinished)
 
     def replace_by_placeholders(self, *names: str) -> None:
         """Free buffers, and leave placeholders in their place."""
@@ -150,13 +161,17 @@ class Buffers:
 
     def free(self) -> None:
         """Free every buffer."""
-        for buffer in self._held.values():
-            _free(buffer)
-        self._held = {}
+        self.unfinished.clear()
+        while self._held:  # an interrupt leaves no buffer here that is freed already
+            _free(self._held.popitem()[1])
+
+    def outlive(self) -> None:
+        """Keep every buffer until the process ends: a kernel that hangs may still write it."""
+        _abandoned.append(dict(self._held))
 
     def abandon(self) -> None:
         """Give up every buffer without freeing its memory, which a hung kernel may still write."""
-        _abandoned.append(self._held)
+        self.outlive()
         self._held = {}
 
     # ---- content ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import threading
 import time
@@ -22,7 +23,7 @@ from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.device.buffers import Buffers
 from llama_pynq.device.calls import CallBuffers, CallResult, PendingCall, check_status
 from llama_pynq.device.handshake import DeadlinePassed, Handshake
-from llama_pynq.device.model_memory import NO_MODEL, ModelMemory, check_fits
+from llama_pynq.device.model_memory import NO_MODEL, LoadedModel, ModelMemory, check_fits
 from llama_pynq.errors import (
     ConnectionLost,
     KernelTimeout,
@@ -38,6 +39,11 @@ from llama_pynq.weights.packed import PackedModel
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+INTERRUPTED = (
+    "reset() of the overlay did not end: call it again, which brings back the model that was "
+    "loaded, or call load_model()"
+)
 
 _PROFILE = int(RequestFlag.PROFILE)  # an enum's & takes as long as a register access
 _SETTLE_S = 2.0  # how long an interrupted call may take to end its step
@@ -67,6 +73,26 @@ def _over_network(
 
 class KernelDriver(DefaultIP):
     """Driver of the ``llama`` IP.
+
+    One lock, `exclusive`, guards all state of driver, buffers and device. Each change is made while
+    it is held, and each state is entered by one assignment, the last of the change:
+
+    ================  =============================  ============================================
+    state             known by                       ends with
+    ================  =============================  ============================================
+    open              ``_limits`` is None            `limits`: describes the kernel
+    described         ``_limits``, ``_calls``        `load_weights`
+    model loaded      `ModelMemory.loaded`           `load_weights`, `resize_cache`, `reset`
+    to be programmed  ``_download``                  the download, by `reset`, `forget` or `limits`
+    hung              ``_hung``                      `reset`, `forget`
+    closed            ``_closed``                    never
+    ================  =============================  ============================================
+
+    After Ctrl-C, or an error, inside a change the driver is in the state before it or in one below:
+    without a model, or to be programmed; the next `reset` or load goes on from there. A thread that
+    waits for the lock sees the state after the change. Two things are set without the lock: `close`
+    says so to the thread that holds it, and `reset` changes the generation, so that a thread that
+    waits for a hung call gives up the lock.
 
     Parameters
     ----------
@@ -106,11 +132,16 @@ class KernelDriver(DefaultIP):
 
             self._network_errors = (grpc.RpcError,)
         self._lock = threading.RLock()
+        # Numbers of generations. Each is used once, whichever threads draw them: a number that came
+        # back would make what was taken under it valid again.
+        self._numbers = itertools.count(1)
         self._generation = 0
         self._limits: KernelLimits | None = None
         self._calls: CallBuffers | None = None
         self._model: ModelMemory | None = None
         self._last_slots, self._last_kv_bits = 0, 32  # of the model before a reset
+        self._lost: LoadedModel | None = None  # a model that a reset has yet to bring back
+        self._download: Callable[[], None] | None = None  # begun, and not known to have ended
         self._running = False  # a call was launched and not seen to end
         self.pending: PendingCall | None = None
         self._hung = False
@@ -130,14 +161,20 @@ class KernelDriver(DefaultIP):
             If the kernel is not llama_pynq's, or has another ABI version.
         """
         self._check_open()
-        if self._limits is None:
-            with self._lock:
-                self._check_idle()
-                limits = self._limits or self._describe()
+        limits = self._limits
+        if limits is not None:
+            return limits
+        with self._lock:
+            self._check_open()
+            if self._download is not None:
+                self._program(self._download)
+            self._check_idle()
+            if self._limits is None:
+                limits = self._describe()
                 calls = CallBuffers(self.buffers, limits)
                 model = ModelMemory(self.buffers, self.device, limits)
                 self._calls, self._model, self._limits = calls, model, limits
-        return self._limits
+            return self._limits
 
     def _check_open(self) -> None:
         if self._closed:
@@ -178,10 +215,11 @@ class KernelDriver(DefaultIP):
         results = buffers["results"]
         results[:] = 0
         results.sync_to_device()
-        generation = self._generation
+        self._running = True
         self.handshake.start(abi.COMMAND_DESCRIBE)
         try:
-            self._wait(min(self.timeout_s, self.describe_timeout_s), generation)
+            # To its end even if a reset waits: the call takes microseconds, or its short deadline.
+            self._wait(min(self.timeout_s, self.describe_timeout_s), None)
         except KernelTimeout as error:
             raise KernelTimeout(
                 f"{self.device.name}: the kernel did not answer its first call within "
@@ -190,6 +228,7 @@ class KernelDriver(DefaultIP):
                 "the overlay built for this board, and are its memory ports connected? "
                 "docs/boards.md, 'When it does not work'"
             ) from error
+        self._running = False
         results.sync_from_device()
         words = np.array(results, np.uint32)
         if words[abi.STATUS_MAGIC] != abi.MAGIC:
@@ -222,25 +261,32 @@ class KernelDriver(DefaultIP):
 
     def close(self) -> None:
         """Close for good: wait for a running call to end, and free every buffer."""
-        self._closed = True
-        if not self._lock.acquire(timeout=self.timeout_s):
-            self.buffers.abandon()
-            return
+        self._closed = True  # a thread that loads a model ends with its next part
+        held = False
         try:
-            if self._running and not self._hung:
-                try:
-                    self._settle()
-                except Exception:  # whatever is wrong with the device, close our side
-                    self._hung = True
-            self._drop()
+            held = self._lock.acquire(timeout=self.timeout_s)
+            if held and self._running and not self._hung:
+                self._settle()
+        except BaseException as error:  # whatever is wrong with the device, close our side
+            self._hung = True
+            if not isinstance(error, Exception):
+                raise
         finally:
-            self._lock.release()
+            try:
+                if held:
+                    self._lost = self._download = None
+                    self._drop()
+                else:  # another thread uses the buffers
+                    self.buffers.outlive()
+            finally:
+                if held:
+                    self._lock.release()
 
     def _drop(self) -> None:
         """Forget the model, and free the buffers unless a hung kernel may write them."""
-        self._generation += 1
+        self._generation = next(self._numbers)
         self.pending = None
-        self._last_slots, self._last_kv_bits = self.slots, self.kv_bits
+        self._keep_settings()
         # PYNQ 4 frees a buffer only when nothing refers to it: drop every view.
         self._limits = self._calls = self._model = None
         if self._hung:
@@ -248,8 +294,13 @@ class KernelDriver(DefaultIP):
         else:
             self.buffers.free()
 
+    def _keep_settings(self) -> None:
+        """Keep slots and the cache's format for the properties while there is no model."""
+        self._last_slots, self._last_kv_bits = self.slots, self.kv_bits
+
+    @_over_network
     def forget(self, download: Callable[[], None]) -> None:
-        """Reset: download the overlay again, which stops a hung kernel, and drop all state.
+        """Download the overlay again, which stops a hung kernel, and drop all state.
 
         A thread that waits for a call gets KernelTimeout.
 
@@ -259,27 +310,62 @@ class KernelDriver(DefaultIP):
             Programs the device.
         """
         self._check_open()
-        self._generation += 1  # a waiting thread leaves before its next read of CTRL
+        self._generation = next(self._numbers)  # a waiting thread leaves before it reads CTRL again
         with self._lock:
-            if self._running and not self._hung:
-                # Else the fabric would be programmed with transfers under way.
-                with contextlib.suppress(KernelTimeout):
-                    self._settle()
-            # Under the lock: until the download ends, a register read finds no kernel.
-            download()
-            self._generation += 1
-            if self.handshake.runs_on():
-                self._hung = True
-                raise KernelTimeout(
-                    f"{self.device.name}: the kernel still runs though its overlay was downloaded "
-                    "again: XRT does not program a card anew with what the card already holds, "
-                    "unless xrt.ini says so ([Runtime] force_program_xclbin=true, XRT 2.13). Close "
-                    "the overlay, reset the card (xbutil reset --device BDF, which ends every "
-                    "program's use of it), and open the overlay again"
-                )
-            self._hung = self._running = False
-            self._drop()
-            self.__dict__.pop("_register_map", None)
+            self._check_open()
+            self._lost = None
+            self._program(download)
+
+    @_over_network
+    def reset(self, download: Callable[[], None]) -> None:
+        """`forget`, and reload the model that was loaded.
+
+        After Ctrl-C, or an error, inside of it, the next `reset` brings that model back.
+
+        Parameters
+        ----------
+        download : callable
+            Programs the device.
+        """
+        self._check_open()
+        self._generation = next(self._numbers)  # as in `forget`
+        with self._lock:
+            self._check_open()
+            self._lost = self._loaded_model or self._lost
+            self._program(download)
+            assert self.limits
+            if self._lost is not None:
+                self._restore(self._lost)
+
+    def _restore(self, model: LoadedModel) -> None:
+        """Load a model again that was loaded before a reset."""
+        self.load_weights(model.packed, model.slots, model.kv_bits, model.owner)
+
+    def _program(self, download: Callable[[], None]) -> None:
+        """Program the device, under the lock; until that has ended, the driver has no kernel."""
+        self._download = download
+        self._keep_settings()
+        self._limits = self._model = None
+        if self._running and not self._hung:
+            # Else the fabric would be programmed with transfers under way.
+            with contextlib.suppress(KernelTimeout):
+                self._settle()
+        # Under the lock: until the download ends, a register read finds no kernel.
+        download()
+        self._generation = next(self._numbers)
+        if self.handshake.runs_on():
+            self._hung = True
+            raise KernelTimeout(
+                f"{self.device.name}: the kernel still runs though its overlay was downloaded "
+                "again: XRT does not program a card anew with what the card already holds, "
+                "unless xrt.ini says so ([Runtime] force_program_xclbin=true, XRT 2.13). Close "
+                "the overlay, reset the card (xbutil reset --device BDF, which ends every "
+                "program's use of it), and open the overlay again"
+            )
+        self._hung = self._running = False
+        self._drop()
+        self.__dict__.pop("_register_map", None)
+        self._download = None
 
     # ---- calls -----------------------------------------------------------------------
 
@@ -396,15 +482,22 @@ class KernelDriver(DefaultIP):
     def abandon(self, call: PendingCall) -> None:
         """End a call that `begin` launched, after its current step; its result is dropped.
 
+        Never waits for another thread, as the garbage collector may call it: while one has the
+        device, the call goes on to its end, and the next call of the kernel waits for it.
+
         Parameters
         ----------
         call : PendingCall
         """
-        with self._lock:
-            if call is self.pending:
+        held = False
+        try:
+            held = self._lock.acquire(blocking=False)
+            if held and call is self.pending:
                 self.pending = None
-                with contextlib.suppress(KernelTimeout, *self._network_errors):
-                    self._settle()
+                self._interrupted()
+        finally:
+            if held:
+                self._lock.release()
 
     def _launch(
         self,
@@ -417,8 +510,10 @@ class KernelDriver(DefaultIP):
     ) -> PendingCall:
         # The checks need the lock, too: another thread may load a model or close the overlay.
         self._check_idle()
-        config, limits, calls, n = self._loaded().config, self._limits, self._calls, len(rows)
-        assert config is not None and limits is not None and calls is not None
+        config, limits, calls, n = self._loaded()[1].config, self._limits, self._calls, len(rows)
+        assert limits is not None and calls is not None
+        if self.buffers.unfinished:
+            self.buffers.repair()
         if not 1 <= n <= limits.max_rows:
             raise LimitError(f"{n} rows: this kernel takes 1 to {limits.max_rows} in a call")
         if not 1 <= n_steps <= limits.max_steps:
@@ -498,11 +593,11 @@ class KernelDriver(DefaultIP):
             profile=calls.read_profile(steps) if flags & _PROFILE else [],
         )
 
-    def _wait(self, seconds: float, generation: int, expected: float = 0.0) -> bool:
-        """`Handshake.wait`, for a call of this generation."""
+    def _wait(self, seconds: float, generation: int | None, expected: float = 0.0) -> bool:
+        """`Handshake.wait`, for a call of this generation; None: whatever is reset meanwhile."""
 
         def check() -> None:
-            if self._generation != generation:
+            if generation is not None and self._generation != generation:
                 raise KernelTimeout(f"{self.device.name}: the overlay was reset during the call")
 
         try:
@@ -526,11 +621,14 @@ class KernelDriver(DefaultIP):
         self._running = False
 
     def _interrupted(self) -> None:
-        with contextlib.suppress(KernelTimeout):
+        with contextlib.suppress(KernelTimeout, *self._network_errors):
             self._settle()
 
     def _check_idle(self) -> None:
-        """Wait for the call under way; raise if an earlier one hangs."""
+        """Wait for the call under way; raise if an earlier one hangs, or there is no kernel."""
+        if self._download is not None:
+            self._check_open()
+            raise RequestError(INTERRUPTED)
         if self.pending is not None:
             self._collect(self.pending)
         if self._hung:
@@ -554,7 +652,8 @@ class KernelDriver(DefaultIP):
         row : int
             Index of the row in the call.
         """
-        return self._loaded().read_logits(row)
+        with self._lock:
+            return self._loaded()[0].read_logits(row)
 
     @_over_network
     def read_activations(self, n_rows: int) -> np.ndarray:
@@ -567,7 +666,8 @@ class KernelDriver(DefaultIP):
         n_rows : int
             Rows of the call.
         """
-        return self._loaded().read_activations(n_rows)
+        with self._lock:
+            return self._loaded()[0].read_activations(n_rows)
 
     @_over_network
     def read_cache(self, slot: int, positions: int) -> np.ndarray:
@@ -591,54 +691,74 @@ class KernelDriver(DefaultIP):
         """
         with self._lock:
             self._check_idle()
-        return self._loaded().read_cache(slot, positions)
+            return self._loaded()[0].read_cache(slot, positions)
 
     # ---- weights ---------------------------------------------------------------------
 
-    def _loaded(self) -> ModelMemory:
-        """The loaded model's memory.
+    @property
+    def _loaded_model(self) -> LoadedModel | None:
+        model = self._model
+        return None if model is None else model.loaded
+
+    def _loaded(self) -> tuple[ModelMemory, LoadedModel]:
+        """The model's memory, and the loaded model.
 
         Raises
         ------
         RequestError
             If no model is loaded, or the overlay is closed.
         """
-        if self._closed or self._model is None or self._model.config is None:
-            self._check_open()
-            raise RequestError(NO_MODEL)
-        return self._model
+        model = self._model
+        if self._closed or model is None or model.loaded is None:
+            raise self._no_model()
+        return model, model.loaded
+
+    def _no_model(self) -> RequestError:
+        """Why there is no model."""
+        self._check_open()
+        return RequestError(NO_MODEL if self._lost is None else INTERRUPTED)
 
     @property
     def config(self) -> ModelConfig | None:
         """Shape of the loaded weights; None before."""
-        return self._model.config if self._model is not None else None
+        model = self._loaded_model
+        return None if model is None else model.config
 
     @property
     def packed(self) -> PackedModel | None:
         """The packed model whose weights are loaded; None before."""
-        return self._model.packed if self._model is not None else None
+        model = self._model
+        loaded = None if model is None else model.loaded
+        return None if loaded is None else loaded.packed
+
+    @property
+    def owner(self) -> object:
+        """Owner of the loaded weights, as the caller of `load_weights` named it; None before."""
+        model = self._loaded_model
+        return None if model is None else model.owner
 
     @property
     def kv_bits(self) -> int:
         """Bits of the KV cache's values: 32 for float32, or 8. A reset keeps the number."""
-        model = self._model
-        return (
-            model.kv_bits if model is not None and model.packed is not None else self._last_kv_bits
-        )
+        model = self._loaded_model
+        return self._last_kv_bits if model is None else model.kv_bits
 
     @property
     def kv_format(self) -> str:
         """Format of the KV cache's values in words: float32 or int8."""
-        return "float32" if self.kv_bits == 32 else f"int{self.kv_bits}"
+        bits = self.kv_bits
+        return "float32" if bits == 32 else f"int{bits}"
 
     @property
     def slots(self) -> int:
         """Sequences that the KV cache holds; after a reset, that it held before."""
-        model = self._model
-        return model.slots if model is not None and model.packed is not None else self._last_slots
+        model = self._loaded_model
+        return self._last_slots if model is None else model.slots
 
     @_over_network
-    def load_weights(self, packed: PackedModel, slots: int, kv_bits: int = 32) -> None:
+    def load_weights(
+        self, packed: PackedModel, slots: int, kv_bits: int = 32, owner: object = None
+    ) -> None:
         """Upload a packed model and make room for sequences.
 
         Parameters
@@ -648,6 +768,8 @@ class KernelDriver(DefaultIP):
             Sequences that the KV cache is to hold.
         kv_bits : {32, 8}
             Format of the KV cache: float32, or int8 with a scale for each key and value.
+        owner : object, optional
+            Whose weights they are: `owner`, as long as they are loaded.
 
         Raises
         ------
@@ -657,13 +779,16 @@ class KernelDriver(DefaultIP):
             If the device's memory is full; no model is loaded then.
         CheckpointError
             If the packed file is damaged; no model is loaded then.
+        RequestError
+            If the overlay is closed, even during the upload.
         """
-        check_fits(packed, self.limits)
         with self._lock:
+            check_fits(packed, self.limits)
             self._check_idle()
-            self._generation += 1
+            self._generation = next(self._numbers)
             assert self._model is not None
-            self._model.load(packed, slots, kv_bits)
+            self._model.load(packed, slots, kv_bits, owner, self._check_open)
+            self._lost = None
 
     @_over_network
     def resize_cache(self, slots: int) -> None:
@@ -679,8 +804,8 @@ class KernelDriver(DefaultIP):
         DeviceMemoryError
             If there is no room; the cache then has its old size again.
         """
-        self._loaded()
         with self._lock:
+            model, _ = self._loaded()
             self._check_idle()
-            self._generation += 1
-            self._loaded().resize_cache(slots)
+            self._generation = next(self._numbers)
+            model.resize_cache(slots)

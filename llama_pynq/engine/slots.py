@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,8 +14,20 @@ if TYPE_CHECKING:
     from llama_pynq.weights.packed import PackedModel
 
 
+@dataclass(frozen=True, eq=False)
+class _Hold:
+    """Slots that a text or a session holds, as long as the driver's generation is this one."""
+
+    slots: tuple[int, ...]
+    generation: int
+
+
 class Slots:
     """Allocator of a model's KV cache slots.
+
+    What is free follows from what is held, and is stored nowhere: a load or a reset, which changes
+    the driver's generation, frees every slot at once. Slots are taken under the driver's lock, and
+    given back without one, as the garbage collector may close a stream in any thread.
 
     Parameters
     ----------
@@ -28,25 +39,23 @@ class Slots:
     def __init__(self, driver: KernelDriver, packed: PackedModel) -> None:
         self._driver = driver
         self.packed = packed
-        self._lock = threading.Lock()
-        self._free = list(range(driver.slots))
+        self._holds: set[_Hold] = set()
 
     @property
     def free(self) -> list[int]:
         """Slots that nobody holds, ascending."""
-        with self._lock:
-            return list(self._free)
+        driver, held = self._driver, self._held()
+        return [slot for slot in range(driver.slots) if slot not in held]
 
     @property
     def in_use(self) -> bool:
         """Whether a sequence or session holds a slot."""
-        with self._lock:
-            return len(self._free) < self._driver.slots
+        return bool(self._held())
 
-    def reset(self) -> None:
-        """Mark every slot as free, after the weights were uploaded."""
-        with self._lock:
-            self._free = list(range(self._driver.slots))
+    def _held(self) -> set[int]:
+        generation = self._driver.generation
+        holds = tuple(self._holds)  # in one step: another thread may give slots back
+        return {slot for hold in holds if hold.generation == generation for slot in hold.slots}
 
     def check_loaded(self, generation: int | None = None) -> None:
         """Make sure that the model is on the device.
@@ -86,29 +95,28 @@ class Slots:
         """
         driver = self._driver
         wanted = min(wanted, driver.limits.max_rows)
-        with self._lock, driver.exclusive():
-            self.check_loaded()
-            idle = len(self._free) == driver.slots
-            if wanted > len(self._free) and idle:
-                try:
-                    driver.resize_cache(wanted)
-                except DeviceMemoryError:
-                    self.check_loaded()  # the old cache is back: fewer slots at a time, then
-                self._free = list(range(driver.slots))
-            if not self._free:
-                raise DeviceBusy(
-                    f"all {driver.slots} sequence slots are in use by unfinished "
-                    "generate() or stream() calls. Finish or close() them, or load the model "
-                    "with more slots: load_model(..., slots=8)"
-                )
-            taken, self._free = self._free[:wanted], self._free[wanted:]
-            generation = driver.generation
+        hold = _Hold((), 0)
         try:
-            yield taken, generation
+            with driver.exclusive():
+                self.check_loaded()
+                free = self.free
+                if wanted > len(free) == driver.slots:
+                    try:
+                        driver.resize_cache(wanted)
+                    except DeviceMemoryError:
+                        self.check_loaded()  # the old cache is back: fewer slots at a time, then
+                    free = self.free
+                if not free:
+                    raise DeviceBusy(
+                        f"all {driver.slots} sequence slots are in use by unfinished "
+                        "generate() or stream() calls. Finish or close() them, or load the model "
+                        "with more slots: load_model(..., slots=8)"
+                    )
+                hold = _Hold(tuple(free[:wanted]), driver.generation)
+                self._holds.add(hold)
+            yield list(hold.slots), hold.generation
         finally:
-            with self._lock:
-                if driver.generation == generation:  # else these slots are no longer held
-                    self._free = sorted({*self._free, *taken})
+            self._holds.discard(hold)
 
 
 @dataclass(frozen=True)
