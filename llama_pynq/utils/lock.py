@@ -211,19 +211,21 @@ class FileLock:
         if self.held:
             raise self._busy(os.getpid(), "")
         handle = self._opened(_open)
+        # Before the file is locked: whenever Ctrl-C comes, a lock that nobody has is released.
+        close = weakref.finalize(self, _unlock_and_close, handle)
         try:
             if not _try_lock_twice(handle):
                 raise self._busy(*self._holder(handle))
             _check_content(handle)
             self._record(handle)
+            _held.add(self)
+            self._close = close
         except _Unusable as error:
-            os.close(handle)
+            close()
             raise self._unusable(str(error), self.path) from error
         except BaseException:
-            os.close(handle)
+            close()
             raise
-        self._close = weakref.finalize(self, _unlock_and_close, handle)
-        _held.add(self)
 
     def release(self) -> None:
         """Release the lock; does nothing if it is not held."""
