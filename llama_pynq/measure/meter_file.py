@@ -97,6 +97,8 @@ def _column(index: int, cell: str) -> _Column | None:
     for pattern in (_BRACKETED, _DIVIDED, _JOINED):
         if match := pattern.fullmatch(plain):
             found = _unit(match[2])
+            if found is None and pattern is _BRACKETED and re.search(r"[\[({]", match[1]):
+                return _column(index, match[1])  # Power [W] (mean)
             words = set(re.split(r"[\W_]+", match[1].lower())) - {""}
             named = {_QUANTITIES[word] for word in words if word in _QUANTITIES}
             if pattern is _JOINED and len(match[2]) == 1 and not named:

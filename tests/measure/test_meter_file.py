@@ -54,6 +54,7 @@ def watts(file, content):
         ("sep=;\ntime;watts\n1;2,5\n", 2.5),
         ("sep=;\nwatts\n2,5\n", 2.5),
         ("Input power [W]\n2,5\n", 2.5),
+        ("time,Power [W] (mean)\n1,2.5\n", 2.5),
         ("# time,watts\n1,2.5\n", 2.5),  # numpy.savetxt
         (";watts\n0;2,5\n", 2.5),  # pandas
         ("time;watts\n;2,5\n", 2.5),
