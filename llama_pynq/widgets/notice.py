@@ -16,8 +16,9 @@ VIEW_CLASS = "llama-view"
 STATUS_CLASS = "llama-status"
 """Of lines that only a living kernel keeps true."""
 
-# ipywidgets 7 and 8 give the class jupyter-widgets-disconnected to a widget whose kernel was
-# restarted. Python is gone by then: only the style can show what was sent before.
+# Python is gone when the kernel is: only a style can show what was sent before. ipywidgets 7 and 8
+# give the class jupyter-widgets-disconnected to a widget whose kernel was restarted, by the user
+# or after its death; of a shutdown only JupyterLab's own indicator tells.
 _STYLE = f"""<style>
 .llama-gone {{ display: none; {_BOX} }}
 .jupyter-widgets-disconnected .llama-gone {{ display: block; }}
@@ -26,11 +27,14 @@ _STYLE = f"""<style>
   .widget-dropdown, .widget-checkbox, .widget-text, .widget-textarea) {{
   opacity: 0.45; cursor: not-allowed; }}
 .{VIEW_CLASS} .widget-button.jupyter-widgets-disconnected {{ pointer-events: none; }}
+.{VIEW_CLASS} .jupyter-widgets-disconnected::before {{ content: none !important; }}
+.jp-NotebookPanel:has(.jp-Notebook-ExecutionIndicator:is([data-status="unknown"],
+  [data-status="dead"], [data-status="terminating"])) .llama-gone {{ display: block; }}
 </style>"""
 
 _GONE = (
-    "<div class='llama-gone' role='alert'><b>The kernel was restarted: {what} no effect any "
-    "more.</b> Run the notebook's cells again, from the first.</div>"
+    "<div class='llama-gone' role='alert'><b>The kernel was restarted or shut down: {what} no "
+    "effect any more.</b> Run the notebook's cells again, from the first.</div>"
 )
 
 

@@ -209,6 +209,15 @@ class Lab:
     def output(self, name: str) -> Locator:
         return self.cell(name).locator(".jp-OutputArea")
 
+    def menu(self, menu: str, item: str, confirm: str | None = None) -> None:
+        """Choose an item of a menu, and the button `confirm` of the dialog that it opens."""
+        self.page.locator(".lm-MenuBar-item, .p-MenuBar-item").get_by_text(menu, exact=True).click()
+        exactly = re.compile(rf"^{re.escape(item)}(…|\.\.\.)?$")
+        label = self.page.locator(".lm-Menu-itemLabel, .p-Menu-itemLabel")
+        label.filter(has_text=exactly).click()
+        if confirm is not None:
+            self.page.locator(".jp-Dialog button").filter(has_text=confirm).click()
+
     def wait_until(self, state: str) -> None:
         """Wait until the kernel is "Idle" or "Busy".
 
