@@ -240,7 +240,7 @@ class PowerRecorder:
         """Return the energy used between two times of `time.perf_counter`.
 
         An emulated board's energy is modelled with the board's predicted times, not with this
-        computer's.
+        computer's. A rail without any reading in that time is left out, and `source` names it.
 
         Parameters
         ----------
@@ -267,16 +267,19 @@ class PowerRecorder:
             return "none of the rails counts towards the device's total"
         if counting[0].model is not None:
             return counting[0].model.energy(texts) if texts else "no text to model"
-        pieces = [
-            _integral(self.times, self.watts(rail.name), rail.is_mean, begin, end)
-            for rail in counting
-        ]
-        covered = min((piece.seconds for piece in pieces), default=0.0)
-        if covered <= 0:
+        pieces, silent = [], []
+        for rail in counting:
+            piece = _integral(self.times, self.watts(rail.name), rail.is_mean, begin, end)
+            if piece.seconds > 0:
+                pieces.append((rail, piece))
+            else:
+                silent.append(f"without {rail.name}: {self.lost.get(rail.name, 'no reading')}")
+        if not pieces:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.lost.items())
             return f"no sample between the two times{f' ({reasons})' if reasons else ''}"
-        mean = sum(piece.joules / piece.seconds for piece in pieces)
-        total = self.watts()
+        covered = min(piece.seconds for _, piece in pieces)
+        mean = sum(piece.joules / piece.seconds for _, piece in pieces)
+        total = np.sum([self.watts(rail.name) for rail, _ in pieces], axis=0)
         inside = (self.times >= begin) & (self.times <= end)
         peak = float(np.nanmax(total[inside], initial=mean)) if inside.any() else mean
         return Energy(
@@ -286,8 +289,10 @@ class PowerRecorder:
             mean_watts=mean,
             peak_watts=max(peak, mean),
             tokens=sum(n for _, n in texts),
-            source=", ".join(dict.fromkeys(rail.source for rail in counting)),
-            measured=all(rail.measured for rail in counting),
+            source="; ".join(
+                [", ".join(dict.fromkeys(rail.source for rail, _ in pieces)), *silent]
+            ),
+            measured=all(rail.measured for rail, _ in pieces),
             idle_watts=self._idle,
         )
 

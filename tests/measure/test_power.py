@@ -282,3 +282,21 @@ def test_rail_that_fails_in_its_own_way_is_a_gap_and_leaves_the_others(bad, text
     assert math.isnan(recorder.watts("bad")[0])
     begin, end = recorder.times
     assert recorder.energy(begin, end).mean_watts == 2.0
+
+
+def test_rail_without_any_reading_is_left_out_by_name(clock):
+    def broken():
+        raise SensorLost("GPU is lost")
+
+    rails_found = {"gpu 0": Rail("gpu 0", "NVML, A", lambda: 30.0),
+                   "gpu 1": Rail("gpu 1", "NVML, B", broken)}  # fmt: skip
+    recorder = PowerRecorder(rails_found)
+    for clock.now in (100.0, 101.0, 102.0):
+        recorder.sample()
+    energy = recorder.energy(100.0, 102.0)
+    assert (energy.joules, energy.peak_watts, energy.covered_seconds) == (60.0, 30.0, 2.0)
+    assert energy.source == "NVML, A; without gpu 1: GPU is lost"
+    recorder = PowerRecorder({"gpu 1": rails_found["gpu 1"]})
+    for clock.now in (100.0, 101.0):
+        recorder.sample()
+    assert recorder.energy(100.0, 101.0) == ("no sample between the two times (gpu 1: GPU is lost)")
