@@ -11,7 +11,7 @@ import numpy as np
 
 from llama_pynq.errors import RequestError
 from llama_pynq.measure.lens import CacheUse, Lens
-from llama_pynq.widgets.notice import VIEW_CLASS, Notice, View, of_model
+from llama_pynq.widgets.notice import VIEW_CLASS, Notice, of_model, plain_text
 from llama_pynq.widgets.svg import INK, PALE, Drawing, colour, escape, shade, ticks
 
 _THUMB = 56
@@ -31,7 +31,7 @@ def _shown(piece: str) -> str:
     return piece.replace(" ", "·").replace("\n", "⏎") or "∅"
 
 
-class AttentionView(View, widgets.VBox):
+class AttentionView(widgets.VBox):
     """Attention weights: a thumbnail of every head, and the selected head enlarged.
 
     Parameters
@@ -69,6 +69,8 @@ class AttentionView(View, widgets.VBox):
         self._draw()
         super().__init__([widgets.HBox([self.layer, self.head]), self._drawn])
         self.add_class(VIEW_CLASS)
+
+    __repr__ = plain_text
 
     def _draw(self, _: object = None) -> None:
         layer, head = self.layer.value, self.head.value
@@ -125,22 +127,15 @@ class AttentionView(View, widgets.VBox):
         return drawing.render()
 
 
-class _Picture(View, widgets.HTML):
-    """View without controls; above the picture it says so when another model is loaded."""
-
-    def __init__(self, picture: str, source: str, model: str) -> None:
-        self._picture = (
-            f"{_FRAME}{picture}<p style='font-size:11px;color:#555'>{escape(source)}</p>"
-            f"{of_model(model)}</div>"
-        )
-        self._notice = Notice("", model, self._draw)
-        super().__init__(self._picture)
-
-    def _draw(self) -> None:
-        self.value = self._notice.html + self._picture
+def _framed(picture: str, source: str, model: str) -> str:
+    """Return a picture with what stands below it, as HTML."""
+    return (
+        f"{_FRAME}{picture}<p style='font-size:11px;color:#555'>{escape(source)}</p>"
+        f"{of_model(model)}</div>"
+    )
 
 
-class LensView(_Picture):
+class LensView(widgets.HTML):
     """Logit lens: the classifier's most probable token after every layer, and its probability.
 
     Parameters
@@ -171,16 +166,23 @@ class LensView(_Picture):
             rows.append(
                 f"<tr><th style='text-align:right'>{names[level]}</th>{''.join(cells)}</tr>"
             )
-        super().__init__(
+        self._picture = _framed(
             f"<p><b>Logit lens</b>: the most probable next token after each token (top "
             "row), if the layer were the last</p><table style='font-size:11px;border-collapse:"
             f"collapse'><tr><th></th>{head}</tr>{''.join(rows)}</table>",
             source,
             lens.model,
         )
+        self._notice = Notice("", lens.model, self._draw)
+        super().__init__(self._picture)
+
+    def _draw(self) -> None:
+        self.value = self._notice.html + self._picture
+
+    __repr__ = plain_text
 
 
-class ErrorView(_Picture):
+class ErrorView(widgets.HTML):
     """Chart of the quantisation error after the embedding and after each layer.
 
     Parameters
@@ -215,10 +217,17 @@ class ErrorView(_Picture):
             drawing.text(x, foot + 14, name, size=10, anchor="middle")
         drawing.text(left, height + 10, "bar: mean over positions; line: maximum", size=11,
                      ink=PALE)  # fmt: skip
-        super().__init__(drawing.render(), source, model)
+        self._picture = _framed(drawing.render(), source, model)
+        self._notice = Notice("", model, self._draw)
+        super().__init__(self._picture)
+
+    def _draw(self) -> None:
+        self.value = self._notice.html + self._picture
+
+    __repr__ = plain_text
 
 
-class CacheView(View, widgets.VBox):
+class CacheView(widgets.VBox):
     """KV cache occupancy by slot, with a slider for the tokens in slot 0.
 
     Parameters
@@ -239,6 +248,8 @@ class CacheView(View, widgets.VBox):
         self._draw()
         super().__init__([self.tokens, self._drawn])
         self.add_class(VIEW_CLASS)
+
+    __repr__ = plain_text
 
     def _draw(self, _: object = None) -> None:
         use = self._use

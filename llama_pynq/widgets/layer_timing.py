@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from llama_pynq.errors import RequestError
 from llama_pynq.kernel.abi import Stage
 from llama_pynq.measure.timing import StepTimes
-from llama_pynq.widgets.notice import VIEW_CLASS, Notice, View, of_model
+from llama_pynq.widgets.notice import VIEW_CLASS, Notice, of_model, plain_text
 from llama_pynq.widgets.svg import INK, PALE, STYLES, Drawing, escape, ticks
 
 _NAMES = {
@@ -41,7 +41,7 @@ def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}"
 
 
-class LayerTiming(View, widgets.VBox):
+class LayerTiming(widgets.VBox):
     """Stage times of one token, measured and modelled, with a slider for the position.
 
     The view says so when another model is loaded than that of its times.
@@ -79,6 +79,8 @@ class LayerTiming(View, widgets.VBox):
         self._draw()
         super().__init__([self.position, self._drawn])
         self.add_class(VIEW_CLASS)
+
+    __repr__ = plain_text
 
     def _draw(self, _: object = None) -> None:
         at = list(self.position.options).index(self.position.value)

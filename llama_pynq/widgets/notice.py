@@ -89,8 +89,6 @@ class Notice:
             self._redraw()
 
 
-class View:
-    """Mixin of the views: what stands in the place of one where no widgets are shown."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}: run this cell to see and use it"
+def plain_text(view: object) -> str:
+    """Return what stands in the place of a view where no widgets are shown: its `__repr__`."""
+    return f"{type(view).__name__}: run this cell to see and use it"

@@ -13,7 +13,7 @@ from llama_pynq.engine.llama import Llama
 from llama_pynq.engine.watchers import loaded_last, watch_loads
 from llama_pynq.errors import RequestError
 from llama_pynq.measure.power import PowerRecorder
-from llama_pynq.widgets.notice import VIEW_CLASS, Notice, View, of_model
+from llama_pynq.widgets.notice import VIEW_CLASS, Notice, of_model, plain_text
 from llama_pynq.widgets.svg import DASHES, INK, PALE, Drawing, colour, escape, ticks
 from llama_pynq.widgets.worker import Worker
 
@@ -22,7 +22,7 @@ _UPDATES_PER_SECOND = 5.0
 _MOST_POINTS = 400
 
 
-class PowerView(View, widgets.VBox):
+class PowerView(widgets.VBox):
     """Live plot of a running recorder; it ends with the recorder, and `follow` resumes it.
 
     Parameters
@@ -51,6 +51,8 @@ class PowerView(View, widgets.VBox):
         watch_loads(self._loaded)
         self.draw()
         self.follow()
+
+    __repr__ = plain_text
 
     def follow(self) -> None:
         """Redraw in the background until the recorder stops."""

@@ -18,7 +18,7 @@ from llama_pynq.engine.results import Generation, StreamToken
 from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.engine.watchers import watch_loads
 from llama_pynq.errors import RequestError
-from llama_pynq.widgets.notice import STATUS_CLASS, VIEW_CLASS, Notice, View
+from llama_pynq.widgets.notice import STATUS_CLASS, VIEW_CLASS, Notice, plain_text
 from llama_pynq.widgets.svg import escape, shade
 from llama_pynq.widgets.worker import Pacer, Worker
 
@@ -139,7 +139,7 @@ class Run:
         return f"seed {self.settings.seed}, {n} tokens{speed}: {begin}…"
 
 
-class PromptPanel(View, widgets.VBox):
+class PromptPanel(widgets.VBox):
     """Panel with a prompt, sampling controls, the streamed text, and the runs so far.
 
     The panel follows the overlay's model: once another one is loaded, limits and token names are
@@ -230,6 +230,8 @@ class PromptPanel(View, widgets.VBox):
         ])  # fmt: skip
         self.add_class(VIEW_CLASS)
         watch_loads(self._loaded)
+
+    __repr__ = plain_text
 
     # ---- the model -------------------------------------------------------------------
 
