@@ -30,6 +30,7 @@ struct LogSumExp {
 };
 
 constexpr float kNoLogit = -3e38f;
+constexpr uint32_t kQuietNan = 0x7fc00000;
 constexpr int kTilesInBlock = kBlock / kTileRows;
 constexpr int kBlocksInWave = kChannels / kTilesInBlock;
 constexpr int kBlocksInFlight = kWavesInFlight * kBlocksInWave;
@@ -108,16 +109,20 @@ inline uint32_t TakeBlock(const float (&block)[kBlock], int first_id, int valid,
 #pragma HLS ARRAY_PARTITION variable = tempered complete
   const float least = OfOrder(s.top_order[row_index][kTopLogits - 1]);
   uint32_t candidates = 0;
+  uint32_t overflow = 0;  // bit 31
 MASK:
   for (int i = 0; i < kBlock; ++i) {
 #pragma HLS UNROLL
     logits[i] = i < valid ? block[i] : kLowest;
     candidates |= static_cast<uint32_t>(i < valid && logits[i] > least) << i;
+    // An exponent of infinity or NaN, all ones, carries.
+    overflow |= (BitsOf(logits[i]) & 0x7fffffffu) + 0x00800000u;
   }
   LogSumExp plain = {s.plain_maximum[row_index], s.plain_total[row_index]};
   plain.Add(logits);
   s.plain_maximum[row_index] = plain.maximum;
-  s.plain_total[row_index] = plain.total;
+  // A sum does not show a logit of -inf. NaN stays NaN, and FinishStep reports it.
+  s.plain_total[row_index] = overflow >> 31 != 0 ? FloatOf(kQuietNan) : plain.total;
   if (warm) {
   TEMPER:
     for (int i = 0; i < kBlock; ++i) {

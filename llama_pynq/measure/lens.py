@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_pynq.engine.llama import Llama, check_model
 from llama_pynq.engine.slots import Session
-from llama_pynq.errors import RequestError
+from llama_pynq.errors import KernelError, RequestError
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, make_rows
 from llama_pynq.kernel.reference import FloatModel, QuantizedWeights
 from llama_pynq.kernel.stages import (
@@ -67,6 +67,8 @@ def look(llama: Llama, text: str) -> Inside:
     ------
     RequestError
         If the text is longer than the context.
+    KernelError
+        If activations are not finite.
     """
     check_model(llama)
     tokens, c = llama.tokenizer.encode(text, bos=True), llama.config
@@ -87,6 +89,13 @@ def look(llama: Llama, text: str) -> Inside:
             for layer in range(c.n_layers):
                 stream[layer + 1, part] = _through(
                     session, rows, (layer, layer + 1), stream[layer, part]
+                )
+        for layer, x in enumerate(stream):
+            if not np.isfinite(x).all():
+                where = f"layer {layer - 1} gives" if layer else "the embedding holds"
+                raise KernelError(
+                    f"{llama.driver.device.name}: {where} values that are not finite; the weights "
+                    "overflow float32"
                 )
         with session.device() as driver:
             keys, values = driver.read_cache(session.slot, len(tokens))

@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from llama_pynq.emulation.build import default_compiler
 from llama_pynq.kernel import abi
 from llama_pynq.kernel.abi import RequestFlag, RowFlag, Stage, State
 from llama_pynq.kernel.reference import KernelModel
-from llama_pynq.kernel.stages import KEEP_ALL, Truncation, sample
+from llama_pynq.kernel.stages import KEEP_ALL, QuantizedMatrix, Truncation, sample
 
 f32 = np.float32
 
@@ -785,6 +785,36 @@ def test_error_logits_not_finite_wherever_the_overflow_is(build, name):
     assert status[abi.STATUS_ERROR] == 13
     assert status[abi.STATUS_DETAIL] == 1, "must name the row that sampled"
     assert status[abi.STATUS_STEPS] == 1
+
+
+class OneLogitOverflows(RandomModel):
+    """A model with one row of the classifier so large that its product is infinite."""
+
+    row = 0
+
+    def matrix(self, name, layer=None):
+        matrix = super().matrix(name, layer)
+        if name != "wcls":
+            return matrix
+        scale = matrix.scale.copy()
+        scale[self.row, 0] = 2.0**125
+        return QuantizedMatrix(matrix.q, scale, matrix.bits)
+
+
+@pytest.mark.parametrize("row", [0, 1, 31, 32, 66])
+@pytest.mark.parametrize("build", [("host", False), ("u280", True)], ids=build_name)
+def test_error_logits_not_finite_if_one_of_them_is_infinite(build, row):
+    """Of either sign: the sums of a row do not show -inf."""
+    config = replace(CONFIG, tied=False, vocab_size=67)
+    signs = set()
+    for seed in range(6):
+        model = OneLogitOverflows(config, 32, seed=seed)
+        model.row = row
+        session = new_session(model, *build)
+        status, results, logits = session.run([1, 2], [0, 1], sample=[False, True], steps=3)
+        assert status[abi.STATUS_ERROR] == 13 and status[abi.STATUS_DETAIL] == 1
+        signs.add(float(session.buffers["logits"][1, row]))
+    assert signs == {np.inf, -np.inf}
 
 
 # ---- memory -----------------------------------------------------------------------------
