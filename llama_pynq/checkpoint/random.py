@@ -20,6 +20,7 @@ from llama_pynq.checkpoint.shapes import STORIES
 from llama_pynq.errors import RequestError
 from llama_pynq.tokenizer.llama2c import BinTokenizer
 from llama_pynq.utils.files import cache_folder, replacing, write_atomically
+from llama_pynq.utils.temporary import clear_left_over
 
 __all__ = ["random_model", "tokenizer_bytes", "write_random_checkpoint"]
 
@@ -63,6 +64,7 @@ def random_model(name: str, seed: int = 0) -> tuple[Path, Path]:
     folder = cache_folder() / "random"
     checkpoint = folder / f"{name}-{shape}-seed{seed}-v{_RECIPE}.bin"
     tokenizer = folder / f"tokenizer-{config.vocab_size}-v{_RECIPE}.bin"
+    clear_left_over(folder)
     if not checkpoint.exists():
         with replacing(checkpoint) as file:
             write_random_checkpoint(file, config, seed)

@@ -34,7 +34,11 @@ _in_use: set[str] = set()
 
 @functools.cache
 def _host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """What a process's number is unique in: containers of one name do not see each other's."""
+    namespace = ""
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
 
 
 def _alive(pid: int) -> bool:

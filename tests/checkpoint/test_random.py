@@ -5,6 +5,7 @@ import io
 import json
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from llama_pynq.cli.main import main
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.kernel.reference import FloatModel
 from llama_pynq.tokenizer.load import tokenizer_from_bytes
+from llama_pynq.utils.temporary import temporary_path
 
 TINY = ModelConfig(64, 160, 2, 4, 2, 512, 32, tied=True)
 NAME = "stories15M"
@@ -53,6 +55,15 @@ def test_checkpoint_loads_and_has_the_shape(tiny):
     path, _ = random_model(NAME)
     with load_checkpoint(path) as checkpoint:
         assert (checkpoint.version, checkpoint.config) == (0, TINY)
+
+
+def test_what_a_killed_process_left_is_cleared_though_the_model_is_there(tiny):
+    paths = random_model(NAME)
+    with temporary_path(paths[0].parent, paths[0].name) as left:
+        pass
+    Path(left).write_bytes(b"of an earlier process of this number")
+    assert random_model(NAME) == paths
+    assert set(paths[0].parent.iterdir()) == set(paths)
 
 
 def test_checkpoint_lies_as_llama2c_writes_it(tmp_path):
