@@ -227,14 +227,17 @@ class PackedModel:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the file starts like an output of `write_packed`.
+    """Whether the file can be read, and starts like an output of `write_packed`.
 
     Parameters
     ----------
     path : Path
     """
-    with open(path, "rb") as file:
-        start = file.read(4096)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError:  # whoever opens it next says why
+        return False
     return start[LENGTH_BYTES:].startswith(b"{") and _FORMAT_KEY.search(start) is not None
 
 
@@ -403,7 +406,7 @@ def pack_cached(
     if not rebuild and path.exists():
         try:
             return open_packed(path)
-        except CheckpointError:
+        except (CheckpointError, FileNotFoundError):
             pass  # rebuilt below
     try:
         write_packed(model, target, path)

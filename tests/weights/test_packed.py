@@ -195,6 +195,11 @@ def test_is_packed_of_other_files_is_false(tmp_path, content):
     assert not is_packed(path)
 
 
+def test_is_packed_of_what_cannot_be_read_is_false(tmp_path):
+    assert not is_packed(tmp_path)
+    assert not is_packed(tmp_path / "none")
+
+
 def test_write_packed_that_fails_leaves_nothing(new_checkpoint, tmp_path, monkeypatch):
     model = QuantizedModel(new_checkpoint())
     whole = packed.blocks
@@ -426,6 +431,23 @@ def test_pack_cached_damaged_file_is_packed_again(new_checkpoint, packs):
     assert len(packs) == 2
     assert again == first
     uploaded(again)
+
+
+def test_pack_cached_file_that_another_process_removes_is_packed_again(
+    new_checkpoint, packs, monkeypatch
+):
+    checkpoint, removed = new_checkpoint(), []
+    pack_cached(checkpoint, Target(2, 32))
+
+    def opens(path):
+        if not removed:
+            removed.append(path)
+            path.unlink()
+        return open_packed(path)
+
+    monkeypatch.setattr(packed, "open_packed", opens)
+    uploaded(pack_cached(checkpoint, Target(2, 32)))
+    assert len(packs) == 2
 
 
 def test_pack_cached_rebuild_packs_again(new_checkpoint, packs):
