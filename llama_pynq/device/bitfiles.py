@@ -303,6 +303,32 @@ def check_hwh(data: bytes, source: str) -> None:
     check_xml(data, source, "it")
 
 
+def parse_hwh(path: Path) -> Any:
+    """Check a ``.hwh``, then have PYNQ's parser read it.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    pynq.metadata.runtime_metadata_parser.RuntimeMetadataParser
+
+    Raises
+    ------
+    OverlayMismatch
+        As `check_hwh`, and if PYNQ cannot read what it says.
+    """
+    from pynq.metadata.runtime_metadata_parser import RuntimeMetadataParser  # loads for seconds
+    from pynqmetadata.frontends import Metadata
+
+    check_hwh(read_overlay(path), str(path))
+    try:
+        return RuntimeMetadataParser(Metadata(input=str(path)))
+    except Exception as error:  # its modules may raise anything
+        raise unreadable(path, error) from error
+
+
 def check_xml(data: bytes, source: str, place: str) -> None:
     """Check that data is well-formed XML of bounded size and depth, without a document type.
 

@@ -421,15 +421,12 @@ class EmulatedDevice(Device):
             for bank in parser.mem_dict.values():
                 bank["size"] = self.memory.size_bytes  # all banks share the board's memory
         else:
-            from pynq.metadata.runtime_metadata_parser import RuntimeMetadataParser
-            from pynqmetadata.frontends import Metadata
-
-            parser = RuntimeMetadataParser(Metadata(input=str(path.with_suffix(".hwh"))))
+            parser = bitfiles.parse_hwh(path.with_suffix(".hwh"))
             parser.mem_dict = self._processor_memory()
             for clock in parser.clock_dict.values():
                 # PYNQ would set an enabled clock through /dev/mem.
                 clock.pop("enable", None)
-        if self._protocol:
+        if self._protocol and registers.IP_NAME in parser.ip_dict:
             self._tell_protocol(parser.ip_dict[registers.IP_NAME])
         return parser
 

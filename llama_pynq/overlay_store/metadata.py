@@ -117,15 +117,12 @@ def _xclbin(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
 
 
 def _bit(path: Path, data: bytes) -> tuple[OverlayMetadata, dict[str, Any]]:
-    from pynq.metadata.runtime_metadata_parser import RuntimeMetadataParser
     from pynq.pl_server.embedded_device import parse_bit_header
-    from pynqmetadata.frontends import Metadata
 
     bitfiles.check_bit(data, str(path))
     metadata = path.with_suffix(".hwh")
-    bitfiles.check_hwh(bitfiles.read_overlay(metadata), str(metadata))
     header = parse_bit_header(data)
-    parser = RuntimeMetadataParser(Metadata(input=str(metadata)))
+    parser = bitfiles.parse_hwh(metadata)
     version = re.match(r"Version=(\S+)", header.get("version", ""))
     date = re.fullmatch(r"(\d{4})/(\d\d)/(\d\d)", header.get("date", ""))
     return (

@@ -276,7 +276,10 @@ class FileLock:
                 raise self._unusable("its folder is gone", self.path.parent) from None
             raise
         except OSError as error:
-            raise self._unusable(error.strerror or str(error), self.path.parent) from error
+            why = error.strerror or str(error)
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                why = "it is no folder, nor in one"
+            raise self._unusable(why, self.path.parent) from error
 
     def __enter__(self) -> FileLock:
         self.acquire()

@@ -30,6 +30,7 @@ needs_root = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def data(tmp_path, monkeypatch):
     """The user's data folder, empty."""
+    overlay_folder()  # built, and recorded, before: other tests load it, too
     folder = tmp_path / "data"
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(folder))
     return folder
@@ -328,3 +329,23 @@ def test_odd_file_at_the_librarys_path_is_replaced_or_named(cache, kind):
         path.symlink_to(cache / "nowhere")
     assert container.extract(PAYLOAD).read_bytes() == PAYLOAD.data
     assert stat.S_ISREG(path.lstat().st_mode)
+
+
+def test_trusted_file_whose_metadata_pynq_cannot_read_is_refused_by_name(stranger):
+    """Trust is in the code; nothing else of the file may raise what PYNQ's parsers raise."""
+    if stranger.suffix == ".xclbin":
+        path = stranger
+        data = path.read_bytes().replace(b'vlnv="', b'vLnv="')
+        blank = bytearray(data)
+        blank[416:432] = bytes(16)
+        blank[416:432] = hashlib.sha256(blank).digest()[:16]
+        path.write_bytes(blank)
+    else:
+        contents = hwh.read_bit(stranger.read_bytes(), "")
+        path = stranger.with_suffix(".hwh")
+        text = path.read_bytes().replace(b'VALUE="16"', b'VALUE="here"')
+        path.write_bytes(text)
+        contents = dataclasses.replace(contents, metadata_sha256=hashlib.sha256(text).hexdigest())
+        stranger.write_bytes(hwh.write_bit(container.pack(contents)))
+    with pytest.raises(OverlayMismatch, match=f"PYNQ cannot read {path} .*damaged or no overlay"):
+        load(stranger, trust=True, protocol="hs")

@@ -58,8 +58,11 @@ def _sources_hash(*extra: str) -> str:
 def compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
     """Compile once per content; cached in the system's temporary folder."""
     key = _sources_hash(name, *map(str, flags))
-    folder = Path(tempfile.gettempdir()) / "llama_pynq_tests"
-    folder.mkdir(exist_ok=True)
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    folder = Path(tempfile.gettempdir()) / f"llama_pynq_tests{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Another user may have made it: what lies there is loaded.
+    assert not user or folder.lstat().st_uid == os.getuid(), f"{folder} is another user's"
     library = folder / f"{name}-{key}.so"
     if not library.exists():
         include = [HLS_SRC, TESTS / "hls"]
