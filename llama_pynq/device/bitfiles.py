@@ -78,9 +78,10 @@ def read_overlay(path: Path) -> bytes:
 
 
 def check_overlay_file(path: Path) -> None:
-    """Check the structure of an overlay's file, and of the .hwh beside a .bit if there is one.
+    """Check an overlay's file, and the .hwh beside a .bit if there is one, before PYNQ loads them.
 
-    Files of other kinds pass.
+    Files of other kinds pass. PYNQ's parser reads an .xclbin on trial; for a .hwh, which it reads
+    for seconds on a board, only the structure is checked.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def check_overlay_file(path: Path) -> None:
         If a file is damaged; the message names the file and the place in it.
     """
     if path.suffix == ".xclbin":
-        check_xclbin(read_overlay(path), str(path))
+        parse_xclbin(read_overlay(path), str(path))
     elif path.suffix == ".bit":
         check_bit(read_overlay(path), str(path))
         metadata = path.with_suffix(".hwh")

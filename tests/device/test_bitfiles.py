@@ -284,3 +284,15 @@ def test_bit_file_whose_length_pynq_would_go_back_by_is_refused():
 
 def test_good_hwh_passes():
     check_hwh(hwh_text().encode(), "file")
+
+
+def test_overlay_file_is_read_on_trial_before_a_device_loads_it(hardware, tmp_path):
+    """For every device: PYNQ's own device classes would raise whatever the parser does."""
+    path = tmp_path / "llama.xclbin"
+    path.write_bytes(hardware)
+    bitfiles.check_overlay_file(path)
+    _, offset, size = section(hardware, bitfiles.EMBEDDED_METADATA)
+    xml = hardware[offset : offset + size].replace(b'offset="0x10"', b'offset="here"')
+    path.write_bytes(with_section(hardware, bitfiles.EMBEDDED_METADATA, xml))
+    with pytest.raises(OverlayMismatch, match=f"PYNQ cannot read {path}"):
+        bitfiles.check_overlay_file(path)
