@@ -320,7 +320,8 @@ def _client(
 def _kernel(client: NotebookClient) -> Iterator[None]:
     """Run a kernel in a temporary folder; on leaving, kill it and all that it started."""
     with tempfile.TemporaryDirectory(prefix="llama_pynq-grade-", ignore_cleanup_errors=True) as own:
-        folders = {name: Path(own, name) for name in ("work", "cache", "locks", "ipython")}
+        names = ("work", "cache", "locks", "overlays", "ipython")
+        folders = {name: Path(own, name) for name in names}
         for folder in folders.values():
             folder.mkdir()
         environment = {
@@ -328,6 +329,8 @@ def _kernel(client: NotebookClient) -> Iterator[None]:
             "LLAMA_PYNQ_EMULATE": "1",
             "LLAMA_PYNQ_CACHE": str(folders["cache"]),
             "LLAMA_PYNQ_LOCKS": str(folders["locks"]),
+            # A build of lesson 08 is trusted there: not for good, in the lecturer's folder.
+            "LLAMA_PYNQ_OVERLAYS": str(folders["overlays"]),
             "IPYTHONDIR": str(folders["ipython"]),
         }
         options: dict[str, Any] = {"env": environment, "cwd": str(folders["work"])}

@@ -120,13 +120,13 @@ from llama_pynq.overlay_store.devices import find_device
 from llama_pynq.emulation.device import EmulatedDevice
 assert os.environ["LLAMA_PYNQ_EMULATE"] == "1" and isinstance(find_device(), EmulatedDevice)
 pathlib.Path("litter").touch()
-folders = (os.environ[f"LLAMA_PYNQ_{name}"] for name in ("CACHE", "LOCKS"))
+folders = (os.environ[f"LLAMA_PYNQ_{name}"] for name in ("CACHE", "LOCKS", "OVERLAYS"))
 raise KeyError(sys.executable, os.getcwd(), *folders)
 """
     row = graded(notebook(RIGHT_1, code))[1]
     assert row.error.startswith(f"KeyError: ({sys.executable!r}, ")
     folders = [Path(text.strip(" ')")) for text in row.error.split("; ")[0].split(",")[1:]]
-    assert len({folder.parent for folder in folders}) == 1 and len(folders) == 3
+    assert len({folder.parent for folder in folders}) == 1 and len(folders) == 4
     assert not folders[0].parent.exists(), "the folder must be deleted after grading"
     assert [path.name for path in (tmp_path / "in").rglob("*")] == ["ada", "99_tiny.ipynb"]
 
