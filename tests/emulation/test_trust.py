@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 import stat
 
@@ -349,3 +350,19 @@ def test_trusted_file_whose_metadata_pynq_cannot_read_is_refused_by_name(strange
         stranger.write_bytes(hwh.write_bit(container.pack(contents)))
     with pytest.raises(OverlayMismatch, match=f"PYNQ cannot read {path} .*damaged or no overlay"):
         load(stranger, trust=True, protocol="hs")
+
+
+@pytest.mark.parametrize("suffix", [".xclbin", ".bit"])
+def test_built_overlay_with_a_flipped_bit_is_refused_by_name(tmp_path, suffix):
+    """The one that every test loads: no flip passes the checksums, and none passes the trust."""
+    source = emulated_overlay(suffix)
+    if suffix == ".bit":
+        shutil.copy(source.with_suffix(".hwh"), tmp_path / "llama.hwh")
+    path, good, rng = tmp_path / source.name, source.read_bytes(), random.Random(suffix)
+    for number in range(150):
+        bad = bytearray(good)
+        # Every second one in the headers.
+        bad[rng.randrange(4096 if number % 2 else len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(OverlayMismatch, match=str(path)):
+            EmulatedDevice(threads=1).level_of(path)
