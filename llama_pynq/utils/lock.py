@@ -7,6 +7,7 @@ crashes, so no stale lock is left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -63,8 +64,11 @@ def _try_lock_twice(handle: int) -> bool:
 
 def _unlock_and_close(handle: int) -> None:
     # Closing alone is not enough: a child just forked still has the file open.
-    _unlock(handle)
-    os.close(handle)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            _unlock(handle)
+    finally:
+        os.close(handle)
 
 
 def lock_folder() -> Path:
@@ -86,7 +90,7 @@ def lock_folder() -> Path:
 _SHARED = stat.S_IWOTH | stat.S_ISVTX
 # No link is followed, and no FIFO waited for: another user may have put one at the lock's path.
 _SAFELY = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-_MOST_RECORD_BYTES = 4096
+_MOST_RECORD_BYTES, _MOST_PROGRAM = 4096, 200
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a folder",
@@ -220,7 +224,7 @@ class FileLock:
             self._record(handle)
             _held.add(self)
             self._close = close
-        except _Unusable as error:
+        except (_Unusable, OSError) as error:  # OSError: a file system without locks
             close()
             raise self._unusable(str(error), self.path) from error
         except BaseException:
@@ -261,6 +265,8 @@ class FileLock:
                 return _described(*self._holder(handle))
             _unlock(handle)
             return None
+        except OSError as error:
+            raise self._unusable(str(error), self.path) from error
         finally:
             os.close(handle)
 
@@ -299,7 +305,8 @@ class FileLock:
         os.lseek(handle, 0, os.SEEK_SET)
         pid, _, program = os.read(handle, 4096).decode("utf-8", errors="replace").partition("\n")
         # Another account may have written it: nothing of it may move the terminal's cursor.
-        return int(pid) if pid.isdigit() else None, "".join(filter(str.isprintable, program))
+        number = int(pid) if re.fullmatch(r"[0-9]{1,10}", pid) else None
+        return number, "".join(filter(str.isprintable, program))[:_MOST_PROGRAM]
 
     @staticmethod
     def _record(handle: int) -> None:

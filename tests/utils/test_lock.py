@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -225,6 +227,32 @@ def test_lock_with_other_content_is_not_erased(at_path, content):
         DeviceLock("board", at_path.parent).acquire()
     assert at_path.read_bytes() == content
     assert DeviceLock("board", at_path.parent).holder() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("²\n", "a process whose id is unknown"),
+        ("9" * 4000, "a process whose id is unknown"),
+        ("12\n\x1b[2Jscript" + "x" * 3000, r"process 12 \(\[2Jscriptx{190,200}\)"),
+    ],
+)
+def test_holder_may_write_what_it_likes_into_its_own_lock(at_path, content, says):
+    held = DeviceLock("board", at_path.parent)
+    with held:
+        at_path.write_text(content, encoding="utf-8")
+        assert re.fullmatch(says, DeviceLock("board", at_path.parent).holder())
+        with pytest.raises(DeviceBusy, match=says):
+            DeviceLock("board", at_path.parent).acquire()
+
+
+def test_file_system_without_locks_is_named(at_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    DeviceLock("board", at_path.parent).acquire()  # the file is there from now on
+    monkeypatch.setattr(lock.fcntl, "flock", fail)
+    refused(at_path, "No locks available")
 
 
 @pytest.mark.parametrize("content", [b"", b"7858", b"7858\n", b"7858\nlesson.ipynb\n"])
