@@ -81,19 +81,20 @@ class ControlUnit:
                 "AUTO_RESTART is not emulated: write AP_START for each call of the kernel."
             )
         self._update()
+        state = self._state
         if value & AP_CONTINUE and self._chained:
-            self._state &= ~AP_DONE
+            state &= ~AP_DONE
         if value & AP_START:
-            self._state |= AP_START
-        self._start_if_possible()
+            state |= AP_START
+        self._start_if_possible(state)
 
     def _update(self) -> None:
         if self._state & _RUNNING and self._finished():
             self._state = AP_DONE | AP_READY
 
-    def _start_if_possible(self) -> None:
-        state = self._state
+    def _start_if_possible(self, state: int) -> None:
         if state & (AP_START | _RUNNING) != AP_START or (self._chained and state & AP_DONE):
+            self._state = state
             return
         # Set _RUNNING before the launch: if an interrupt hits once the kernel has started, the
         # next read still polls the kernel.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from fuzz.interrupts import at_line
 
 from llama_pynq.kernel.control import ControlUnit
 from llama_pynq.kernel.registers import (
@@ -158,3 +161,14 @@ def test_auto_restart_is_refused(kernel):
     with pytest.raises(RuntimeError, match="AUTO_RESTART is not emulated"):
         kernel.control.write(AP_START | 0x80)
     assert kernel.launches == 0
+
+
+def test_interrupted_write_is_made_whole_or_not_at_all(kernel):
+    """Else AP_START could stay set with no kernel behind it."""
+    for line in range(1, 40):
+        kernel.control.read()
+        with contextlib.suppress(KeyboardInterrupt), at_line(line):
+            kernel.control.write(AP_START)
+        kernel.idle = True
+        assert kernel.control.read() & (AP_IDLE | AP_DONE)
+        kernel.control.write(AP_CONTINUE)
