@@ -80,8 +80,8 @@ class KernelDriver(DefaultIP):
     ================  =============================  ============================================
     state             known by                       ends with
     ================  =============================  ============================================
-    open              ``_limits`` is None            `limits`: describes the kernel
-    described         ``_limits``, ``_calls``        `load_weights`
+    open              ``_model`` is None             `limits`: describes the kernel
+    described         ``_limits``, ``_model``        `load_weights`
     model loaded      `ModelMemory.loaded`           `load_weights`, `resize_cache`, `reset`
     to be programmed  ``_download``                  the download, by `reset`, `forget` or `limits`
     hung              ``_hung``                      `reset`, `forget`
@@ -162,14 +162,14 @@ class KernelDriver(DefaultIP):
         """
         self._check_open()
         limits = self._limits
-        if limits is not None:
+        if limits is not None and self._model is not None:
             return limits
         with self._lock:
             self._check_open()
             if self._download is not None:
                 self._program(self._download)
             self._check_idle()
-            if self._limits is None:
+            if self._limits is None or self._model is None:
                 limits = self._describe()
                 calls = CallBuffers(self.buffers, limits)
                 model = ModelMemory(self.buffers, self.device, limits)
@@ -288,7 +288,7 @@ class KernelDriver(DefaultIP):
         self.pending = None
         self._keep_settings()
         # PYNQ 4 frees a buffer only when nothing refers to it: drop every view.
-        self._limits = self._calls = self._model = None
+        self._model = self._limits = self._calls = None
         if self._hung:
             self.buffers.abandon()
         else:
@@ -343,9 +343,9 @@ class KernelDriver(DefaultIP):
 
     def _program(self, download: Callable[[], None]) -> None:
         """Program the device, under the lock; until that has ended, the driver has no kernel."""
-        self._download = download
         self._keep_settings()
-        self._limits = self._model = None
+        self._model = self._limits = None  # in this order: see `limits`
+        self._download = download
         if self._running and not self._hung:
             # Else the fabric would be programmed with transfers under way.
             with contextlib.suppress(KernelTimeout):
