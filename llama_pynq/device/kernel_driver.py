@@ -20,6 +20,7 @@ import numpy as np
 from pynq import DefaultIP
 
 from llama_pynq.checkpoint.config import ModelConfig
+from llama_pynq.device import arguments as given
 from llama_pynq.device.buffers import Buffers
 from llama_pynq.device.calls import CallBuffers, CallResult, PendingCall, check_status
 from llama_pynq.device.handshake import DeadlinePassed, Handshake
@@ -32,7 +33,7 @@ from llama_pynq.errors import (
     RequestError,
 )
 from llama_pynq.kernel import abi
-from llama_pynq.kernel.abi import RequestFlag, State
+from llama_pynq.kernel.abi import ROW_DTYPE, RequestFlag, State
 from llama_pynq.kernel.limits import KernelLimits
 from llama_pynq.kernel.registers import CONTROL_OFFSET, arguments
 from llama_pynq.weights.packed import PackedModel
@@ -147,6 +148,7 @@ class KernelDriver(DefaultIP):
         self._hung = False
         self._closed = False
         self._last_seconds = 0.0
+        self._known_stops: tuple[Sequence[int], ModelConfig | None] = (), None  # checked before
         self.pace: tuple[tuple[int, ...], float] = (), 0.0
 
     # ---- the kernel ------------------------------------------------------------------
@@ -411,7 +413,7 @@ class KernelDriver(DefaultIP):
         Raises
         ------
         RequestError
-            If no model is loaded, or the overlay is closed.
+            If an argument is of another kind, no model is loaded, or the overlay is closed.
         LimitError
             If the kernel takes fewer rows, steps or stop tokens.
         KernelError
@@ -476,6 +478,7 @@ class KernelDriver(DefaultIP):
         KernelError, ConnectionLost
             As for `run`.
         """
+        given.check_is("call", call, PendingCall, "begin() returned")
         with self._lock:
             return self._outcome(call, at_once=False)
 
@@ -510,8 +513,18 @@ class KernelDriver(DefaultIP):
     ) -> PendingCall:
         # The checks need the lock, too: another thread may load a model or close the overlay.
         self._check_idle()
-        config, limits, calls, n = self._loaded()[1].config, self._limits, self._calls, len(rows)
+        config, limits, calls = self._loaded()[1].config, self._limits, self._calls
         assert limits is not None and calls is not None
+        # Every call runs the tests here; what they find odd is looked at elsewhere.
+        if type(rows) is not np.ndarray or rows.dtype is not ROW_DTYPE or rows.ndim != 1:
+            given.check_rows(rows)
+        if type(n_steps) is not int:
+            n_steps = given.whole_number("n_steps", n_steps)
+        if stop_tokens is not self._known_stops[0] or config is not self._known_stops[1]:
+            found = given.token_ids(stop_tokens, config.vocab_size)
+            self._known_stops = (stop_tokens if type(stop_tokens) is tuple else found), config
+            stop_tokens = found
+        n = len(rows)
         if self.buffers.unfinished:
             self.buffers.repair()
         if not 1 <= n <= limits.max_rows:
@@ -522,9 +535,11 @@ class KernelDriver(DefaultIP):
             raise LimitError(
                 f"{len(stop_tokens)} stop tokens: this kernel takes {limits.max_stop_tokens}"
             )
-        begin, end = layers if layers is not None else (0, config.n_layers)
-        flags = int(flags)
+        begin, end = (0, config.n_layers) if layers is None else given.layer_range(layers)
+        if type(flags) is not int or flags:
+            flags = given.call_flags(flags)
         if activations is not None:
+            activations = given.residual_stream(activations, n, config.dim)
             flags |= int(RequestFlag.ACTIVATIONS_IN)
         calls.write_request(rows, n_steps, (begin, end), flags, stop_tokens)
         if activations is not None:
@@ -651,9 +666,15 @@ class KernelDriver(DefaultIP):
         ----------
         row : int
             Index of the row in the call.
+
+        Raises
+        ------
+        RequestError
+            If it is no row of a call, no model is loaded, or the overlay is closed.
         """
         with self._lock:
-            return self._loaded()[0].read_logits(row)
+            model = self._loaded()[0]
+            return model.read_logits(given.index("row", row, self.limits.max_rows))
 
     @_over_network
     def read_activations(self, n_rows: int) -> np.ndarray:
@@ -667,7 +688,8 @@ class KernelDriver(DefaultIP):
             Rows of the call.
         """
         with self._lock:
-            return self._loaded()[0].read_activations(n_rows)
+            model = self._loaded()[0]
+            return model.read_activations(given.count("n_rows", n_rows, self.limits.max_rows))
 
     @_over_network
     def read_cache(self, slot: int, positions: int) -> np.ndarray:
@@ -689,6 +711,8 @@ class KernelDriver(DefaultIP):
         RequestError
             If no model is loaded, or the cache has no such slot or position.
         """
+        slot = given.whole_number("slot", slot)
+        positions = given.whole_number("positions", positions)
         with self._lock:
             self._check_idle()
             return self._loaded()[0].read_cache(slot, positions)
@@ -782,6 +806,7 @@ class KernelDriver(DefaultIP):
         RequestError
             If the overlay is closed, even during the upload.
         """
+        slots, kv_bits = given.check_model(packed, slots, kv_bits)
         with self._lock:
             check_fits(packed, self.limits)
             self._check_idle()
@@ -804,6 +829,7 @@ class KernelDriver(DefaultIP):
         DeviceMemoryError
             If there is no room; the cache then has its old size again.
         """
+        slots = given.check_slots(slots)
         with self._lock:
             model, _ = self._loaded()
             self._check_idle()
