@@ -9,7 +9,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from llama_pynq.cli.output import file_to_write, force_option
 from llama_pynq.errors import LlamaPynqError
@@ -164,7 +166,6 @@ def _lab(args: argparse.Namespace) -> int:
 
 def _labs(args: argparse.Namespace) -> int:
     from llama_pynq.labs.grade import Grade, grade, lessons, require_nbclient, submissions, table
-    from llama_pynq.utils.files import write_atomically, write_new
 
     folder, output = user_path(args.folder), user_path(args.csv)
     if not 0 < args.timeout < float("inf"):
@@ -189,10 +190,27 @@ def _labs(args: argparse.Namespace) -> int:
     finally:
         # Write after Ctrl-C too: the grades so far may be an hour's work.
         if rows:
-            write = write_atomically if args.force else write_new
-            write(output, table(rows))
-            print(f"{output}: {done} of {len(files)} submissions", flush=True)
+            written = _write_table(output, table(rows), args.force)
+            print(f"{written}: {done} of {len(files)} submissions", flush=True)
     return 0
+
+
+def _write_table(path: Path, data: bytes, force: bool) -> Path:
+    """Write the table, elsewhere if its file has come to exist, or cannot be written any more."""
+    from llama_pynq.utils.files import write_atomically, write_new
+
+    def places() -> Iterator[Path]:
+        yield path
+        yield from (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(2, 10))
+        yield Path(tempfile.mkdtemp(prefix="llama_pynq-grades-")) / path.name
+
+    for at in places():
+        try:
+            (write_atomically if force and at == path else write_new)(at, data)
+            return at
+        except OSError as error:
+            print(f"{at} cannot be written ({error.strerror or error})", file=sys.stderr)
+    raise LlamaPynqError(f"the table could not be written to {path}, nor to any other folder")
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -265,6 +265,18 @@ def test_grade_writes_a_table_and_leaves_the_submissions_alone(cli, refused, tin
     assert (tmp_path / "out.csv").stat().st_size > 100
 
 
+def test_grade_writes_its_table_beside_a_file_that_an_answer_made(cli, tiny, tmp_path):
+    answer = f"open({str(tmp_path / 'out.csv')!r}, 'w').write('forged')\nnumber = 42"
+    work = tiny_lesson.notebook(tiny_lesson.RIGHT_1, answer)
+    tiny_lesson.write(tmp_path / "in" / "ada.ipynb", work)
+    status, out, err = cli("labs", "grade", "in", "--csv", "out.csv")
+    assert (status, out) == (0, "out-2.csv: 1 of 1 submissions\n")
+    assert "out.csv cannot be written (File exists)" in err
+    assert (tmp_path / "out.csv").read_text() == "forged"
+    rows = list(csv.DictReader((tmp_path / "out-2.csv").open(encoding="utf-8-sig")))
+    assert [row["state"] for row in rows] == ["passed", "passed"]
+
+
 def test_grade_refuses_what_it_cannot_do_before_it_starts(refused, tiny, tmp_path):
     assert refused("labs", "grade", "in") == (
         "there is no folder in: give the one with the submissions"

@@ -18,7 +18,8 @@ from support.tiny_lesson import RIGHT_1, RIGHT_2, TO_DO_1, cell, notebook, write
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.labs import grade as grading
 from llama_pynq.labs.files import notebook_sources
-from llama_pynq.labs.grade import Grade, grade, lessons, submissions, suspicious, table
+from llama_pynq.labs.grade import Grade, grade, lessons, submissions, table
+from llama_pynq.labs.submission import suspicious
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
