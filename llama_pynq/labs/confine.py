@@ -11,7 +11,6 @@ import json
 import os
 import queue
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llama_pynq.labs.warden import remove_tree
 
 MOST_THREADS = 1000 + 16 * (os.cpu_count() or 1)
 """Threads of all processes of a job together."""
@@ -55,15 +56,6 @@ def _memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         return 8 << 30
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder that a submission wrote in: locked folders and deep ones, too."""
-    with contextlib.suppress(RecursionError):
-        shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists() and os.name == "posix":
-        for command in (["chmod", "-R", "u+rwX", "--"], ["rm", "-rf", "--"]):
-            subprocess.run([*command, str(folder)], capture_output=True, check=False)
 
 
 def _kill_marked(mark: str) -> None:
@@ -129,7 +121,7 @@ class Job:
             remove_tree(own)
 
     def _messages(self, own: Path, mark: str) -> Iterator[dict[str, Any]]:
-        names = ("work", "cache", "locks", "overlays", "ipython")
+        names = ("work", "cache", "locks", "overlays", "ipython", "tmp")
         folders = {name: own / name for name in names}
         for folder in folders.values():
             folder.mkdir()
@@ -143,12 +135,14 @@ class Job:
             # A build of lesson 08 is trusted there: not for good, in the lecturer's folder.
             "LLAMA_PYNQ_OVERLAYS": str(folders["overlays"]),
             "IPYTHONDIR": str(folders["ipython"]),
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folders["tmp"])),
             _MARK: mark,
         }
         command = [sys.executable, "-m", "llama_pynq.labs.jobs", str(request)]
         if os.name == "posix":
             order = {
                 "command": command,
+                "folder": str(own),
                 "seconds": self._seconds,
                 "threads": MOST_THREADS,
                 "bytes": max(2 << 30, _memory_bytes() * 3 // 4),

@@ -2,7 +2,8 @@
 
 ``python warden.py`` reads its order, a line of JSON, from stdin. The program gets this one's
 stdout. When the program has ended, or its limits are passed, or stdin ends because the parent has,
-every descendant is killed; then a last line says how the program ended.
+every descendant is killed, and the order's folder is removed; then a last line says how the program
+ended.
 
 On Linux, a process whose parent ends becomes a child of the warden (PR_SET_CHILD_SUBREAPER), so a
 daemon does not escape, whatever sessions and groups it makes. Elsewhere, what has no living
@@ -16,6 +17,7 @@ import ctypes
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +118,15 @@ def _sweep(program: int) -> int | None:
     return status
 
 
+def remove_tree(folder: str | os.PathLike[str]) -> None:
+    """Remove a folder that a submission wrote in: locked folders and deep ones, too."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder) and os.name == "posix":
+        for command in (["chmod", "-R", "u+rwX", "--"], ["rm", "-rf", "--"]):
+            subprocess.run([*command, folder], capture_output=True, check=False)
+
+
 def _watch(program: int, order: dict) -> tuple[int | None, str]:
     """Wait for the program's end; its status, and why it is to be ended."""
     begin = time.monotonic()
@@ -149,6 +160,8 @@ def main() -> None:
     status, why = _watch(program, order)
     swept = _sweep(program)
     status = swept if status is None else status
+    os.chdir("/")
+    remove_tree(order["folder"])
     os.write(1, b"\n" + json.dumps({"ended": status, "why": why}).encode() + b"\n")
 
 

@@ -13,9 +13,10 @@ from support import tiny_lesson
 from support.tiny_lesson import RIGHT_1, RIGHT_2, notebook, write
 
 from llama_pynq.labs import grade as grading
-from llama_pynq.labs.confine import Job, remove_tree
+from llama_pynq.labs.confine import Job
 from llama_pynq.labs.grade import grade, lessons
 from llama_pynq.labs.submission import MAX_ANSWER
+from llama_pynq.labs.warden import remove_tree
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -161,12 +162,19 @@ for message in Job("run", {request!r}, 200.0).messages():
     pass
 """
     mark.unlink()
-    process = subprocess.Popen([sys.executable, "-c", script])
+    (tmp_path / "runs").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "runs")}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
     while not mark.exists() or not mark.read_text():
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert ended(mark.read_text())
+    for _ in range(50):
+        if not list((tmp_path / "runs").iterdir()):
+            return
+        time.sleep(0.1)
+    pytest.fail("its folder is left")
 
 
 # ---- what an answer takes -------------------------------------------------------------
