@@ -25,9 +25,10 @@ MAX_AGE_S = 86400.0
 
 _PATTERN = re.compile(r"\..+\.([0-9a-f]{8})-([1-9][0-9]{0,9})-[0-9a-f]{16}", re.DOTALL)
 _NAME_BYTES = 200  # of the file's own name in a temporary's: file systems allow 255 in all
-_STILL_ACTIVE, _QUERY_LIMITED_INFORMATION = 259, 0x1000  # Windows
+# Windows
+_STILL_ACTIVE, _QUERY_LIMITED_INFORMATION, _ACCESS_DENIED = 259, 0x1000, 5
 
-# Paths that this process is using. Others with its pid are an earlier process's, which had the
+# Names that this process is using. Others with its pid are an earlier process's, which had the
 # same number: in a container, that is the rule.
 _in_use: set[str] = set()
 
@@ -47,9 +48,11 @@ def _alive(pid: int) -> bool:
         import ctypes
 
         kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
-        handle = kernel32.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
-        if not handle:
-            return False
+        kernel32.OpenProcess.restype = ctypes.c_void_p
+        handle = ctypes.c_void_p(kernel32.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid))
+        if not handle:  # another user's process, or none
+            error: int = ctypes.get_last_error()  # type: ignore[attr-defined]
+            return error == _ACCESS_DENIED
         code = ctypes.c_ulong()
         known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
         kernel32.CloseHandle(handle)
@@ -65,7 +68,7 @@ def _alive(pid: int) -> bool:
 
 def _left_over(path: str, name: str, now: float) -> bool:
     found = _PATTERN.fullmatch(name)
-    if found is None or path in _in_use:
+    if found is None or name in _in_use:
         return False
     host, pid = found.group(1), int(found.group(2))
     if host == _host() and (pid == os.getpid() or not _alive(pid)):
@@ -118,7 +121,7 @@ def temporary_path(folder: Path, name: str) -> Iterator[str]:
     # Removed twice: an interrupt at any one place, the first removal included, leaves nothing.
     try:
         try:
-            _in_use.add(path)
+            _in_use.add(unique)
             yield path
         finally:
             _remove(path)
@@ -146,4 +149,4 @@ def _remove(path: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
-    _in_use.discard(path)
+    _in_use.discard(os.path.basename(path))

@@ -78,6 +78,15 @@ def test_temporary_of_an_earlier_process_of_this_number_is_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_temporary_in_use_stays_whatever_the_folder_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with temporary_path(Path(), "mine") as mine:
+        Path(mine).write_bytes(b"x")
+        clear_left_over(tmp_path)
+        clear_left_over(tmp_path / ".." / tmp_path.name)
+        assert Path(mine).exists()
+
+
 def test_temporary_of_another_host_is_removed_after_a_day(tmp_path):
     left = name_of(tmp_path, dead_pid(), host="0123abcd")
     left.write_bytes(b"x")
