@@ -8,6 +8,7 @@ crashes, so no stale lock is left.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -283,8 +284,8 @@ class FileLock:
             raise
         except OSError as error:
             why = error.strerror or str(error)
-            if isinstance(error, FileExistsError | NotADirectoryError):
-                why = "it is no folder, nor in one"
+            if isinstance(error, FileExistsError):  # mkdir's, for anything but a folder
+                why = os.strerror(errno.ENOTDIR)
             raise self._unusable(why, self.path.parent) from error
 
     def __enter__(self) -> FileLock:

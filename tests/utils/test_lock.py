@@ -305,7 +305,7 @@ def run_as_nobody(tmp_path):
 def test_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "locks"):
-        with pytest.raises(LlamaPynqError, match=f"{folder} is unusable"):
+        with pytest.raises(LlamaPynqError, match=f"{folder} is unusable, Not a directory"):
             DeviceLock("board", folder).acquire()
 
 
