@@ -323,6 +323,23 @@ def test_killed_process_leaves_what_the_next_goes_on_from(user, link, build, ser
     assert sorted(p.name for p in (user / "installed").iterdir()) == ["kv260"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("kind", ["symbolic link", "FIFO", "folder"])
+def test_lock_of_a_board_that_is_no_file_is_named(build, places, tmp_path, kind):
+    lock, target = tmp_path / "user" / "kv260.lock", tmp_path / "theirs"
+    lock.parent.mkdir()
+    target.write_bytes(b"12\n")
+    if kind == "FIFO":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to(target)
+    message = refused(lambda: added(build), f"{lock} is unusable, it is a {kind}")
+    assert "Remove it, or set LLAMA_PYNQ_OVERLAYS" in message
+    assert target.read_bytes() == b"12\n"
+
+
 def test_folder_that_cannot_be_made_is_named(build, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLAMA_PYNQ_OVERLAYS", str(tmp_path / "file" / "mine"))
