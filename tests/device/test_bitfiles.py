@@ -205,7 +205,7 @@ def test_overlay_that_is_no_file_is_refused_and_not_waited_for(tmp_path, suffix)
         read_metadata(read)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=600))
 def test_any_bytes_after_the_magic_are_refused(data):
     refused(b"xclbin2\0" + data, "incomplete|damaged")
@@ -264,7 +264,7 @@ def test_bit_file_with_a_flipped_bit_is_one_that_pynq_reads_or_is_refused():
     assert 0 < read < 8 * len(good)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_bit_file_of_any_header_is_one_that_pynq_reads_or_is_refused(data):
     data = bit("x")[:13] + data

@@ -127,7 +127,7 @@ JSON = (
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_container_of_any_header_is_one_or_refused(data):
     def change(fields) -> None:

@@ -172,7 +172,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(record=records(), data=st.data())
 def test_any_change_of_a_record_is_read_or_refused(tmp_path_factory, record, data):
     """Replace a value anywhere, or flip a bit: never another error than the package's own."""

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.utils.bounded import parse_json, read_file
@@ -16,12 +16,14 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_json_that_python_writes_is_read(values):
     assert parse_json(json.dumps(values).encode()) == values
     assert parse_json(json.dumps(values, ensure_ascii=False).encode("utf-8-sig")) == values
 
 
+@settings(deadline=None)
 @given(st.binary() | st.text(alphabet='[]{}":,\\u dD8019eE-NaInfty').map(str.encode))
 def test_json_of_any_bytes_is_a_value_or_a_value_error(data):
     try:
