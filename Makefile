@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-pynq3 test-browser test-browser-lab3 wheels test-wheels test-arm lint docs tables clean
+.PHONY: help demo test test-sanitizers fuzz test-pynq3 test-browser test-browser-lab3 wheels test-wheels test-arm lint docs tables clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -13,6 +13,16 @@ demo: $(VENV)/.installed  ## install, and tell a story
 
 test: $(VENV)/.test-installed  ## all tests but those below
 	$(BIN)/python -m pytest
+
+# The kernel and its streams under g++'s address, undefined-behaviour and thread sanitizers.
+test-sanitizers: $(VENV)/.test-installed  ## the kernel under g++'s sanitizers
+	$(BIN)/python -m pytest tests/sanitizers
+
+# make test runs a fixed number of these cases. Failing inputs stay in build/fuzz.
+FUZZ_MINUTES ?= 60
+
+fuzz: $(VENV)/.test-installed  ## damaged files and odd requests, for FUZZ_MINUTES (60)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(FUZZ_MINUTES)
 
 # The oldest supported PYNQ, 3.0.1: on the images of PYNQ-Z1/Z2 and KV260, and for Alveo.
 test-pynq3: .venv-pynq3/.test-installed  ## device tests on PYNQ 3.0.1, the oldest supported
