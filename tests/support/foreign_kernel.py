@@ -1,7 +1,9 @@
-"""A kernel library in a subprocess, possibly of another system or processor (Wine, QEMU)."""
+"""A kernel library in a subprocess: of another system or processor, or with a sanitizer."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -29,15 +31,34 @@ def build_runner(python: Path, target: WheelTarget, out: Path) -> Path:
 
 
 class ForeignKernel:
-    """Like `kernel_library.KernelLibrary`; `command` is run_calls with the library's path."""
+    """Like `kernel_library.KernelLibrary`, in a process.
 
-    def __init__(self, command: Sequence[str | Path]) -> None:
-        constants = board_constants(board_header("host"))
+    Parameters
+    ----------
+    command : sequence of str or Path
+        run_calls with the library's path.
+    board : str
+        Board that the library was compiled for.
+    log : Path, optional
+        Receives what the process writes to standard error.
+    environment : dict, optional
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        board: str = "host",
+        log: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        constants = board_constants(board_header(board))
         self.arguments = board_arguments(constants)
-        self._process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        self._log = log
+        with open(log or os.devnull, "wb") as stderr:
+            self._process = subprocess.Popen(
+                list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=stderr, env=environment,
+            )  # fmt: skip
         (length,) = struct.unpack("<Q", self._read(8))
         self.cpu_features = frozenset(self._read(length).decode().split())
         self.sequence = 0
@@ -47,8 +68,12 @@ class ForeignKernel:
 
     def _read(self, n: int) -> bytes:
         data = self._process.stdout.read(n)
-        assert len(data) == n, f"{self._process.args} ended: {self._process.wait()}"
+        assert len(data) == n, self._ended()
         return data
+
+    def _ended(self) -> str:
+        said = self._log.read_text(errors="replace")[:8000] if self._log else ""
+        return f"{self._process.args} ended: {self._process.wait()}\n{said}"
 
     def call(self, buffers: dict[str, np.ndarray], command: int) -> None:
         """Run one call to its end; arguments missing from `buffers` are null."""
@@ -64,15 +89,32 @@ class ForeignKernel:
         message = struct.pack("<Q", len(names))
         message += struct.pack(f"<{len(names)}Q", *(buffers[name].nbytes for name in names))
         message += struct.pack("<128Q", *words)
-        self._process.stdin.write(message + b"".join(buffers[name].tobytes() for name in names))
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(message + b"".join(buffers[n].tobytes() for n in names))
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise AssertionError(self._ended()) from None
         for name in names:
             buffers[name].reshape(-1).view(np.uint8)[:] = np.frombuffer(
                 self._read(buffers[name].nbytes), np.uint8
             )
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; its status must be 0."""
         self._process.stdin.close()
+        status = self._process.wait()
+        self._process.stdout.close()
+        assert status == 0, self._ended()
+
+    def __enter__(self) -> ForeignKernel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        self._process.kill()
         self._process.wait()
         self._process.stdout.close()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()

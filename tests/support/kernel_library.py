@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import tempfile
 import zlib
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import numpy as np
 from support.paths import HLS_SRC, REPOSITORY, TESTS
 
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.emulation.build import compile_kernel
+from llama_pynq.emulation.build import compile_kernel, default_compiler
 from llama_pynq.kernel import abi, limits
 from llama_pynq.kernel.config import board_constants, read_constants
 from llama_pynq.kernel.reference import QuantizedWeights
@@ -56,8 +57,12 @@ def _sources_hash(*extra: str) -> str:
 
 
 def compiled(name: str, sources: list[Path], flags: tuple[str, ...]) -> Path:
-    """Compile once per content; cached in the system's temporary folder."""
-    key = _sources_hash(name, *map(str, flags))
+    """Compile once per content; cached in the system's temporary folder.
+
+    LLAMA_TEST_FLAGS in the environment adds flags, as CXX chooses the compiler.
+    """
+    flags = (*flags, *shlex.split(os.environ.get("LLAMA_TEST_FLAGS", "")))
+    key = _sources_hash(name, *map(str, flags), default_compiler())
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir()) / f"llama_pynq_tests{user}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,6 +1,7 @@
-// Runs a kernel library of another system under Wine or QEMU; foreign_kernel.py sends the calls.
+// Runs a kernel library in a process of its own: of another system under Wine or QEMU, or with a
+// sanitizer. foreign_kernel.py sends the calls.
 //
-//   run_calls LIBRARY
+//   run_calls LIBRARY [THREADS]
 //
 // writes the length and the text of emulator_cpu_features(). For each call it then reads the number
 // of buffers, the size of each, the 128 argument words (bit 63 marks the index of a buffer), and
@@ -29,6 +30,24 @@ static void* Find(const char* library, const char* name) {
 #endif
 }
 
+// Nothing of ours lies behind a buffer: a sanitizer sees the first byte past its end.
+static char* New(uint64_t n) {
+#if defined(_WIN32)
+  return _aligned_malloc(n, kPage);
+#else
+  void* block = NULL;
+  return posix_memalign(&block, kPage, n) == 0 ? block : NULL;
+#endif
+}
+
+static void Free(char* block) {
+#if defined(_WIN32)
+  _aligned_free(block);
+#else
+  free(block);
+#endif
+}
+
 static int Read(void* to, uint64_t n) {
   return fread(to, 1, n, stdin) == n;
 }
@@ -49,7 +68,11 @@ int main(int argc, char** argv) {
   void (*leave)(void*) = Find(library, "emulator_delete");
   int (*features)(char*, int) = Find(library, "emulator_cpu_features");
   if (!make || !start || !wait || !leave || !features) {
+#if defined(_WIN32)
     fprintf(stderr, "cannot load %s\n", library);
+#else
+    fprintf(stderr, "cannot load %s: %s\n", library, dlerror());
+#endif
     return 1;
   }
   static char text[4096];
@@ -58,16 +81,15 @@ int main(int argc, char** argv) {
   Write(text, length);
   fflush(stdout);
 
-  void* emulator = make(2);
+  void* emulator = make(argc > 2 ? atoi(argv[2]) : 2);
   uint64_t n;
   while (Read(&n, sizeof n) && n <= kMaxBuffers) {
     uint64_t sizes[kMaxBuffers], words[kWords];
-    char *blocks[kMaxBuffers], *buffers[kMaxBuffers];
+    char* buffers[kMaxBuffers];
     Read(sizes, 8 * n);
     Read(words, sizeof words);
     for (uint64_t i = 0; i < n; ++i) {
-      blocks[i] = malloc(sizes[i] + kPage);
-      buffers[i] = blocks[i] + (kPage - (uintptr_t)blocks[i] % kPage) % kPage;
+      buffers[i] = New(sizes[i]);
       Read(buffers[i], sizes[i]);
     }
     for (int i = 0; i < kWords; ++i) {
@@ -78,7 +100,7 @@ int main(int argc, char** argv) {
     }
     for (uint64_t i = 0; i < n; ++i) {
       Write(buffers[i], sizes[i]);
-      free(blocks[i]);
+      Free(buffers[i]);
     }
     fflush(stdout);
   }
