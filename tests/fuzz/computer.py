@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import threading
 from importlib.util import find_spec
@@ -375,7 +376,9 @@ _SHORT = {
 
 def commands(folder: Path) -> Border:
     """Arguments of every command: status 0, 1 or 2, and never a traceback."""
-    files = _files(folder)
+    template, work = folder / "template", folder / "work"
+    template.mkdir()
+    files = _files(template)
     _, tools = command_parser()
     parsers = {(name,): parser for name, parser in tools.choices.items()}
     for (name,), parser in list(parsers.items()):
@@ -410,7 +413,15 @@ def commands(folder: Path) -> Border:
         argv = json.loads(data)
         # A command line's bytes that are no UTF-8 come as lone surrogates of U+DC80 to U+DCFF.
         argv = [a.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape") for a in argv]
-        return _status(argv) == 0
+        # A fresh folder: what one case writes, such as notebooks, is not the next one's input.
+        shutil.copytree(template, work, symlinks=True)
+        os.chdir(work)
+        try:
+            return _status(argv) == 0
+        finally:
+            os.chdir(folder)
+            shutil.rmtree(work)
+            shutil.rmtree(os.environ["LLAMA_PYNQ_OVERLAYS"], ignore_errors=True)
 
     return Border(make, read, ())
 

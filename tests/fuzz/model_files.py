@@ -96,6 +96,9 @@ def _read_all(model: Any) -> None:
 # ---- packed files ---------------------------------------------------------------------
 
 
+_DTYPES = ("BOOL", "I8", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F64", "U16", "F4", "X")
+
+
 def _split_packed(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -154,14 +157,11 @@ def packed(folder: Path) -> Border:
             name = rng.choice(list(blobs))
             blobs[name] = mutate_bytes(rng, [blobs[name]])
         elif kind < 0.9:
-            entry = header[rng.choice(list(blobs))]
-            dtype = rng.choice(
-                ("BOOL", "I8", "F8_E4M3", "F8_E5M2", "F16", "BF16", "F64", "U16", "F4", "X")
-            )
+            name = rng.choice(list(blobs))
             if rng.random() < 0.5:
-                entry["dtype"] = dtype
+                header[name]["dtype"] = rng.choice(_DTYPES)
             else:
-                entry.update(mutate_json(rng, entry))
+                header[name] = mutate_json(rng, header[name])
         else:
             header = mutate_json(rng, header)
         if rng.random() < 0.9:

@@ -6,6 +6,7 @@ or falls silent, the case is known, its input is kept, and another worker goes o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import selectors
@@ -183,7 +184,7 @@ def _run_worker(
                 if len(report.failures) >= most_failures:
                     ended = True
                     break
-        _end(process)
+        _end(process, wait_s=0 if kind or ended else 10)
         if ended or report.skipped:
             return started + 1
         if not kind:
@@ -196,8 +197,10 @@ def _run_worker(
         return started + 1
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Kill a worker and what it started; its group is its own."""
+def _end(process: subprocess.Popen, wait_s: float) -> None:
+    """Give a worker time to end, then kill it and what it started; its group is its own."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(wait_s)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:

@@ -10,8 +10,8 @@ SEED = 0
 
 
 @pytest.mark.parametrize("name", BORDERS)
-def test_border_refuses_or_reads(name, count, tmp_path):
-    report = run_border(name, SEED, BORDERS[name].cases, folder=tmp_path / "failing", silent_s=45)
+def test_border_refuses_or_reads(name, count):
+    report = run_border(name, SEED, BORDERS[name].cases, silent_s=45)
     count(report)
     if report.skipped:
         pytest.skip(report.skipped)
