@@ -31,7 +31,7 @@ HERE = next(
     (t for t in TARGETS.values() if (t.system, t.machine) == (platform.system(), cpu.machine())),
     None,
 )
-EXPORTS = {"new", "start", "wait", "delete", "cpu_features"}
+EXPORTS = {"new", "start", "start_within", "abort_word", "wait", "delete", "cpu_features"}
 # Libraries in every system that the tag names: glibc; Windows 10; macOS.
 SYSTEM_LIBRARIES = {
     "Linux": ("libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-"),
