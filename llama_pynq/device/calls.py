@@ -15,6 +15,7 @@ from llama_pynq.kernel import abi
 from llama_pynq.kernel.limits import KernelLimits
 
 _REQUEST_HEAD, _WORD = struct.Struct("<6i"), struct.Struct("<i")
+PROFILE = int(abi.RequestFlag.PROFILE)  # an enum's & takes as long as a register access
 _ABORT_WORDS = slice(abi.REQUEST_ABORT, abi.REQUEST_ABORT + 16)
 
 EVENT_DTYPE = np.dtype([("stage", "u1"), ("layer", "i4"), ("begin", "u4"), ("end", "u4")])

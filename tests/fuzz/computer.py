@@ -27,7 +27,8 @@ from llama_pynq.cli.main import command_parser, main
 from llama_pynq.emulation.build import required_features
 from llama_pynq.errors import BoardNotFound, InstallError, LlamaPynqError, RequestError
 from llama_pynq.labs.files import notebook_sources
-from llama_pynq.labs.grade import Unreadable, grade, lessons, read_answers, suspicious, table
+from llama_pynq.labs.grade import grade, lessons, table
+from llama_pynq.labs.submission import Unreadable, read_answers, suspicious
 from llama_pynq.measure.rails import SensorLost
 from llama_pynq.measure.sensors import cpu_rails, hwmon_rails, meter_rail
 from llama_pynq.overlay_store.metadata import board_named
