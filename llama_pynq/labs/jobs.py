@@ -47,7 +47,7 @@ def _limit() -> None:
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # if the memory is full, Linux ends this first
     for name, most in limits.items():
-        with contextlib.suppress(ValueError, OSError, AttributeError):
+        with contextlib.suppress(ValueError, OSError, AttributeError, OverflowError):
             which = getattr(resource, name)
             hard = resource.getrlimit(which)[1]
             if hard != resource.RLIM_INFINITY:

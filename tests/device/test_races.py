@@ -42,18 +42,19 @@ def joined(threads):
 
 def test_reset_in_the_middle_of_a_load_waits_for_its_end(opened, monkeypatch):
     golden, check, resets = text(opened), kernel_driver.check_fits, []
-    buffers, loaded = opened.llama.buffers, threading.Event()
+    buffers, loaded, reached = opened.llama.buffers, threading.Event(), threading.Event()
     allocate = buffers.allocate
 
     def halfway(name, n, dtype):
         if name == "request":  # of the reset: the model is forgotten, and not yet back
-            loaded.wait(1)
+            reached.set()
+            loaded.wait(5)
         return allocate(name, n, dtype)
 
     def interfered(packed, limits):
         if not resets:
             resets.extend(started(opened.reset))
-            resets[0].join(WAIT)
+            reached.wait(1)
         return check(packed, limits)
 
     monkeypatch.setattr(kernel_driver, "check_fits", interfered)

@@ -125,6 +125,7 @@ class Interrupts:
             "reset": lambda: self.overlay.reset(),
             "download": lambda: self.overlay.download(),
             "close": lambda: self.overlay.close(),
+            "open": self._again,
             "grow": lambda: self.overlay.generate([PROMPT] * 6, max_new_tokens=2, seed=1),
             "generate": lambda: self.overlay.generate(PROMPT, max_new_tokens=40, seed=1),
             "stream": lambda: list(self.overlay.stream(PROMPT, max_new_tokens=40, seed=1)),
@@ -137,6 +138,10 @@ class Interrupts:
         overlay = LlamaOverlay(device=device)
         overlay.load_model()
         return overlay
+
+    def _again(self) -> None:
+        self.overlay.close()
+        self.overlay = self._open()
 
     def _text(self) -> str:
         return str(self.overlay.generate(PROMPT, max_new_tokens=LENGTH, seed=3).text)
@@ -185,7 +190,8 @@ class Interrupts:
         """Do what a user does after Ctrl-C: reset() or load_model(), or open it again."""
         if self.overlay.closed:
             memory = self.overlay.device.memory
-            if memory.free_bytes != memory.size_bytes and not self.report.interrupted["close"]:
+            interrupted = self.report.interrupted["close"] + self.report.interrupted["open"]
+            if memory.free_bytes != memory.size_bytes and not interrupted:
                 self.report.wrong.append("closed, but not everything was freed")
             self.overlay = self._open()
         if reset:
