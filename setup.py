@@ -35,7 +35,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent.resolve()
 sys.path.insert(0, str(ROOT))
 
-from llama_pynq.emulation.build import build_emulated_overlay, default_compiler  # noqa: E402
+from llama_pynq.emulation.build import build_emulated_overlay, compiler_command  # noqa: E402
 from llama_pynq.emulation.targets import WheelTarget, target_named  # noqa: E402
 from llama_pynq.emulation.trust import write_manifest  # noqa: E402
 from llama_pynq.errors import BuildError  # noqa: E402
@@ -74,8 +74,8 @@ def reason_for_none() -> str | None:
         return None
     if platform.machine() == "armv7l" or any(mark.exists() for mark in BOARD_MARKS):
         return "this is a board"
-    compiler = default_compiler()
-    return f"no C++ compiler ({compiler})" if shutil.which(compiler.split()[0]) is None else None
+    compiler = compiler_command()[0]
+    return f"no C++ compiler ({compiler})" if shutil.which(compiler) is None else None
 
 
 def tell_on_terminal(message: str) -> None:

@@ -90,6 +90,27 @@ def default_compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
+def compiler_command(cxx: str | None = None) -> list[str]:
+    """Words of the C++ compiler's command: `cxx`, else CXX from the environment, else g++.
+
+    Raises
+    ------
+    BuildError
+        If it is no command, such as one with an open quotation mark.
+    """
+    text = cxx or default_compiler()
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise BuildError(
+            f"the C++ compiler is given as {text!r}, which is no command ({error}): correct the "
+            "environment variable CXX, such as CXX=g++"
+        ) from None
+    if not words:
+        raise BuildError(f"the C++ compiler is given as {text!r}: name one in CXX, such as CXX=g++")
+    return words
+
+
 def required_features(march: str, cxx: str | None = None) -> tuple[str, ...]:
     """CPU features that `cxx` may use when compiling for `march`.
 
@@ -98,7 +119,7 @@ def required_features(march: str, cxx: str | None = None) -> tuple[str, ...]:
     BuildError
         If the compiler is missing or does not know `march`.
     """
-    command = [*shlex.split(cxx or default_compiler()), f"-march={march}"]
+    command = [*compiler_command(cxx), f"-march={march}"]
     command += ["-dM", "-E", "-x", "c++", os.devnull]
     return cpu.features_from_macros(
         _run(command, f"Choose an instruction-set level this compiler knows, not {march!r}.")
@@ -122,7 +143,7 @@ def compile_kernel(
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     remedy = "The kernel compiles with g++ 9 or newer (apt install g++)."
-    compiler = shlex.split(cxx or default_compiler())
+    compiler = compiler_command(cxx)
     with temporary_folder(output.parent, output.name) as folder:
         objects = []
         for index, source in enumerate(sources):
@@ -381,7 +402,7 @@ def _compiles_by_itself() -> bool:
     """
     if checkout_folder() is None or any(mark.exists() for mark in BOARD_MARKS):
         return False
-    return shutil.which(shlex.split(default_compiler())[0]) is not None
+    return shutil.which(compiler_command()[0]) is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

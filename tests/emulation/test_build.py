@@ -210,3 +210,11 @@ def test_build_that_is_killed_is_cleared_by_the_next_one(hls_src, tmp_path, monk
     assert len(list(scratch.iterdir())) == 2, "a folder for the top function, and one to compile in"
     build.build_emulated_overlay(hls_src, tmp_path / "out", top_function=fake_top)
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("cxx", ["g++ '", '"', "   ", "\\"])
+def test_compiler_that_is_no_command_is_refused_by_name(monkeypatch, cxx):
+    monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(BuildError, match="CXX=g[+][+]") as caught:
+        build.required_features("native")
+    assert repr(cxx) in str(caught.value)
