@@ -31,7 +31,7 @@ BORDERS = {
     "hardware-bit": Entry(overlay_files.hardware_bit, 200),
     "meter": Entry(computer.meter, 800),
     "sensors": Entry(computer.sensors, 400),
-    "notebook": Entry(computer.notebook, 200),
+    "notebook": Entry(computer.notebook, 60),
     "http": Entry(computer.http, 400),
     "calls": Entry(requests.calls, 400),
     "descriptors": Entry(requests.descriptors, 400),

@@ -68,7 +68,7 @@ def _rows(rng: Random) -> str:
     kind = rng.random()
     if kind < 0.9:
         return f"rows({n}, {', '.join(edits)})" if edits else f"rows({n})"
-    forms = (".reshape(1, -1)", "[::2]", ".tolist()", ".astype('V40')", ".view(np.recarray)")
+    forms = (".reshape(1, -1)", "[::2]", ".tolist()", ".view('V40')", ".view(np.recarray)")
     return rng.choice((f"rows({n}){rng.choice(forms)}", f"np.zeros({n}, np.int32)", "rows(4)[::-1]",
                        "rows(2)[0]"))  # fmt: skip
 
