@@ -135,12 +135,12 @@ class Llama:
     def upload(self, slots: int) -> None:
         """Upload the weights, with room for `slots` sequences; all slots are then free."""
         try:
-            self.driver.load_weights(self.packed, slots, self._kv_bits, owner=self)
+            self.driver.load_weights(self.packed, slots, self._kv_bits, self)
         except CheckpointError:
             if self._repack is None:
                 raise
             self.packed = self.slots.packed = self._repack()
-            self.driver.load_weights(self.packed, slots, self._kv_bits, owner=self)
+            self.driver.load_weights(self.packed, slots, self._kv_bits, self)
 
     @property
     def _stop_tokens(self) -> tuple[int, ...]:
