@@ -41,7 +41,8 @@ from typing import Any
 from llama_pynq.emulation.design import PROTOCOLS, Bank, Design, PlacedArgument
 from llama_pynq.emulation.trust import only_mine
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.utils.bounded import parse_json, read_file
+from llama_pynq.utils import strict_json
+from llama_pynq.utils.bounded import read_file
 from llama_pynq.utils.files import cache_folder, write_atomically
 
 MAGIC = b"LLPYEMU1"
@@ -151,7 +152,7 @@ def unpack(data: bytes, source: str) -> Container:
     try:
         if length > _MOST_HEADER_BYTES:
             raise ValueError(f"it has {length} bytes")
-        fields = _object(parse_json(header), "design", "metadata_sha256", "payloads")
+        fields = _object(strict_json.parse(header), "design", "metadata_sha256", "payloads")
         entries = _list(fields["payloads"], _MOST_PAYLOADS)
         payloads = [_payload(e, data, _HEADER_START + length) for e in entries]
         design = _design(fields["design"])

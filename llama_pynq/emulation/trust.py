@@ -27,7 +27,8 @@ from importlib import metadata
 from pathlib import Path
 
 from llama_pynq.errors import InstallError, LlamaPynqError, OverlayMismatch
-from llama_pynq.utils.bounded import parse_json, read_file
+from llama_pynq.utils import strict_json
+from llama_pynq.utils.bounded import read_file
 from llama_pynq.utils.files import data_folder, package_folders, write_atomically
 
 MANIFEST = "RECORD"
@@ -142,7 +143,7 @@ def _is_recorded(digest: str) -> bool:
         path = folder / digest
         if _fault(path.lstat(), 0o022) is not None:
             return False
-        return isinstance(parse_json(read_file(path, _MOST_RECORD_BYTES)), dict)
+        return isinstance(strict_json.parse(read_file(path, _MOST_RECORD_BYTES)), dict)
     except (OSError, ValueError, LlamaPynqError):
         return False
 

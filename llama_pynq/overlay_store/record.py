@@ -17,7 +17,8 @@ from typing import Any
 
 from llama_pynq.boards import boards
 from llama_pynq.errors import OverlayMismatch
-from llama_pynq.utils.bounded import parse_json, read_file
+from llama_pynq.utils import strict_json
+from llama_pynq.utils.bounded import read_file
 from llama_pynq.utils.download import is_fetchable
 from llama_pynq.utils.files import sha256_of, write_atomically
 
@@ -167,7 +168,7 @@ class OverlayRecord:
             If there is none.
         """
         try:
-            fields = parse_json(read_file(path, MOST_BYTES))
+            fields = strict_json.parse(read_file(path, MOST_BYTES))
         except FileNotFoundError:
             raise
         except OSError as error:

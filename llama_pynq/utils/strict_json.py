@@ -9,19 +9,26 @@ from typing import Any, NoReturn
 _MAX_DIGITS = 20  # of an integer: those of 2^64 and of no more
 
 
-def parse(text: str) -> Any:
+def parse(text: str | bytes) -> Any:
     """Parse JSON text as the standard has it.
 
     Parameters
     ----------
-    text : str
+    text : str or bytes
+        Bytes are UTF-8, with or without a byte order mark.
 
     Raises
     ------
     ValueError
-        If the text is not JSON; nests too deeply; repeats a key of an object; holds NaN, Infinity,
-        a number beyond float64, an integer of more than 20 digits, or half of a surrogate pair.
+        If the text is not UTF-8 or not JSON; nests too deeply; repeats a key of an object; holds
+        NaN, Infinity, a number beyond float64, an integer of more than 20 digits, or half of a
+        surrogate pair.
     """
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"it is not UTF-8 at byte {error.start}") from None
     try:
         value = _DECODER.decode(text)
     except RecursionError:

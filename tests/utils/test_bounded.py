@@ -1,37 +1,10 @@
 """Foreign files and JSON, read within bounds."""
 
-import json
 import os
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from llama_pynq.utils.bounded import parse_json, read_file
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)  # fmt: skip
-
-
-@settings(deadline=None)
-@given(VALUES)
-def test_json_that_python_writes_is_read(values):
-    assert parse_json(json.dumps(values).encode()) == values
-    assert parse_json(json.dumps(values, ensure_ascii=False).encode("utf-8-sig")) == values
-
-
-@settings(deadline=None)
-@given(st.binary() | st.text(alphabet='[]{}":,\\u dD8019eE-NaInfty').map(str.encode))
-def test_json_of_any_bytes_is_a_value_or_a_value_error(data):
-    try:
-        values = parse_json(data)
-    except ValueError as error:
-        assert str(error)
-    else:
-        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+from llama_pynq.utils.bounded import read_file
 
 
 def test_file_is_read_up_to_its_bound(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_pynq.utils import strict_json
@@ -55,3 +55,21 @@ def test_key_twice_among_a_million_is_found_at_once():
 def test_value_in_a_message_is_short_and_printable():
     assert shown("a\x1b[31m\n") == r"'a\x1b[31m\n'"
     assert len(shown(list(range(10_000)))) < 70
+
+
+@settings(deadline=None)
+@given(VALUES)
+def test_bytes_are_utf8_with_or_without_a_mark(values):
+    assert strict_json.parse(json.dumps(values).encode()) == values
+    assert strict_json.parse(json.dumps(values, ensure_ascii=False).encode("utf-8-sig")) == values
+
+
+@settings(deadline=None)
+@given(st.binary() | st.text(alphabet='[]{}":,\\u dD8019eE-NaInfty').map(str.encode))
+def test_any_bytes_are_a_value_or_a_value_error(data):
+    try:
+        values = strict_json.parse(data)
+    except ValueError as error:
+        assert str(error)
+    else:
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
