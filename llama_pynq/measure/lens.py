@@ -85,18 +85,17 @@ def look(llama: Llama, text: str) -> Inside:
             rows["token"], rows["slot"] = tokens[part], session.slot
             rows["position"] = np.arange(first, part.stop)
             # An empty layer range returns the embedding.
-            stream[0, part] = _through(session, rows, (0, 0), None)
-            for layer in range(c.n_layers):
-                stream[layer + 1, part] = _through(
-                    session, rows, (layer, layer + 1), stream[layer, part]
-                )
-        for layer, x in enumerate(stream):
-            if not np.isfinite(x).all():
-                where = f"layer {layer - 1} gives" if layer else "the embedding holds"
-                raise KernelError(
-                    f"{llama.driver.device.name}: {where} values that are not finite; the weights "
-                    "overflow float32"
-                )
+            x = _through(session, rows, (0, 0), None)
+            for layer in range(c.n_layers + 1):
+                if not np.isfinite(x).all():
+                    where = f"layer {layer - 1} gives" if layer else "the embedding holds"
+                    raise KernelError(
+                        f"{llama.driver.device.name}: {where} values that are not finite; the "
+                        "weights overflow float32"
+                    )
+                stream[layer, part] = x
+                if layer < c.n_layers:
+                    x = _through(session, rows, (layer, layer + 1), x)
         with session.device() as driver:
             keys, values = driver.read_cache(session.slot, len(tokens))
     pieces = _shown(llama, tokens)
