@@ -7,8 +7,8 @@ from random import Random
 
 import numpy as np
 import pytest
-from fuzz.mutators import FLOATS, INTEGERS
-from support.kernel_library import KernelSession, RandomModel, request_words
+from fuzz.mutators import FLOATS, INTEGERS, integer
+from support.kernel_library import UNTOUCHED, KernelSession, RandomModel, request_words
 from support.paths import HLS_SRC, TESTS
 from support.sanitized import SanitizedKernel, build, compiler, run
 
@@ -21,7 +21,8 @@ BUILDS = [("address", "host", False), ("address", "u280", True), ("address", "od
           ("thread", "host", False)]  # fmt: skip
 MODELS = 12
 INVALID = 25
-"""Models of each build, and calls of each model whose request is damaged."""
+DESCRIPTORS = 40
+"""Models of each build; for each, calls with a damaged request, or with a damaged descriptor."""
 
 
 @pytest.fixture(scope="module", params=BUILDS, ids=lambda b: f"{b[0]}-{b[1]}" + "-streams" * b[2])
@@ -103,6 +104,31 @@ def test_calls_leave_nothing_to_report(kernel, request, count):
     name = request.node.callspec.id
     count(f"{name}, calls of {MODELS} models", calls)
     count(f"{name}, damaged requests ({states.count(State.ERROR)} refused)", len(states))
+
+
+def test_descriptors_that_the_emulator_lets_through_stay_in_their_buffers(kernel, request, count):
+    if (kernel.sanitizer, kernel.board) != ("address", "host"):
+        pytest.skip("one build is enough")
+    if "emulator_start_within" not in (HLS_SRC / "host" / "emulator.cpp").read_text():
+        pytest.skip("this kernel checks no sizes")
+    rng, refused, computed = Random(2), 0, 0
+    with kernel.start(threads=2, within=True) as process:
+        for _ in range(MODELS):
+            session = KernelSession(process, random_model(rng), slots=3)
+            usual = session.buffers["model"].copy()
+            for _ in range(DESCRIPTORS):
+                words = session.buffers["model"]
+                words[:] = usual
+                for _ in range(rng.choice((1, 1, 2))):
+                    at = rng.choice((*range(len(abi.MODEL_FIELDS)), rng.randrange(len(words))))
+                    words[at] = np.uint32(integer(rng, int(words[at])) & 0xFFFFFFFF)
+                status, *_ = session.run([0, 0], [0, 1])
+                refused += int(status[abi.STATUS_MAGIC] == UNTOUCHED)
+                computed += int(status[abi.STATUS_STATE] == State.DONE)
+    assert refused and computed
+    name = request.node.callspec.id
+    count(f"{name}, odd descriptors ({refused} over a buffer, {computed} computed)",
+          MODELS * DESCRIPTORS)  # fmt: skip
 
 
 def test_large_model_is_shared_by_threads_without_a_report(kernel, request, count):

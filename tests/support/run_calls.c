@@ -1,7 +1,10 @@
 // Runs a kernel library in a process of its own: of another system under Wine or QEMU, or with a
 // sanitizer. foreign_kernel.py sends the calls.
 //
-//   run_calls LIBRARY [THREADS]
+//   run_calls LIBRARY [THREADS [within]]
+//
+// With "within" the library checks each call against the sizes of its buffers; the buffers of a
+// call that it refuses come back unchanged.
 //
 // writes the length and the text of emulator_cpu_features(). For each call it then reads the number
 // of buffers, the size of each, the 128 argument words (bit 63 marks the index of a buffer), and
@@ -81,10 +84,18 @@ int main(int argc, char** argv) {
   Write(text, length);
   fflush(stdout);
 
+  int (*start_within)(void*, const uint64_t*, const uint64_t*, uint64_t*) = NULL;
+  if (argc > 3) {
+    start_within = Find(library, "emulator_start_within");
+    if (!start_within) {
+      fprintf(stderr, "%s checks no sizes\n", library);
+      return 1;
+    }
+  }
   void* emulator = make(argc > 2 ? atoi(argv[2]) : 2);
   uint64_t n;
   while (Read(&n, sizeof n) && n <= kMaxBuffers) {
-    uint64_t sizes[kMaxBuffers], words[kWords];
+    uint64_t sizes[kMaxBuffers], words[kWords], behind[kWords] = {0}, needed;
     char* buffers[kMaxBuffers];
     Read(sizes, 8 * n);
     Read(words, sizeof words);
@@ -93,10 +104,15 @@ int main(int argc, char** argv) {
       Read(buffers[i], sizes[i]);
     }
     for (int i = 0; i < kWords; ++i) {
-      if (words[i] >> 63) words[i] = (uintptr_t)buffers[words[i] & (kMaxBuffers - 1)];
+      if (words[i] >> 63) {
+        behind[i] = sizes[words[i] & (kMaxBuffers - 1)];
+        words[i] = (uintptr_t)buffers[words[i] & (kMaxBuffers - 1)];
+      }
     }
-    if (start(emulator, words) != 0) return 2;
-    while (!wait(emulator, 1000000)) {
+    const int started =
+        start_within ? start_within(emulator, words, behind, &needed) : start(emulator, words);
+    if (started < 0) return 2;
+    while (started == 0 && !wait(emulator, 1000000)) {
     }
     for (uint64_t i = 0; i < n; ++i) {
       Write(buffers[i], sizes[i]);

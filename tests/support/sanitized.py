@@ -114,8 +114,15 @@ class SanitizedKernel:
         other._build(source)
         return other
 
-    def start(self, threads: int) -> ForeignKernel:
-        """Start the program; `ForeignKernel.close` fails if a sanitizer reported anything."""
+    def start(self, threads: int, within: bool = False) -> ForeignKernel:
+        """Start the program; `ForeignKernel.close` fails if a sanitizer reported anything.
+
+        Parameters
+        ----------
+        threads : int
+        within : bool
+            The emulator checks each call against the buffers' sizes, as for a driver.
+        """
         environment = {**os.environ, **OPTIONS}
-        command = [self._runner, self._library, str(threads)]
+        command = [self._runner, self._library, str(threads), *["within"] * within]
         return ForeignKernel(command, self.board, self._log, environment)
