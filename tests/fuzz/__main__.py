@@ -33,12 +33,12 @@ def campaign(names: list[str], minutes: float, seed: int) -> int:
     known: dict[str, Failure] = {}
     turn = 0
     while time.monotonic() < end:
-        for name in names:
+        for index, name in enumerate(names):
             left = end - time.monotonic()
             total = totals[name]
             if left <= 0 or total.skipped or len(total.failures) > 50:
                 continue
-            share = min(ROUND_S, left, 60 * minutes / len(names))
+            share = min(ROUND_S, left / (len(names) - index))
             # A turn has numbers of its own, so that no case comes twice.
             report = run_border(name, seed, first=turn << 24, seconds=share)
             for field in ("cases", "refused", "read", "seconds"):
