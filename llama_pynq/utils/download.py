@@ -66,6 +66,19 @@ def _safe_redirect(old: str, new: str) -> bool:
     return target in ("http", "https") and is_fetchable(new)
 
 
+class _Unread:
+    """A response whose body is not read: urllib reads all of a redirect's, of whatever length."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def read(self, *_: Any) -> bytes:
+        return b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+
 class RedirectsToSafePlaces(HTTPRedirectHandler):
     """Follows redirects, but none to another kind of place."""
 
@@ -86,7 +99,7 @@ class RedirectsToSafePlaces(HTTPRedirectHandler):
             full = urljoin(req.full_url, target)
             if not _safe_redirect(req.full_url, full):
                 self.redirect_request(req, fp, code, msg, headers, full)
-        return super().http_error_302(req, fp, code, msg, headers)
+        return super().http_error_302(req, _Unread(fp), code, msg, headers)  # type: ignore[arg-type]
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 

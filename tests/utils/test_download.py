@@ -299,6 +299,17 @@ def test_redirect_from_https_goes_to_https_only():
     assert moved.full_url == "https://example.com/g"
 
 
+@pytest.mark.parametrize("length", [f"{10**22}", "-5", "x", "1000000000"])
+def test_body_of_a_redirect_is_not_read(tmp_path, length):
+    """However long its server says that it is."""
+    moved = answer(b"12", "Location: /g", f"Content-Length: {length}", status="302 Found")
+    sha256 = hashlib.sha256(b"12345").hexdigest()
+    with sending(moved, answer(b"12345", "Content-Length: 5")) as url:
+        download.fetch(url, tmp_path / "part", sha256, 5, lambda *_: None)
+        assert download.read_small(url, 100)[0] == b"12345"
+    assert (tmp_path / "part").read_bytes() == b"12345"
+
+
 def test_redirects_in_a_circle_end(tmp_path):
     for location in ("/f", "f?again", ""):
         with sending(answer(b"", f"Location: {location}", status="302 Found")) as url:
