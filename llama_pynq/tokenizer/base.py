@@ -60,12 +60,18 @@ class Tokenizer(ABC):
         Begin and end of a sequence: 1 and 2 in every Llama 2 vocabulary.
     special : dict of int to str
         As given.
+    stop_ids : tuple of int
+        Tokens that end a generated text: EOS, and BOS, with which llama2.c's models end a story.
+    adds_bos : bool
+        Whether a text of this vocabulary begins with BOS.
     leading_spaces : int
         How many leading spaces decoding drops: 1 where encoding adds one.
     """
 
     bos_id = 1
     eos_id = 2
+    stop_ids: tuple[int, ...] = (1, 2)
+    adds_bos = True
     leading_spaces = 1
 
     def __init__(
@@ -96,7 +102,8 @@ class Tokenizer(ABC):
         ----------
         text : str
         bos, eos : bool
-            Prepend BOS, unless `parse_special` finds one there; append EOS.
+            Prepend BOS, unless texts of this vocabulary begin without, or `parse_special` finds
+            one there; append EOS.
         parse_special : bool
             Take the names of special tokens, such as ``</s>`` or ``[INST]``, for these tokens; the
             text between two of them is encoded as a text of its own. By default they are text
@@ -114,7 +121,7 @@ class Tokenizer(ABC):
         """
         check_text(text)
         tokens = self._parsed(text) if parse_special else self._encode(text)
-        if bos and tokens[:1] != [self.bos_id]:
+        if bos and self.adds_bos and tokens[:1] != [self.bos_id]:
             tokens.insert(0, self.bos_id)
         if eos:
             tokens.append(self.eos_id)

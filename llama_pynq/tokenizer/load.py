@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llama_pynq.errors import TokenizerError
 from llama_pynq.tokenizer.base import MAX_FILE_BYTES, REMEDY, Tokenizer
+from llama_pynq.tokenizer.huggingface import HuggingFaceTokenizer, starts_like_tokenizer_json
 from llama_pynq.tokenizer.llama2c import BinTokenizer
 from llama_pynq.tokenizer.sentencepiece import SentencePieceTokenizer, starts_like_sentencepiece
 from llama_pynq.utils.files import user_path
@@ -60,6 +61,8 @@ def tokenizer_from_bytes(data: bytes, path: str | PathLike[str]) -> Tokenizer:
     path = Path(path)
     if starts_like_sentencepiece(data):
         return SentencePieceTokenizer(path, data)
+    if starts_like_tokenizer_json(data):
+        return HuggingFaceTokenizer(path, data)
     return BinTokenizer(path, data)
 
 

@@ -1,0 +1,169 @@
+"""Tokenizer of Hugging Face's tokenizer.json, encoded by the tokenizers library."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llama_pynq.errors import TokenizerError
+from llama_pynq.tokenizer.base import REMEDY, Tokenizer, no_token
+from llama_pynq.utils import strict_json
+
+OWN_KEY = "llama_pynq"
+"""Key of tokenizer.json under which this package keeps what the format has no place for."""
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Tokenizer of a tokenizer.json, encoded by the tokenizers library.
+
+    The format does not say which tokens begin and end a text. They stand in an object of the
+    package's own beside the others: ``{"llama_pynq": {"bos_id": 1, "eos_ids": [2], "add_bos":
+    true}}``, which `tokenizer.gguf` writes.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    data : bytes
+        The file's content.
+
+    Raises
+    ------
+    TokenizerError
+        If tokenizers is not installed, or the content is damaged or of a kind that is not read.
+    """
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        try:
+            library: Any = importlib.import_module("tokenizers")
+        except ImportError as error:
+            raise TokenizerError(
+                f"{path} holds a tokenizer.json, and tokenizers is not installed here: install it "
+                "with 'pip install tokenizers'"
+            ) from error
+        try:
+            fields = strict_json.parse(data.decode("utf-8-sig"))
+            own = fields.pop(OWN_KEY, {})
+            model = library.Tokenizer.from_str(json.dumps(fields))
+            model.encode_special_tokens = True  # they are text, unless parse_special finds them
+            size = model.get_vocab_size(with_added_tokens=True)
+            names = [model.id_to_token(i) for i in range(size)]
+            is_byte_level = _decoder_kind(fields) == "ByteLevel"
+            added = {int(t["id"]): t for t in fields.get("added_tokens") or []}
+            bos_id, eos_ids, adds_bos = _own(own, size)
+        except TokenizerError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(
+                f"{path} is a tokenizer.json that cannot be read: {error}; download it again"
+            ) from error
+        if None in names:
+            raise TokenizerError(
+                f"{path}: the token {names.index(None)} of {size} has no text: the file is damaged"
+            )
+        self._model = model
+        self._unknown = _unknown_id(fields, model)
+        self.bos_id, self.eos_id = bos_id, eos_ids[0]
+        self.stop_ids = tuple(dict.fromkeys(i for i in (bos_id, *eos_ids) if i >= 0))
+        self.adds_bos = adds_bos
+        special = {i: str(t["content"]) for i, t in added.items() if t.get("special")}
+        for i in self.stop_ids:
+            special.setdefault(i, names[i])
+        self.leading_spaces = 0
+        if is_byte_level:
+            pieces = [n.encode() if i in added else _bytes_of(n) for i, n in enumerate(names)]
+        else:
+            pieces = [n.encode() if i in added else _spaced(n) for i, n in enumerate(names)]
+            self.leading_spaces = _stripped(fields)
+        super().__init__(path, data, pieces, special)
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text, the same as the library's.
+
+        Raises
+        ------
+        TokenizerError
+            If a character has no token, where the library gives the unknown token.
+        """
+        found = self._model.encode(text, add_special_tokens=False)
+        ids: list[int] = found.ids
+        if self._unknown in ids:
+            begin, _ = found.offsets[ids.index(self._unknown)]
+            raise no_token(self.path, text[begin : begin + 1] or "\ufffd")
+        return ids
+
+
+def starts_like_tokenizer_json(data: bytes) -> bool:
+    """Whether the data starts as a JSON object."""
+    return data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+
+
+def _own(own: Any, size: int) -> tuple[int, list[int], bool]:
+    """BOS (-1: none), ends of a text, and whether BOS begins one, as the file has them."""
+    bos_id, eos_ids, adds_bos = own.get("bos_id", -1), own.get("eos_ids", []), own.get("add_bos")
+    for i in (bos_id, *eos_ids):
+        if type(i) is not int or not -1 <= i < size:
+            raise ValueError(f"{OWN_KEY} names the token {i!r} of {size}")
+    if not eos_ids:
+        raise ValueError(f"it does not say which token ends a text ({OWN_KEY}, eos_ids); {REMEDY}")
+    return bos_id, eos_ids, bool(adds_bos) and bos_id >= 0
+
+
+def _decoder_kind(fields: dict[str, Any]) -> str:
+    """ByteLevel, or Spaces for the sequence that sentencepiece's vocabularies have."""
+    decoder = fields.get("decoder") or {}
+    parts = decoder.get("decoders", [decoder])
+    kinds = [part.get("type") for part in parts]
+    if kinds == ["ByteLevel"]:
+        return "ByteLevel"
+    if set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and kinds:
+        return "Spaces"
+    raise ValueError(f"its decoder is {kinds}, and ByteLevel or sentencepiece's kind are read")
+
+
+def _stripped(fields: dict[str, Any]) -> int:
+    """Leading spaces that the decoder drops."""
+    decoder = fields["decoder"]
+    for part in decoder.get("decoders", [decoder]):
+        if part["type"] == "Strip":
+            return int(part.get("start", 0))
+        if part["type"] == "Metaspace":
+            return int(part.get("prepend_scheme", "always") != "never")
+    return 0
+
+
+def _unknown_id(fields: dict[str, Any], model: Any) -> int | None:
+    name = fields.get("model", {}).get("unk_token")
+    return None if name is None else model.token_to_id(name)
+
+
+def _spaced(name: str) -> bytes:
+    return name.replace("\u2581", " ").encode()
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """GPT-2's character for each byte, the other way round.
+
+    References
+    ----------
+    openai/gpt-2, src/encoder.py, bytes_to_unicode(): printable Latin-1 stands for itself, the other
+    bytes for the characters from U+0100 on.
+    """
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in itself]
+    return {
+        **{chr(byte): byte for byte in itself},
+        **{chr(256 + i): byte for i, byte in enumerate(others)},
+    }
+
+
+def _bytes_of(name: str) -> bytes:
+    """Bytes of a byte-level token's name; a name with other characters is its own text."""
+    table = _byte_of()
+    if all(character in table for character in name):
+        return bytes(table[character] for character in name)
+    return name.encode()
