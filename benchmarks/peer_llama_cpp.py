@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llama_pynq.checkpoint.llama2c import Checkpoint
+from llama_pynq.checkpoint.base import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint  # noqa: E402
 
 # Q and K are not permuted: llama2.c and llama.cpp's "llama" both rotate adjacent pairs.

@@ -14,8 +14,8 @@ from llama_pynq._version import __version__ as __version__
 from llama_pynq.utils.pynq_warnings import ignore_pynqs_warnings
 
 if TYPE_CHECKING:
+    from llama_pynq.checkpoint.base import Checkpoint
     from llama_pynq.checkpoint.config import ModelConfig
-    from llama_pynq.checkpoint.llama2c import Checkpoint
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.driver import LlamaDriver
     from llama_pynq.emulation.device import EmulatedDevice
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_pynq.tokenizer.load import load_tokenizer
 
 _HOME = {
-    "Checkpoint": "checkpoint.llama2c",
+    "Checkpoint": "checkpoint.base",
     "EmulatedDevice": "emulation.device",
     "Generation": "engine.results",
     "Llama": "engine.llama",

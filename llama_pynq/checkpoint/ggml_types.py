@@ -34,12 +34,30 @@ class GgmlType:
         Bytes of a block.
     to_float32 : callable
         Takes (n, n_bytes) uint8, returns (n, block) float32.
+    integers : callable or None
+        For a type whose weights are integers of 8 bits times a scale: takes blocks, returns the
+        (n, block) int8. The scale is the float16 that a block begins with.
     """
 
     name: str
     block: int
     n_bytes: int
     to_float32: Callable[[Blocks], Floats]
+    integers: Callable[[Blocks], npt.NDArray[np.int8]] | None = None
+
+
+def block_scales(blocks: Blocks) -> Floats:
+    """Scales of blocks whose type has `integers`.
+
+    Parameters
+    ----------
+    blocks : (n, n_bytes) uint8
+
+    Returns
+    -------
+    (n,) float32
+    """
+    return _f16(blocks, 0)[:, 0]
 
 
 # ---- parts of a block -----------------------------------------------------------------
@@ -91,17 +109,34 @@ def _from_bf16(blocks: Blocks) -> Floats:
     return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def _from_q4_0(blocks: Blocks) -> Floats:
-    return _f16(blocks, 0) * (_nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+def _integers_q4_0(blocks: Blocks) -> npt.NDArray[np.int8]:
+    return _nibbles(blocks[:, 2:]).view(np.int8) - np.int8(8)
+
+
+def _integers_q5_0(blocks: Blocks) -> npt.NDArray[np.int8]:
+    q = _nibbles(blocks[:, 6:]) | _bits(blocks[:, 2:6]) << 4
+    return q.view(np.int8) - np.int8(16)
+
+
+def _integers_q8_0(blocks: Blocks) -> npt.NDArray[np.int8]:
+    return blocks[:, 2:].view(np.int8)
+
+
+def _integers_iq4_nl(blocks: Blocks) -> npt.NDArray[np.int8]:
+    return _IQ4_NL[_nibbles(blocks[:, 2:])]
+
+
+def _of_integers(name: str, n_bytes: int, integers: Callable[[Blocks], np.ndarray]) -> GgmlType:
+    """A type of blocks of 32 integers and a scale."""
+
+    def to_float32(blocks: Blocks) -> Floats:
+        return _f16(blocks, 0) * integers(blocks).astype(np.float32)
+
+    return GgmlType(name, 32, n_bytes, to_float32, integers)
 
 
 def _from_q4_1(blocks: Blocks) -> Floats:
     return _f16(blocks, 0) * _nibbles(blocks[:, 4:]).astype(np.float32) + _f16(blocks, 2)
-
-
-def _from_q5_0(blocks: Blocks) -> Floats:
-    q = _nibbles(blocks[:, 6:]) | _bits(blocks[:, 2:6]) << 4
-    return _f16(blocks, 0) * (q.astype(np.float32) - 16)
 
 
 def _from_q5_1(blocks: Blocks) -> Floats:
@@ -109,16 +144,8 @@ def _from_q5_1(blocks: Blocks) -> Floats:
     return _f16(blocks, 0) * q.astype(np.float32) + _f16(blocks, 2)
 
 
-def _from_q8_0(blocks: Blocks) -> Floats:
-    return _f16(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
-
-
-def _from_iq4_nl(blocks: Blocks) -> Floats:
-    return _f16(blocks, 0) * _IQ4_NL[_nibbles(blocks[:, 2:])]
-
-
 _IQ4_NL = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
 )
 """Values of IQ4_NL's 16 codes (ggml-common.h, kvalues_iq4nl)."""
 
@@ -171,17 +198,17 @@ def _from_q6_k(blocks: Blocks) -> Floats:
 TYPES = {
     0: GgmlType("F32", 1, 4, _from_f32),
     1: GgmlType("F16", 1, 2, _from_f16),
-    2: GgmlType("Q4_0", 32, 18, _from_q4_0),
+    2: _of_integers("Q4_0", 18, _integers_q4_0),
     3: GgmlType("Q4_1", 32, 20, _from_q4_1),
-    6: GgmlType("Q5_0", 32, 22, _from_q5_0),
+    6: _of_integers("Q5_0", 22, _integers_q5_0),
     7: GgmlType("Q5_1", 32, 24, _from_q5_1),
-    8: GgmlType("Q8_0", 32, 34, _from_q8_0),
+    8: _of_integers("Q8_0", 34, _integers_q8_0),
     10: GgmlType("Q2_K", 256, 84, _from_q2_k),
     11: GgmlType("Q3_K", 256, 110, _from_q3_k),
     12: GgmlType("Q4_K", 256, 144, _from_q4_k),
     13: GgmlType("Q5_K", 256, 176, _from_q5_k),
     14: GgmlType("Q6_K", 256, 210, _from_q6_k),
-    20: GgmlType("IQ4_NL", 32, 18, _from_iq4_nl),
+    20: _of_integers("IQ4_NL", 18, _integers_iq4_nl),
     30: GgmlType("BF16", 1, 2, _from_bf16),
 }
 """The types that are read, by GGUF's number."""

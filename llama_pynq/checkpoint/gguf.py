@@ -67,10 +67,13 @@ class GgufHeader:
     metadata : dict of str to value
         An int, float, bool, str; a NumPy array; or a list of bytes for an array of strings.
     tensors : dict of str to GgufTensor
+    raw : bytes
+        The header as it was read, and perhaps some of the tensors behind it.
     """
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    raw: bytes
 
 
 def read_header(file: BinaryIO, path: Path) -> GgufHeader:
@@ -104,6 +107,10 @@ class _Reader:
         self._data = bytearray()
         self.at = 0
         file.seek(0)
+
+    @property
+    def bytes_read(self) -> bytes:
+        return bytes(self._data)
 
     def _fill(self, end: int, what: str) -> None:
         """Have the bytes up to `end`."""
@@ -232,7 +239,7 @@ def _read(reader: _Reader) -> GgufHeader:
                 "it is truncated; download it again"
             )
         at += -(-n_bytes // alignment) * alignment
-    return GgufHeader(metadata, tensors)
+    return GgufHeader(metadata, tensors, reader.bytes_read)
 
 
 def _place(reader: _Reader) -> tuple[str, GgmlType, tuple[int, ...], int]:

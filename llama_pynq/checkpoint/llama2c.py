@@ -15,24 +15,16 @@ karpathy/llama2.c at 350e04f: export.py (the writer), run.c and runq.c (the read
 from __future__ import annotations
 
 import math
-import operator
 import struct
-import weakref
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_pynq.checkpoint.config import (
-    GLOBAL_TENSORS,
-    LAYER_TENSORS,
-    MAX_DIMENSION,
-    NORMS,
-    ModelConfig,
-)
+from llama_pynq.checkpoint.base import Checkpoint
+from llama_pynq.checkpoint.config import GLOBAL_TENSORS, MAX_DIMENSION, NORMS, ModelConfig
 from llama_pynq.checkpoint.steady import SteadyFile
 from llama_pynq.errors import CheckpointError
 from llama_pynq.utils.foreign import LLAMA2C_EXPORT, identify_foreign_file
@@ -107,129 +99,44 @@ def layout(
     return places, offset
 
 
-@dataclass(eq=False)
-class Checkpoint:
-    """An open checkpoint, as :func:`llama_pynq.load_checkpoint` returns it.
+class Llama2cCheckpoint(Checkpoint):
+    """An open llama2.c file.
 
-    Holds a file handle and the offsets, never a weight. Reads from several threads
-    are serialised. Use it as a context manager, or call :meth:`close`.
-
-    Attributes
+    Parameters
     ----------
     path : Path
     config : ModelConfig
+    file : SteadyFile
+    n_bytes : int
+    version : int
+    group_size : int or None
+    places : dict of str to Place
+
+    Attributes
+    ----------
     version : int
         0 and 1 hold float32, 2 holds int8 groups.
     group_size : int or None
         Weights that share a scale; None for float32 files.
-    n_bytes : int
-        Size of the file.
     """
 
-    path: Path
-    config: ModelConfig
-    version: int
-    group_size: int | None
-    n_bytes: int
-    _file: SteadyFile = field(repr=False)
-    _places: dict[str, Place] = field(repr=False)
-
-    def __post_init__(self) -> None:
-        # Notebooks rarely close anything: the finalizer closes the file with the object, so
-        # that Python does not warn about a leaked handle.
-        self._finalizer = weakref.finalize(self, self._file.close)
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        path: Path,
+        config: ModelConfig,
+        file: SteadyFile,
+        n_bytes: int,
+        version: int,
+        group_size: int | None,
+        places: dict[str, Place],
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. Reading a tensor afterwards is an error; closing again is not."""
-        self._finalizer()
-
-    def cut_vocab(self, vocab_size: int) -> None:
-        """Leave out rows of the vocabulary that pad it beyond its tokenizer.
-
-        `config`, the token embedding and the classifier then have `vocab_size` rows.
-
-        Parameters
-        ----------
-        vocab_size : int
-            At most that of `config`.
-
-        Raises
-        ------
-        CheckpointError
-            If the vocabulary has no such rows.
-        """
-        if not 0 < vocab_size <= self.config.vocab_size:
-            raise CheckpointError(
-                f"{self.path} has {self.config.vocab_size} rows of vocabulary: it cannot be cut to "
-                f"{vocab_size}"
-            )
-        self.config = replace(self.config, vocab_size=vocab_size)
-
-    def cut_context(self, seq_len: int) -> None:
-        """Shorten the context; the weights do not depend on its length.
-
-        Parameters
-        ----------
-        seq_len : int
-            At most that of `config`.
-
-        Raises
-        ------
-        CheckpointError
-            If the context is not that long.
-        """
-        if not 0 < seq_len <= self.config.seq_len:
-            raise CheckpointError(
-                f"{self.path} has a context of {self.config.seq_len} tokens: it cannot be cut to "
-                f"{seq_len}"
-            )
-        self.config = replace(self.config, seq_len=seq_len)
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the file's content, as hex; computed on first use, in slices.
-
-        From then on, a read is of the content that was hashed, or an error.
-        """
-        return self._file.sha256
-
-    def freeze(self) -> None:
-        """Hash the file: from now on, a read is of the content it has now, or an error."""
-        _ = self.sha256
+        super().__init__(path, config, file, n_bytes)
+        self.version = version
+        self.group_size = group_size
+        self._places = places
 
     def tensor(self, name: str, layer: int | None = None) -> npt.NDArray[np.float32]:
-        """Read one tensor as float32; int8 files are dequantised.
-
-        Parameters
-        ----------
-        name : str
-            One of LAYER_TENSORS or GLOBAL_TENSORS. ``wcls`` is the token embedding
-            when the model is tied.
-        layer : int, optional
-            Needed for LAYER_TENSORS, refused for GLOBAL_TENSORS.
-
-        Returns
-        -------
-        (out, in) float32, or (dim,) for a norm
-            A fresh C-contiguous array that belongs to the caller.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no such tensor or layer, it holds NaN or infinite values, or
-            the checkpoint is closed, or the file has shrunk or was changed after `sha256`.
-        """
+        """Read one tensor as float32: see `Checkpoint.tensor`."""
         place, offset, label = self._locate(name, layer)
         if self.group_size is not None and name not in NORMS:
             q, scale = self._stored(name, layer)
@@ -245,27 +152,17 @@ class Checkpoint:
         self._refuse_nonfinite(floats, label)
         return floats
 
+    def holds_int8(self, name: str, layer: int | None = None) -> bool:
+        """Whether `quantized` reads a matrix: in version 2, if its groups straddle no rows."""
+        size = self.group_size
+        return size is not None and not self.config.tensor_shape(name)[-1] % size
+
     def quantized(
         self, name: str, layer: int | None = None
     ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-        """Read one tensor of a version 2 file as stored, without dequantising.
+        """Read one matrix of a version 2 file as it is: see `Checkpoint.quantized`.
 
-        Parameters
-        ----------
-        name, layer
-            As for :meth:`tensor`, without the norms.
-
-        Returns
-        -------
-        q : (out, in) int8
-        scale : (out, in // group_size) float32
-            weight = q * scale; export.py writes the group's largest magnitude / 127.
-
-        Raises
-        ------
-        CheckpointError
-            As for :meth:`tensor`; and if the file, or this tensor, is not quantised, or its
-            groups straddle rows.
+        export.py writes a group's largest magnitude / 127 for its scale.
         """
         columns = self._locate(name, layer)[0].shape[-1]
         if self.group_size is not None and columns % self.group_size and name not in NORMS:
@@ -306,46 +203,21 @@ class Checkpoint:
 
     def _locate(self, name: str, layer: int | None) -> tuple[Place, int, str]:
         """The place of a tensor, the file offset of its layer, and its name for messages."""
-        if name in GLOBAL_TENSORS:
-            if layer is not None:
-                raise CheckpointError(f"{name} exists once: read it without layer={layer}")
-            stored = "token_embedding_table" if name == "wcls" and self.config.tied else name
-            place = self._places[stored]
+        layer = self._check_name(name, layer)
+        stored = "token_embedding_table" if name == "wcls" and self.config.tied else name
+        place = self._places[stored]
+        if layer is None:
             return place, place.offset, name
-        if name not in LAYER_TENSORS:
-            known = ", ".join((*GLOBAL_TENSORS, *LAYER_TENSORS))
-            raise CheckpointError(f"no tensor is named {name!r}: the names are {known}")
-        n_layers = self.config.n_layers
-        if layer is None or not 0 <= (layer := operator.index(layer)) < n_layers:
-            raise CheckpointError(
-                f"{name} exists once per layer: layer={layer} must be from 0 to {n_layers - 1}"
-            )
-        place = self._places[name]
         return place, place.offset + layer * place.stride, f"{name}, layer {layer}"
 
     def _read_into(self, array: npt.NDArray[Any], offset: int) -> None:
         """Fill a C-contiguous array from the file."""
         self._file.read_into(array.data.cast("B"), offset)
 
-    def _refuse_nonfinite(self, values: npt.NDArray[np.float32], label: str) -> None:
-        # min and max propagate NaN, so two reductions replace a mask as large as the tensor.
-        # The mask is computed only to locate the first bad value.
-        with np.errstate(invalid="ignore"):
-            if np.isfinite(values.min()) and np.isfinite(values.max()):
-                return
-        bad = np.argwhere(~np.isfinite(values))
-        first = tuple(int(i) for i in bad[0])
-        what = "NaN" if np.isnan(values[first]) else "infinite"
-        raise CheckpointError(
-            f"{self.path}: {label} holds {len(bad)} NaN or infinite value(s), the first "
-            f"({what}) at index {first}: the training diverged or the file is corrupt; "
-            f"export an earlier, healthy checkpoint"
-        )
-
 
 def read_llama2c(
     path: Path, file: BinaryIO, rope_theta: float, reading: str | None = None
-) -> Checkpoint:
+) -> Llama2cCheckpoint:
     """Read the header of an open llama2.c file, and check the file's size.
 
     Parameters
@@ -361,7 +233,7 @@ def read_llama2c(
 
     Returns
     -------
-    Checkpoint
+    Llama2cCheckpoint
 
     Raises
     ------
@@ -377,7 +249,7 @@ def read_llama2c(
         _refuse_ambiguous(path, config, group_size, reading)
     places, expected = layout(config, version, group_size)
     steady = SteadyFile(path, file, head, n_bytes)
-    checkpoint = Checkpoint(path, config, version, group_size, n_bytes, steady, places)
+    checkpoint = Llama2cCheckpoint(path, config, steady, n_bytes, version, group_size, places)
     if n_bytes != expected:
         raise CheckpointError(_wrong_size(checkpoint, expected))
     return checkpoint
@@ -503,7 +375,7 @@ def _refuse_ambiguous(
     )
 
 
-def _wrong_size(checkpoint: Checkpoint, expected: int) -> str:
+def _wrong_size(checkpoint: Llama2cCheckpoint, expected: int) -> str:
     path, version, config = checkpoint.path, checkpoint.version, checkpoint.config
     n_bytes = checkpoint.n_bytes
     shape = ", ".join(f"{item.name} {getattr(config, item.name)}" for item in fields(config)[:7])

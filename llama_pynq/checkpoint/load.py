@@ -6,7 +6,10 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from llama_pynq.checkpoint.llama2c import Checkpoint, read_llama2c
+from llama_pynq.checkpoint.base import Checkpoint
+from llama_pynq.checkpoint.gguf import MAGIC
+from llama_pynq.checkpoint.gguf_model import read_gguf
+from llama_pynq.checkpoint.llama2c import read_llama2c
 from llama_pynq.errors import CheckpointError
 from llama_pynq.utils.files import user_path
 from llama_pynq.utils.foreign import LLAMA2C_EXPORT
@@ -17,16 +20,18 @@ class _CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 def load_checkpoint(
-    path: str | PathLike[str], rope_theta: float = 10000.0, reading: str | None = None
+    path: str | PathLike[str], rope_theta: float | None = None, reading: str | None = None
 ) -> Checkpoint:
-    """Open a llama2.c checkpoint and check its header and size.
+    """Open a checkpoint and check its header and size; its content tells the format.
 
     Parameters
     ----------
     path : path-like
-        A ``.bin`` file written by llama2.c's export.py, of version 0, 1 or 2.
-    rope_theta : float
-        Base of the rotary embedding, which the file does not hold.
+        A ``.bin`` file written by llama2.c's export.py, of version 0, 1 or 2, or a GGUF file of
+        the architecture llama.
+    rope_theta : float, optional
+        Base of the rotary embedding. Default: the GGUF file's; 10000 for a llama2.c file, which
+        does not hold it.
     reading : {"export"}, optional
         How to read a version 2 file whose hidden_dim is no multiple of its group size, which
         llama2.c's export.py and runq.c read differently: "export" takes export.py's order, in
@@ -46,7 +51,14 @@ def load_checkpoint(
     path = user_path(path)
     file = _open(path)
     try:
-        return read_llama2c(path, file, rope_theta, reading)
+        if file.read(len(MAGIC)) == MAGIC:
+            if reading is not None:
+                raise CheckpointError(
+                    f"reading is {reading!r}, and {path} is a GGUF file: leave it out"
+                )
+            return read_gguf(path, file, rope_theta)
+        file.seek(0)
+        return read_llama2c(path, file, 10000.0 if rope_theta is None else rope_theta, reading)
     except BaseException:
         file.close()
         raise

@@ -96,11 +96,11 @@ def selected_device(args: argparse.Namespace) -> Device:
     return EmulatedDevice(threads=args.threads, trust=args.trust)
 
 
-def rope_theta_of(args: argparse.Namespace) -> float:
-    """The base of the rotary embedding, for a checkpoint, which lacks it."""
+def rope_theta_of(args: argparse.Namespace) -> float | None:
+    """The base of the rotary embedding that the user gives instead of the checkpoint's."""
     from llama_pynq.utils.validate import positive_number
 
-    return 10000.0 if args.rope_theta is None else positive_number("--rope-theta", args.rope_theta)
+    return None if args.rope_theta is None else positive_number("--rope-theta", args.rope_theta)
 
 
 def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:

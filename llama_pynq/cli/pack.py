@@ -43,10 +43,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from llama_pynq.checkpoint.load import load_checkpoint
-    from llama_pynq.engine.loading import context_of, cut_padding
+    from llama_pynq.engine.loading import context_of, cut_padding, tokenizer_inside
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
-    from llama_pynq.tokenizer.load import load_tokenizer
+    from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
     from llama_pynq.weights.packed import is_packed, write_packed
     from llama_pynq.weights.quantize import QuantizedModel
 
@@ -77,12 +77,15 @@ def _pack(args: argparse.Namespace) -> int:
         check_limits(checkpoint.config, limits)
         if note:
             print(f"llama-pynq: {note}", file=sys.stderr)
-        text = b""
         if tokenizer is not None:
-            note = cut_padding(checkpoint, load_tokenizer(tokenizer))
+            load_tokenizer(tokenizer)  # for its messages
+            text = tokenizer.read_bytes()
+        else:
+            text = tokenizer_inside(checkpoint)
+        if text:
+            note = cut_padding(checkpoint, tokenizer_from_bytes(text, tokenizer or model))
             if note:
                 print(f"llama-pynq: {note}", file=sys.stderr)
-            text = tokenizer.read_bytes()
         quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
         write_packed(quantized, target, output, text)
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, {quantized.note}, "

@@ -144,8 +144,7 @@ class Llama:
 
     @property
     def _stop_tokens(self) -> tuple[int, ...]:
-        # llama2.c's models end a story with BOS, Llama 2 itself with EOS.
-        return self.tokenizer.bos_id, self.tokenizer.eos_id
+        return self.tokenizer.stop_ids
 
     def new_sequence(
         self,
@@ -199,6 +198,8 @@ class Llama:
     def _tokens_of(self, prompt: Prompt, add_bos: bool, parse_special: bool) -> list[int]:
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt, bos=add_bos, parse_special=parse_special)
+            if not tokens and add_bos and self.tokenizer.bos_id >= 0:
+                return [self.tokenizer.bos_id]  # a text has to begin with something
             if not tokens:
                 raise RequestError("the prompt is empty and add_bos is False: give a first token")
             return tokens

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_pynq.checkpoint.base import Checkpoint
 from llama_pynq.checkpoint.config import ModelConfig
-from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.device.model_memory import check_fits
 from llama_pynq.energy import EnergyMeter, check_meter
@@ -20,6 +20,7 @@ from llama_pynq.kernel.abi import KV_BITS
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.tokenizer.gguf import tokenizer_file
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
 from llama_pynq.utils.files import user_path
 from llama_pynq.utils.validate import positive_number, whole_number
@@ -72,14 +73,14 @@ def load(
         _check_packed_vocab(packed, text)
         shorter = context_of(packed.config, limits, context, source)[1]
     else:
-        theta = 10000.0 if rope_theta is None else rope_theta
-        with load_checkpoint(source, reading=reading) as checkpoint:
+        with load_checkpoint(source, rope_theta, reading) as checkpoint:
             shorter = context_of(checkpoint.config, limits, context, source)[1]
             check_limits(fitted(checkpoint.config), limits)  # before a tokenizer is asked for
-        text = _tokenizer_of(source, b"", tokenizer, bundled=path is None)
+            inside = b"" if tokenizer is not None else tokenizer_inside(checkpoint)
+        text = _tokenizer_of(source, inside, tokenizer, bundled=path is None)
 
         def pack(rebuild: bool = False) -> PackedModel:
-            with load_checkpoint(source, rope_theta=theta, reading=reading) as checkpoint:
+            with load_checkpoint(source, rope_theta, reading) as checkpoint:
                 check_limits(fitted(checkpoint.config), limits)
                 note = cut_padding(checkpoint, text)
                 if note and not rebuild:
@@ -221,6 +222,19 @@ def context_of(
         f"{longest} at most: it is loaded with that. Give context={longest}, or less, to load it "
         "without this warning"
     )
+
+
+def tokenizer_inside(checkpoint: Checkpoint) -> bytes:
+    """Content of a tokenizer file with the vocabulary that a checkpoint holds; empty for none.
+
+    Raises
+    ------
+    TokenizerError
+        If the vocabulary cannot be read.
+    """
+    if "tokenizer.ggml.model" not in checkpoint.metadata:
+        return b""
+    return tokenizer_file(checkpoint.metadata, checkpoint.path)
 
 
 def cut_padding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from llama_pynq.checkpoint.base import Checkpoint
 from llama_pynq.checkpoint.config import MAX_DIMENSION, ModelConfig
-from llama_pynq.checkpoint.llama2c import Checkpoint
 from llama_pynq.checkpoint.safetensors import LENGTH_BYTES, Header, SafetensorsError, read_header
 from llama_pynq.errors import CheckpointError
 from llama_pynq.kernel.abi import ABI_VERSION, MAX_GROUP, MIN_GROUP, WEIGHT_BITS, WORD_BYTES

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
-from llama_pynq.checkpoint.llama2c import Checkpoint
+from llama_pynq.checkpoint.base import Checkpoint
+from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, NORMS
 from llama_pynq.errors import LimitError
 from llama_pynq.kernel.abi import MAX_GROUP, MIN_GROUP, WEIGHT_BITS
 from llama_pynq.kernel.stages import QuantizedMatrix
@@ -67,18 +70,42 @@ def quantize_weights(w: np.ndarray, group_size: int, bits: int = 8) -> Quantized
     ----------
     llama2.c, export.py, quantize_q80()
     """
-    out, n = w.shape
+    step = _rows_of_a_slice(w.shape[1])
+    slices = (w[first : first + step] for first in range(0, len(w), step))
+    return _quantize_slices(w.shape, slices, group_size, bits)
+
+
+def _rows_of_a_slice(columns: int) -> int:
+    return max(1, _SLICE_BYTES // (4 * columns))
+
+
+def _quantize_slices(
+    shape: tuple[int, ...],
+    slices: Iterable[np.ndarray],
+    group_size: int,
+    bits: int,
+    errors: np.ndarray | None = None,
+) -> QuantizedMatrix:
+    """Quantise a matrix that comes in slices of rows; sum its squared errors and weights.
+
+    The temporaries of a whole embedding table would take several times the memory of the packed
+    model.
+    """
+    out, n = shape
     groups = -(-n // group_size)
     q = np.empty((out, groups, group_size), np.int8)
     scale = np.empty((out, groups), np.float32)
-    # Quantise slices of rows: the temporaries of a whole embedding table would take several
-    # times the memory of the packed model.
-    step = max(1, _SLICE_BYTES // (4 * groups * group_size))
-    for rows in (slice(first, first + step) for first in range(0, out, step)):
-        part = np.zeros((len(w[rows]), groups * group_size), np.float32)
-        part[:, :n] = w[rows]
+    first = 0
+    for w in slices:
+        rows = slice(first, first + len(w))
+        part = np.zeros((len(w), groups * group_size), np.float32)
+        part[:, :n] = w
         grouped = part.reshape(-1, groups, group_size)
         q[rows], scale[rows] = _round_groups(grouped, bits)
+        if errors is not None:
+            left = (grouped - q[rows] * scale[rows][..., None]).ravel()
+            errors += float(left @ left), float(part.ravel() @ part.ravel())
+        first += len(w)
     return QuantizedMatrix(q.reshape(out, -1), scale, bits)
 
 
@@ -102,7 +129,7 @@ class QuantizedModel:
     exact : bool
         Whether a version 2 file's int8 values and scales are used as they are.
     note : str
-        Origin of the weights, as text for the user.
+        Origin of the weights, as text for the user; complete once every matrix was read.
     """
 
     def __init__(
@@ -130,18 +157,64 @@ class QuantizedModel:
                     break
         self.group_size = group_size or MAX_GROUP
         self.exact = bits == 8 and stored is not None and stored % self.group_size == 0
-        if stored is None or bits == 4:
-            kind = "float32" if stored is None else f"int8 (groups of {stored})"
-            self.note = f"{kind} weights quantised to int{bits} in groups of {self.group_size}"
-        elif self.exact:
-            self.note = f"int8 weights used as they are (groups of {stored})"
-            if self._straddles("w2"):
-                self.note += ", but w2 requantised, whose groups straddle rows"
-        else:
-            self.note = (
-                f"int8 weights requantised from groups of {stored} to groups of "
-                f"{self.group_size}: the kernel reads 32 or 64"
+        # Squared error and squared weight of each type that is requantised.
+        self._errors = {kind: np.zeros(2) for kind in self._kinds(exact=False)}
+
+    def _matrices(self) -> Iterator[tuple[str, int | None]]:
+        """Name and layer of every matrix."""
+        for name in (*GLOBAL_TENSORS, *LAYER_TENSORS):
+            if name in NORMS or not self.config.stores(name):
+                continue
+            layers = range(self.config.n_layers) if name in LAYER_TENSORS else (None,)
+            yield from ((name, layer) for layer in layers)
+
+    def _kinds(self, exact: bool) -> list[str]:
+        """Types of the file's matrices that are used as they are, or that are requantised."""
+        kinds = {
+            self._checkpoint.kind_of(name, layer)
+            for name, layer in self._matrices()
+            if self._as_it_is(name, layer) == exact
+        }
+        return sorted(kind for kind in kinds if kind is not None)
+
+    def _as_it_is(self, name: str, layer: int | None) -> bool:
+        """Whether a matrix's integers are used as they are."""
+        return self.exact and self._checkpoint.holds_int8(name, layer)
+
+    @property
+    def note(self) -> str:
+        """Origin of the weights, as text for the user."""
+        stored, exact = self._checkpoint.group_size, self._kinds(exact=True)
+        if exact or self._errors:
+            # Of one length from the start: a packed file's header is written before its weights.
+            errors = ", ".join(
+                f"{kind} (relative error {np.sqrt(e / max(w, 1e-300)):.1e})"
+                for kind, (e, w) in self._errors.items()
             )
+            return "; ".join(
+                part
+                for part in (
+                    f"{', '.join(exact)} used as they are" if exact else "",
+                    f"{errors} quantised to int{self.weight_bits} in groups of {self.group_size}"
+                    if errors
+                    else "",
+                )
+                if part
+            )
+        if stored is None or self.weight_bits == 4:
+            kind = "float32" if stored is None else f"int8 (groups of {stored})"
+            return (
+                f"{kind} weights quantised to int{self.weight_bits} in groups of {self.group_size}"
+            )
+        if self.exact:
+            straddles = not self._checkpoint.holds_int8("w2", 0)
+            return f"int8 weights used as they are (groups of {stored})" + (
+                ", but w2 requantised, whose groups straddle rows" if straddles else ""
+            )
+        return (
+            f"int8 weights requantised from groups of {stored} to groups of {self.group_size}: the "
+            "kernel reads 32 or 64"
+        )
 
     def freeze(self) -> None:
         """See `Checkpoint.freeze`."""
@@ -157,9 +230,11 @@ class QuantizedModel:
         layer : int, optional
             Needed for LAYER_TENSORS.
         """
-        if not self.exact or self._straddles(name):
-            w = self._checkpoint.tensor(name, layer)
-            return quantize_weights(w, self.group_size, self.weight_bits)
+        if not self._as_it_is(name, layer):
+            shape = self.config.tensor_shape(name)
+            slices = self._checkpoint.row_slices(name, layer, _rows_of_a_slice(shape[1]))
+            errors = self._errors.get(self._checkpoint.kind_of(name, layer) or "")
+            return _quantize_slices(shape, slices, self.group_size, self.weight_bits, errors)
         q, scale = self._checkpoint.quantized(name, layer)
         repeat = self._checkpoint.group_size // self.group_size  # type: ignore[operator]
         scale = np.repeat(scale, repeat, axis=1)
@@ -167,11 +242,6 @@ class QuantizedModel:
         if dead.any():
             scale = np.where(dead, np.float32(0), scale)
         return QuantizedMatrix(q, scale)
-
-    def _straddles(self, name: str) -> bool:
-        """Whether groups of the file go on from one row of a matrix to the next."""
-        stored = self._checkpoint.group_size
-        return stored is not None and bool(self.config.tensor_shape(name)[1] % stored)
 
     def vector(self, name: str, layer: int | None = None) -> np.ndarray:
         """One norm weight, (dim,) float32.
