@@ -236,18 +236,19 @@ def _refuse_others(metadata: Mapping[str, Any], header: GgufHeader, config: Mode
 
 def _check_tensors(header: GgufHeader, config: ModelConfig) -> None:
     """Raise ValueError unless the file holds the tensors of the shape, and no others."""
-    expected = {
-        _NAMES[name].format(layer): config.tensor_shape(name)
-        for name in (*GLOBAL_TENSORS, *LAYER_TENSORS)
-        if config.stores(name)
-        for layer in (range(config.n_layers) if name in LAYER_TENSORS else (None,))
-    }
-    if len(expected) > len(header.tensors):
-        missing = next(name for name in expected if name not in header.tensors)
-        raise ValueError(f"there is no tensor {missing}")
-    for name, place in header.tensors.items():
-        if name not in expected:
-            raise ValueError(f"it has a tensor {name}, which Llama 2 has not: the kernel does not "
-                             "compute with it")  # fmt: skip
-        if place.shape != expected[name]:
-            raise ValueError(f"{name} has the shape {place.shape}, and not {expected[name]}")
+    expected = set()
+    for name in (*GLOBAL_TENSORS, *LAYER_TENSORS):
+        for layer in range(config.tensor_copies(name)) if config.stores(name) else ():
+            label, shape = _NAMES[name].format(layer), config.tensor_shape(name)
+            if label not in header.tensors:
+                raise ValueError(f"there is no tensor {label}")
+            if header.tensors[label].shape != shape:
+                found = header.tensors[label].shape
+                raise ValueError(f"{label} has the shape {found}, and not {shape}")
+            expected.add(label)
+    for label in header.tensors:
+        if label not in expected:
+            raise ValueError(
+                f"it has a tensor {label}, which Llama 2 has not: the kernel does not compute with "
+                "it"
+            )
