@@ -76,6 +76,17 @@ class GgufHeader:
     raw: bytes
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts as GGUF does.
+
+    Parameters
+    ----------
+    path : Path
+    """
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def read_header(file: BinaryIO, path: Path) -> GgufHeader:
     """Read and check the header of an open GGUF file of version 2 or 3.
 

@@ -71,6 +71,7 @@ def _boards(args: argparse.Namespace) -> int:
 
 def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]:
     """Return a model's name and shape, and the group size and weight bits of its packed form."""
+    from llama_pynq.checkpoint.gguf import is_gguf
     from llama_pynq.checkpoint.load import load_checkpoint
     from llama_pynq.checkpoint.shapes import SHAPES
     from llama_pynq.models import BUNDLED
@@ -96,7 +97,9 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
                     "give the checkpoint"
                 )
         return path.name, packed.config, packed.group_size, packed.weight_bits
-    with load_checkpoint(path, reading="export") as checkpoint:  # only the shape counts
+    # Only the shape counts.
+    reading = None if path.is_file() and is_gguf(path) else "export"
+    with load_checkpoint(path, reading=reading) as checkpoint:
         return path.name, checkpoint.config, args.group_size, bits
 
 

@@ -134,11 +134,16 @@ def _limits(device: Device) -> tuple[KernelLimits | None, str | None]:
 
 def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     from llama_pynq.checkpoint.load import load_checkpoint
-    from llama_pynq.engine.loading import context_of, cut_padding, packed_problem
+    from llama_pynq.engine.loading import (
+        context_of,
+        cut_padding,
+        packed_problem,
+        tokenizer_inside,
+    )
     from llama_pynq.errors import LimitError
     from llama_pynq.kernel.limits import check_limits
     from llama_pynq.models import BUNDLED
-    from llama_pynq.tokenizer.load import load_tokenizer
+    from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
     from llama_pynq.weights.packed import is_packed, open_packed
     from llama_pynq.weights.quantize import QuantizedModel
     from llama_pynq.weights.tiles import channel_bytes
@@ -160,6 +165,8 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
     else:
         inside = None
         with load_checkpoint(path, rope_theta_of(args), args.reading) as checkpoint:
+            if text is None and (vocabulary := tokenizer_inside(checkpoint)):
+                text, inside = tokenizer_from_bytes(vocabulary, path), "in the file"
             if text is not None:
                 padding = cut_padding(checkpoint, text)
             config = checkpoint.config

@@ -57,6 +57,10 @@ class HuggingFaceTokenizer(Tokenizer):
         except TokenizerError:
             raise
         except Exception as error:  # the library raises plain Exception
+            if starts_like_tokenizer_json(data) and b'"model"' not in data:
+                raise TokenizerError(
+                    f"{path} is a JSON text, but no tokenizer.json, which has a model: {REMEDY}"
+                ) from None
             raise TokenizerError(
                 f"{path} is a tokenizer.json that cannot be read: {error}; download it again"
             ) from error

@@ -14,7 +14,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
     (
         b"GGUF",
         "a GGUF file of llama.cpp",
-        f"export the original model {LLAMA2C_EXPORT} --hf folder",
+        "give it as the model; its vocabulary comes with it",
     ),
     (
         b"tjgg",

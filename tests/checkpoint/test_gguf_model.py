@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 from support.checkpoint_files import random_weights
-from support.gguf_files import GGUF_NAMES, write_gguf, write_gguf_model
+from support.gguf_files import is_layered, write_gguf, write_gguf_model
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
@@ -37,7 +37,7 @@ def test_tensors_are_what_the_library_wrote(tmp_path, weights, kind):
     with load_checkpoint(tmp_path / "m.gguf") as checkpoint:
         assert checkpoint.config == CONFIG
         for name, array in weights.items():
-            layers = range(2) if GGUF_NAMES[name].startswith(("attn", "ffn")) else [None]
+            layers = range(2) if is_layered(name) else [None]
             for layer in layers:
                 part = array if layer is None else array[layer]
                 found = checkpoint.tensor(name, layer)
@@ -67,9 +67,10 @@ def test_integers_are_packed_as_they_are_and_others_name_their_error(tmp_path, w
         model = QuantizedModel(checkpoint)
         assert (model.group_size, model.weight_bits) == (32, 8)
         before = len(model.note)
+        assert "Q4_1 (relative error unknown)" in model.note
         squares = {"F16": [0.0, 0.0], "Q4_1": [0.0, 0.0]}
         for name in weights:
-            for layer in range(2) if GGUF_NAMES[name].startswith(("attn", "ffn")) else [None]:
+            for layer in range(2) if is_layered(name) else [None]:
                 if name.startswith("rms"):
                     continue
                 matrix, w = model.matrix(name, layer), checkpoint.tensor(name, layer)

@@ -47,7 +47,7 @@ def test_threads_do_not_imply_the_emulated_device(refused, cli, monkeypatch):
         (b"hello\n", "is not a llama2.c checkpoint but a text file that starts with 'hello\\n'"),
         (b"PK\x03\x04" + bytes(60), "model.bin is not a llama2.c checkpoint but a zip"),
         (pickle.dumps({"weights": [1.0] * 9}), "but a pickle, as old torch.save wrote"),
-        (b"GGUF" + bytes(60), "model.bin is not a llama2.c checkpoint but a GGUF file"),
+        (b"GGUF" + bytes(60), "model.bin is a GGUF file that cannot be read: its version is 0"),
         (b"\x40\0\0\0\0\0\0\0" + b'{"a":{}}' + bytes(60), "but a safetensors file: "),
     ],
 )

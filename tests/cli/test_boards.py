@@ -3,8 +3,9 @@
 import json
 from dataclasses import replace
 
-from support.checkpoint_files import write_checkpoint
+from support.checkpoint_files import random_weights, write_checkpoint
 from support.cli_cases import SHAPE
+from support.gguf_files import write_gguf_model
 
 
 def test_boards_has_a_line_for_every_board_and_says_that_it_is_modelled(cli):
@@ -76,3 +77,12 @@ def test_boards_names_what_is_wrong_with_an_option(refused, cli, tmp_path):
     )
     assert "end the name in .png, .svg or .pdf" in refused("boards", "--plot", "roof.docx")
     assert "no/such.bin" in refused("boards", "--model", "no/such.bin")
+
+
+def test_boards_and_info_read_the_shape_of_a_gguf_file(cli, tmp_path):
+    write_gguf_model(tmp_path / "m.gguf", SHAPE, random_weights(SHAPE), ["Q8_0", "Q4_1"])
+    assert "m.gguf: int8 weights" in cli("boards", "--model", "m.gguf")[1]
+    found = json.loads(cli("info", "--model", "m.gguf", "--json")[1])["model"]
+    assert found["dim"] == SHAPE.dim
+    assert found["tokenizer"] == "none: give --tokenizer FILE"
+    assert found["weights"].startswith("Q8_0 used as they are; Q4_1 (relative error unknown)")

@@ -69,6 +69,11 @@ GGUF_NAMES = {
 }
 
 
+def is_layered(name: str) -> bool:
+    """Whether a tensor, by llama2.c's name, exists once per layer."""
+    return GGUF_NAMES[name].startswith(("attn", "ffn"))
+
+
 def model_metadata(config: ModelConfig) -> dict[str, Any]:
     """Metadata of a Llama of this shape, as convert_hf_to_gguf.py writes it."""
     return {
@@ -112,9 +117,8 @@ def write_gguf_model(
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     tensors: dict[str, tuple[np.ndarray, str]] = {}
     for name, array in weights.items():
-        layered = GGUF_NAMES[name].startswith(("attn", "ffn"))
-        for layer, part in enumerate(array if layered else [array]):
-            prefix = f"blk.{layer}." if layered else ""
+        for layer, part in enumerate(array if is_layered(name) else [array]):
+            prefix = f"blk.{layer}." if is_layered(name) else ""
             kind = kinds[len(tensors) % len(kinds)] if part.ndim == 2 else "F32"
             tensors[f"{prefix}{GGUF_NAMES[name]}.weight"] = (part, kind)
     entries = {**model_metadata(config), **(metadata or {})}

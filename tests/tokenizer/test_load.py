@@ -55,7 +55,7 @@ def test_load_missing_file_is_refused(tmp_path):
     [
         (b"", "but an empty file: download"),
         (b"\x05\0\0", "is too short for a tokenizer (3 bytes)"),
-        (b'{"version": "1.0", "truncation": null}', "but a JSON text, such as config.json or tok"),
+        (b'{"version": "1.0", "truncation": null}', "is a JSON text, but no tokenizer.json"),
         (b"version https://git-lfs.github.com/spec/v1\n", "but a git-lfs pointer"),
         (b"<!doctype html>", "but an HTML page"),
         (b"PK\x03\x04" + bytes(90), "but a zip archive, as torch.save writes"),
