@@ -44,6 +44,7 @@ class LlamaDriver(KernelDriver):
         rope_theta: float | None = None,
         reading: str | None = None,
         context: int | None = None,
+        chat_template: str | None = None,
         power: EnergyMeter | None = None,
     ) -> Llama:
         """Load a model onto the device; the bundled one by default.
@@ -73,6 +74,9 @@ class LlamaDriver(KernelDriver):
             Tokens that a sequence may hold, prompt included; a shorter one makes the KV cache
             smaller. Default: the model's own, or, with a warning, the kernel's limit if that is
             shorter.
+        chat_template : str, optional
+            For `chat`, instead of the file's own: in Jinja, or one of chatml, llama2, llama3 and
+            zephyr.
         power : measure.power.PowerRecorder, optional
             A recorder that is recording; loading is marked on it.
 
@@ -93,7 +97,7 @@ class LlamaDriver(KernelDriver):
         llama = load(
             self, path, tokenizer, group_size=group_size, weight_bits=weight_bits,
             kv_bits=kv_bits, slots=slots, rope_theta=rope_theta, reading=reading,
-            context=context, power=power,
+            context=context, chat_template=chat_template, power=power,
         )  # fmt: skip
         model_loaded(llama)
         return llama
@@ -148,6 +152,14 @@ class LlamaDriver(KernelDriver):
     @delegates_to(Llama.stream_tokens)
     def stream_tokens(self, *args: Any, **kwargs: Any) -> Generator[StreamToken, None, None]:
         return self.model.stream_tokens(*args, **kwargs)
+
+    @delegates_to(Llama.chat)
+    def chat(self, *args: Any, **kwargs: Any) -> Generation:
+        return self.model.chat(*args, **kwargs)
+
+    @delegates_to(Llama.stream_chat)
+    def stream_chat(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        return self.model.stream_chat(*args, **kwargs)
 
     @delegates_to(Llama.logits)
     def logits(self, *args: Any, **kwargs: Any) -> np.ndarray:

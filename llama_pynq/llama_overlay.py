@@ -241,6 +241,14 @@ class LlamaOverlay(pynq.Overlay):
     def stream_tokens(self, *args: Any, **kwargs: Any) -> Generator[StreamToken, None, None]:
         return self.llama.stream_tokens(*args, **kwargs)
 
+    @delegates_to(Llama.chat)
+    def chat(self, *args: Any, **kwargs: Any) -> Generation:
+        return self.llama.chat(*args, **kwargs)
+
+    @delegates_to(Llama.stream_chat)
+    def stream_chat(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        return self.llama.stream_chat(*args, **kwargs)
+
     @delegates_to(Llama.logits)
     def logits(self, *args: Any, **kwargs: Any) -> np.ndarray:
         return self.llama.logits(*args, **kwargs)

@@ -43,10 +43,13 @@ class Checkpoint(ABC):
         Weights of a matrix that share a scale; None for files of floats.
     metadata : mapping
         What the file says beside its shape; empty for llama2.c's.
+    chat_template : str
+        Jinja template of a conversation; empty if the file has none.
     """
 
     group_size: int | None = None
     metadata: Mapping[str, Any] = {}
+    chat_template: str = ""
 
     def __init__(self, path: Path, config: ModelConfig, file: SteadyFile, n_bytes: int) -> None:
         self.path, self.config, self.n_bytes = path, config, n_bytes

@@ -65,6 +65,8 @@ class GgufCheckpoint(Checkpoint):
     ) -> None:
         super().__init__(path, config, file, n_bytes)
         self.metadata = header.metadata
+        template = header.metadata.get("tokenizer.chat_template")
+        self.chat_template = template if isinstance(template, str) else ""
         self._tensors = header.tensors
 
     def tensor(self, name: str, layer: int | None = None) -> npt.NDArray[np.float32]:

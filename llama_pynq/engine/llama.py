@@ -15,6 +15,7 @@ import numpy as np
 
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.energy import Energy, EnergyMeter, check_meter
+from llama_pynq.engine.conversation import Conversation
 from llama_pynq.engine.results import Generation, StreamToken, TokenLogprob
 from llama_pynq.engine.sampling import SamplingParams
 from llama_pynq.engine.scheduler import Scheduler
@@ -23,6 +24,7 @@ from llama_pynq.engine.slots import Session, Slots
 from llama_pynq.errors import CheckpointError, RequestError
 from llama_pynq.kernel.abi import RowFlag, make_rows
 from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.tokenizer.chat import Message
 from llama_pynq.utils.html import facts_table
 from llama_pynq.utils.validate import flag, positive_number, whole_number
 from llama_pynq.weights.packed import PackedModel
@@ -52,6 +54,8 @@ class Llama:
         Packs the checkpoint again if the packed file is damaged or gone.
     kv_bits : {32, 8}
         Format of the KV cache.
+    chat_template : str, optional
+        Instead of the model's own: in Jinja, or a name of `tokenizer.chat.TEMPLATES`.
 
     Attributes
     ----------
@@ -61,6 +65,8 @@ class Llama:
         Sequence slots of the KV cache.
     scheduler : Scheduler
         Runs the sequences.
+    conversation : Conversation
+        Makes prompts of conversations.
     """
 
     def __init__(
@@ -70,12 +76,17 @@ class Llama:
         packed: PackedModel,
         repack: Callable[[], PackedModel] | None = None,
         kv_bits: int = 32,
+        chat_template: str | None = None,
     ) -> None:
         self.driver = driver
         self.tokenizer = tokenizer
         self.packed = packed
         self._repack = repack
         self._kv_bits = kv_bits
+        template = packed.chat_template if chat_template is None else chat_template
+        self.conversation = Conversation(
+            tokenizer, template, packed.path.name, packed.config.seq_len
+        )
         self.load_seconds = 0.0
         self.slots = Slots(driver, packed)
         self.scheduler = Scheduler(driver, self.slots)
@@ -523,6 +534,56 @@ class Llama:
             finish()
             raise
         finish()
+
+    # ---- conversations ---------------------------------------------------------------
+
+    def chat(self, messages: Sequence[Message], **sampling: Any) -> Generation:
+        """Answer a conversation.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            Each with a ``role`` ("system", "user" or "assistant") and a ``content``, as for
+            OpenAI's and transformers' interfaces.
+        **sampling
+            As for `generate`, but for add_bos, parse_special, echo and n.
+
+        Returns
+        -------
+        Generation
+            Its text is the answer.
+
+        Raises
+        ------
+        RequestError
+            If the model has no chat template, a message is malformed, the conversation exceeds the
+            context, or an argument is out of range.
+        TemplateError
+            If the template refuses the messages.
+        """
+        answer: Any = self.generate(self.conversation.prompt(messages), **sampling)
+        return answer
+
+    def stream_chat(self, messages: Sequence[Message], **sampling: Any) -> Iterator[str]:
+        """Answer a conversation, piece by piece.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            As for `chat`.
+        **sampling
+            As for `stream`, but for add_bos and parse_special.
+
+        Yields
+        ------
+        str
+
+        Raises
+        ------
+        RequestError, TemplateError
+            As for `chat`.
+        """
+        return self.stream(self.conversation.prompt(messages), **sampling)
 
     # ---- rows by hand ----------------------------------------------------------------
 

@@ -45,6 +45,7 @@ def load(
     rope_theta: float | None = None,
     reading: str | None = None,
     context: int | None = None,
+    chat_template: str | None = None,
     power: EnergyMeter | None = None,
 ) -> Llama:
     """Load a model onto the driver's device; arguments as for `LlamaDriver.load_model`."""
@@ -98,7 +99,7 @@ def load(
     if shorter:
         warnings.warn(shorter, stacklevel=4)  # of the caller of overlay.load_model()
     packed = replace(packed, config=fitted(packed.config))
-    llama = Llama(driver, text, packed, repack, kv_bits)
+    llama = Llama(driver, text, packed, repack, kv_bits, chat_template)
     try:
         llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
     except DeviceMemoryError:

@@ -30,7 +30,7 @@ from llama_pynq.utils.temporary import clear_left_over
 from llama_pynq.weights.quantize import QuantizedModel
 from llama_pynq.weights.tiles import blocks, channel_bytes
 
-PACK_VERSION = 4
+PACK_VERSION = 5
 """Version of the packed layout; part of the cache key."""
 
 UPLOAD_SLICE_BYTES = 8 << 20
@@ -47,7 +47,7 @@ _CRC, _DECIMAL = re.compile(r"[0-9a-f]{8}"), re.compile(r"0|[1-9][0-9]{0,8}")
 _FORMAT_KEY = re.compile(rb'"format"\s*:\s*"llama_pynq"')
 _META_KEYS = {
     *("format", "pack_version", "abi", "config", "group_size", "weight_bits", "channels"),
-    *("tile_rows", "note", "crc32", "meta_crc32"),
+    *("tile_rows", "note", "chat_template", "crc32", "meta_crc32"),
 }
 
 
@@ -64,6 +64,7 @@ def _header(
         "channels": str(target.channels),
         "tile_rows": str(target.tile_rows),
         "note": model.note,
+        "chat_template": model.chat_template,
         "crc32": ",".join(crcs),
     }
     tensors: dict[str, object] = {
@@ -155,6 +156,8 @@ class PackedModel:
         CRC-32 of each channel.
     tokenizer : bytes
         Content of the tokenizer file stored with the weights; empty if none.
+    chat_template : str
+        The checkpoint's; empty if none.
     """
 
     path: Path
@@ -167,6 +170,7 @@ class PackedModel:
     offsets: tuple[int, ...]
     crcs: tuple[int, ...]
     tokenizer: bytes
+    chat_template: str
 
     @property
     def weight_bytes(self) -> int:
@@ -347,6 +351,7 @@ def _described(path: Path, header: Header, tokenizer: bytes) -> PackedModel:
         offsets=tuple(tensor.offset for tensor in tensors),
         crcs=tuple(int(crc, 16) for crc in crcs),
         tokenizer=tokenizer,
+        chat_template=meta["chat_template"],
     )
 
 

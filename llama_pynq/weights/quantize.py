@@ -109,6 +109,14 @@ def _quantize_slices(
     return QuantizedMatrix(q.reshape(out, -1), scale, bits)
 
 
+def _relative(error: float, weight: float) -> str:
+    """Root of a squared error over squared weights, always 7 characters.
+
+    A packed file's header has to have its length before the weights are read.
+    """
+    return f"{np.sqrt(error / weight):.1e}" if weight else "unknown"
+
+
 class QuantizedModel:
     """Checkpoint in groups that the kernel can read, quantised one tensor at a time.
 
@@ -126,10 +134,10 @@ class QuantizedModel:
     config : ModelConfig
     group_size : int
     weight_bits : int
+    chat_template : str
+        The checkpoint's; empty if it has none.
     exact : bool
         Whether a version 2 file's int8 values and scales are used as they are.
-    note : str
-        Origin of the weights, as text for the user; complete once every matrix was read.
     """
 
     def __init__(
@@ -145,6 +153,7 @@ class QuantizedModel:
             )
         self._checkpoint = checkpoint
         self.config = checkpoint.config
+        self.chat_template = checkpoint.chat_template
         stored = checkpoint.group_size
         self.weight_bits = bits
         if bits == 4:
@@ -183,13 +192,14 @@ class QuantizedModel:
 
     @property
     def note(self) -> str:
-        """Origin of the weights, as text for the user."""
+        """Origin of the weights, as text for the user.
+
+        The errors of a GGUF file's types are known once every matrix was read.
+        """
         stored, exact = self._checkpoint.group_size, self._kinds(exact=True)
         if exact or self._errors:
-            # Of one length from the start: a packed file's header is written before its weights.
             errors = ", ".join(
-                f"{kind} (relative error {np.sqrt(e / max(w, 1e-300)):.1e})"
-                for kind, (e, w) in self._errors.items()
+                f"{kind} (relative error {_relative(*sums)})" for kind, sums in self._errors.items()
             )
             return "; ".join(
                 part
