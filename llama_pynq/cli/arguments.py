@@ -58,6 +58,12 @@ def model_options(devices: argparse.ArgumentParser | None = None) -> argparse.Ar
     group.add_argument("--context", type=int, metavar="N", help="tokens that a text may have, "
                        "prompt included; fewer make the KV cache smaller; default: the model's "
                        "context, or the kernel's limit")  # fmt: skip
+    group.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chat template instead of the file's: "
+        "chatml, llama2, llama3, zephyr, or a template's text in Jinja",
+    )
     group.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
                        "scale; default: the checkpoint's, or 64")  # fmt: skip
     group.add_argument("--weight-bits", type=int, choices=(8, 4), help="4: half the weight bytes "
@@ -103,10 +109,10 @@ def rope_theta_of(args: argparse.Namespace) -> float | None:
     return None if args.rope_theta is None else positive_number("--rope-theta", args.rope_theta)
 
 
-def load_model(overlay: LlamaOverlay, args: argparse.Namespace) -> Llama:
-    """Load the model that the options select."""
+def load_model(overlay: LlamaOverlay, args: argparse.Namespace, slots: int | None = None) -> Llama:
+    """Load the model that the options select; `slots` as for `LlamaDriver.load_model`."""
     return overlay.load_model(
         args.model, args.tokenizer, group_size=args.group_size, weight_bits=args.weight_bits,
         kv_bits=args.kv_bits, reading=args.reading, rope_theta=args.rope_theta,
-        context=args.context,
+        context=args.context, chat_template=args.template, slots=slots,
     )  # fmt: skip

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import select
 import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
 from llama_pynq.cli.arguments import load_model, model_options, open_overlay
+from llama_pynq.cli.sampling import sampling_options, sampling_params, text_argument
 from llama_pynq.errors import LlamaPynqError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add the commands of this module to the parser."""
     generate = commands.add_parser(
         "generate",
-        parents=[model_options()],
+        parents=[model_options(), sampling_options()],
         help="continue a text",
         description="Continue a text on a board, or on the emulated device if there is none. "
         "The text goes to standard output; speed, seed and device go to standard error.",
@@ -29,64 +29,29 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     generate.add_argument(
         "prompt",
         nargs="*",
-        type=_text,
+        type=text_argument,
         help="(Once upon a time); several run as a batch; - reads standard input, as no prompt "
         "does in a pipe",
     )
     add = generate.add_argument
-    add("--max-new-tokens", type=int, default=512, metavar="N", help="(%(default)s)")
-    add("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (%(default)s)")
-    add("--top-k", type=int, default=0, metavar="K", help="0 is off (%(default)s)")
-    add("--top-p", type=float, default=0.9, metavar="P", help="1 is off (%(default)s)")
-    add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
-    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
-    add("--stop", action="append", default=[], metavar="TEXT", type=_stop_text,
-        help=r"stop before this text; may be given several times; \n is a newline, \t a tab, \\ a "
-        "backslash")  # fmt: skip
-    add(
-        "--parse-special",
-        action="store_true",
-        help="take names of special tokens in a prompt, such as </s>, for these tokens",
-    )
-    add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
+    add("--parse-special", action="store_true", help="take names of special tokens in a prompt, "
+        "such as </s>, for these tokens")  # fmt: skip
 
 
 _PATIENCE_S = 1.0  # to wait for standard input in silence
 
 
-def _text(argument: str) -> str:
-    """An argument as text: UTF-8 where the locale's encoding cannot hold it.
-
-    Python decodes a command line by the locale, and makes lone surrogates of other bytes.
-    """
-    if not re.search("[\udc80-\udcff]", argument):
-        return argument
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeDecodeError as error:
-        byte = os.fsencode(argument)[error.start]
-        raise argparse.ArgumentTypeError(
-            f"byte {error.start} (0x{byte:02x}) of {argument!r} is not UTF-8: type the text anew, "
-            "or convert it with iconv"
-        ) from None
-
-
-def _stop_text(argument: str) -> str:
-    r"""A stop string, in which ``\n``, ``\t`` and ``\\`` are written with two characters."""
-    known = {"n": "\n", "t": "\t", "\\": "\\"}
-    return re.sub(r"\\([nt\\])", lambda found: known[found[1]], _text(argument))
-
-
 def _prompts(given: list[str]) -> list[str]:
     """The prompts; ``-``, or none while standard input is a pipe or a file, reads from there."""
     if not given:
-        return [(_piped() and _read()) or "Once upon a time"]
+        return [(piped() and read_input()) or "Once upon a time"]
     if given.count("-") > 1:
         raise LlamaPynqError("standard input can be read once: give - once")
-    return [_read() if prompt == "-" else prompt for prompt in given]
+    return [read_input() if prompt == "-" else prompt for prompt in given]
 
 
-def _piped() -> bool:
+def piped() -> bool:
+    """Whether standard input is a pipe or a file."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (AttributeError, OSError, ValueError):  # no standard input
@@ -94,8 +59,8 @@ def _piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _read() -> str:
-    """Standard input as text, without the newline at its end."""
+def read_input() -> str:
+    """Return standard input as text, without the newline at its end."""
     if sys.stdin is None:
         raise LlamaPynqError("there is no standard input to read a prompt from: give a prompt")
     if os.name != "nt" and not select.select([sys.stdin], [], [], _PATIENCE_S)[0]:
@@ -111,13 +76,8 @@ def _read() -> str:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from llama_pynq.engine.sampling import SamplingParams
-
     prompts, special = _prompts(args.prompt), args.parse_special
-    params = SamplingParams(
-        args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p,
-        args.repetition_penalty, args.stop, args.seed,
-    )  # fmt: skip
+    params = sampling_params(args)
     finished: list[Generation] = []
     with open_overlay(args) as overlay:
         llama = load_model(overlay, args)

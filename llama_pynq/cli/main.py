@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from llama_pynq import __version__
-from llama_pynq.cli import bench, boards, generate, info, notebooks, overlay, pack
+from llama_pynq.cli import bench, boards, chat, generate, info, notebooks, overlay, pack
 from llama_pynq.cli.arguments import excluded
 from llama_pynq.cli.completion import complete
 from llama_pynq.errors import LlamaPynqError
 from llama_pynq.utils.pynq_warnings import ignore_pynqs_warnings
 
-_PARTS = (generate, info, bench, pack, boards, overlay, notebooks)
+_PARTS = (generate, chat, info, bench, pack, boards, overlay, notebooks)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
