@@ -19,6 +19,10 @@ class TokenizerError(LlamaPynqError, ValueError):
     """A tokenizer file is unreadable or does not belong to the model."""
 
 
+class TemplateError(LlamaPynqError, ValueError):
+    """A chat template is wrong, refuses the messages, or takes too long."""
+
+
 class LimitError(LlamaPynqError, ValueError):
     """A model or request exceeds the limits of the kernel or of the board."""
 

@@ -29,8 +29,8 @@ class Checkpoint(ABC):
     ----------
     path : Path
     config : ModelConfig
-    file : SteadyFile
-        The open file, which the checkpoint owns.
+    file : file
+        Open, a ``SteadyFile``, which the checkpoint owns.
     n_bytes : int
         Size of the file.
 

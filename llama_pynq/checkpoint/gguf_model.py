@@ -48,7 +48,8 @@ class GgufCheckpoint(Checkpoint):
     ----------
     path : Path
     config : ModelConfig
-    file : SteadyFile
+    file : file
+        Open, a ``SteadyFile``, which the checkpoint owns.
     n_bytes : int
     header : GgufHeader
 

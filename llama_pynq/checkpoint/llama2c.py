@@ -106,7 +106,8 @@ class Llama2cCheckpoint(Checkpoint):
     ----------
     path : Path
     config : ModelConfig
-    file : SteadyFile
+    file : file
+        Open, a ``SteadyFile``, which the checkpoint owns.
     n_bytes : int
     version : int
     group_size : int or None

@@ -20,7 +20,7 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-from llama_pynq.errors import LlamaPynqError, RequestError
+from llama_pynq.errors import RequestError, TemplateError
 
 Message = Mapping[str, Any]
 """A message: ``{"role": "user", "content": "..."}``."""
@@ -54,10 +54,6 @@ TEMPLATES = {
     ),
 }
 """Templates by name, for models whose file has none."""
-
-
-class TemplateError(LlamaPynqError, ValueError):
-    """A chat template is wrong, refuses the messages, or takes too long."""
 
 
 class ChatTemplate:
@@ -196,7 +192,8 @@ def _environment() -> Any:
         sandbox: Any = importlib.import_module("jinja2.sandbox")
     except ImportError:
         raise TemplateError(
-            "Jinja is not installed here, which chat templates need: pip install jinja2"
+            "Jinja is not installed here, which chat templates need: pip install "
+            "'llama_pynq[models]', or jinja2 alone"
         ) from None
 
     class Sandbox(sandbox.ImmutableSandboxedEnvironment):

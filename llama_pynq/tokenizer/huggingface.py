@@ -42,7 +42,7 @@ class HuggingFaceTokenizer(Tokenizer):
         except ImportError as error:
             raise TokenizerError(
                 f"{path} holds a tokenizer.json, and tokenizers is not installed here: install it "
-                "with 'pip install tokenizers'"
+                "with pip install 'llama_pynq[models]', or tokenizers alone"
             ) from error
         try:
             fields = strict_json.parse(data.decode("utf-8-sig"))

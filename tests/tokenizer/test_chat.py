@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from llama_pynq.errors import RequestError
-from llama_pynq.tokenizer.chat import TEMPLATES, ChatTemplate, TemplateError
+from llama_pynq.errors import RequestError, TemplateError
+from llama_pynq.tokenizer.chat import TEMPLATES, ChatTemplate
 
 pytest.importorskip("jinja2", reason="no Jinja on this machine")
 

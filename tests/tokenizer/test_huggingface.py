@@ -161,4 +161,4 @@ def test_without_the_library_the_message_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
-    refused(path, "pip install tokenizers")
+    refused(path, "pip install 'llama_pynq[models]'")
