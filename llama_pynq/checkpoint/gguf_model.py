@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from llama_pynq.checkpoint.ggml_types import block_scales
 from llama_pynq.checkpoint.gguf import GgufHeader, GgufTensor, read_header
 from llama_pynq.checkpoint.steady import SteadyFile
 from llama_pynq.errors import CheckpointError
+from llama_pynq.utils.strict_json import shown
+
+_T = TypeVar("_T")
 
 _GROUP = 32  # weights of a block that are integers times one scale
 
@@ -175,10 +178,10 @@ def read_gguf(path: Path, file: BinaryIO, rope_theta: float | None) -> GgufCheck
 
 def _config(header: GgufHeader, rope_theta: float | None) -> ModelConfig:
     metadata = header.metadata
-    architecture = metadata.get("general.architecture")
+    architecture = _value(metadata, "general.architecture", str, "")
     if architecture != "llama":
         raise ValueError(f"its architecture is {architecture!r}, and llama is read")
-    if metadata.get("split.count", 1) not in (0, 1):
+    if _value(metadata, "split.count", int, 1) > 1:
         raise ValueError(
             "it is one part of several: join them with llama.cpp's llama-gguf-split --merge"
         )
@@ -190,19 +193,19 @@ def _config(header: GgufHeader, rope_theta: float | None) -> ModelConfig:
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()  # one for each layer, and all are equal
         if type(value) is not int or not 0 < value <= MAX_DIMENSION:
-            raise ValueError(f"llama.{key} is {value!r}: it must be a whole number from 1")
+            raise ValueError(f"llama.{key} is {shown(value)}: it must be a whole number from 1")
         return value
 
     dim, n_heads = whole("embedding_length"), whole("attention.head_count")
     embedding = header.tensors.get(_NAMES["token_embedding_table"])
     if embedding is None:
         raise ValueError(f"there is no tensor {_NAMES['token_embedding_table']}")
-    theta = metadata.get("llama.rope.freq_base", 10000.0) if rope_theta is None else rope_theta
-    if type(theta) is not float:
-        raise ValueError(f"llama.rope.freq_base is {theta!r}: it must be a number")
+    theta = rope_theta
+    if theta is None:
+        theta = _value(metadata, "llama.rope.freq_base", float, 10000.0)
     seq_len = whole("context_length")
-    window = metadata.get("llama.attention.sliding_window", 0)
-    if type(window) is int and window > 0:
+    window = _value(metadata, "llama.attention.sliding_window", int, 0)
+    if window > 0:
         seq_len = min(seq_len, window)  # up to there, every position sees all before it
     config = ModelConfig(
         dim=dim,
@@ -221,20 +224,39 @@ def _config(header: GgufHeader, rope_theta: float | None) -> ModelConfig:
 
 def _refuse_others(metadata: Mapping[str, Any], header: GgufHeader, config: ModelConfig) -> None:
     """Raise ValueError for what the kernel computes otherwise."""
-    epsilon = metadata.get("llama.attention.layer_norm_rms_epsilon", _EPSILON)
-    if type(epsilon) is not float or np.float32(epsilon) != np.float32(_EPSILON):
+    epsilon = _value(metadata, "llama.attention.layer_norm_rms_epsilon", float, _EPSILON)
+    if np.float32(epsilon) != np.float32(_EPSILON):
         raise ValueError(f"its norms add {epsilon:g} to the mean square, the kernel {_EPSILON:g}")
     for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
-        size = metadata.get(f"llama.{key}", config.head_size)
+        size = _value(metadata, f"llama.{key}", int, config.head_size)
         if size != config.head_size:
-            raise ValueError(f"llama.{key} is {size}: the kernel's heads have dim / heads values, "
-                             f"{config.head_size} here")  # fmt: skip
-    if metadata.get("llama.expert_count", 0):
+            raise ValueError(
+                f"llama.{key} is {size}: the kernel's heads have dim / heads values, "
+                f"{config.head_size} here"
+            )
+    if _value(metadata, "llama.expert_count", int, 0):
         raise ValueError("it is a mixture of experts, which the kernel does not compute")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in header.tensors:
-        what = "llama3" if scaling == "none" else scaling
-        raise ValueError(f"its rotary embedding is scaled ({what}), which is not supported yet")
+    scaling = _value(metadata, "llama.rope.scaling.type", str, "none")
+    if scaling == "none" and _value(metadata, "llama.rope.scale_linear", float, 1.0) != 1:
+        scaling = "linear"
+    if scaling == "none" and "rope_freqs.weight" in header.tensors:
+        scaling = "llama3"
+    if scaling != "none":
+        raise ValueError(f"its rotary embedding is scaled ({scaling}), which is not supported yet")
+
+
+def _value(metadata: Mapping[str, Any], key: str, kind: type[_T], default: _T) -> _T:
+    """An entry of the metadata.
+
+    Raises
+    ------
+    ValueError
+        If it is of another type.
+    """
+    value = metadata.get(key, default)
+    if type(value) is not kind:
+        raise ValueError(f"{key} is {shown(value)}: it must be of type {kind.__name__}")
+    return value
 
 
 def _check_tensors(header: GgufHeader, config: ModelConfig) -> None:

@@ -146,9 +146,16 @@ FREQUENCIES = {"rope_freqs.weight": (np.ones(8, np.float32), "F32")}
         ({"llama.attention.head_count": 0}, {}, "llama.attention.head_count is 0"),
         ({"llama.attention.head_count": 5}, {}, "dim 64 is not a multiple of n_heads 5"),
         ({"llama.attention.head_count_kv": [2, 4]}, {}, "llama.attention.head_count_kv is"),
-        ({"llama.rope.freq_base": "x"}, {}, "llama.rope.freq_base is 'x': it must be a number"),
+        (
+            {"llama.rope.freq_base": "x"},
+            {},
+            "freq_base is 'x': it must be of type float",
+        ),
         ({"llama.rope.freq_base": -1.0}, {}, "rope_theta is -1.0"),
         ({"split.count": 3}, {}, "it is one part of several"),
+        ({"split.count": [1, 2]}, {}, "split.count is array([1, 2]"),
+        ({"llama.attention.layer_norm_rms_epsilon": ["a"]}, {}, "rms_epsilon is [b'a']"),
+        ({"llama.rope.scale_linear": 2.0}, {}, "its rotary embedding is scaled (linear)"),
     ],
 )
 def test_a_model_that_computes_otherwise_is_refused_by_name(

@@ -58,7 +58,7 @@ def test_a_message_from_a_pipe_is_answered(cli, model, monkeypatch):
     )
 
 
-def test_a_conversation_at_a_terminal_goes_on_after_ctrl_c_and_ends_with_ctrl_d(model, tmp_path):
+def test_a_conversation_at_a_terminal_goes_on_after_an_error_and_ends_with_ctrl_d(model, tmp_path):
     """A pseudo-terminal; every message holds all before it."""
     main, end = pty.openpty()
     command = [sys.executable, "-m", "llama_pynq", "chat", str(model), "--emulate",
@@ -72,7 +72,7 @@ def test_a_conversation_at_a_terminal_goes_on_after_ctrl_c_and_ends_with_ctrl_d(
     out, err = (text.decode() for text in process.communicate(timeout=600))
     os.close(main)
     assert process.returncode == 0, err
-    assert err.count("4 tokens") == 3
+    assert err.count("[4 tokens") == 3
     assert "tokens long, the context holds 128: leave out its oldest messages" in err
     used = [int(n) for n in re.findall(r"context (\d+) of 128", err)]
     assert used[0] == len("user:Hi;assistant:") + 4

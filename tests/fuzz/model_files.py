@@ -12,18 +12,20 @@ from typing import Any
 
 import numpy as np
 from fuzz.border import Border, Skipped
-from fuzz.mutators import Field, integer, json_text, mutate_bytes, mutate_json, text
-from support.checkpoint_files import write_checkpoint
+from fuzz.mutators import FLOATS, Field, integer, json_text, mutate_bytes, mutate_json, text
+from support.checkpoint_files import random_weights, write_checkpoint
 from support.paths import MODELS
 from support.tokenizer_files import read_tokenizer_bin
 
 from llama_pynq import EmulatedDevice, LlamaOverlay
 from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, NORMS, ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
-from llama_pynq.errors import CheckpointError, LlamaPynqError, TokenizerError
+from llama_pynq.engine.loading import tokenizer_inside
+from llama_pynq.errors import CheckpointError, LlamaPynqError, TemplateError, TokenizerError
 from llama_pynq.kernel.config import Target
 from llama_pynq.models import BUNDLED
-from llama_pynq.tokenizer.load import load_tokenizer
+from llama_pynq.tokenizer.chat import ChatTemplate
+from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
 from llama_pynq.weights.packed import open_packed, write_packed
 from llama_pynq.weights.quantize import QuantizedModel
 
@@ -91,6 +93,69 @@ def _read_all(model: Any) -> None:
                 columns = model.config.tensor_shape(name)[-1]
                 if columns % model.group_size == 0:
                     model.quantized(name, layer)
+
+
+# ---- GGUF -----------------------------------------------------------------------------
+
+_VOCABULARY: dict[str, Any] = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": ["<s>", "a", "b", "ab", *(f"<|{i}|>" for i in range(36))],
+    "tokenizer.ggml.token_type": [3, *[1] * 39],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.bos_token_id": 0,
+    "tokenizer.ggml.eos_token_id": 0,
+    "tokenizer.chat_template": "{{ messages[0].content }}",
+}
+
+
+def gguf_file(folder: Path) -> Border:
+    """A GGUF file, its tensors and its vocabulary: bytes of its header, and values of it."""
+    from support.gguf_files import model_metadata, write_gguf_model
+
+    shape = ModelConfig(32, 64, 2, 4, 2, 40, 16, False)
+    weights = random_weights(shape)
+    path = folder / "model.gguf"
+    entries = {**model_metadata(shape), **_VOCABULARY}
+
+    def written(kinds: list[str], metadata: dict[str, Any]) -> bytes:
+        write_gguf_model(path, shape, weights, kinds, {**entries, **metadata})
+        return path.read_bytes()
+
+    corpus = [written(["Q8_0", "Q4_1"], {}), written(["F32", "F16", "Q5_0"], {"a": [1, 2]})]
+
+    def fields(data: bytes) -> list[Field]:
+        return [Field(at, form) for at in range(4, min(len(data), 2400)) for form in ("<I", "<Q")]
+
+    def make(rng: Random) -> bytes:
+        if rng.random() < 0.7:
+            return mutate_bytes(rng, corpus, fields)
+        key = rng.choice([*entries][1:])
+        value = rng.choice([
+            integer(rng) % 2**32, text(rng), rng.choice(FLOATS), rng.random() < 0.5, None,
+            [integer(rng) % 2**31] * rng.randrange(1, 4), ["a", "b"],
+        ])  # fmt: skip
+        try:
+            with np.errstate(over="ignore"):
+                return written(["Q8_0"], {key: value})
+        except (ValueError, OverflowError, UnicodeEncodeError, struct.error):
+            return corpus[0][: rng.randrange(len(corpus[0]))]
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with load_checkpoint(path) as model:
+            vocabulary = tokenizer_inside(model)
+            if vocabulary:
+                tokenizer_from_bytes(vocabulary, path).encode("ab<s>", parse_special=True)
+            if model.chat_template:
+                ChatTemplate(model.chat_template).render([{"role": "user", "content": "a"}])
+            for name in (*GLOBAL_TENSORS, *LAYER_TENSORS):
+                for layer in range(model.config.n_layers) if name in LAYER_TENSORS else (None,):
+                    assert np.isfinite(model.tensor(name, layer)).all(), name
+                    if name not in NORMS and model.holds_int8(name, layer):
+                        model.quantized(name, layer)
+
+    return Border(make, read, (CheckpointError, TokenizerError, TemplateError))
 
 
 # ---- packed files ---------------------------------------------------------------------
