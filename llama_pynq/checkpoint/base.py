@@ -9,14 +9,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_pynq.checkpoint.config import GLOBAL_TENSORS, LAYER_TENSORS, ModelConfig
-from llama_pynq.checkpoint.steady import SteadyFile
 from llama_pynq.errors import CheckpointError
+
+
+class Source(Protocol):
+    """What holds a checkpoint's tensors: an open file, or several."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the content, as hex."""
+
+    def close(self) -> None:
+        """Close the files."""
 
 
 class Checkpoint(ABC):
@@ -29,8 +39,8 @@ class Checkpoint(ABC):
     ----------
     path : Path
     config : ModelConfig
-    file : file
-        Open, a ``SteadyFile``, which the checkpoint owns.
+    source : file
+        Open, one or several, which the checkpoint owns.
     n_bytes : int
         Size of the file.
 
@@ -51,12 +61,12 @@ class Checkpoint(ABC):
     metadata: Mapping[str, Any] = {}
     chat_template: str = ""
 
-    def __init__(self, path: Path, config: ModelConfig, file: SteadyFile, n_bytes: int) -> None:
+    def __init__(self, path: Path, config: ModelConfig, source: Source, n_bytes: int) -> None:
         self.path, self.config, self.n_bytes = path, config, n_bytes
-        self._file = file
+        self._source = source
         # Notebooks rarely close anything: the finalizer closes the file with the object, so
         # that Python does not warn about a leaked handle.
-        self._finalizer = weakref.finalize(self, file.close)
+        self._finalizer = weakref.finalize(self, source.close)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, {self.config})"
@@ -82,7 +92,7 @@ class Checkpoint(ABC):
 
         From then on, a read is of the content that was hashed, or an error.
         """
-        return self._file.sha256
+        return self._source.sha256
 
     def freeze(self) -> None:
         """Hash the file: from now on, a read is of the content it has now, or an error."""

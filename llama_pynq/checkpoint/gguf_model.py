@@ -68,6 +68,7 @@ class GgufCheckpoint(Checkpoint):
         self, path: Path, config: ModelConfig, file: SteadyFile, n_bytes: int, header: GgufHeader
     ) -> None:
         super().__init__(path, config, file, n_bytes)
+        self._file = file
         self.metadata = header.metadata
         template = header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) else ""

@@ -132,6 +132,7 @@ class Llama2cCheckpoint(Checkpoint):
         places: dict[str, Place],
     ) -> None:
         super().__init__(path, config, file, n_bytes)
+        self._file = file
         self.version = version
         self.group_size = group_size
         self._places = places

@@ -9,10 +9,10 @@ from typing import BinaryIO
 from llama_pynq.checkpoint.base import Checkpoint
 from llama_pynq.checkpoint.gguf import MAGIC
 from llama_pynq.checkpoint.gguf_model import read_gguf
+from llama_pynq.checkpoint.huggingface import read_folder
 from llama_pynq.checkpoint.llama2c import read_llama2c
 from llama_pynq.errors import CheckpointError
 from llama_pynq.utils.files import user_path
-from llama_pynq.utils.foreign import LLAMA2C_EXPORT
 
 
 class _CheckpointNotFoundError(CheckpointError, FileNotFoundError):
@@ -27,11 +27,11 @@ def load_checkpoint(
     Parameters
     ----------
     path : path-like
-        A ``.bin`` file written by llama2.c's export.py, of version 0, 1 or 2, or a GGUF file of
-        the architecture llama.
+        A ``.bin`` file written by llama2.c's export.py, of version 0, 1 or 2; a GGUF file of the
+        architecture llama; or a Hugging Face folder of a Llama or Mistral.
     rope_theta : float, optional
-        Base of the rotary embedding. Default: the GGUF file's; 10000 for a llama2.c file, which
-        does not hold it.
+        Base of the rotary embedding. Default: the model's; 10000 for a llama2.c file, which does
+        not hold it.
     reading : {"export"}, optional
         How to read a version 2 file whose hidden_dim is no multiple of its group size, which
         llama2.c's export.py and runq.c read differently: "export" takes export.py's order, in
@@ -49,13 +49,13 @@ def load_checkpoint(
         over-long, or ambiguous.
     """
     path = user_path(path)
+    if path.is_dir():
+        _refuse_reading(path, reading)
+        return read_folder(path, rope_theta)
     file = _open(path)
     try:
         if file.read(len(MAGIC)) == MAGIC:
-            if reading is not None:
-                raise CheckpointError(
-                    f"reading is {reading!r}, and {path} is a GGUF file: leave it out"
-                )
+            _refuse_reading(path, reading)
             return read_gguf(path, file, rope_theta)
         file.seek(0)
         return read_llama2c(path, file, 10000.0 if rope_theta is None else rope_theta, reading)
@@ -64,12 +64,14 @@ def load_checkpoint(
         raise
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.is_dir():
+def _refuse_reading(path: Path, reading: str | None) -> None:
+    if reading is not None:
         raise CheckpointError(
-            f"{path} is a folder, not a checkpoint: give the path of the .bin file in it, "
-            f"or export a Hugging Face folder {LLAMA2C_EXPORT} --hf {path}"
+            f"reading is {reading!r}, and {path} is no llama2.c file: leave it out"
         )
+
+
+def _open(path: Path) -> BinaryIO:
     try:
         return open(path, "rb", buffering=0)
     except FileNotFoundError as error:

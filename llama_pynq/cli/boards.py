@@ -98,7 +98,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
                 )
         return path.name, packed.config, packed.group_size, packed.weight_bits
     # Only the shape counts.
-    reading = None if path.is_file() and is_gguf(path) else "export"
+    reading = "export" if path.is_file() and not is_gguf(path) else None
     with load_checkpoint(path, reading=reading) as checkpoint:
         return path.name, checkpoint.config, args.group_size, bits
 

@@ -19,9 +19,11 @@ from llama_pynq.errors import DeviceMemoryError, LimitError, RequestError, Token
 from llama_pynq.kernel.abi import KV_BITS
 from llama_pynq.kernel.limits import KernelLimits, check_limits
 from llama_pynq.models import BUNDLED
-from llama_pynq.tokenizer.base import Tokenizer
+from llama_pynq.tokenizer.base import MAX_FILE_BYTES, Tokenizer
 from llama_pynq.tokenizer.gguf import tokenizer_file
+from llama_pynq.tokenizer.huggingface import with_ends
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
+from llama_pynq.utils.bounded import read_file
 from llama_pynq.utils.files import user_path
 from llama_pynq.utils.validate import positive_number, whole_number
 from llama_pynq.weights.packed import PackedModel, is_packed, open_packed, pack_cached
@@ -233,9 +235,19 @@ def tokenizer_inside(checkpoint: Checkpoint) -> bytes:
     TokenizerError
         If the vocabulary cannot be read.
     """
-    if "tokenizer.ggml.model" not in checkpoint.metadata:
+    if "tokenizer.ggml.model" in checkpoint.metadata:
+        return tokenizer_file(checkpoint.metadata, checkpoint.path)
+    if not checkpoint.path.is_dir():
         return b""
-    return tokenizer_file(checkpoint.metadata, checkpoint.path)
+    path, model = checkpoint.path / "tokenizer.json", checkpoint.path / "tokenizer.model"
+    try:
+        if path.is_file():
+            data = read_file(path, MAX_FILE_BYTES)
+            metadata = checkpoint.metadata
+            return with_ends(data, metadata.get("bos_token_id"), metadata.get("eos_token_id"))
+        return read_file(model, MAX_FILE_BYTES) if model.is_file() else b""
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} cannot be read: {error}") from None
 
 
 def cut_padding(checkpoint: Checkpoint, tokenizer: Tokenizer) -> str:

@@ -21,7 +21,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     The format does not say which tokens begin and end a text. They stand in an object of the
     package's own beside the others: ``{"llama_pynq": {"bos_id": 1, "eos_ids": [2], "add_bos":
-    true}}``, which `tokenizer.gguf` writes.
+    true}}``, which `tokenizer.gguf` and `with_ends` write. Without "add_bos", BOS begins a text if
+    the file's own post-processor says so.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ class HuggingFaceTokenizer(Tokenizer):
             is_byte_level = _decoder_kind(fields) == "ByteLevel"
             added = {int(t["id"]): t for t in fields.get("added_tokens") or []}
             bos_id, eos_ids, adds_bos = _own(own, size)
+            if adds_bos is None:  # as the file's own post-processor does
+                adds_bos = bos_id in model.encode("", add_special_tokens=True).ids
         except TokenizerError:
             raise
         except Exception as error:  # the library raises plain Exception
@@ -105,7 +108,38 @@ def starts_like_tokenizer_json(data: bytes) -> bool:
     return data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
-def _own(own: Any, size: int) -> tuple[int, list[int], bool]:
+def with_ends(data: bytes, bos_id: object, eos_ids: object) -> bytes:
+    """Put what a model's configuration says of its tokens into a tokenizer.json.
+
+    Parameters
+    ----------
+    data : bytes
+        A tokenizer.json.
+    bos_id : int or None
+    eos_ids : int, list of int, or None
+
+    Returns
+    -------
+    bytes
+        For `HuggingFaceTokenizer`.
+
+    Raises
+    ------
+    ValueError
+        If the data are not JSON.
+    """
+    fields = strict_json.parse(data)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not an object")
+    ends = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+    fields[OWN_KEY] = {
+        "bos_id": -1 if bos_id is None else bos_id,
+        "eos_ids": [end for end in ends if end is not None],
+    }
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def _own(own: Any, size: int) -> tuple[int, list[int], bool | None]:
     """BOS (-1: none), ends of a text, and whether BOS begins one, as the file has them."""
     bos_id, eos_ids, adds_bos = own.get("bos_id", -1), own.get("eos_ids", []), own.get("add_bos")
     for i in (bos_id, *eos_ids):
@@ -113,7 +147,9 @@ def _own(own: Any, size: int) -> tuple[int, list[int], bool]:
             raise ValueError(f"{OWN_KEY} names the token {i!r} of {size}")
     if not eos_ids:
         raise ValueError(f"it does not say which token ends a text ({OWN_KEY}, eos_ids); {REMEDY}")
-    return bos_id, eos_ids, bool(adds_bos) and bos_id >= 0
+    if bos_id < 0:
+        return bos_id, eos_ids, False
+    return bos_id, eos_ids, None if adds_bos is None else bool(adds_bos)
 
 
 def _decoder_kind(fields: dict[str, Any]) -> str:

@@ -180,5 +180,5 @@ def test_a_file_without_a_model_is_refused(tmp_path):
     write_gguf(tmp_path / "m.gguf", {"general.architecture": "llama"}, {})
     with pytest.raises(CheckpointError, match=r"llama\.embedding_length is missing"):
         load_checkpoint(tmp_path / "m.gguf")
-    with pytest.raises(CheckpointError, match="reading is 'export', and .* is a GGUF file"):
+    with pytest.raises(CheckpointError, match="reading is 'export', and .* is no llama2.c file"):
         load_checkpoint(tmp_path / "m.gguf", reading="export")

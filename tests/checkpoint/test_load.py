@@ -12,4 +12,4 @@ def test_load_checkpoint_missing_file_is_refused(tmp_path):
 
 
 def test_load_checkpoint_folder_is_refused(tmp_path):
-    refused(tmp_path, "is a folder", "export.py model.bin --hf")
+    refused(tmp_path, "is a folder, not a checkpoint", "config.json")

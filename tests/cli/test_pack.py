@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from support.checkpoint_files import write_checkpoint
 from support.cli_cases import SHAPE
+from support.huggingface_files import CONFIG, random_tensors, write_folder
 
 from llama_pynq import llama_overlay
 from llama_pynq.boards import boards
 from llama_pynq.emulation.build import emulated_overlay
+from llama_pynq.models import BUNDLED
 from llama_pynq.weights.packed import open_packed
 
 
@@ -157,3 +159,19 @@ def test_a_model_longer_than_a_boards_limit_is_packed_for_it(cli, tmp_path):
     assert "m.bin has a context of 5000 tokens, the kernel on pynq-z2 takes 4096" in err
     found = json.loads(cli("info", "--board", "pynq-z2", "--model", "m.bin", "--json")[1])["model"]
     assert found["seq_len"] == 4096 and "5000" in found["context"]
+
+
+def test_a_hugging_face_folder_is_packed_with_its_tokenizer(cli, tmp_path, refused):
+    config = {**CONFIG, "vocab_size": 1024}
+    folder = write_folder(tmp_path / "folder", config, random_tensors(config), 2)
+    assert "without a tokenizer" in cli("pack", "m.safetensors", "--model", folder)[1]
+    (folder / "tokenizer.model").write_bytes((BUNDLED / "tokenizer.model").read_bytes())
+    status, out, _ = cli("pack", "m.safetensors", "--model", folder, "--force")
+    assert status == 0 and "with a tokenizer" in out
+    words = ["generate", "One day", "--max-new-tokens", 9, "--seed", 3]
+    assert cli(*words, "--model", "m.safetensors")[1] == cli(*words, "--model", folder)[1]
+    assert cli("boards", "--model", folder)[1].startswith("folder: int8 weights")
+    assert "F32 (relative error" in cli("info", "--model", folder)[1]
+    assert refused("pack", folder, "--force") == (
+        f"{folder} is a folder: give the name of the file to write"
+    )

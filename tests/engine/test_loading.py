@@ -11,6 +11,9 @@ from support import checkpoint_files
 from support.checkpoint_files import random_weights, write_checkpoint
 from support.generating import PROMPT, needs_shared, opened, tokens_of
 from support.gguf_files import is_layered, write_gguf_model
+from support.huggingface_files import CONFIG as FOLDER
+from support.huggingface_files import logits as hf_logits
+from support.huggingface_files import random_tensors, write_folder
 from support.paths import MODELS, TESTS
 
 from llama_pynq.checkpoint.config import ModelConfig
@@ -20,6 +23,7 @@ from llama_pynq.errors import CheckpointError, DeviceMemoryError, RequestError, 
 from llama_pynq.kernel.config import Target
 from llama_pynq.kernel.reference import FloatModel, KernelModel
 from llama_pynq.models import BUNDLED
+from llama_pynq.tokenizer.gguf import tokenizer_file
 from llama_pynq.weights.packed import write_packed
 from llama_pynq.weights.quantize import QuantizedModel
 from llama_pynq.weights.tiles import channel_bytes
@@ -493,3 +497,35 @@ def test_model_without_a_template_says_how_to_name_one(overlay, bundled):
         overlay.chat(QUESTION)
     overlay.load_model(chat_template="llama2")
     assert overlay.chat(QUESTION, max_new_tokens=2).tokens
+
+
+# ---- Hugging Face folders ------------------------------------------------------------
+
+
+def test_a_hugging_face_folder_loads_with_its_tokenizer_and_template(
+    overlay, tmp_path, gguf_vocabulary
+):
+    tensors = random_tensors(FOLDER, seed=5)
+    folder = write_folder(tmp_path / "m", FOLDER, tensors, 2)
+    with pytest.raises(TokenizerError, match="comes without a tokenizer"):
+        overlay.load_model(folder)
+    entries = {key: [t.encode() for t in value] if key.endswith(("tokens", "merges")) else value
+               for key, value in gguf_vocabulary.items()}  # fmt: skip
+    plain = json.loads(tokenizer_file(entries, folder))
+    del plain["llama_pynq"]  # a file of others has no such key
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    model = overlay.load_model(folder)
+    assert model.tokenizer.stop_ids == (1, 2) and not model.tokenizer.adds_bos
+    ids = model.tokenizer.encode("def test_model(overlay):")
+    expected = hf_logits(FOLDER, tensors, ids)
+    assert np.abs(overlay.logits(ids) - expected).max() < 0.05 * np.abs(expected).max()
+    assert "F32 (relative error" in model.packed.note and "unknown" not in model.packed.note
+    out = overlay.chat(QUESTION, max_new_tokens=5, seed=2)
+    again = overlay.load_model(folder)
+    assert again.packed.path == model.packed.path, "it was packed once"
+    assert overlay.chat(QUESTION, max_new_tokens=5, seed=2).tokens == out.tokens
+    (folder / "tokenizer.json").write_text("[1]")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read: it is not an"):
+        overlay.load_model(folder)
+    assert overlay.chat(QUESTION, max_new_tokens=5, seed=2).tokens == out.tokens
