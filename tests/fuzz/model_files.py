@@ -25,6 +25,7 @@ from llama_pynq.errors import CheckpointError, LlamaPynqError, TemplateError, To
 from llama_pynq.kernel.config import Target
 from llama_pynq.models import BUNDLED
 from llama_pynq.tokenizer.chat import ChatTemplate
+from llama_pynq.tokenizer.gguf import tokenizer_file
 from llama_pynq.tokenizer.load import load_tokenizer, tokenizer_from_bytes
 from llama_pynq.weights.packed import open_packed, write_packed
 from llama_pynq.weights.quantize import QuantizedModel
@@ -154,6 +155,57 @@ def gguf_file(folder: Path) -> Border:
                     assert np.isfinite(model.tensor(name, layer)).all(), name
                     if name not in NORMS and model.holds_int8(name, layer):
                         model.quantized(name, layer)
+
+    return Border(make, read, (CheckpointError, TokenizerError, TemplateError))
+
+
+# ---- Hugging Face folders -------------------------------------------------------------
+
+
+def hugging_face(folder: Path) -> Border:
+    """A folder whose config.json, index, tokenizer.json or tensors are mutated."""
+    from support.huggingface_files import CONFIG, random_tensors, write_folder
+
+    shape = {**CONFIG, "hidden_size": 16, "intermediate_size": 32, "vocab_size": 40}
+    good = write_folder(folder / "good", shape, random_tensors(shape), 2)
+    path = folder / "gguf"
+    entries = {key: [t.encode() for t in value] if key.endswith(("tokens", "merges")) else value
+               for key, value in _VOCABULARY.items()}  # fmt: skip
+    (good / "tokenizer.json").write_bytes(tokenizer_file(entries, path))
+    (good / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    (good / "generation_config.json").write_text('{"eos_token_id": [0, 1], "bos_token_id": null}')
+    whole = {file.name: file.read_bytes() for file in good.iterdir()}
+    texts = sorted(name for name in whole if name.endswith(".json"))
+    tensors = sorted(name for name in whole if name.endswith(".safetensors"))
+
+    def make(rng: Random) -> bytes:
+        if rng.random() < 0.8:
+            name = rng.choice(texts)
+            data = json_text(rng, mutate_json(rng, json.loads(whole[name])))
+        else:
+            name = rng.choice(tensors)
+            header = [Field(at, "<Q") for at in range(8)]
+            data = mutate_bytes(rng, [whole[name]], lambda _: header)
+        return name.encode() + b"\0" + data
+
+    def read(data: bytes) -> None:
+        name, _, content = data.partition(b"\0")
+        target = good / name.decode()
+        target.write_bytes(content)
+        try:
+            with load_checkpoint(good) as model:
+                vocabulary = tokenizer_inside(model)
+                if vocabulary:
+                    tokenizer_from_bytes(vocabulary, good).encode("ab")
+                if model.chat_template:
+                    ChatTemplate(model.chat_template).render([{"role": "user", "content": "a"}])
+                assert len(model.sha256) == 64
+                for tensor in (*GLOBAL_TENSORS, *LAYER_TENSORS):
+                    layers = range(model.config.n_layers) if tensor in LAYER_TENSORS else (None,)
+                    for layer in layers:
+                        assert np.isfinite(model.tensor(tensor, layer)).all(), tensor
+        finally:
+            target.write_bytes(whole[name.decode()])
 
     return Border(make, read, (CheckpointError, TokenizerError, TemplateError))
 

@@ -129,6 +129,9 @@ def test_a_character_without_a_token_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda f: f["model"].update(end_of_word_suffix="t"), "its model has a end_of_word_suffix"),
+        # The library panics, which is no Exception.
+        (lambda f: f["model"].update(continuing_subword_prefix="x" * 50), "tokenizers fails on it"),
         (lambda f: f.pop(OWN_KEY), "it does not say which token ends a text"),
         (lambda f: f[OWN_KEY].update(eos_ids=[100_000]), "llama_pynq names the token 100000 of"),
         (lambda f: f[OWN_KEY].update(bos_id="1"), "llama_pynq names the token '1' of"),
