@@ -60,8 +60,8 @@ class Tokenizer(ABC):
         Begin and end of a sequence: 1 and 2 in every Llama 2 vocabulary.
     special : dict of int to str
         As given.
-    stop_ids : tuple of int
-        Tokens that end a generated text: EOS, and BOS, with which llama2.c's models end a story.
+    more_stop_ids : tuple of int
+        Tokens that end a text beside BOS and EOS.
     adds_bos : bool
         Whether a text of this vocabulary begins with BOS.
     leading_spaces : int
@@ -70,7 +70,7 @@ class Tokenizer(ABC):
 
     bos_id = 1
     eos_id = 2
-    stop_ids: tuple[int, ...] = (1, 2)
+    more_stop_ids: tuple[int, ...] = ()
     adds_bos = True
     leading_spaces = 1
 
@@ -126,6 +126,12 @@ class Tokenizer(ABC):
         if eos:
             tokens.append(self.eos_id)
         return tokens
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generated text: EOS, BOS, with which llama2.c's models end a story."""
+        ids = (self.bos_id, self.eos_id, *self.more_stop_ids)
+        return tuple(dict.fromkeys(i for i in ids if i >= 0))
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:

@@ -79,7 +79,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._model = model
         self._unknown = _unknown_id(fields, model)
         self.bos_id, self.eos_id = bos_id, eos_ids[0]
-        self.stop_ids = tuple(dict.fromkeys(i for i in (bos_id, *eos_ids) if i >= 0))
+        self.more_stop_ids = tuple(eos_ids[1:])
         self.adds_bos = adds_bos
         special = {i: str(t["content"]) for i, t in added.items() if t.get("special")}
         for i in self.stop_ids:

@@ -54,7 +54,6 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self.bos_id = model.bos_id()
         self.eos_id = model.eos_id()
-        self.stop_ids = (self.bos_id, self.eos_id)
         if self.bos_id < 0 or self.eos_id < 0:
             raise TokenizerError(
                 f"{path} is a sentencepiece model without a BOS or EOS token, so it is not a "

@@ -76,6 +76,7 @@ def interrupt_at(count: int, call) -> bool:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # else the interrupt may come to a callback of the collector, such as hypothesis's
     sys.settrace(trace)
     try:
         call()
@@ -83,6 +84,7 @@ def interrupt_at(count: int, call) -> bool:
         assert reached
     finally:
         sys.settrace(before)
+        gc.enable()
     return reached
 
 

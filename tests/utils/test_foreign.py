@@ -31,7 +31,6 @@ class Bomb:
             "a pickle, as old torch.save wrote",
             "never read; export it with llama2.c: python export.py model.bin --checkpoint",
         ),
-        (b"GGUF\x03\0\0\0" + bytes(90), "a GGUF file of llama.cpp", "export the original model"),
         (b"tjgg\x01\0\0\0" + bytes(90), "a GGML file of llama.cpp", "export the original model"),
         (struct.pack("<Q", 300) + b'{"a":{"dtype":"F32"' + bytes(90), "a safetensors", "--hf"),
         (
