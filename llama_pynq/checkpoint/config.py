@@ -50,12 +50,15 @@ class ModelConfig:
     rope_theta : float
         Base of the rotary embedding. No checkpoint version stores it; llama2.c
         trains and runs with 10000.
+    rope_divisors : tuple of float, optional
+        Scaled rotary embedding: what the frequency of each pair of a head is divided by.
 
     Raises
     ------
     CheckpointError
         If a size is not positive, dim is not a multiple of n_heads, the head size is odd,
-        n_heads is not a multiple of n_kv_heads, or rope_theta is not positive and finite.
+        n_heads is not a multiple of n_kv_heads, or rope_theta or a divisor is not positive and
+        finite.
     """
 
     dim: int
@@ -67,6 +70,7 @@ class ModelConfig:
     seq_len: int
     tied: bool
     rope_theta: float = 10000.0
+    rope_divisors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self)[:7]:
@@ -93,6 +97,16 @@ class ModelConfig:
             raise CheckpointError(
                 f"rope_theta is {self.rope_theta}: it must be positive and finite "
                 f"(Llama 2 and llama2.c use 10000)"
+            )
+
+        divisors = self.rope_divisors
+        if divisors is not None and not (
+            len(divisors) == self.head_size // 2
+            and all(math.isfinite(d) and d > 0 for d in divisors)
+        ):
+            raise CheckpointError(
+                f"rope_divisors are {divisors}: they must be {self.head_size // 2} positive and "
+                "finite numbers, one for each pair of a head"
             )
 
     @property

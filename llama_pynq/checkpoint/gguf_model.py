@@ -7,6 +7,7 @@ otherwise than Llama 2 is refused by the name of what differs, never run wrong.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -41,6 +42,7 @@ _NAMES = {
 }
 """llama2.c's names, and those of GGUF."""
 
+_ROPE_FREQUENCIES = "rope_freqs.weight"
 _EPSILON = 1e-5  # in the kernel, as in Llama 2
 
 
@@ -167,7 +169,7 @@ def read_gguf(path: Path, file: BinaryIO, rope_theta: float | None) -> GgufCheck
     """
     header = read_header(file, path)
     try:
-        config = _config(header, rope_theta)
+        config = _config(header, file, rope_theta)
         _check_tensors(header, config)
     except (ValueError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -177,7 +179,7 @@ def read_gguf(path: Path, file: BinaryIO, rope_theta: float | None) -> GgufCheck
     )
 
 
-def _config(header: GgufHeader, rope_theta: float | None) -> ModelConfig:
+def _config(header: GgufHeader, file: BinaryIO, rope_theta: float | None) -> ModelConfig:
     metadata = header.metadata
     architecture = _value(metadata, "general.architecture", str, "")
     if architecture != "llama":
@@ -219,11 +221,35 @@ def _config(header: GgufHeader, rope_theta: float | None) -> ModelConfig:
         tied=_NAMES["wcls"] not in header.tensors,
         rope_theta=theta,
     )
-    _refuse_others(metadata, header, config)
-    return config
+    _refuse_others(metadata, config)
+    return replace(config, rope_divisors=_rope_divisors(header, config, file))
 
 
-def _refuse_others(metadata: Mapping[str, Any], header: GgufHeader, config: ModelConfig) -> None:
+def _rope_divisors(
+    header: GgufHeader, config: ModelConfig, file: BinaryIO
+) -> tuple[float, ...] | None:
+    """Divisors of a scaled rotary embedding: of a tensor (Llama 3.1), or one factor."""
+    metadata = header.metadata
+    scaling = _value(metadata, "llama.rope.scaling.type", str, "none")
+    if scaling not in ("none", "linear"):
+        raise ValueError(f"its rotary embedding is scaled ({scaling}), which is not computed here")
+    factor = _value(metadata, "llama.rope.scale_linear", float, 1.0)
+    if scaling == "linear":
+        factor = _value(metadata, "llama.rope.scaling.factor", float, factor)
+    divisors = np.full(config.head_size // 2, factor)
+    place = header.tensors.get(_ROPE_FREQUENCIES)
+    if place is not None:
+        if place.shape != divisors.shape or place.type.name != "F32":
+            raise ValueError(f"{_ROPE_FREQUENCIES} is {place.type.name} {place.shape}")
+        file.seek(place.offset)
+        data = file.read(place.n_bytes)
+        if len(data) != place.n_bytes:
+            raise ValueError(f"it ends in {_ROPE_FREQUENCIES}")
+        divisors *= np.frombuffer(data, "<f4")
+    return None if (divisors == 1).all() else tuple(divisors.tolist())
+
+
+def _refuse_others(metadata: Mapping[str, Any], config: ModelConfig) -> None:
     """Raise ValueError for what the kernel computes otherwise."""
     epsilon = _value(metadata, "llama.attention.layer_norm_rms_epsilon", float, _EPSILON)
     if np.float32(epsilon) != np.float32(_EPSILON):
@@ -237,13 +263,6 @@ def _refuse_others(metadata: Mapping[str, Any], header: GgufHeader, config: Mode
             )
     if _value(metadata, "llama.expert_count", int, 0):
         raise ValueError("it is a mixture of experts, which the kernel does not compute")
-    scaling = _value(metadata, "llama.rope.scaling.type", str, "none")
-    if scaling == "none" and _value(metadata, "llama.rope.scale_linear", float, 1.0) != 1:
-        scaling = "linear"
-    if scaling == "none" and "rope_freqs.weight" in header.tensors:
-        scaling = "llama3"
-    if scaling != "none":
-        raise ValueError(f"its rotary embedding is scaled ({scaling}), which is not supported yet")
 
 
 def _value(metadata: Mapping[str, Any], key: str, kind: type[_T], default: _T) -> _T:
@@ -273,7 +292,7 @@ def _check_tensors(header: GgufHeader, config: ModelConfig) -> None:
                 raise ValueError(f"{label} has the shape {found}, and not {shape}")
             expected.add(label)
     for label in header.tensors:
-        if label not in expected:
+        if label not in (*expected, _ROPE_FREQUENCIES):
             raise ValueError(
                 f"it has a tensor {label}, which Llama 2 has not: the kernel does not compute with "
                 "it"

@@ -7,7 +7,9 @@ neighbour: rows of wq and wk are put into llama2.c's order here. Pickles are nev
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -325,10 +327,6 @@ def _config(fields: Mapping[str, Any], rope_theta: float | None) -> ModelConfig:
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_scaling is {shown(rope)}: it must be an object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"its rotary embedding is scaled ({shown(kind)}), which is not supported "
-                         "yet")  # fmt: skip
     theta = rope_theta
     if theta is None:
         theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
@@ -350,7 +348,44 @@ def _config(fields: Mapping[str, Any], rope_theta: float | None) -> ModelConfig:
         rope_theta=float(theta),
     )
     _refuse_others(fields, config)
-    return config
+    return replace(config, rope_divisors=_rope_divisors(rope, config))
+
+
+def _rope_divisors(rope: Mapping[str, Any], config: ModelConfig) -> tuple[float, ...] | None:
+    """Divisors of a scaled rotary embedding: "linear", or "llama3".
+
+    References
+    ----------
+    transformers, modeling_rope_utils.py, _compute_llama3_parameters()
+    """
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+
+    def number(key: str) -> float:
+        value: Any = rope.get(key)
+        if type(value) not in (int, float) or value <= 0:
+            raise ValueError(f"rope_scaling: {key} is {shown(value)}: it must be positive")
+        return float(value)
+
+    if kind == "linear":
+        return (number("factor"),) * (config.head_size // 2)
+    if kind != "llama3":
+        raise ValueError(
+            f"its rotary embedding is scaled ({shown(kind)}), which is not computed here"
+        )
+    factor, low, high, length = map(number, (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ))  # fmt: skip
+    if low == high:
+        raise ValueError("rope_scaling: low_freq_factor and high_freq_factor are equal")
+    divisors = []
+    for i in range(config.head_size // 2):
+        wavelength = 2 * math.pi * config.rope_theta ** (2 * i / config.head_size)
+        smooth = (length / wavelength - low) / (high - low)
+        smooth = min(max(smooth, 0.0), 1.0)
+        divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(divisors)
 
 
 def _refuse_others(fields: Mapping[str, Any], config: ModelConfig) -> None:

@@ -198,7 +198,12 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
         facts["kv_bytes_per_sequence"] = limits.kv_ports * limits.kv_port_bytes(
             config, args.kv_bits, 1
         )
-    return {**facts, **asdict(config)}
+    shape = asdict(config)
+    divisors = shape.pop("rope_divisors")
+    scaled = "none"
+    if divisors is not None:
+        scaled = f"frequencies divided by {min(divisors):g} to {max(divisors):g}"
+    return {**facts, **shape, "rope_scaling": scaled}
 
 
 # ---- text -----------------------------------------------------------------------------

@@ -208,7 +208,9 @@ class ModelMemory:
         model = self._buffers["model"]
         model[:] = 0
         model[: len(abi.MODEL_FIELDS)] = [values[name] for name in abi.MODEL_FIELDS]
-        table = rope_turns(config.head_size, config.rope_theta).view(np.uint32)
+        table = rope_turns(config.head_size, config.rope_theta, config.rope_divisors).view(
+            np.uint32
+        )
         base = abi.MODEL_ROPE_TABLE
         model[base : base + len(table)] = table
         model.sync_to_device()

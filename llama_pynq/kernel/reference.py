@@ -89,6 +89,8 @@ class FloatModel:
         self._classifier = weights.tensor("wcls")
         self._cache = _Cache(c)
         self._frequency = c.rope_theta ** (-np.arange(0, c.head_size, 2) / c.head_size)
+        if c.rope_divisors is not None:
+            self._frequency /= c.rope_divisors
 
     def reset(self) -> None:
         """Forget every sequence."""
@@ -218,7 +220,8 @@ class KernelModel:
         self._kv_bits = kv_bits
         self._weights = weights
         self._cache = _Cache(self.config)
-        self._turns = rope_turns(self.config.head_size, self.config.rope_theta)
+        c = self.config
+        self._turns = rope_turns(c.head_size, c.rope_theta, c.rope_divisors)
         self._embedding = weights.matrix("token_embedding_table")
 
     def reset(self) -> None:

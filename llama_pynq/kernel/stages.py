@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from functools import lru_cache
@@ -135,7 +136,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return mul(mul(x, factor[..., None]), weight)
 
 
-def rope_turns(head_size: int, theta: float) -> np.ndarray:
+def rope_turns(head_size: int, theta: float, divisors: Sequence[float] | None = None) -> np.ndarray:
     """RoPE turns per position of each pair, as a 64-bit fraction.
 
     Computed in decimal arithmetic, so that every machine gets the same bits.
@@ -144,17 +145,19 @@ def rope_turns(head_size: int, theta: float) -> np.ndarray:
     ----------
     head_size : int
     theta : float
+    divisors : sequence of float, optional
+        What each pair's frequency is divided by; default 1.
 
     Returns
     -------
     (head_size // 2,) uint64
-        theta^(-2i / head_size) / (2 pi) * 2^64
+        theta^(-2i / head_size) / divisor / (2 pi) * 2^64
     """
-    return _rope_turns(head_size, float(theta)).copy()
+    return _rope_turns(head_size, float(theta), tuple(divisors or ())).copy()
 
 
 @lru_cache(maxsize=8)
-def _rope_turns(head_size: int, theta: float) -> np.ndarray:
+def _rope_turns(head_size: int, theta: float, divisors: tuple[float, ...]) -> np.ndarray:
     with localcontext() as context:
         context.prec = 50
         pi = Decimal("3.14159265358979323846264338327950288419716939937510")
@@ -162,6 +165,8 @@ def _rope_turns(head_size: int, theta: float) -> np.ndarray:
         table = []
         for i in range(head_size // 2):
             turns = (log_theta * Decimal(-2 * i) / Decimal(head_size)).exp() / (2 * pi)
+            if divisors:
+                turns /= Decimal(divisors[i])
             scaled = (turns * Decimal(2) ** 64).to_integral_value(ROUND_HALF_EVEN)
             table.append(int(scaled) % 2**64)
     return np.array(table, dtype=np.uint64)

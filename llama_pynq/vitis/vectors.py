@@ -122,7 +122,7 @@ def _descriptor(limits: KernelLimits) -> np.ndarray:
               32]  # fmt: skip
     words = np.zeros(limits.model_words, "<u4")
     words[: len(values)] = values
-    table = rope_turns(c.head_size, c.rope_theta).view("<u4")
+    table = rope_turns(c.head_size, c.rope_theta, c.rope_divisors).view("<u4")
     words[abi.MODEL_ROPE_TABLE : abi.MODEL_ROPE_TABLE + len(table)] = table
     return words
 

@@ -377,7 +377,12 @@ def _config(text: str) -> ModelConfig:
     theta = values["rope_theta"]
     if type(theta) not in (int, float):  # 10000 and 10000.0 are one number in JSON
         raise ValueError(f"config: rope_theta is {shown(theta)}")
-    return ModelConfig(**{**values, "rope_theta": float(theta)})
+    divisors = values["rope_divisors"]
+    if divisors is not None:
+        if not isinstance(divisors, list) or not all(type(d) in (int, float) for d in divisors):
+            raise ValueError(f"config: rope_divisors is {shown(divisors)}")
+        divisors = tuple(map(float, divisors))
+    return ModelConfig(**{**values, "rope_theta": float(theta), "rope_divisors": divisors})
 
 
 def pack_cached(

@@ -110,6 +110,22 @@ def test_sliding_window_bounds_the_context(tmp_path, weights):
             assert checkpoint.config.seq_len == seq_len
 
 
+def test_scaled_rotary_embedding_is_the_files(tmp_path, weights):
+    divisors = np.linspace(1, 8, 8, dtype=np.float32)
+    tensor = {"rope_freqs.weight": (divisors, "F32")}
+    linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
+    for metadata, extra, expected in (
+        ({}, tensor, tuple(divisors.tolist())),
+        (linear, {}, (2.0,) * 8),
+        ({"llama.rope.scale_linear": 4.0}, {}, (4.0,) * 8),
+        ({"llama.rope.scaling.type": "none"}, {}, None),
+        ({}, {"rope_freqs.weight": (np.ones(8, np.float32), "F32")}, None),
+    ):
+        write_gguf_model(tmp_path / "m.gguf", CONFIG, weights, "Q8_0", metadata, extra)
+        with load_checkpoint(tmp_path / "m.gguf") as checkpoint:
+            assert checkpoint.config.rope_divisors == expected
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path, weights):
     for kind, name in (("F16", "token_embd.weight"), ("Q8_0", "token_embd.weight, scales")):
         bad = {**weights, "token_embedding_table": weights["token_embedding_table"].copy()}
@@ -123,7 +139,6 @@ def test_weights_that_are_not_finite_are_named(tmp_path, weights):
 
 
 BIAS = {"blk.0.attn_q.bias": (np.zeros(64, np.float32), "F32")}
-FREQUENCIES = {"rope_freqs.weight": (np.ones(8, np.float32), "F32")}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +150,16 @@ FREQUENCIES = {"rope_freqs.weight": (np.ones(8, np.float32), "F32")}
         ({"llama.rope.dimension_count": 8}, {}, "llama.rope.dimension_count is 8"),
         ({"llama.expert_count": 8}, {}, "it is a mixture of experts"),
         ({"llama.rope.scaling.type": "yarn"}, {}, "its rotary embedding is scaled (yarn)"),
-        ({}, FREQUENCIES, "its rotary embedding is scaled (llama3)"),
+        (
+            {},
+            {"rope_freqs.weight": (np.ones(7, np.float32), "F32")},
+            "rope_freqs.weight is F32 (7,)",
+        ),
+        (
+            {},
+            {"rope_freqs.weight": (np.zeros(8, np.float32), "F32")},
+            "rope_divisors are (0.0, 0.0",
+        ),
         ({}, BIAS, "it has a tensor blk.0.attn_q.bias, which Llama 2 has not"),
         ({"llama.block_count": None}, {}, "llama.block_count is missing"),
         ({"llama.block_count": 3}, {}, "there is no tensor blk.2.attn_norm.weight"),
@@ -155,7 +179,6 @@ FREQUENCIES = {"rope_freqs.weight": (np.ones(8, np.float32), "F32")}
         ({"split.count": 3}, {}, "it is one part of several"),
         ({"split.count": [1, 2]}, {}, "split.count is array([1, 2]"),
         ({"llama.attention.layer_norm_rms_epsilon": ["a"]}, {}, "rms_epsilon is [b'a']"),
-        ({"llama.rope.scale_linear": 2.0}, {}, "its rotary embedding is scaled (linear)"),
     ],
 )
 def test_a_model_that_computes_otherwise_is_refused_by_name(

@@ -9,7 +9,7 @@ from support.huggingface_files import CONFIG, logits, random_tensors, write_fold
 from llama_pynq.checkpoint.config import ModelConfig
 from llama_pynq.checkpoint.load import load_checkpoint
 from llama_pynq.errors import CheckpointError
-from llama_pynq.kernel.reference import FloatModel
+from llama_pynq.kernel.reference import FloatModel, KernelModel
 from llama_pynq.weights.quantize import QuantizedModel
 
 IDS = [1, 7, 300, 12, 5, 99, 511, 3]
@@ -60,6 +60,34 @@ def test_a_folder_computes_what_transformers_does(tmp_path, dtype, shards, tied)
     assert note == f"{dtype} (relative error unknown) quantised to int8 in groups of 32"
 
 
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("scaling", [LLAMA_3, {"rope_type": "linear", "factor": 4.0}])
+def test_scaled_rotary_embedding_is_transformers(tmp_path, scaling):
+    config = {**CONFIG, "rope_theta": 500.0, "rope_scaling": scaling}
+    tensors = random_tensors(config, seed=3)
+    ids = [int(i) for i in np.random.default_rng(0).integers(0, 512, 100)]
+    with load_checkpoint(write_folder(tmp_path / "m", config, tensors)) as checkpoint:
+        divisors = checkpoint.config.rope_divisors
+        assert len(divisors) == 8 and max(divisors) == scaling["factor"]
+        if scaling is LLAMA_3:
+            assert divisors[0] == 1 and any(1 < d < 8 for d in divisors)
+        found = FloatModel(checkpoint).forward(ids, range(100))
+        integer = KernelModel(QuantizedModel(checkpoint)).forward(ids, range(100))
+    expected = logits(config, tensors, ids)
+    assert np.abs(found - expected).max() < 1e-3
+    assert np.abs(integer - expected).max() < 0.05 * np.abs(expected).max()
+    plain = logits({**config, "rope_scaling": None}, tensors, ids)
+    assert np.abs(expected - plain).max() > 0.1, "the scaling matters"
+
+
 def test_key_of_the_cache_is_of_all_files(tmp_path):
     tensors = random_tensors(CONFIG)
     keys = set()
@@ -99,8 +127,9 @@ def test_a_shard_that_changes_meanwhile_is_an_error(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "it has attention_bias"),
         ({"quantization_config": {"bits": 4}}, "it has quantization_config"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "its rotary embedding is scaled ('llama3')"),
-        ({"rope_scaling": {"type": "linear"}}, "its rotary embedding is scaled ('linear')"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "its rotary embedding is scaled ('yarn')"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is None: it must be positive"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor is None"),
         ({"rope_scaling": [1]}, "rope_scaling is [1]"),
         ({"rope_theta": "x"}, "rope_theta is 'x'"),
         ({"hidden_size": "64"}, "hidden_size is '64'"),

@@ -529,3 +529,22 @@ def test_a_hugging_face_folder_loads_with_its_tokenizer_and_template(
     with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read: it is not an"):
         overlay.load_model(folder)
     assert overlay.chat(QUESTION, max_new_tokens=5, seed=2).tokens == out.tokens
+
+
+def test_scaled_rotary_embedding_reaches_the_kernel(overlay, tmp_path, gguf_vocabulary):
+    """From the GGUF file and from its packed file: the reference's bits."""
+    weights = random_weights(GGUF_SHAPE, seed=9)
+    scaled = {"rope_freqs.weight": (np.linspace(1, 8, 8, dtype=np.float32), "F32")}
+    path, packed = tmp_path / "m.gguf", tmp_path / "m.safetensors"
+    write_gguf_model(path, GGUF_SHAPE, weights, "Q8_0", gguf_vocabulary, scaled)
+    ids = [int(i) for i in np.random.default_rng(1).integers(3, 512, 60)]
+    with load_checkpoint(path) as checkpoint:
+        expected = KernelModel(QuantizedModel(checkpoint)).forward(ids, range(60))
+        text = tokenizer_inside(checkpoint)
+        write_packed(QuantizedModel(checkpoint), overlay.llama.limits.target, packed, text)
+    for file in (path, packed):
+        assert overlay.load_model(file).config.rope_divisors[-1] == 8
+        assert np.array_equal(overlay.logits(ids), expected)
+    write_gguf_model(path, GGUF_SHAPE, weights, "Q8_0", gguf_vocabulary)
+    overlay.load_model(path)
+    assert not np.array_equal(overlay.logits(ids), expected)

@@ -80,12 +80,36 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: Tensors, shards:
     return folder
 
 
+def frequencies(config: dict[str, Any]) -> np.ndarray:
+    """Angle of each pair a position, as transformers' modeling_rope_utils.py computes it."""
+    size = config["hidden_size"] // config["num_attention_heads"]
+    plain = config["rope_theta"] ** (-np.arange(0, size, 2) / size)
+    rope = config.get("rope_scaling") or {"rope_type": "default"}
+    if rope["rope_type"] == "default":
+        return plain
+    if rope["rope_type"] == "linear":
+        return plain / rope["factor"]
+    length = rope["original_max_position_embeddings"]
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    found = []
+    for frequency in plain:
+        wavelength = 2 * np.pi / frequency
+        if wavelength < length / high:
+            found.append(frequency)
+        elif wavelength > length / low:
+            found.append(frequency / rope["factor"])
+        else:
+            smooth = (length / wavelength - low) / (high - low)
+            found.append((1 - smooth) * frequency / rope["factor"] + smooth * frequency)
+    return np.array(found)
+
+
 def logits(config: dict[str, Any], tensors: Tensors, ids: list[int]) -> np.ndarray:
     """Logits after each token, (len(ids), vocab_size) float64, as transformers computes them."""
     t = {name: value.astype(np.float64) for name, value in tensors.items()}
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     size = config["hidden_size"] // heads
-    angles = np.outer(np.arange(len(ids)), config["rope_theta"] ** (-np.arange(0, size, 2) / size))
+    angles = np.outer(np.arange(len(ids)), frequencies(config))
     cos, sin = (np.concatenate([f(angles)] * 2, axis=-1)[:, None] for f in (np.cos, np.sin))
 
     def norm(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
