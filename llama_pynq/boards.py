@@ -268,6 +268,8 @@ def board_key(name: str, known: Iterable[str] | None = None, what: str = "board"
         If no key is called so; the message lists the keys.
     """
     keys = list(boards() if known is None else known)
+    if not isinstance(name, str):
+        raise BoardNotFound(f"{name!r} is no name of a {what}: choose one of {', '.join(keys)}")
     spelled = {_plain(key): key for key in keys}
     spelled.update({_plain(b.title): b.name for b in _BOARDS if b.name in keys})
     if (key := spelled.get(_plain(name))) is not None:

@@ -47,3 +47,9 @@ def test_every_board_is_built_or_says_why_not():
     for board in BOARDS.values():
         assert (board.name in PLATFORMS) == (not board.no_build), board.name
     assert list(PLATFORMS) == [name for name in BOARDS if name in PLATFORMS]
+
+
+@pytest.mark.parametrize("name", [5, None, b"kv260", ["kv260"]])
+def test_a_name_that_is_no_text_is_refused(name):
+    with pytest.raises(BoardNotFound, match="is no name of a board: choose one of .*kv260"):
+        board_key(name)

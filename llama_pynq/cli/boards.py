@@ -27,6 +27,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     compare.add_argument("--context", type=int, metavar="N", help="positions in use, and room for "
                          "them in the KV cache; default: 256 in use, and room for the model's "
                          "whole context")  # fmt: skip
+    compare.add_argument("--rope-theta", type=float, metavar="X", help="as for the commands that "
+                         "load a model; no figure depends on it")  # fmt: skip
+    compare.add_argument("--reading", choices=("export",), help="as for the commands that load a "
+                         "model; no figure depends on it")  # fmt: skip
     compare.add_argument("--group-size", type=int, choices=(32, 64), help="quantised values per "
                          "scale; default: the model's, or 64")  # fmt: skip
     compare.add_argument("--weight-bits", type=int, choices=(8, 4), help="default: 8, or as "

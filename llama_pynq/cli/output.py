@@ -35,13 +35,13 @@ def _model_in(path: Path) -> str | None:
     from llama_pynq.checkpoint.llama2c import has_llama2c_header
     from llama_pynq.tokenizer.llama2c import starts_like_bin
     from llama_pynq.tokenizer.sentencepiece import starts_like_sentencepiece
-    from llama_pynq.utils.foreign import foreign_model, is_text
+    from llama_pynq.utils.foreign import foreign_model, is_text, text_of_model
     from llama_pynq.weights.packed import is_packed
 
     with path.open("rb") as file:
         head = file.read(4096)
     if is_text(head):
-        return "a tokenizer" if path.name == "tokenizer.json" else None
+        return text_of_model(head, path.name)
     if is_packed(path):
         return _PACKED
     if has_llama2c_header(head):

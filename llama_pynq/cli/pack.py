@@ -60,6 +60,17 @@ def _pack(args: argparse.Namespace) -> int:
             raise LlamaPynqError(
                 f"{output} is also what {option} reads: give another name for the file to write"
             )
+    if model.is_dir() and output.exists() and any(map(output.samefile, model.iterdir())):
+        raise LlamaPynqError(
+            f"{output} is a file of the folder that --model reads: give another name for the file "
+            "to write"
+        )
+    if args.output == "-":
+        raise LlamaPynqError("pack writes no model to standard output: give the name of a file")
+    if args.kv_bits == 8:
+        raise LlamaPynqError(
+            "--kv-bits is no part of a packed file: give it to the command that loads the file"
+        )
     if model.is_file() and is_packed(model):
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint it was made from")
     if args.board is not None:
@@ -86,6 +97,8 @@ def _pack(args: argparse.Namespace) -> int:
             note = cut_padding(checkpoint, tokenizer_from_bytes(text, tokenizer or model))
             if note:
                 print(f"llama-pynq: {note}", file=sys.stderr)
+        if args.template is not None:
+            checkpoint.chat_template = args.template
         quantized = QuantizedModel(checkpoint, args.group_size, args.weight_bits or 8)
         write_packed(quantized, target, output, text)
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB, {quantized.note}, "

@@ -22,8 +22,8 @@ def sampling_options() -> argparse.ArgumentParser:
     add("--min-p", type=float, default=0.0, metavar="P", help="0 is off (%(default)s)")
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help="1 is off (%(default)s)")
     add("--stop", action="append", default=[], metavar="TEXT", type=_stop_text,
-        help=r"stop before this text; may be given several times; \n is a newline, \t a tab, \\ a "
-        "backslash")  # fmt: skip
+        help=r"stop before this text; may be given several times; \n is a newline, \r a return, "
+        r"\t a tab, \\ a backslash")  # fmt: skip
     add("--seed", type=int, metavar="N", help="same seed, same text; default: random, and printed")
     return sampling
 
@@ -56,6 +56,6 @@ def text_argument(argument: str) -> str:
 
 
 def _stop_text(argument: str) -> str:
-    r"""A stop string, in which ``\n``, ``\t`` and ``\\`` are written with two characters."""
-    known = {"n": "\n", "t": "\t", "\\": "\\"}
-    return re.sub(r"\\([nt\\])", lambda found: known[found[1]], text_argument(argument))
+    r"""A stop string, in which ``\n``, ``\r``, ``\t`` and ``\\`` are two characters each."""
+    known = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nrt\\])", lambda found: known[found[1]], text_argument(argument))

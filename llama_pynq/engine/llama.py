@@ -56,6 +56,8 @@ class Llama:
         Format of the KV cache.
     chat_template : str, optional
         Instead of the model's own: in Jinja, or a name of `tokenizer.chat.TEMPLATES`.
+    name : str
+        The model's, for messages; default the packed file's.
 
     Attributes
     ----------
@@ -77,6 +79,7 @@ class Llama:
         repack: Callable[[], PackedModel] | None = None,
         kv_bits: int = 32,
         chat_template: str | None = None,
+        name: str = "",
     ) -> None:
         self.driver = driver
         self.tokenizer = tokenizer
@@ -85,7 +88,7 @@ class Llama:
         self._kv_bits = kv_bits
         template = packed.chat_template if chat_template is None else chat_template
         self.conversation = Conversation(
-            tokenizer, template, packed.path.name, packed.config.seq_len
+            tokenizer, template, name or packed.path.name, packed.config.seq_len
         )
         self.load_seconds = 0.0
         self.slots = Slots(driver, packed)
@@ -362,12 +365,13 @@ class Llama:
         """Put the prompt in front of the results of its texts."""
         tokens = results[0].prompt_tokens
         scores = None if logprobs is None else self._scores(tokens, logprobs)
-        text = prompt if isinstance(prompt, str) else None
+        text, tail = prompt if isinstance(prompt, str) else None, ""
         if text is None:
             decoder = self.tokenizer.stream_decoder()
             text = "".join(map(decoder.push, tokens))
+            tail = decoder.flush()  # of a character that the prompt leaves incomplete
         for result in results:
-            result.text = text + result.text
+            result.text = text + (result.text if result.tokens or result.text else tail)
             if scores is not None:
                 result.logprobs = [*scores, *(result.logprobs or ())]
 

@@ -101,7 +101,7 @@ def load(
     if shorter:
         warnings.warn(shorter, stacklevel=4)  # of the caller of overlay.load_model()
     packed = replace(packed, config=fitted(packed.config))
-    llama = Llama(driver, text, packed, repack, kv_bits, chat_template)
+    llama = Llama(driver, text, packed, repack, kv_bits, chat_template, source.name)
     try:
         llama.upload(slots or min(_DEFAULT_SLOTS, limits.max_rows))
     except DeviceMemoryError:

@@ -131,8 +131,9 @@ class SequenceState:
 
     def close_text(self) -> None:
         if not self.stop_text.hit:
-            self.pieces.append(self.stop_text.push(self.decoder.flush()))
-            self.pieces.append(self.stop_text.flush())
+            for text in (self.stop_text.push(self.decoder.flush()), self.stop_text.flush()):
+                if text:
+                    self.pieces.append(text)
 
     def result(self, device: str) -> Generation:
         decode = self.decode_seconds

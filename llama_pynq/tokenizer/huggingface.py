@@ -12,6 +12,7 @@ from typing import Any
 from llama_pynq.errors import TokenizerError
 from llama_pynq.tokenizer.base import REMEDY, Tokenizer, no_token
 from llama_pynq.utils import strict_json
+from llama_pynq.utils.strict_json import shown
 
 OWN_KEY = "llama_pynq"
 """Key of tokenizer.json under which this package keeps what the format has no place for."""
@@ -49,14 +50,12 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             fields = strict_json.parse(data.decode("utf-8-sig"))
             own = fields.pop(OWN_KEY, {})
+            _check_model(fields)
             model = _called(library.Tokenizer.from_str, json.dumps(fields))
             model.encode_special_tokens = True  # they are text, unless parse_special finds them
             size = model.get_vocab_size(with_added_tokens=True)
             names = [model.id_to_token(i) for i in range(size)]
             is_byte_level = _decoder_kind(fields) == "ByteLevel"
-            for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-                if fields["model"].get(key):
-                    raise ValueError(f"its model has a {key}, and none of that kind is read")
             added = {int(t["id"]): t for t in fields.get("added_tokens") or []}
             bos_id, eos_ids, adds_bos = _own(own, size)
             if adds_bos is None:  # as the file's own post-processor does
@@ -109,6 +108,33 @@ class HuggingFaceTokenizer(Tokenizer):
             begin, _ = found.offsets[ids.index(self._unknown)]
             raise no_token(self.path, text[begin : begin + 1] or "\ufffd")
         return ids
+
+
+def _check_model(fields: dict[str, Any]) -> None:
+    """Raise ValueError for what the library cannot read: it may end the process, not raise."""
+    model = fields["model"]
+    kind = model.get("type", "BPE")
+    if kind != "BPE":
+        raise ValueError(f"its model is of type {shown(kind)}, and BPE is read")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ValueError(f"its model has a {key}, and none of that kind is read")
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise ValueError("its model has no vocab, or no merges")
+    if sorted(map(_whole, vocabulary.values())) != list(range(len(vocabulary))):
+        raise ValueError("the ids of its vocab are not the numbers from 0 on")
+    for i, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        known = isinstance(pair, list) and all(isinstance(part, str) for part in pair)
+        if not known or len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise ValueError(f"merge {i}, {shown(merge)}, is not of two tokens to a third")
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f"its vocab has the id {shown(value)}")
+    return value
 
 
 def _called(function: Callable[[str], Any], text: str) -> Any:

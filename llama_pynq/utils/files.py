@@ -33,6 +33,8 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     LlamaPynqError
         If there is no such home folder, or the path holds a NUL.
     """
+    if not isinstance(path, (str, os.PathLike)) or isinstance(os.fspath(path), bytes):
+        raise LlamaPynqError(f"{path!r} is no path: give a text, or a pathlib.Path")
     try:
         expanded = Path(path).expanduser()
     except RuntimeError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LLAMA2C_EXPORT = "with llama2.c: python export.py model.bin"
 
 _PICKLE_REMEDY = (
@@ -16,10 +18,13 @@ _SIGNATURES: tuple[tuple[bytes, str, str | None], ...] = (
         "a GGUF file of llama.cpp",
         "give it as the model; its vocabulary comes with it",
     ),
-    (
-        b"tjgg",
-        "a GGML file of llama.cpp",
-        f"export the original model {LLAMA2C_EXPORT} --hf folder",
+    *(
+        (
+            magic,
+            "a GGML file of llama.cpp",
+            f"export the original model {LLAMA2C_EXPORT} --hf folder",
+        )
+        for magic in (b"tjgg", b"lmgg", b"fmgg", b"algg", b"ggjt", b"ggml", b"ggmf", b"ggla")
     ),
     (
         b"version https://git-lfs",
@@ -77,6 +82,32 @@ _MODEL_SUFFIXES = (".bin", ".model", ".gguf", ".safetensors", ".pt", ".pth", ".n
 _OVERLAY_SUFFIXES = (".bit", ".hwh", ".xclbin")
 
 
+_TEXTS = frozenset((
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "preprocessor_config.json", "params.json",
+))  # fmt: skip
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+
+
+def text_of_model(head: bytes, name: str) -> str | None:
+    """What part of somebody's model a text file is; None for other texts.
+
+    Parameters
+    ----------
+    head : bytes
+        The first few kilobytes.
+    name : str
+        Name of the file.
+    """
+    name = name.lower()
+    if name.endswith(("tokenizer.json", ".model")) or _TIKTOKEN.match(head):
+        return "a tokenizer"
+    if name in _TEXTS or name.endswith(".safetensors.index.json"):
+        return "a part of a model's folder"
+    return None
+
+
 def is_text(head: bytes) -> bool:
     """Whether a file starts as UTF-8 text without control characters; so does an empty file."""
     text = head.decode("utf-8", "ignore")  # the head may end within a character
@@ -99,5 +130,6 @@ def foreign_model(head: bytes, name: str) -> str | None:
     what = found[0] if found else None
     if name.lower().endswith(_MODEL_SUFFIXES + _OVERLAY_SUFFIXES):
         return what or "a binary file that is called like a model"
-    models = ("a GGUF", "a GGML", "a safetensors", "a zip archive, as torch", "a pickle, as old")
+    models = ("a GGUF", "a GGML", "a safetensors", "a zip archive, as torch", "a pickle, as old",
+              "an HDF5", "a NumPy")  # fmt: skip
     return what if what and what.startswith((*models, "an overlay")) else None

@@ -24,7 +24,7 @@ from llama_pynq.errors import CheckpointError
 from llama_pynq.kernel.abi import ABI_VERSION, MAX_GROUP, MIN_GROUP, WEIGHT_BITS, WORD_BYTES
 from llama_pynq.kernel.config import MAX_CHANNELS, TILE_ROWS, Target
 from llama_pynq.utils import strict_json
-from llama_pynq.utils.files import cache_folder, replacing
+from llama_pynq.utils.files import cache_folder, replacing, user_path
 from llama_pynq.utils.strict_json import shown
 from llama_pynq.utils.temporary import clear_left_over
 from llama_pynq.weights.quantize import QuantizedModel
@@ -238,7 +238,7 @@ def is_packed(path: Path) -> bool:
     path : Path
     """
     try:
-        with open(path, "rb") as file:
+        with open(user_path(path), "rb") as file:
             start = file.read(4096)
     except OSError:  # whoever opens it next says why
         return False
@@ -257,7 +257,7 @@ def open_packed(path: Path) -> PackedModel:
     CheckpointError
         If the file is not a packed model, is damaged, or was packed by another version.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         with open(path, "rb") as file:
             return _read(file, path)

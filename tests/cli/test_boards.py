@@ -21,6 +21,7 @@ def test_boards_has_a_line_for_every_board_and_says_that_it_is_modelled(cli):
 
 def test_boards_takes_a_shape_a_context_and_bits(cli):
     flags = ["--shape", "tinyllama", "--context", 1024, "--weight-bits", 4, "--kv-bits", 8]
+    flags += ["--rope-theta", 500, "--reading", "export"]
     _, out, _ = cli("boards", *flags)
     assert out.startswith("tinyllama: int4 weights, 8-bit KV cache, context 1024\n")
     assert "dim 2048 (at most 1024)" in out

@@ -161,7 +161,14 @@ def test_standard_input_that_is_not_utf8_is_refused_by_its_byte():
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [(r"\n", "\n"), (r"a\tb\n\n", "a\tb\n\n"), (r"\\n", r"\n"), (r"\d", r"\d"), ("end", "end")],
+    [
+        (r"\n", "\n"),
+        (r"\r\n", "\r\n"),
+        (r"a\tb\n\n", "a\tb\n\n"),
+        (r"\\n", r"\n"),
+        (r"\d", r"\d"),
+        ("end", "end"),
+    ],
 )
 def test_stop_strings_have_escapes(written, meant):
     args = command_parser()[0].parse_args(["generate", "--stop", written, "--stop", "x"])

@@ -6,6 +6,7 @@ import shutil
 import struct
 
 import pytest
+from support.huggingface_files import CONFIG, random_tensors, write_folder
 
 from llama_pynq.boards import boards
 from llama_pynq.models import BUNDLED
@@ -82,6 +83,20 @@ def file_of_others(name, tmp_path):
         "tokenizer.model": b"\x0a\x0e\x0a\x05<unk>" + bytes(500),
         "tokenizer.json": b'{"version": "1.0"}',
         "unknown.bin": bytes(range(256)),
+        "tiktoken.model": b"IQ== 0\nIg== 1\n",
+        "ranks": b"IQ== 0\r\nIg== 1\r\n",
+        "x.model": b"{}",
+        "llama-tokenizer.json": b"{}",
+        "Tokenizer.JSON": b"{}",
+        "config.json": b"{}",
+        "generation_config.json": b"{}",
+        "model.safetensors.index.json": b"{}",
+        "merges.txt": b"a b\n",
+        "chat_template.jinja": b"{{ x }}",
+        "old-ggml": b"lmgg" + bytes(range(256)),
+        "older-ggml": b"ggmf" + bytes(range(256)),
+        "weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(500),
+        "array": b"\x93NUMPY" + bytes(500),
         "llama.xclbin": b"xclbin2\0" + bytes(500),
     }
     path.write_bytes(kinds[name])
@@ -90,7 +105,10 @@ def file_of_others(name, tmp_path):
 
 FOREIGN = [
     "stories.bin", "legacy.bin", "tokenizer.bin", "model.gguf", "weights", "model.pt",
-    "tokenizer.model", "tokenizer.json", "unknown.bin", "llama.xclbin",
+    "tokenizer.model", "tokenizer.json", "unknown.bin", "llama.xclbin", "tiktoken.model", "ranks",
+    "x.model", "llama-tokenizer.json", "Tokenizer.JSON", "config.json", "generation_config.json",
+    "model.safetensors.index.json", "merges.txt", "chat_template.jinja", "old-ggml",
+    "older-ggml", "weights.h5", "array",
 ]  # fmt: skip
 
 
@@ -119,6 +137,20 @@ def test_pack_never_writes_over_what_it_reads(cli, refused, tmp_path):
     assert cli("pack", "own.safetensors")[0] == 0
     assert cli("pack", "own.safetensors", "--force")[0] == 0, "a packed model may be replaced"
     assert "is a packed model" in refused("boards", "--plot", "own.safetensors", "--force")
+
+
+def test_pack_never_writes_over_a_file_of_the_folder_it_reads(refused, tmp_path):
+    config = {**CONFIG, "vocab_size": 1024}
+    folder = write_folder(tmp_path / "folder", config, random_tensors(config))
+    (folder / "README.md").write_text("about it")
+    os.link(folder / "README.md", tmp_path / "linked")
+    args = ["--model", folder, "--tokenizer", BUNDLED / "tokenizer.bin", "--force"]
+    for output in (folder / "README.md", tmp_path / "linked"):
+        assert "is a file of the folder that --model reads" in refused("pack", output, *args)
+    assert (folder / "README.md").read_text() == "about it"
+    assert "is a part of a model's folder" in refused("pack", folder / "config.json", *args)
+    assert "standard output" in refused("pack", "-", *args)
+    assert not (tmp_path / "-").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")

@@ -175,3 +175,10 @@ def test_a_hugging_face_folder_is_packed_with_its_tokenizer(cli, tmp_path, refus
     assert refused("pack", folder, "--force") == (
         f"{folder} is a folder: give the name of the file to write"
     )
+
+
+def test_a_template_is_packed_and_kv_bits_are_not(cli, refused):
+    assert cli("pack", "m.safetensors", "--template", "zephyr")[0] == 0
+    assert cli("info", "--model", "m.safetensors")[0] == 0
+    assert open_packed("m.safetensors").chat_template == "zephyr"
+    assert "--kv-bits is no part of a packed file" in refused("pack", "n", "--kv-bits", 8)

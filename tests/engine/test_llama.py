@@ -398,6 +398,19 @@ def test_echo_of_generated_text_scores_it_as_generate_did(overlay, bundled):
     assert all(out.text.startswith("a") for out in b)
 
 
+def test_echo_of_an_incomplete_character_shows_that_it_is(overlay, bundled):
+    ids = [1, 3 + 0xE6, 3 + 0x97]
+    assert overlay.generate(ids, max_new_tokens=0, echo=True).text == bundled.tokenizer.decode(ids)
+    out = overlay.generate(ids, max_new_tokens=4, temperature=0, echo=True)
+    assert out.text == bundled.tokenizer.decode(ids + out.tokens)
+
+
+def test_stream_tokens_end_with_the_last_token(overlay, bundled):
+    items = list(overlay.stream_tokens("Once", seed=1, max_new_tokens=9, logprobs=2))
+    assert len(items) == 9 and all(item.logprob is not None for item in items)
+    assert [item.more for item in items][-1] is False
+
+
 def test_echo_without_logprobs_gives_text_alone(overlay, bundled):
     out = overlay.generate(PROMPT, max_new_tokens=3, seed=4, echo=True)
     assert out.text.startswith(PROMPT) and out.logprobs is None

@@ -130,14 +130,20 @@ def test_a_character_without_a_token_is_refused():
     ("change", "message"),
     [
         (lambda f: f["model"].update(end_of_word_suffix="t"), "its model has a end_of_word_suffix"),
-        # The library panics, which is no Exception.
-        (lambda f: f["model"].update(continuing_subword_prefix="x" * 50), "tokenizers fails on it"),
+        # The library panics at these, or ends the process.
+        (lambda f: f["model"].update(continuing_subword_prefix="x"), "continuing_subword_prefix"),
+        (lambda f: f["model"]["vocab"].update(a=100_000), "are not the numbers from 0 on"),
+        (lambda f: f["model"]["vocab"].update(a="1"), "its vocab has the id '1'"),
+        (lambda f: f["model"]["merges"].append(["a", "zz"]), "is not of two tokens to a third"),
+        (lambda f: f["model"]["merges"].append("a"), "'a', is not of two tokens to a third"),
+        (lambda f: f["model"].update(type="Unigram"), "its model is of type 'Unigram'"),
         (lambda f: f.pop(OWN_KEY), "it does not say which token ends a text"),
         (lambda f: f[OWN_KEY].update(eos_ids=[100_000]), "llama_pynq names the token 100000 of"),
         (lambda f: f[OWN_KEY].update(bos_id="1"), "llama_pynq names the token '1' of"),
         (lambda f: f.update(decoder={"type": "WordPiece"}), "cannot be read"),
         (lambda f: f.update(decoder=None), "its decoder is [None]"),
-        (lambda f: f.update(model={"type": "Nonsense"}), "cannot be read"),
+        (lambda f: f.update(model={"type": "Nonsense"}), "its model is of type 'Nonsense'"),
+        (lambda f: f.update(model=[]), "cannot be read"),
         (lambda f: f.update({OWN_KEY: [1]}), "cannot be read"),
         (lambda f: f.pop("model"), "is a JSON text, but no tokenizer.json"),
     ],

@@ -181,3 +181,9 @@ def test_everything_that_takes_a_path_expands_the_tilde(home, monkeypatch):
     made = {path.name for path in folder.iterdir()}
     assert {"packed.safetensors", "roof.svg", "lessons"} <= made
     assert not (home / "~").exists()
+
+
+@pytest.mark.parametrize("path", [5, None, b"m.bin", ["m.bin"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(LlamaPynqError, match="is no path: give a text, or a pathlib.Path"):
+        user_path(path)
