@@ -93,7 +93,7 @@ class ModelConfig:
                 f"every key-value head must serve the same number of heads"
             )
         theta = self.rope_theta
-        if isinstance(theta, bool) or not (math.isfinite(theta) and theta > 0):
+        if isinstance(theta, bool) or not 2.0**-126 <= theta <= 3.4e38:  # as float32, too
             raise CheckpointError(
                 f"rope_theta is {self.rope_theta}: it must be positive and finite "
                 f"(Llama 2 and llama2.c use 10000)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -49,7 +50,7 @@ def load_checkpoint(
         over-long, or ambiguous.
     """
     path = user_path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, no error where it may not look
         _refuse_reading(path, reading)
         return read_folder(path, rope_theta)
     file = _open(path)

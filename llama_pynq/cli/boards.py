@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ def _shape(args: argparse.Namespace) -> tuple[str, ModelConfig, int | None, int]
             )
         return args.shape, SHAPES[args.shape], args.group_size, bits
     path = user_path(args.model) if args.model is not None else BUNDLED / "stories.bin"
-    if path.is_file() and is_packed(path):
+    if os.path.isfile(path) and is_packed(path):
         packed = open_packed(path)
         for option, asked, has in (
             ("--group-size", args.group_size, packed.group_size),

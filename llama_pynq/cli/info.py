@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def _model(args: argparse.Namespace, limits: KernelLimits | None) -> Facts:
         tokenizer = BUNDLED / "tokenizer.bin"
     size, problem, padding = None, None, ""
     text = None if tokenizer is None else load_tokenizer(tokenizer)
-    if path.is_file() and is_packed(path):
+    if os.path.isfile(path) and is_packed(path):
         packed = open_packed(path)
         config, note, size = packed.config, packed.note, packed.weight_bytes
         inside = "in the packed file" if packed.tokenizer else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def _pack(args: argparse.Namespace) -> int:
             raise LlamaPynqError(
                 f"{output} is also what {option} reads: give another name for the file to write"
             )
-    if model.is_dir() and output.exists() and any(map(output.samefile, model.iterdir())):
+    if os.path.isdir(model) and output.exists() and any(map(output.samefile, model.iterdir())):
         raise LlamaPynqError(
             f"{output} is a file of the folder that --model reads: give another name for the file "
             "to write"
@@ -71,7 +72,7 @@ def _pack(args: argparse.Namespace) -> int:
         raise LlamaPynqError(
             "--kv-bits is no part of a packed file: give it to the command that loads the file"
         )
-    if model.is_file() and is_packed(model):
+    if os.path.isfile(model) and is_packed(model):
         raise LlamaPynqError(f"{model} is packed already: give the checkpoint it was made from")
     if args.board is not None:
         if args.overlay is not None:

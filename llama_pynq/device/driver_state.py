@@ -259,9 +259,11 @@ class DriverState(DefaultIP):
             raise self._no_model()
         return model, model.loaded
 
-    def _no_model(self) -> RequestError:
+    def _no_model(self) -> Exception:
         """Why there is no model."""
         self._check_open()
+        if self._hung:
+            return self._hangs()
         return RequestError(NO_MODEL if self._lost is None else INTERRUPTED)
 
     @property
@@ -488,13 +490,15 @@ class DriverState(DefaultIP):
         """Wait for the call under way; raise if an earlier one hangs, or there is no kernel."""
         if self._download is not None:
             self._check_open()
-            raise RequestError(INTERRUPTED)
+            raise self._hangs() if self._hung else RequestError(INTERRUPTED)
         if self.pending is not None:
             self._collect(self.pending)
         if self._hung:
-            raise KernelTimeout(
-                f"{self.device.name}: an earlier call never finished. Call reset() on the "
-                "overlay first"
-            )
+            raise self._hangs()
         if self._running:
             self._settle()
+
+    def _hangs(self) -> KernelTimeout:
+        return KernelTimeout(
+            f"{self.device.name}: an earlier call never finished. Call reset() on the overlay first"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def load(
     def fitted(config: ModelConfig) -> ModelConfig:
         return replace(config, seq_len=context_of(config, limits, context, source)[0])
 
-    if source.is_file() and is_packed(source):
+    if os.path.isfile(source) and is_packed(source):
         packed = open_packed(source)
         _check_packed(
             packed, group_size=group_size, weight_bits=weight_bits, rope_theta=rope_theta,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_pynq.labs import warden
 from llama_pynq.labs.warden import remove_tree
 
 MOST_THREADS = 1000 + 16 * (os.cpu_count() or 1)
@@ -74,6 +75,21 @@ def _kill_marked(mark: str) -> None:
         time.sleep(0.02)
 
 
+def _kill_adopted(before: set[int]) -> None:
+    """Kill what a killed warden left to this process, whatever it made of its environment."""
+    for _ in range(250):
+        left = warden.children(os.getpid()) - before
+        if not left:
+            return
+        for pid in [*left, *(found for child in left for found in warden.descendants(child))]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.02)
+
+
 def _is_marked(pid: int, mark: str) -> bool:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -115,10 +131,13 @@ class Job:
         """
         own = Path(tempfile.mkdtemp(prefix="llama_pynq-grade-"))
         mark = secrets.token_hex(16)
+        warden.adopt_orphans()  # of a warden that the job killed
+        before = warden.children(os.getpid())
         try:
             yield from self._messages(own, mark)
         finally:
             _kill_marked(mark)
+            _kill_adopted(before)
             remove_tree(own)
 
     def _messages(self, own: Path, mark: str) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,10 @@ def read_notebook(path: Path) -> dict[str, Any]:
     if not isinstance(notebook, dict) or not isinstance(notebook.get("nbformat"), int):
         raise Unreadable("is JSON, but no notebook")
     if notebook["nbformat"] != 4 or not isinstance(notebook.get("cells"), list):
-        raise Unreadable(f"is a notebook of format {notebook['nbformat']}, not 4")
+        found = str(notebook["nbformat"])[:10]
+        raise Unreadable(
+            "has no list of cells" if found == "4" else f"is a notebook of format {found}, not 4"
+        )
     for cell in notebook["cells"]:
         source = cell.get("source") if isinstance(cell, dict) else None
         if isinstance(source, list) and all(isinstance(line, str) for line in source):

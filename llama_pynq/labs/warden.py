@@ -78,6 +78,17 @@ def descendants(of: int) -> dict[int, tuple[int, int]]:
     return found
 
 
+def adopt_orphans() -> None:
+    """Become the parent of processes below this one whose own parent ends; Linux only."""
+    if LINUX:
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def children(of: int) -> set[int]:
+    """Processes whose parent is this one; empty elsewhere than on Linux."""
+    return {pid for pid, parent, _, _ in _linux_processes() if parent == of} if LINUX else set()
+
+
 def _signal(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
@@ -150,8 +161,7 @@ def main() -> None:
     order = json.loads(sys.stdin.buffer.raw.readline())  # type: ignore[union-attr]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # unlike SIG_IGN, for this program alone
-    if LINUX:
-        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     protect()
     program = subprocess.Popen(
         order["command"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

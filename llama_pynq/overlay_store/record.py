@@ -205,6 +205,11 @@ class OverlayRecord:
             _check_kind(name, getattr(record, name), *allowed)
         for name, version in record.tools.items():
             _check_kind(f"the version of {name}", version, str)
+        shown = (record.built, record.built_by, record.source, record.platform, record.measured,
+                 *record.tools, *record.tools.values(), *(record.report or ()))  # fmt: skip
+        for text in shown:
+            if text is not None and not text.isprintable():
+                raise ValueError(f"{text!r} holds characters that move a terminal's cursor")
         for name, figure in (record.report or {}).items():
             _check_kind(f"{name} of the report", figure, int, float)
         if record.clock_mhz is not None and not 0 < record.clock_mhz < 1e6:

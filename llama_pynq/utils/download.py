@@ -5,11 +5,13 @@ Uses the standard library's urllib, which honours the usual proxy variables (``h
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import os
 import re
 import shutil
+import socket
 import ssl
 import threading
 import time
@@ -142,6 +144,21 @@ class _Pace:
     def __init__(self) -> None:
         self._start, self._got = time.monotonic(), 0
 
+    def read(self, response: Any) -> bytes:
+        """Read a part; end the connection if the time is over, whatever the server sends.
+
+        A response's trailers may go on for ever inside of one read.
+        """
+        seconds = time.monotonic() - self._start
+        left = GRACE_S + self._got / LEAST_BYTES_PER_S - seconds + TIMEOUT_S
+        watch = threading.Timer(max(left, 0.1), _shut, [response])
+        watch.daemon = True
+        watch.start()
+        try:
+            return bytes(response.read1(_BLOCK))
+        finally:
+            watch.cancel()
+
     def add(self, n_bytes: int) -> None:
         """Count bytes received.
 
@@ -154,6 +171,13 @@ class _Pace:
         seconds = time.monotonic() - self._start
         if seconds > GRACE_S + self._got / LEAST_BYTES_PER_S:
             raise TimeoutError(f"the server is too slow: {self._got} bytes in {seconds:.0f} s")
+
+
+def _shut(response: Any) -> None:
+    """End the connection under a response that another thread reads."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # a file: has no connection
+        with socket.socket(fileno=os.dup(response.fileno())) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _shown(text: object) -> str:
@@ -219,7 +243,7 @@ def read_small(url: str, most_bytes: int) -> tuple[bytes, str]:
         announced = _announced(url, response)
         data, pace = b"", _Pace()
         try:
-            while len(data) <= most_bytes and (block := response.read1(_BLOCK)):
+            while len(data) <= most_bytes and (block := pace.read(response)):
                 data += block
                 pace.add(len(block))
         except _FAILURES as error:
@@ -348,7 +372,7 @@ def _transfer(url: str, part: Path, have: int, n_bytes: int, progress: Progress)
 
 def _read(response: Any, pace: _Pace, url: str, done: int, n_bytes: int) -> bytes:
     try:
-        block: bytes = response.read1(_BLOCK)
+        block: bytes = pace.read(response)
         pace.add(len(block))
         return block
     except _FAILURES as error:

@@ -237,7 +237,12 @@ class FileLock:
         # Keep the file: after its removal, two processes could lock two files of one name.
         close = self._close
         if close is not None:
-            close()  # once; after Ctrl-C before it, the next call does it
+            found = close.peek()
+            if found is not None:
+                # First: wherever Ctrl-C comes, the next call unlocks, or it is unlocked.
+                with contextlib.suppress(OSError):
+                    _unlock(found[2][0])
+            close()
         self._close = None
         _held.discard(self)
 

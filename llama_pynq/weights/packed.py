@@ -8,6 +8,7 @@ the checkpoint's content and the layout.
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -413,7 +414,7 @@ def pack_cached(
     )
     path = cache_folder() / "models" / f"{key}.safetensors"
     clear_left_over(path.parent)
-    if not rebuild and path.exists():
+    if not rebuild and os.path.exists(path):  # unlike Path's, no error where it may not look
         try:
             return open_packed(path)
         except (CheckpointError, FileNotFoundError):

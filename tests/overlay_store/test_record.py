@@ -17,6 +17,9 @@ NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 DIGESTS = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 
 
+TEXT = st.text().filter(str.isprintable)
+
+
 @st.composite
 def records(draw: st.DrawFn) -> OverlayRecord:
     stem = draw(NAMES)
@@ -33,11 +36,11 @@ def records(draw: st.DrawFn) -> OverlayRecord:
         ),
         tools=draw(st.dictionaries(NAMES, NAMES)),
         built=draw(st.dates()).isoformat(),
-        built_by=draw(st.text()),
-        source=draw(st.text()),
+        built_by=draw(TEXT),
+        source=draw(TEXT),
         platform=draw(st.none() | NAMES),
         report=draw(st.none() | st.dictionaries(NAMES, st.floats(-9, 1e6))),
-        measured=draw(st.none() | st.text()),
+        measured=draw(st.none() | TEXT),
     )
 
 
@@ -107,6 +110,10 @@ def first_file(**changes):
         (first_file(url="https://[::1/llama.bit"), "https or file is expected"),
         (first_file(url="ftp://localhost/llama.bit"), "https or file is expected"),
         (damage(measured=True), "measured is True"),
+        (damage(built_by="evil\x1b[2J"), "holds characters that move a terminal's cursor"),
+        (damage(source="a\nb"), "holds characters that move"),
+        (damage(measured="\u202e"), "holds characters that move"),
+        (damage(tools={"v\x07": "1"}), "holds characters that move"),
         (damage(abi=True), "abi is True"),
         (damage(clock_mhz=-1), "clock_mhz is -1"),
         (damage(clock_mhz=10**400), "has 401 characters"),

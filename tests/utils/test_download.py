@@ -310,6 +310,28 @@ def test_body_of_a_redirect_is_not_read(tmp_path, length):
     assert (tmp_path / "part").read_bytes() == b"12345"
 
 
+def test_trailers_without_end_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(download, "GRACE_S", 0.5)
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n0\r\n"
+
+    def pieces():
+        yield head
+        while True:
+            yield b"A: b\r\n"
+            time.sleep(0.01)
+
+    class Endless:
+        def __iter__(self):
+            return pieces()
+
+    with sending(Endless()) as url:
+        assert download.read_small(url, 100)[0] == b"12345"
+        sha256 = hashlib.sha256(b"12345").hexdigest()
+        download.fetch(url, tmp_path / "part", sha256, 5, lambda *_: None)
+    assert (tmp_path / "part").read_bytes() == b"12345"
+
+
 def test_redirects_in_a_circle_end(tmp_path):
     for location in ("/f", "f?again", ""):
         with sending(answer(b"", f"Location: {location}", status="302 Found")) as url:
