@@ -12,7 +12,7 @@ import csv
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llama_pynq.errors import RequestError
@@ -60,6 +60,11 @@ _QUANTITIES = {
 }  # fmt: skip
 _NOT_THE_POWER = frozenset("max maximum min minimum peak limit rated set setpoint shunt".split())
 
+_OTHER_UNITS = frozenset(
+    "s sec secs second seconds ms us \u00b5s \u03bcs ns min h hh:mm:ss hz khz % c k ohm mohm "
+    "\u00b0c va var wh mwh kwh ah mah j mj dbm hp btu/h".split()
+)
+
 _BRACKETED = re.compile(r"(.*?)[\s_]*[\[({]\s*([^\])}]*?)\s*[\])}]")
 _DIVIDED = re.compile(r"(.*?)\s*(?:/|,|\bin\b)\s*(\w+)")
 _JOINED = re.compile(r"(.+?)[\s_-]+(\w+)")
@@ -72,6 +77,7 @@ class _Column:
     quantity: str
     scale: float  # to W, V, A
     rank: int  # 0: the name that the documentation gives; 1: the quantity's; 2: another
+    stated: bool  # the header gives the unit; "watts" is a name
 
 
 def _unit(text: str) -> tuple[str, float] | None:
@@ -92,7 +98,8 @@ def _column(index: int, cell: str) -> _Column | None:
     elif len(plain) > 1 and plain.lower() in _QUANTITIES:
         alone = _WRITTEN_OUT.get(plain.lower(), (_QUANTITIES[plain.lower()], 1.0))
     if alone is not None:
-        return _Column(index, plain, *alone, rank=0 if plain.lower() == alone[0] else 1)
+        rank = 0 if plain.lower() == alone[0] else 1
+        return _Column(index, plain, *alone, rank, stated=alone[1] != 1)
     found, words = None, set[str]()
     for pattern in (_BRACKETED, _DIVIDED, _JOINED):
         if match := pattern.fullmatch(plain):
@@ -107,7 +114,8 @@ def _column(index: int, cell: str) -> _Column | None:
                 break
     if found is None or named - {found[0]} or words & _NOT_THE_POWER:
         return None
-    return _Column(index, plain, *found, rank=1 if not words - set(_QUANTITIES) else 2)
+    rank = 1 if not words - set(_QUANTITIES) else 2
+    return _Column(index, plain, *found, rank, stated=True)
 
 
 def _factors(cells: Sequence[str]) -> list[_Column]:
@@ -189,6 +197,17 @@ def _is_remark(line: str) -> bool:
     return line.lstrip()[:1] in ("#", ";") or not line.strip()
 
 
+_IN_BRACKETS = re.compile(r"[\[({]\s*(.*?)\s*[\])}]")
+
+
+def _is_unit(cell: str) -> bool:
+    """Whether a cell is a unit, of whatever quantity, or something in brackets."""
+    if _IN_BRACKETS.fullmatch(cell):
+        return True
+    known = cell.lower() in _OTHER_UNITS or cell.lower() in _LOWER_UNITS
+    return (known or _unit(cell) is not None) and cell not in ("w", "v", "a")
+
+
 @dataclass(frozen=True)
 class _Layout:
     """What the header says about the lines."""
@@ -198,6 +217,56 @@ class _Layout:
     separator: str
     cells: int
     columns: Sequence[_Column]
+    broken: int | None = None  # lines between header and first power; None: there is no power yet
+    refused: str = ""  # why the row of units cannot be applied
+
+    def read_on(self, lines: Sequence[str]) -> _Layout:
+        """Return this layout with what the lines up to the first power say."""
+        layout, broken = self, 0
+        for number, line in enumerate(lines[self.header :], self.header + 1):
+            if layout.is_data(line) and layout.fits(line):
+                return replace(layout, broken=broken)
+            units = layout.row_of_units(line)
+            if units and not layout.refused:
+                layout = layout.with_units(units, number)
+            elif not units and layout.is_data(line):
+                broken += 1
+        return layout
+
+    def row_of_units(self, line: str) -> list[str]:
+        """Return the cells of a line that holds units; empty for another line."""
+        bare = re.sub(r"^units?\s*[:=]?\s+", "", line.strip().lstrip("#; \t"), flags=re.IGNORECASE)
+        for text in (line, bare) if _is_remark(line) else (line,):
+            with contextlib.suppress(csv.Error):
+                cells = [cell.strip().strip("\"'").strip() for cell in _split(text, self.separator)]
+                units = [_is_unit(cell) for cell in cells if cell]
+                if any(cell[:1].isdigit() for cell in cells):
+                    continue
+                if all(units) if _is_remark(line) else any(units):
+                    used = any(c.index < len(cells) and cells[c.index] for c in self.columns)
+                    if units and (used or _is_remark(line)):
+                        return cells
+        return []
+
+    def with_units(self, cells: Sequence[str], number: int) -> _Layout:
+        """Return this layout with the units of a row under the header."""
+        columns = []
+        for column in self.columns:
+            cell = cells[column.index] if column.index < len(cells) else ""
+            inside = _IN_BRACKETS.fullmatch(cell)
+            unit = _unit(inside[1] if inside else cell)
+            if unit is None or unit[0] != column.quantity:
+                what = f"is no unit of {column.quantity}"
+            elif column.stated and unit[1] != column.scale:
+                what = "is another unit than the header's"
+            else:
+                columns.append(replace(column, scale=unit[1], stated=True))
+                continue
+            refused = (
+                f"line {number} is a row of units, but {cell[:40]!r} under {column.name!r} {what}"
+            )
+            return replace(self, refused=refused)
+        return replace(self, header=number, columns=columns)
 
     def is_data(self, line: str) -> bool:
         """Whether a line is neither a comment nor blank; ``;`` may end an empty first cell."""
@@ -278,29 +347,44 @@ def _layout(path: Path, data: bytes) -> _Layout:
     separators: Sequence[str] = _SEPARATORS
     in_a_remark: _Layout | None = None  # numpy.savetxt writes the header as a comment
     for i, line in enumerate(lines):
-        below = next((text for text in lines[i + 1 :] if not _is_remark(text)), None)
         if named := re.fullmatch(r"\"?sep=(.)\"?", line.strip()):  # for Excel
             separators = (named[1], _ONE_CELL)
+        elif in_a_remark is not None and in_a_remark.header > i:
+            continue  # its units
         elif _is_remark(line):
             # As it is, too: pandas begins the header with a separator, for the index.
             for text in (line, line.strip().lstrip("#;").strip()):
                 with contextlib.suppress(RequestError, csv.Error):
                     layouts = _layouts(text, encoding, i + 1, separators)
-                    in_a_remark = next((x for x in layouts if below and x.fits(below)), in_a_remark)
+                    best = _best(layouts, lines)
+                    in_a_remark = best if best and best.broken == 0 else in_a_remark
         elif in_a_remark is not None and in_a_remark.fits(line):
-            return in_a_remark
+            return _unless_refused(in_a_remark, path)
         else:
             where = f"{path}, line {i + 1}"
             try:
                 layouts = _layouts(line, encoding, i + 1, separators)
             except (RequestError, csv.Error) as error:
                 raise RequestError(f"{where}: {error}") from None
-            if not layouts:
+            best = _best(layouts, lines)
+            if best is None:
                 raise RequestError(f"{where} is {line[:80]!r}: {_WANTED}")
-            return next((x for x in layouts if below and x.fits(below)), layouts[0])
+            return _unless_refused(best, path)
     where = f"{path}, line {len(lines) + 1}"
     begun = "there is no complete line yet" if data else "the file is empty"
     raise RequestError(f"{where}: {begun}: {_WANTED}")
+
+
+def _best(layouts: Sequence[_Layout], lines: Sequence[str]) -> _Layout | None:
+    """Return the reading of a header that the lines below fit soonest; else the most likely."""
+    read = [layout.read_on(lines) for layout in layouts]
+    return min(read, key=lambda x: math.inf if x.broken is None else x.broken, default=None)
+
+
+def _unless_refused(layout: _Layout, path: Path) -> _Layout:
+    if layout.refused:
+        raise RequestError(f"{path}, {layout.refused}")
+    return layout
 
 
 def _layouts(line: str, encoding: str, number: int, separators: Sequence[str]) -> list[_Layout]:
@@ -372,9 +456,11 @@ class MeterFile:
             If the file cannot be read.
         """
         begin = self._first_bytes(len(self._begin))
-        if begin != self._begin:  # the tool began a new file
+        # The tool began a new file, or a row of units may have come.
+        if begin != self._begin or self._layout.broken is None:
+            begin = self._first_bytes(_TAIL_BYTES)
             try:
-                layout = _layout(self._path, self._first_bytes(_TAIL_BYTES))
+                layout = _layout(self._path, begin)
             except RequestError as error:
                 raise SensorLost(str(error)) from error
             self._begin, self._layout = begin, layout

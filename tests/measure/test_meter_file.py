@@ -70,6 +70,56 @@ def test_meter_file_is_read_as_its_tool_writes_it(file, content, expected):
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Time,Voltage,Current\n(s),(V),(mA)\n0,5,500\n", 2.5),
+        ("Time,Power\ns,mW\n0,5200\n", 5.2),
+        ("t\tPower\r\n[s]\t[mW]\r\n0\t1500\r\n", 1.5),
+        ("time,power\n# s,mW\n0,1500\n", 1.5),
+        ("# time,power\n# s,mW\n0,1500\n", 1.5),
+        ("# time,power\n# Units: (s),(mW)\n0,1500\n", 1.5),
+        ("t,watts\ns,mW\n1,5\n", 0.005),
+        ("t;Power\n;mW\n1;1500\n", 1.5),
+        ("t power\ns mW\n1 1500\n", 1.5),
+        ("Power\n\nmilliwatts\n1500\n", 1.5),
+        ("t,Power [mW]\ns,mW\n1,1500\n", 1.5),
+        ("t,watts\n# a pause\n1,5\n", 5),
+        ("t,watts\n1,5\n# s,mW\n", 5),
+    ],
+)
+def test_meter_file_row_of_units_scales_the_columns(file, content, expected):
+    assert watts(file, content) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("t,Power\ns,MW\n1,5\n", "'MW' under 'Power' is no unit of watts"),
+        ("t,Power\ns,dBm\n1,5\n", "'dBm' under 'Power' is no unit of watts"),
+        ("t,Power\ns,BTU\n1,5\n", "'BTU' under 'Power' is no unit of watts"),
+        ("t,Power\n# mW\n1,5\n", "'' under 'Power' is no unit of watts"),
+        ("t,Power (W)\ns,mW\n1,5\n", "'mW' under 'Power (W)' is another unit than the header's"),
+        ("Voltage,Current\nV,mW\n5,1\n", "'mW' under 'Current' is no unit of amperes"),
+    ],
+)
+def test_meter_file_row_of_units_that_cannot_be_applied_is_named(file, content, text):
+    with pytest.raises(RequestError) as error:
+        watts(file, content)
+    assert str(error.value) == f"{file}, line 2 is a row of units, but {text}"
+
+
+def test_meter_file_row_of_units_may_come_after_the_header_was_read(file):
+    file.write_text("t,Power\n")
+    meter = MeterFile(file)
+    for text in ("s,m", "s,mW\n"):
+        file.write_text(f"t,Power\n{text}")
+        with pytest.raises(SensorLost, match="only the header so far"):
+            meter.watts()
+    file.write_text("t,Power\ns,mW\n1,1500\n")
+    assert meter.watts() == 1.5
+
+
+@pytest.mark.parametrize(
     ("encoding", "bom"),
     [
         ("utf-8", codecs.BOM_UTF8),
