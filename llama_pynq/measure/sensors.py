@@ -262,7 +262,8 @@ def _remedy(file: Path) -> str:
 
 _COUNTER_PERIOD_S = 0.001
 _STUCK_S = 1.0  # a thousand periods of RAPL's counter
-_MOST_ZONE_WATTS = 1e4
+_MOST_ZONE_WATTS = 1e3
+"""A package draws half of that at most; a counter set anew must not pass for one that wrapped."""
 
 
 class _Counter:
