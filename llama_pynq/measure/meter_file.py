@@ -58,6 +58,12 @@ _QUANTITIES = {
     **{name: quantity for name, (quantity, scale) in _WRITTEN_OUT.items() if scale == 1},
     **{symbol.lower(): quantity for symbol, quantity in _SYMBOLS.items()},
 }  # fmt: skip
+_BUSES = {  # no quantities by themselves, but what a unit of one letter belongs to
+    letter + place: quantity
+    for letter, quantity in (("p", "watts"), ("v", "volts"), ("u", "volts"), ("i", "amperes"))
+    for place in ("bus", "in", "out", "dd", "cc", "load")
+}
+_NAMES = {**_QUANTITIES, **_BUSES}
 _NOT_THE_POWER = frozenset("max maximum min minimum peak limit rated set setpoint shunt".split())
 
 _OTHER_UNITS = frozenset(
@@ -67,7 +73,7 @@ _OTHER_UNITS = frozenset(
 
 _BRACKETED = re.compile(r"(.*?)[\s_]*[\[({]\s*([^\])}]*?)\s*[\])}]")
 _DIVIDED = re.compile(r"(.*?)\s*(?:/|,|\bin\b)\s*(\w+)")
-_JOINED = re.compile(r"(.+?)[\s_-]+(\w+)")
+_JOINED = re.compile(r"(.+)[\s_-]+([^\W_]+)")
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,10 @@ def _column(index: int, cell: str) -> _Column | None:
             found = _unit(match[2])
             if found is None and pattern is _BRACKETED and re.search(r"[\[({]", match[1]):
                 return _column(index, match[1])  # Power [W] (mean)
-            words = set(re.split(r"[\W_]+", match[1].lower())) - {""}
-            named = {_QUANTITIES[word] for word in words if word in _QUANTITIES}
+            words = set(re.split(r"[\W_]+", match[1].lower())) - {"", "in"}
+            if "current" in words and words & {"power", "voltage"}:
+                words -= {"current"}  # the present one
+            named = {quantity for word, quantity in _NAMES.items() if word in words}
             if pattern is _JOINED and len(match[2]) == 1 and not named:
                 found = None  # "phase A" is no current
             if found is not None or pattern is _BRACKETED:

@@ -70,6 +70,40 @@ def test_meter_file_is_read_as_its_tool_writes_it(file, content, expected):
 
 
 @pytest.mark.parametrize(
+    ("header", "line", "expected"),
+    [
+        ("t,total_power_mW", "0,1500", 1.5),
+        ("t,board_power_W", "0,1.5", 1.5),
+        ("t,total_board_input_power_mW", "0,1500", 1.5),
+        ("bus_voltage_V,current_mA", "5,300", 1.5),
+        ("t,bus_voltage_V,shunt_voltage_mV,current_mA", "0,5,30,300", 1.5),
+        ("t,usb_power_milliwatts", "0,1500", 1.5),
+        ("t,power_in_mW", "0,1500", 1.5),
+        ("power_in_mW", "1500", 1.5),
+        ("total_power_mW", "1500", 1.5),
+        ("VBUS_V,IBUS_mA", "5,300", 1.5),
+        ("VBUS_V,IBUS_A", "5,.3", 1.5),
+        ("VBUS(V),IBUS(A)", "5,.3", 1.5),
+        ("t,Current Power (W)", "0,1.5", 1.5),
+        ("t,current_power_mW,current_voltage_V", "0,1500,5", 1.5),
+        ("t,max_board_power_W,board_power_W", "0,9,1.5", 1.5),
+        ("motor_phase_A,bus_voltage_V,bus_current_A", "9,5,.3", 1.5),
+    ],
+)
+def test_meter_file_names_of_several_words_are_understood(file, header, line, expected):
+    assert watts(file, f"{header}\n{line}\n") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["shunt_voltage_mV,current_mA", "motor_phase_A,bus_voltage_V", "board_power_A", "IBUS_V,I_A"],
+)
+def test_meter_file_names_of_several_words_that_are_no_power_are_refused(file, header):
+    with pytest.raises(RequestError, match="line 1 is .*it must name"):
+        watts(file, f"{header}\n1,2\n")
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("Time,Voltage,Current\n(s),(V),(mA)\n0,5,500\n", 2.5),
