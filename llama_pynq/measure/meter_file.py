@@ -25,6 +25,9 @@ _WANTED = (
 _TAIL_BYTES = 1 << 16
 """The last line is looked for in these, so that a sample takes no longer in a long recording."""
 
+_MOST_BYTES_OF_REMARKS = 1 << 24
+_MOST_PREAMBLE_LINES = 100
+
 _BOMS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -71,6 +74,7 @@ _OTHER_UNITS = frozenset(
     "\u00b0c va var wh mwh kwh ah mah j mj dbm hp btu/h".split()
 )
 
+_ALL_DIGITS = re.compile(r"[\d.,+-]+")
 _BRACKETED = re.compile(r"(.*?)[\s_]*[\[({]\s*([^\])}]*?)\s*[\])}]")
 _DIVIDED = re.compile(r"(.*?)\s*(?:/|,|\bin\b)\s*(\w+)")
 _JOINED = re.compile(r"(.+)[\s_-]+([^\W_]+)")
@@ -109,7 +113,7 @@ def _column(index: int, cell: str) -> _Column | None:
     found, words = None, set[str]()
     for pattern in (_BRACKETED, _DIVIDED, _JOINED):
         if match := pattern.fullmatch(plain):
-            found = _unit(match[2])
+            found = None if _ALL_DIGITS.fullmatch(match[1]) else _unit(match[2])  # 5.2 W is data
             if found is None and pattern is _BRACKETED and re.search(r"[\[({]", match[1]):
                 return _column(index, match[1])  # Power [W] (mean)
             words = set(re.split(r"[\W_]+", match[1].lower())) - {"", "in"}
@@ -205,6 +209,7 @@ def _is_remark(line: str) -> bool:
     return line.lstrip()[:1] in ("#", ";") or not line.strip()
 
 
+_WITH_UNIT = re.compile(r"(.*\d[.,]?)\s*([^\W\d]+)")
 _IN_BRACKETS = re.compile(r"[\[({]\s*(.*?)\s*[\])}]")
 
 
@@ -227,16 +232,21 @@ class _Layout:
     columns: Sequence[_Column]
     broken: int | None = None  # lines between header and first power; None: there is no power yet
     refused: str = ""  # why the row of units cannot be applied
+    text: str = ""  # the header's last line
 
     def read_on(self, lines: Sequence[str]) -> _Layout:
         """Return this layout with what the lines up to the first power say."""
-        layout, broken = self, 0
+        layout, broken = replace(self, text=lines[self.header - 1]), 0
+        for line in lines[: self.header - 1]:  # a preamble may give the unit: Y_Unit_Label, mW
+            units = layout.row_of_units(line)
+            above = layout.with_units(units, self.header, layout.text) if units else layout
+            layout = layout if above.refused else above
         for number, line in enumerate(lines[self.header :], self.header + 1):
             if layout.is_data(line) and layout.fits(line):
                 return replace(layout, broken=broken)
             units = layout.row_of_units(line)
             if units and not layout.refused:
-                layout = layout.with_units(units, number)
+                layout = layout.with_units(units, number, line)
             elif not units and layout.is_data(line):
                 broken += 1
         return layout
@@ -256,8 +266,8 @@ class _Layout:
                         return cells
         return []
 
-    def with_units(self, cells: Sequence[str], number: int) -> _Layout:
-        """Return this layout with the units of a row under the header."""
+    def with_units(self, cells: Sequence[str], number: int, line: str) -> _Layout:
+        """Return this layout with the units of a row, with which the header ends."""
         columns = []
         for column in self.columns:
             cell = cells[column.index] if column.index < len(cells) else ""
@@ -274,7 +284,7 @@ class _Layout:
                 f"line {number} is a row of units, but {cell[:40]!r} under {column.name!r} {what}"
             )
             return replace(self, refused=refused)
-        return replace(self, header=number, columns=columns)
+        return replace(self, header=number, columns=columns, text=line)
 
     def is_data(self, line: str) -> bool:
         """Whether a line is neither a comment nor blank; ``;`` may end an empty first cell."""
@@ -307,12 +317,22 @@ class _Layout:
             if not cell:
                 raise ValueError(f"has nothing in the column {column.name!r}")
             try:
-                factors.append(_number(cell, self.separator) * column.scale)
+                factors.append(self._factor(cell, column))
             except ValueError as error:
                 raise ValueError(
                     f"has {cell[:40]!r} in the column {column.name!r}: {error}"
                 ) from error
         return math.prod(factors)
+
+    def _factor(self, cell: str, column: _Column) -> float:
+        """Return a cell's watts, volts or amperes; its own unit goes before the header's."""
+        match = _WITH_UNIT.fullmatch(cell)
+        unit = _unit(match[2]) if match else None
+        if match is None or unit is None:
+            return _number(cell, self.separator) * column.scale
+        if unit[0] != column.quantity:
+            raise ValueError(f"its unit is none of {column.quantity}")
+        return _number(match[1], self.separator) * unit[1]
 
     def fits(self, line: str) -> bool:
         """Whether a line has a power."""
@@ -350,6 +370,7 @@ def _layout(path: Path, data: bytes) -> _Layout:
     RequestError
         If there is no header yet, or it names no power.
     """
+    rows, first, doubt, waiting = 0, "", "", list[_Layout]()
     encoding = _encoding(data)
     lines = _complete_lines(data.decode(encoding, "replace").lstrip("\ufeff"))
     separators: Sequence[str] = _SEPARATORS
@@ -369,18 +390,35 @@ def _layout(path: Path, data: bytes) -> _Layout:
         elif in_a_remark is not None and in_a_remark.fits(line):
             return _unless_refused(in_a_remark, path)
         else:
+            rows += 1
+            if rows > _MOST_PREAMBLE_LINES:
+                break
             where = f"{path}, line {i + 1}"
+            best = None
             try:
-                layouts = _layouts(line, encoding, i + 1, separators)
-            except (RequestError, csv.Error) as error:
-                raise RequestError(f"{where}: {error}") from None
-            best = _best(layouts, lines)
-            if best is None:
-                raise RequestError(f"{where} is {line[:80]!r}: {_WANTED}")
-            return _unless_refused(best, path)
+                best = _best(_layouts(line, encoding, i + 1, separators), lines)
+            except RequestError as error:
+                doubt = doubt or f"{where}: {error}"
+            except csv.Error as error:
+                first = first or f"{where}: {error}"
+            if best and best.broken == 0:
+                return _unless_refused(best, path)
+            if best and (rows == 1 or all(map(_is_remark, lines[best.header :]))):
+                waiting.append(best)
+            first = first or f"{where} is {line[:80]!r}: {_WANTED}"
+    if waiting:
+        return _unless_refused(waiting[0], path)
+    if first:
+        raise RequestError(doubt or first)
     where = f"{path}, line {len(lines) + 1}"
     begun = "there is no complete line yet" if data else "the file is empty"
-    raise RequestError(f"{where}: {begun}: {_WANTED}")
+    if any(line.strip() for line in lines):
+        begun = "there is no complete line yet below the comments"
+    raise _NoHeaderYet(f"{where}: {begun}: {_WANTED}")
+
+
+class _NoHeaderYet(RequestError):
+    """The lines so far are comments."""
 
 
 def _best(layouts: Sequence[_Layout], lines: Sequence[str]) -> _Layout | None:
@@ -446,12 +484,11 @@ class MeterFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._begin = self._first_bytes(_TAIL_BYTES)
+            self._begin, self._layout = self._read_header()
         except OSError as error:
             raise RequestError(
                 f"the meter's file {path} cannot be read: {error.strerror}"
             ) from error
-        self._layout = _layout(path, self._begin)
 
     def watts(self) -> float:
         """Return the power of the last complete line.
@@ -466,13 +503,13 @@ class MeterFile:
         begin = self._first_bytes(len(self._begin))
         # The tool began a new file, or a row of units may have come.
         if begin != self._begin or self._layout.broken is None:
-            begin = self._first_bytes(_TAIL_BYTES)
             try:
-                layout = _layout(self._path, begin)
+                self._begin, self._layout = self._read_header()
             except RequestError as error:
                 raise SensorLost(str(error)) from error
-            self._begin, self._layout = begin, layout
         for lines_after, line in enumerate(self._lines_from_the_end()):
+            if line == self._layout.text:
+                break
             if self._layout.is_data(line):
                 try:
                     return self._layout.watts(line)
@@ -482,6 +519,18 @@ class MeterFile:
             f"{self._path}, line {self._layout.header}: only the header so far: is the meter "
             "running?"
         )
+
+    def _read_header(self) -> tuple[bytes, _Layout]:
+        """Return the first bytes, by which a new file is told, and the layout."""
+        size = _TAIL_BYTES
+        while True:
+            begin = self._first_bytes(size)
+            try:
+                return begin[:_TAIL_BYTES], _layout(self._path, begin)
+            except _NoHeaderYet:
+                if len(begin) < size or size >= _MOST_BYTES_OF_REMARKS:
+                    raise
+            size *= 4
 
     def _first_bytes(self, n: int) -> bytes:
         with self._path.open("rb") as file:

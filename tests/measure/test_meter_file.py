@@ -69,6 +69,51 @@ def test_meter_file_is_read_as_its_tool_writes_it(file, content, expected):
     assert watts(file, content) == pytest.approx(expected)
 
 
+LVM = (
+    "LabVIEW Measurement\t\r\nSeparator\tTab\r\nDate\t2020/01/01\r\n***End_of_Header***\t\r\n"
+    "\t\r\nChannels\t1\r\nY_Unit_Label\tmW\r\n***End_of_Header***\t\r\n"
+    "X_Value\tPower\tComment\r\n0\t1500\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Device: X\nDate: 2020\n\nTime (s),Power (W)\n0,1.5\n", 1.5),
+        ("Serial,123\nRange,5 A\nTime,Power (mW)\n0,1500\n1,1600\n", 1.6),
+        ("Power limit,5 W\nPower,5 W\nt,Volts,Amps\n0,5,.3\n", 1.5),
+        ("Meter: M\nt,Power\ns,mW\n0,1500\n", 1.5),
+        ("s,mW\nt,Power\n0,1500\n", 1.5),
+        ("# s,mW\nt,Power\n0,1500\n", 1.5),
+        ("Meter\n" * 99 + "t,Power [W]\n0,1.5\n", 1.5),
+        (LVM, 1.5),
+        ("# comment\n" * 20000 + "t,Power [W]\n0,1.5\n", 1.5),
+        ("t,watts\n0,5.2 W\n", 5.2),
+        ("t,watts\n0,OL\n1,5200mW\n", 5.2),
+        ("t;V;A\n0;5,1 V;500 mA\n", 2.55),
+        ("t,Power [mW]\n0,5.2 W\n", 5.2),
+    ],
+)
+def test_meter_file_preamble_and_cells_with_units_are_read(file, content, expected):
+    assert watts(file, content) == pytest.approx(expected)
+
+
+def test_meter_file_header_that_is_still_to_come_is_waited_for(file):
+    file.write_text("Device: X\nTime (s),Power (W)\n")
+    meter = MeterFile(file)
+    with pytest.raises(SensorLost, match="line 2: only the header so far"):
+        meter.watts()
+    file.write_text("Device: X\nTime (s),Power (W)\n0,1.5\n")
+    assert meter.watts() == 1.5
+    remarks = "# comment\n" * 20000
+    with pytest.raises(SensorLost, match="line 20001: only the header so far"):
+        watts(file, f"{remarks}t,Power [W]\n")
+    with pytest.raises(
+        RequestError, match="line 20001: there is no complete line yet below the comments"
+    ):
+        watts(file, remarks)
+
+
 @pytest.mark.parametrize(
     ("header", "line", "expected"),
     [
@@ -210,6 +255,7 @@ def test_meter_file_that_the_tool_begins_anew_is_read_with_its_new_header(file):
         ("time,watts\n1,2,75\n", "line 2 has 3 cells, the header 2; numbers with a decimal comma"),
         ("watts\n2,750\n", "comma may be a decimal sign or a separator of thousands"),
         ('time,watts\n1,"2,750"\n', "comma may be a decimal sign or a separator of thousands"),
+        ("watts\n5 V\n", "'5 V' in the column 'watts': its unit is none of watts"),
         ("watts\nnan\n", "'nan' in the column 'watts': not a number"),
         ("watts\n1_0\n", "'1_0' in the column 'watts': not a number"),
         ("watts\n-\n", "'-' in the column 'watts': not a number"),
@@ -232,6 +278,8 @@ def test_meter_file_line_without_a_power_is_named(file, content, text):
         ("# watts are below\n", "line 2: there is no complete line yet"),
         ("a,b\n1,2\n", "line 1 is 'a,b': it must name a column 'watts', or 'volts' and 'amperes'"),
         ("\n# x\n1,2.5\n", "line 3 is '1,2.5': it must name"),
+        ("Meter\n" * 100 + "watts\n1\n", "line 1 is 'Meter': it must name"),
+        ("Device: X\n0,5.2 W\n1,5.3 W\n", "line 1 is 'Device: X': it must name"),
         ("volts\n5\n", "line 1 is 'volts': it must name"),
         ("Power (dBm)\n1\n", "line 1 is 'Power (dBm)': it must name"),
         ("POWER (MW)\n1\n", "line 1 is 'POWER (MW)': it must name"),
