@@ -11,8 +11,9 @@ import contextlib
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from llama_pynq.errors import RequestError
@@ -27,6 +28,7 @@ _TAIL_BYTES = 1 << 16
 
 _MOST_BYTES_OF_REMARKS = 1 << 24
 _MOST_PREAMBLE_LINES = 100
+_EXAMPLES = 100
 
 _BOMS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -163,7 +165,8 @@ _SEPARATORS = ("\t", ";", "|", ",", _WHITE_SPACE, _ONE_CELL)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
-_POINT_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d*", re.ASCII)
+_POINT_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}((\.\d{3})+,\d*|(\.\d{3}){2,})", re.ASCII)
+_ONE_POINT_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)
 
 
 def _split(line: str, separator: str) -> list[str]:
@@ -333,6 +336,51 @@ class _Layout:
         if unit[0] != column.quantity:
             raise ValueError(f"its unit is none of {column.quantity}")
         return _number(match[1], self.separator) * unit[1]
+
+    def _numbers(self, line: str, indices: Iterable[int]) -> Iterator[str]:
+        """Yield the text of a line's numbers, without their units."""
+        with contextlib.suppress(csv.Error):
+            cells = _split(line, self.separator)
+            for index in indices:
+                cell = cells[index].strip().strip("'").strip() if index < len(cells) else ""
+                match = _WITH_UNIT.fullmatch(cell)
+                yield match[1] if match and _unit(match[2]) else cell
+
+    def doubt(self, line: str, others: Iterable[str]) -> str:
+        """Return why a line's point may be no decimal sign, in the light of others; or nothing."""
+        doubtful = {
+            column.index: (number, column.name)
+            for column in self.columns
+            for number in self._numbers(line, [column.index])
+            if _ONE_POINT_GROUP.fullmatch(number)
+        }
+        if not doubtful:
+            return ""
+        commas = False
+        for text in (line, *others):
+            if self.is_data(text):
+                commas = commas or any(
+                    map(self._has_decimal_comma, self._numbers(text, range(self.cells)))
+                )
+                for index in list(doubtful):
+                    number = next(self._numbers(text, [index]), "")
+                    if "." in number and _NUMBER.fullmatch(number):
+                        if not _ONE_POINT_GROUP.fullmatch(number):
+                            del doubtful[index]  # a decimal point
+        if not commas or not doubtful:
+            return ""
+        number, name = next(iter(doubtful.values()))
+        return (
+            f"has {number!r} in the column {name!r}: its point may be a decimal sign or a "
+            "separator of thousands, for the file has decimal commas"
+        )
+
+    def _has_decimal_comma(self, number: str) -> bool:
+        if self.separator in (",", _ONE_CELL) and _COMMA_GROUPS.fullmatch(number):
+            return False
+        return bool(
+            _DECIMAL_COMMA.fullmatch(number) or "," in number and _POINT_GROUPS.fullmatch(number)
+        )
 
     def fits(self, line: str) -> bool:
         """Whether a line has a power."""
@@ -512,9 +560,12 @@ class MeterFile:
                 break
             if self._layout.is_data(line):
                 try:
-                    return self._layout.watts(line)
+                    watts = self._layout.watts(line)
                 except ValueError as error:
                     raise SensorLost(f"{self._where(lines_after)} {error}") from error
+                if doubt := self._layout.doubt(line, self._other_lines()):
+                    raise SensorLost(f"{self._where(lines_after)} {doubt}")
+                return watts
         raise SensorLost(
             f"{self._path}, line {self._layout.header}: only the header so far: is the meter "
             "running?"
@@ -535,6 +586,12 @@ class MeterFile:
     def _first_bytes(self, n: int) -> bytes:
         with self._path.open("rb") as file:
             return file.read(n)
+
+    def _other_lines(self) -> Iterator[str]:
+        """The first and the last lines, as examples of the file's numbers."""
+        begin, first = self._begin.decode(self._layout.encoding, "replace"), self._layout.header
+        yield from _complete_lines(begin)[first : first + _EXAMPLES]
+        yield from islice(self._lines_from_the_end(), _EXAMPLES)
 
     def _lines_from_the_end(self) -> Iterator[str]:
         """Complete lines after the header, the last first."""

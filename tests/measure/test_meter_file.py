@@ -199,6 +199,43 @@ def test_meter_file_row_of_units_may_come_after_the_header_was_read(file):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "t;Power [mW]\n0,5;1.234\n",
+        "t;Power [mW]\n0,5;1.234\n1;2.345\n",  # the comma is in another line
+        "t;Power [mW]\n1;2.345\n0,5;1.234\n",
+        "t;Power [mW]\n0,5;1.234 mW\n",
+        "Power [mW]\n0,5\n1.234\n",
+        "t\tU [mV]\tI [A]\n1\t5.000\t0,5\n",
+        "t;Power [mW];E\n0;1.234;1.234,5\n",
+        't,Power [mW]\n"0,5",1.234\n',
+    ],
+)
+def test_meter_file_point_that_may_separate_thousands_is_never_guessed(file, content):
+    with pytest.raises(
+        SensorLost, match=r"line \d has '\d\.\d{3}' in .*its point may be a decimal"
+    ):
+        watts(file, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("t;Power [mW]\n0,5;1.2345\n", 0.0012345),
+        ("t;Power [mW]\n0,5;0.234\n", 0.000234),
+        ("t;Power [mW]\n0,5;2.5\n1,5;1.234\n", 0.001234),  # the column has decimal points
+        ("t;Power [mW]\n0,5;1.234,5\n", 1.2345),
+        ("t;Power [mW]\n0,5;1.234.567\n", 1234.567),
+        ("t;Power [mW]\n0.5;1.234\n", 0.001234),
+        ("t,Power [mW]\n1,1.234\n", 0.001234),
+        ("12:00:00,5;Power [mW]\n12:00:00,5;1.234\n", 0.001234),
+    ],
+)
+def test_meter_file_point_that_other_digits_explain_is_read(file, content, expected):
+    assert watts(file, content) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
     ("encoding", "bom"),
     [
         ("utf-8", codecs.BOM_UTF8),
