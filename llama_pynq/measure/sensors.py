@@ -377,19 +377,30 @@ def gpu_rails(nvml: Any = None) -> Rails:
         except ImportError:
             found.why.append("nvidia-ml-py is not installed: pip install 'llama_pynq[power]'")
             return found
+        except Exception as error:  # another package of that name
+            found.why.append(f"NVML: pynvml cannot be imported: {_said(error)}")
+            return found
+    # Besides NVMLError, the library's loading and its old versions raise OSError and others.
     try:
         nvml.nvmlInit()
         count = nvml.nvmlDeviceGetCount()
-    except nvml.NVMLError as error:
-        found.why.append(f"NVML: {error}")
+        cards = range(count)
+    except Exception as error:
+        found.why.append(f"NVML: {_said(error)}")
         return found
-    for index in range(count):
+    if not cards:
+        found.why.append(f"NVML: it counts {count} cards")
+    for index in cards:
         name = f"gpu {index}"
         try:
             found[name] = _gpu_rail(nvml, index, found.why)
         except SensorLost as error:
             found.why.append(str(error))
     return found
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _gpu_rail(nvml: Any, index: int, why: list[str]) -> Rail:
@@ -403,20 +414,26 @@ def _gpu_rail(nvml: Any, index: int, why: list[str]) -> Rail:
     card = f"gpu {index}"
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    except nvml.NVMLError as error:
-        raise SensorLost(f"{card}: NVML gives no handle: {error}") from error
+    except Exception as error:
+        raise SensorLost(f"{card}: NVML gives no handle: {_said(error)}") from error
     name = card
     try:
         given = nvml.nvmlDeviceGetName(handle)
-        name = given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)
-    except (nvml.NVMLError, UnicodeDecodeError) as error:
-        why.append(f"{card}: NVML gives no name: {error}")
+        name = given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given or "")
+        name = name or card
+    except Exception as error:
+        why.append(f"{card}: NVML gives no name: {_said(error)}")
 
     def watts() -> float:
         try:
-            return _sane(nvml.nvmlDeviceGetPowerUsage(handle) / 1000, f"{card}, {name}")
-        except (nvml.NVMLError, TypeError) as error:
-            raise SensorLost(f"{card}, {name}: NVML: {error}") from error
+            reading = _sane(float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000, f"{card}, {name}")
+        except SensorLost:
+            raise
+        except Exception as error:
+            raise SensorLost(f"{card}, {name}: NVML: {_said(error)}") from error
+        if reading < 0:
+            raise SensorLost(f"{card}, {name}: NVML reads {reading:g} W: no card gives power")
+        return reading
 
     watts()
     return Rail(card, f"NVML, {name}", watts, True, 0.1, 0.001)

@@ -505,6 +505,73 @@ def test_nvml_card_that_fails_is_named_and_leaves_the_others(gpu, what, text):
         assert list(found) == [other]
 
 
+ERRORS = [OSError(5, "EIO"), AttributeError("no such function"), ValueError("NULL"), TypeError()]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetCount"])
+def test_nvml_that_fails_in_another_way_has_no_rail(monkeypatch, function, error):
+    def fail(*_):
+        raise error
+
+    nvml = FakeNvml()
+    monkeypatch.setattr(nvml, function, fail)
+    found = gpu_rails(nvml)
+    assert found == {} and found.why == [f"NVML: {str(error) or 'TypeError'}"]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetName", "nvmlDeviceGetPowerUsage"]
+)
+def test_nvml_card_that_fails_in_another_way_leaves_the_others(monkeypatch, function, error):
+    nvml = FakeNvml()
+    really = getattr(nvml, function)
+
+    def fail(handle):
+        if handle == 0:
+            raise error
+        return really(handle)
+
+    monkeypatch.setattr(nvml, function, fail)
+    found = gpu_rails(nvml)
+    assert found["gpu 1"].watts() == 126.9
+    assert ("gpu 0" in found) == (function == "nvmlDeviceGetName")
+    assert len(found.why) == 1 and found.why[0].startswith("gpu 0")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "it counts 0 cards"), (None, "NoneType"), (-1, "it counts -1 cards")]
+)
+def test_nvml_without_a_card_says_so(monkeypatch, count, text):
+    nvml = FakeNvml()
+    monkeypatch.setattr(nvml, "nvmlDeviceGetCount", lambda: count)
+    found = gpu_rails(nvml)
+    assert found == {} and text in found.why[0]
+
+
+def test_nvml_module_of_another_package_has_no_rail():
+    found = gpu_rails(SimpleNamespace())
+    assert found == {} and "nvmlInit" in found.why[0]
+
+
+@pytest.mark.parametrize("power", [-1, None, "much", math.nan])
+def test_nvml_power_that_is_none_is_no_reading(power):
+    nvml = FakeNvml()
+    rail = gpu_rails(nvml)["gpu 0"]
+    nvml.milliwatts[0] = power
+    with pytest.raises(SensorLost, match="gpu 0, RTX 3080"):
+        rail.watts()
+    assert list(gpu_rails(nvml)) == ["gpu 1"]
+
+
+@pytest.mark.parametrize("name", [None, "", b""])
+def test_nvml_card_without_a_name_is_named_by_its_number(monkeypatch, name):
+    nvml = FakeNvml()
+    monkeypatch.setattr(nvml, "nvmlDeviceGetName", lambda _: name)
+    assert gpu_rails(nvml)["gpu 1"].source == "NVML, gpu 1"
+
+
 def test_nvml_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpu_rails().why == ["nvidia-ml-py is not installed: pip install 'llama_pynq[power]'"]
