@@ -73,7 +73,7 @@ _NOT_THE_POWER = frozenset("max maximum min minimum peak limit rated set setpoin
 
 _OTHER_UNITS = frozenset(
     "s sec secs second seconds ms us \u00b5s \u03bcs ns min h hh:mm:ss hz khz % c k ohm mohm "
-    "\u00b0c va var wh mwh kwh ah mah j mj dbm hp btu/h".split()
+    "\u00b0c nw pw nv va var wh mwh kwh ah mah j mj dbm hp btu/h".split()
 )
 
 _ALL_DIGITS = re.compile(r"[\d.,+-]+")
@@ -212,6 +212,10 @@ def _is_remark(line: str) -> bool:
     return line.lstrip()[:1] in ("#", ";") or not line.strip()
 
 
+_UNIT_IN_WORDS = re.compile(
+    r"[#;\s]*(?:units?|power|voltage|current)\s*(?:units?)?\s*(?:[:=]|\b(?:in|is|are)\b)\s*(\w+)\W*",
+    re.IGNORECASE,
+)
 _WITH_UNIT = re.compile(r"(.*\d[.,]?)\s*([^\W\d]+)")
 _IN_BRACKETS = re.compile(r"[\[({]\s*(.*?)\s*[\])}]")
 
@@ -221,7 +225,7 @@ def _is_unit(cell: str) -> bool:
     if _IN_BRACKETS.fullmatch(cell):
         return True
     known = cell.lower() in _OTHER_UNITS or cell.lower() in _LOWER_UNITS
-    return (known or _unit(cell) is not None) and cell not in ("w", "v", "a")
+    return (known or _unit(cell) is not None or cell == "nA") and cell not in ("w", "v", "a")
 
 
 @dataclass(frozen=True)
@@ -243,14 +247,16 @@ class _Layout:
         for line in lines[: self.header - 1]:  # a preamble may give the unit: Y_Unit_Label, mW
             units = layout.row_of_units(line)
             above = layout.with_units(units, self.header, layout.text) if units else layout
-            layout = layout if above.refused else above
+            layout = above if units and not above.refused else layout.with_words(line)
         for number, line in enumerate(lines[self.header :], self.header + 1):
             if layout.is_data(line) and layout.fits(line):
                 return replace(layout, broken=broken)
             units = layout.row_of_units(line)
             if units and not layout.refused:
                 layout = layout.with_units(units, number, line)
-            elif not units and layout.is_data(line):
+            elif not units and not layout.is_data(line) and not layout.refused:
+                layout = layout.with_words(line, number)
+            elif not units:
                 broken += 1
         return layout
 
@@ -268,6 +274,20 @@ class _Layout:
                     if units and (used or _is_remark(line)):
                         return cells
         return []
+
+    def with_words(self, line: str, number: int | None = None) -> _Layout:
+        """Return this layout, refused if a line such as ``# power in mW`` gives another unit."""
+        match = _UNIT_IN_WORDS.fullmatch(line)
+        unit = _unit(match[1]) if match else None
+        for column in self.columns:
+            other = unit and not column.stated and unit[1] != column.scale
+            if unit and other and unit[0] == column.quantity:
+                refused = (
+                    f"line {number or self.header}: {column.name!r} has no unit, and "
+                    f"{line.strip()[:40]!r} is not applied: write it into the header, as Power [mW]"
+                )
+                return replace(self, refused=refused)
+        return self
 
     def with_units(self, cells: Sequence[str], number: int, line: str) -> _Layout:
         """Return this layout with the units of a row, with which the header ends."""

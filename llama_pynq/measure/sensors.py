@@ -453,14 +453,17 @@ def meter_rail(meter: Meter) -> Rail:
         A function that returns watts, or a CSV file that grows while the meter runs. The last line
         that has ended is read, at the time when it is read: a column of times has no effect. The
         header names a column ``watts``, or ``volts`` and ``amperes``; names and units of other
-        tools are understood, such as ``Power [mW]``, ``P/W`` or ``voltage_V``. Without a unit
-        they are W, V and A. The file may be UTF-8, UTF-16 or Windows-1252, separated by commas,
-        semicolons, tabs or bars, with decimal commas and with comments (``#``, ``;``).
+        tools are understood, such as ``Power [mW]``, ``P/W`` or ``bus_voltage_V``, also below a
+        preamble of at most 100 lines. A row below the header may give the units; without any they
+        are W, V and A. A cell may have its own. The file may be UTF-8, UTF-16 or Windows-1252,
+        separated by commas, semicolons, tabs or bars, with decimal commas and with comments
+        (``#``, ``;``).
 
     Raises
     ------
     RequestError
-        If the file cannot be read, or its header names no power, or two.
+        If the file cannot be read, or its header names no power, or two, or its units cannot be
+        applied.
     """
     if callable(meter):
 

@@ -175,6 +175,7 @@ def test_meter_file_row_of_units_scales_the_columns(file, content, expected):
     [
         ("t,Power\ns,MW\n1,5\n", "'MW' under 'Power' is no unit of watts"),
         ("t,Power\ns,dBm\n1,5\n", "'dBm' under 'Power' is no unit of watts"),
+        ("Power\nnW\n5\n", "'nW' under 'Power' is no unit of watts"),
         ("t,Power\ns,BTU\n1,5\n", "'BTU' under 'Power' is no unit of watts"),
         ("t,Power\n# mW\n1,5\n", "'' under 'Power' is no unit of watts"),
         ("t,Power (W)\ns,mW\n1,5\n", "'mW' under 'Power (W)' is another unit than the header's"),
@@ -185,6 +186,24 @@ def test_meter_file_row_of_units_that_cannot_be_applied_is_named(file, content, 
     with pytest.raises(RequestError) as error:
         watts(file, content)
     assert str(error.value) == f"{file}, line 2 is a row of units, but {text}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "# power in mW\nt,Power\n0,1500\n",
+        "# units: mW\nt,Power\n0,1500\n",
+        "t,Power\n# Power unit = mW\n0,1500\n",
+        "Unit: mW\nt,Power\n0,1500\n",
+    ],
+)
+def test_meter_file_unit_in_words_is_refused(file, content):
+    with pytest.raises(
+        RequestError, match=r"line 2: 'Power' has no unit, and '.*mW' is not applied"
+    ):
+        watts(file, content)
+    assert watts(file, content.replace("Power\n", "Power [mW]\n")) == 1.5
+    assert watts(file, content.replace("mW", "W")) == 1500
 
 
 def test_meter_file_row_of_units_may_come_after_the_header_was_read(file):
