@@ -122,6 +122,7 @@ class Job:
     def __init__(self, kind: str, request: dict[str, Any], seconds: float) -> None:
         self._kind, self._request, self._seconds = kind, request, seconds
         self.end = End()
+        self._warden_died = False
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """Run the job, and yield its messages.
@@ -137,7 +138,8 @@ class Job:
             yield from self._messages(own, mark)
         finally:
             _kill_marked(mark)
-            _kill_adopted(before)
+            if self._warden_died:  # else other children are another thread's: not ours to kill
+                _kill_adopted(before)
             remove_tree(own)
 
     def _messages(self, own: Path, mark: str) -> Iterator[dict[str, Any]]:
@@ -186,6 +188,7 @@ class Job:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            self._warden_died = process.returncode != 0
 
     def _lines(self, process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         lines: queue.Queue[bytes] = queue.Queue(1000)

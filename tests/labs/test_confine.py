@@ -132,7 +132,7 @@ def test_answer_that_ends_other_processes_is_named_and_the_others_are_graded(
     source = f"""
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
-                         start_new_session=True)
+                         start_new_session=True, env={{}})
 open({str(mark)!r}, "a").write(f"{{child.pid}} {{os.getpid()}} ")
 {KILLERS[whom]}
 """
@@ -141,6 +141,20 @@ open({str(mark)!r}, "a").write(f"{{child.pid}} {{os.getpid()}} ")
     assert states == [("99.1", state), ("99.2", "passed")], rows
     assert rows[0].error
     assert all(ended(pid) for pid in mark.read_text().split())
+
+
+def test_process_that_another_thread_starts_meanwhile_is_left():
+    """As when a notebook calls `grade` beside its own work."""
+    request = {"cells": [{"id": "exercise-99-1", "source": "1"}], "names": ["exercise-99-1"],
+               "timeout": 100.0}  # fmt: skip
+    messages = Job("run", request, 200.0).messages()
+    next(messages)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        try:
+            assert list(messages)
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 @linux
